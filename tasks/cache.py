@@ -1,0 +1,228 @@
+"""The DVC cache as a content-addressed store: put a file or folder in once, link it wherever it is needed.
+
+The layout and the hashes are DVC's own (``files/md5/ab/cdef…``; a folder is a ``.dir`` object that lists its
+files), so what a node puts here is what ``dvc commit`` finds, ``dvc push`` sends and ``dvc checkout`` restores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tasks.errors import UserError
+
+IGNORED = frozenset({"__pycache__"})
+"""Never part of a folder's content; ``.dvcignore`` names the same."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Content by hash: md5 (with ``.dir`` for a folder), bytes in all, number of files (None for a file)."""
+
+    md5: str
+    size: int
+    nfiles: int | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        return self.nfiles is not None
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The keys of a ``.dvc`` file or of ``dvc.lock``; ``nfiles`` only for a folder."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def files_in(folder: Path) -> list[str]:
+    """Relative POSIX paths of the files below a folder, sorted; without `IGNORED` folders.
+
+    Raises:
+        UserError: a symbolic link, which could lead outside the folder when it is restored.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if f not in IGNORED]
+        for name in (*names, *folders):
+            path = Path(parent, name)
+            if path.is_symlink():
+                raise UserError(f"{path}: is a symbolic link; put the file itself there")
+            if name in names:
+                found.append(path.relative_to(folder).as_posix())
+    return sorted(found)
+
+
+def _folder_object(listing: dict[str, str]) -> bytes:
+    """DVC's ``.dir`` object, byte for byte, of relative path → md5."""
+    rows = [{"md5": md5, "relpath": path} for path, md5 in sorted(listing.items())]
+    return json.dumps(rows, sort_keys=True).encode()
+
+
+def hash_of(path: Path) -> Entry:
+    """The entry that a file or folder would have, without storing anything."""
+    if path.is_dir():
+        names = files_in(path)
+        listing = {name: md5_of(path / name) for name in names}
+        size = sum((path / name).stat().st_size for name in names)
+        return Entry(hashlib.md5(_folder_object(listing)).hexdigest() + ".dir", size, len(names))
+    return Entry(md5_of(path), path.stat().st_size)
+
+
+class Cache:
+    """A DVC cache folder (``.dvc/cache``)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._objects = folder / "files" / "md5"
+
+    def path(self, md5: str) -> Path:
+        return self._objects / md5[:2] / md5[2:]
+
+    def put(self, path: Path) -> Entry:
+        """Store a file or a folder and leave read-only links to the stored content in its place.
+
+        The source is moved, not copied, where the file system allows; writing to it afterwards must go
+        through a temporary file and a rename.
+        """
+        if not path.is_dir():
+            return self._put_file(path)
+        listing = {name: self._put_file(path / name) for name in files_in(path)}
+        content = _folder_object({name: entry.md5 for name, entry in listing.items()})
+        md5 = hashlib.md5(content).hexdigest() + ".dir"
+        self._put_bytes(md5, content)
+        return Entry(md5, sum(e.size for e in listing.values()), len(listing))
+
+    def _put_file(self, path: Path) -> Entry:
+        entry = Entry(md5_of(path), path.stat().st_size)
+        stored = self.path(entry.md5)
+        if not self._is_whole(entry.md5, entry.size):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            _replace_by_link(path, stored)
+            stored.chmod(0o444)
+        else:
+            _replace_by_link(stored, path)
+        return entry
+
+    def _put_bytes(self, md5: str, content: bytes) -> None:
+        stored = self.path(md5)
+        if self._is_whole(md5, len(content)):
+            return
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=stored.parent, prefix=".part-", delete=False) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        made = Path(file.name)
+        made.chmod(0o444)
+        made.replace(stored)
+
+    def _is_whole(self, md5: str, size: int) -> bool:
+        """Present with the right size; a shorter file is a crash's leftover and is stored again."""
+        stored = self.path(md5)
+        return stored.exists() and stored.stat().st_size == size
+
+    def members(self, entry: Entry) -> dict[str, str]:
+        """Relative path → md5 of a stored folder; paths that lead outside it are refused."""
+        rows = json.loads(self.path(entry.md5).read_bytes())
+        listing = {row["relpath"]: row["md5"] for row in rows}
+        for name in listing:
+            if name.startswith("/") or ".." in Path(name).parts:
+                raise UserError(f"stored folder {entry.md5} holds the path {name!r}, which leads outside it")
+        return listing
+
+    def part(self, entry: Entry, relpath: str) -> Entry | None:
+        """The entry of a file or subfolder within a stored folder, or None; a subfolder is stored as its own."""
+        members = self.members(entry)
+        if relpath in members:
+            md5 = members[relpath]
+            return Entry(md5, self.path(md5).stat().st_size)
+        prefix = relpath + "/"
+        below = {name.removeprefix(prefix): md5 for name, md5 in members.items() if name.startswith(prefix)}
+        if not below:
+            return None
+        return self.compose({name: Entry(md5, self.path(md5).stat().st_size) for name, md5 in below.items()})
+
+    def compose(self, entries: dict[str, Entry]) -> Entry:
+        """Store a folder made of stored files and folders: relative path → entry."""
+        listing: dict[str, str] = {}
+        for name, entry in entries.items():
+            if entry.is_folder:
+                listing |= {f"{name}/{inner}": md5 for inner, md5 in self.members(entry).items()}
+            else:
+                listing[name] = entry.md5
+        content = _folder_object(listing)
+        md5 = hashlib.md5(content).hexdigest() + ".dir"
+        self._put_bytes(md5, content)
+        return Entry(md5, sum(e.size for e in entries.values()), len(listing))
+
+    def intact(self, entry: Entry) -> bool:
+        """Whether every byte of it is here: all files are hashed again (about 0.4 GB a second)."""
+        return all(self._matches(md5) for md5 in self._objects_of(entry))
+
+    def _matches(self, md5: str) -> bool:
+        stored = self.path(md5)
+        return stored.exists() and md5_of(stored) == md5.removesuffix(".dir")
+
+    def _objects_of(self, entry: Entry) -> Iterator[str]:
+        yield entry.md5
+        if entry.is_folder and self._matches(entry.md5):
+            yield from set(self.members(entry).values())
+
+    def objects(self, entries: Iterable[Entry]) -> dict[str, int]:
+        """The files that entries are made of, each once: md5 → bytes."""
+        sizes = {}
+        for entry in entries:
+            for md5 in self.members(entry).values() if entry.is_folder else [entry.md5]:
+                sizes[md5] = self.path(md5).stat().st_size
+        return sizes
+
+    def missing(self, entry: Entry) -> list[str]:
+        """The objects of an entry that are not here, by md5; the contents of those that are, are not read."""
+        if not self.path(entry.md5).exists():
+            return [entry.md5]
+        objects = set(self.members(entry).values()) if entry.is_folder else set()
+        return sorted(md5 for md5 in objects if not self.path(md5).exists())
+
+    def drop_damaged(self, entry: Entry, only: Container[str] | None = None) -> list[str]:
+        """Remove objects of an entry (of those in ``only``) whose bytes do not match, so that they are made or
+        fetched again; returns them."""
+        objects = [md5 for md5 in self._objects_of(entry) if only is None or md5 in only]
+        damaged = [md5 for md5 in objects if self.path(md5).exists() and not self._matches(md5)]
+        for md5 in damaged:
+            self.path(md5).unlink()
+        return damaged
+
+    def link(self, entry: Entry, path: Path) -> None:
+        """Place an entry at a path that does not exist yet, by hardlinks where possible, else by copies."""
+        if not entry.is_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace_by_link(self.path(entry.md5), path)
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for name, md5 in self.members(entry).items():
+            target = path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _replace_by_link(self.path(md5), target)
+
+
+def _replace_by_link(source: Path, target: Path) -> None:
+    """``target`` becomes a hardlink to ``source`` (a copy across file systems), atomically."""
+    temporary = target.with_name(f".part-{os.getpid()}-{target.name}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another file system, or one without hardlinks
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # rename(2) of two links to one file does nothing

@@ -1,0 +1,63 @@
+"""A node as a command: ``python -m tasks.NODE`` in a project folder, as ``dvc.yaml`` calls it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.errors import UserError
+from tasks.params import Params, load
+from tasks.progress import Progress
+
+EVERY = 10.0
+"""Seconds between progress lines where there is no terminal."""
+
+
+def main(node: Callable[[Path, Params, Progress], None]) -> None:
+    """Run ``node`` in the current directory with its ``params.yaml``.
+
+    Exits with status 2 and one line on stderr for whatever the user can mend.
+    """
+    try:
+        with shown() as progress:
+            node(Path(), load(Path("params.yaml")), progress)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextmanager
+def shown() -> Iterator[Progress]:
+    """Progress as bars on a terminal, else as a line now and then; both on stderr."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
+        known = {}
+
+        def show(what: str, done: int, total: int, note: str = "") -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total, note=note)
+            bars.update(known[what], completed=done, total=total, note=note)
+
+        yield show
+
+
+def _lines() -> Progress:
+    last: dict[str, float] = {}
+
+    def show(what: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done == total or now - last.setdefault(what, now) >= EVERY:
+            last[what] = now
+            print(f"{what} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return show

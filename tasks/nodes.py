@@ -1,0 +1,144 @@
+"""A node of the time step: what ``dvc.yaml`` declares, turned into a key, a run and a reference to its outputs.
+
+The key is a hash of everything a node's outputs depend on: its command, the params it reads, the content of
+its dependencies (its own code among them) and the versions of the libraries that compute. Equal keys, equal
+bytes; so a finished node is never run twice, in whatever order and after whatever crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks.cache import Cache, Entry
+from tasks.params import Params
+from tasks.progress import Progress, silent
+
+LIBRARIES = ("torch", "open_clip_torch", "numpy", "safetensors", "pillow", "datasets", "resvg-py", "pyarrow")
+"""What computes the outputs; another version may give other bytes, and is a reason to run again."""
+
+Work = Callable[[Path, Params, Progress], None]
+"""A node's plain function: (project folder, params, progress); reads and writes as ``dvc.yaml`` declares."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of ``dvc.yaml``."""
+
+    name: str
+    cmd: str
+    params: tuple[str, ...]
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Everything it leaves behind, metrics too."""
+        return (*self.outs, *self.metrics)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a finished node left behind: output path → entry in the cache. Small, and plain JSON."""
+
+    node: str
+    key: str
+    outs: Mapping[str, Entry]
+    seconds: float
+    """Wall time of the run that made the outputs, in seconds."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "node": self.node,
+            "key": self.key,
+            "outs": {path: entry.as_dict() for path, entry in self.outs.items()},
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Reference:
+        outs = {path: Entry(**entry) for path, entry in raw["outs"].items()}
+        return cls(raw["node"], raw["key"], outs, raw["seconds"])
+
+
+def declared(project: Path) -> dict[str, Node]:
+    """The nodes of a project's ``dvc.yaml``, by name."""
+    stages = YAML(typ="safe").load((project / "dvc.yaml").read_text())["stages"]
+    return {
+        name: Node(
+            name,
+            stage["cmd"],
+            tuple(stage.get("params", ())),
+            tuple(stage["deps"]),
+            tuple(stage.get("outs", ())),
+            tuple(path for metric in stage.get("metrics", ()) for path in metric),
+        )
+        for name, stage in stages.items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of `LIBRARIES`."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def key_of(node: Node, project: Path, content: Callable[[str], str]) -> str:
+    """The node's key (sha256, hexadecimal); ``content`` gives the hash of a dependency's content by its path."""
+    params = YAML(typ="safe").load((project / "params.yaml").read_text())
+    facts = {
+        "cmd": node.cmd,
+        "params": {name: _value(params, name) for name in node.params},
+        "deps": {path: content(path) for path in node.deps},
+        "outs": node.outputs,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _value(params: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        params = params.get(part) if isinstance(params, dict) else None
+    return params
+
+
+def run(
+    node: Node, key: str, work: Work, project: Path, params: Params, cache: Cache, progress: Progress = silent
+) -> Reference:
+    """Run a node from a clean start and put what it made into the cache."""
+    for path in node.outputs:
+        _remove(project / path)
+    started = time.monotonic()
+    work(project, params, progress)
+    seconds = time.monotonic() - started
+    return Reference(node.name, key, {path: cache.put(project / path) for path in node.outputs}, round(seconds, 3))
+
+
+def place(reference: Reference, project: Path, cache: Cache) -> None:
+    """Put a finished node's outputs where ``dvc.yaml`` wants them."""
+    for path, entry in reference.outs.items():
+        _remove(project / path)
+        cache.link(entry, project / path)
+
+
+def intact(reference: Reference, cache: Cache) -> bool:
+    """Whether all outputs are in the cache, every byte of them; damaged ones are dropped from it."""
+    damaged = [md5 for entry in reference.outs.values() for md5 in cache.drop_damaged(entry)]
+    return not damaged and not any(cache.missing(entry) for entry in reference.outs.values())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

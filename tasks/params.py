@@ -1,0 +1,238 @@
+"""``params.yaml``: one experiment, typed, validated as a whole before any work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks.errors import UserError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Names of timelines, arrivals and data sets: they become branches, tags and folders."""
+
+SourceSpec = str | dict[str, Any]
+"""A data source: ``kind:what`` or a mapping ``{source: kind, ...}``; `tasks.prepare` knows the kinds."""
+
+
+class Settings(BaseModel):
+    """Immutable; an unknown key is an error, never silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseTraining(Settings):
+    """How ``base.pretrained: train`` trains θ_0 on the pretraining pool."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(default=128, gt=1)
+    lr: float = Field(default=1e-3, gt=0)
+
+
+class Base(Settings):
+    """θ_0: an open_clip model (name or JSON config file) and where its weights come from."""
+
+    model: str
+    pretrained: str
+    train: BaseTraining | None = None
+    pretraining: list[SourceSpec] = []
+    """The pretraining pool: trains the base where ``pretrained: train``, and feeds the mixture."""
+
+    @model_validator(mode="after")
+    def _training_needs_data(self) -> Base:
+        if self.pretrained == "train" and (self.train is None or not self.pretraining):
+            raise ValueError("pretrained: train needs both base.train and base.pretraining")
+        if self.pretrained != "train" and self.train is not None:
+            raise ValueError(f"base.train is only used with pretrained: train, not with {self.pretrained!r}")
+        return self
+
+
+class Arrival(Settings):
+    """What arrives at one time step: data to train an expert on, or an expert trained elsewhere."""
+
+    name: Name
+    update: list[SourceSpec] = []
+    expert: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Arrival:
+        if bool(self.update) == (self.expert is not None):
+            raise ValueError(f"arrival {self.name!r} needs exactly one of update (data) or expert (a checkpoint)")
+        return self
+
+
+class Technique(BaseModel):
+    """A merging technique by name, with its own settings beside it (checked by `tasks.merge`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Time(Settings):
+    """TIME's three axes (arXiv 2412.06712, section 3) and where the EMA recursion starts."""
+
+    init: Literal["zs", "ft", "ema"] = "ema"
+    deploy: Literal["ft", "ema", "all"] = "ema"
+    technique: Technique = Technique(name="linear")
+    ema_start: Literal["base", "first-expert"] = "base"
+
+    @property
+    def uses_ema(self) -> bool:
+        return "ema" in (self.init, self.deploy)
+
+    @model_validator(mode="after")
+    def _keeps_history(self) -> Time:
+        if (self.init, self.deploy) == ("zs", "ft"):
+            raise ValueError("init: zs with deploy: ft keeps no history; TIME has eight protocols without it")
+        return self
+
+
+class Mixture(Settings):
+    """Shares of the three pools in each batch; a pool that is empty gives its share to the others."""
+
+    pretraining: float = Field(default=0.33, ge=0)
+    update: float = Field(default=0.34, gt=0)
+    buffer: float = Field(default=0.33, ge=0)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Mixture:
+        total = self.pretraining + self.update + self.buffer
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of the mixture sum to {total:g}, not to 1")
+        return self
+
+
+class Train(Settings):
+    """Expert training: AdamW, cosine with warm-up restarted at each time step (TIME, section 4)."""
+
+    method: Literal["full"] = "full"
+    steps: int = Field(gt=0)
+    batch_size: int = Field(default=128, gt=1)
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.2, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Fraction of the steps spent warming up linearly."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    mixture: Mixture = Mixture()
+
+
+class EvaluationSet(Settings):
+    """One test set: its name in tables, and the sources it is made of."""
+
+    name: Name
+    test: list[SourceSpec] = Field(min_length=1)
+    prompt: str | None = None
+    """The primer prompt, with ``{}`` for the class name; by default the data's own (icons) or "a photo of a {}."."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_place(cls, value: str | None) -> str | None:
+        if value is not None and value.count("{}") != 1:
+            raise ValueError(f"a prompt holds {{}} once, where the class name goes; got {value!r}")
+        return value
+
+
+class Evaluate(Settings):
+    """Zero-shot evaluation: A_KA over the adaptation sets, A_ZS over the retention sets (FoMo-in-Flux)."""
+
+    adaptation: list[EvaluationSet] = Field(min_length=1)
+    retention: list[EvaluationSet] = Field(min_length=1)
+    batch_size: int = Field(default=256, gt=0)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Evaluate:
+        _refuse_repeats("evaluation set", [s.name for s in (*self.adaptation, *self.retention)])
+        return self
+
+
+class Store(Settings):
+    """Which DVC remote keeps the states: ``embedded`` (a server of ours) or one named in ``.dvc/config``."""
+
+    remote: str = "embedded"
+
+
+class Params(Settings):
+    """One experiment: a stream run under one set of settings, that is, a timeline."""
+
+    timeline: Name
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, gt=0)
+    """Torch's thread count; by default the cores this process may use. Results are bit-exact at equal counts."""
+    base: Base
+    stream: list[Arrival]
+    time: Time = Time()
+    train: Train
+    evaluate: Evaluate
+    store: Store = Store()
+
+    # Written by the flow into the params.yaml of a state; a user's own file has neither.
+    step: int | None = Field(default=None, ge=0)
+    arrival: Arrival | None = None
+
+    @model_validator(mode="after")
+    def _unique(self) -> Params:
+        _refuse_repeats("arrival", ["base", *(a.name for a in self.stream)])
+        return self
+
+
+def _refuse_repeats(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two of one name: {what} {name!r}")
+
+
+def load(path: Path) -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key is unknown or has a value it does not accept; the
+            message names the file and every such key.
+    """
+    try:
+        raw = YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run chronomerge from a project's folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        hint = '; inside [ ] or { } quote a value with a colon: ["icons:food"]' if "unexpected ':'" in reason else ""
+        raise UserError(f"{path}: not a YAML file: {reason}{hint}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected keys such as timeline, base and stream at the top level")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "params"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}{_did_you_mean(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
+
+
+def _did_you_mean(loc: tuple[str | int, ...]) -> str:
+    """The keys that the section of a misspelt key does accept."""
+    section: Any = Params
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            field = section.model_fields[part]
+            section = _model_in(field.annotation)
+    return f"; accepted here: {', '.join(section.model_fields)}"
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, (_model_in(a) for a in getattr(annotation, "__args__", ()))), None)

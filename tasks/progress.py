@@ -1,0 +1,30 @@
+"""How long work says how far it is, without knowing who listens."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called now and then by long work; must return at once and may be called from any thread."""
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total`` units of ``what`` are finished; ``note`` is a fact worth showing (a loss, a rate)."""
+
+
+def silent(what: str, done: int, total: int, note: str = "") -> None:
+    """Nobody listens."""
+
+
+_listener: Progress = silent
+
+
+def listen(listener: Progress) -> None:
+    """Choose who hears of the work that flows do in this process (as with logging: one for all of it)."""
+    global _listener
+    _listener = listener
+
+
+def report(what: str, done: int, total: int, note: str = "") -> None:
+    """Tell the process's listener; this is the `Progress` that Prefect tasks hand to their work."""
+    _listener(what, done, total, note)
