@@ -1,0 +1,106 @@
+"""DVC's configuration of a project: which remote keeps the states, and how to reach it.
+
+``.dvc/config`` is committed; ``.dvc/config.local`` is not, and is where credentials and endpoints belong.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from configobj import ConfigObj, ConfigObjError
+
+from tasks.errors import UserError
+
+EMBEDDED = "embedded"
+"""The name of the remote that is our own server."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One DVC remote, with the options of both config files."""
+
+    name: str
+    url: str
+    options: dict[str, str] = field(default_factory=dict, repr=False)  # may hold a secret key
+
+    @property
+    def is_s3(self) -> bool:
+        return self.url.startswith("s3://")
+
+    @property
+    def bucket(self) -> str:
+        return self.url.removeprefix("s3://").split("/", 1)[0]
+
+    @property
+    def prefix(self) -> str:
+        return self.url.removeprefix("s3://").partition("/")[2].rstrip("/")
+
+
+def remotes(project: Path) -> dict[str, Remote]:
+    """All remotes of a project; local options go before committed ones."""
+    merged: dict[str, dict[str, str]] = {}
+    for name in ("config", "config.local"):
+        for section, options in _read(project / ".dvc" / name).items():
+            kind, _, quoted = section.partition(" ")
+            if kind == "remote":
+                merged.setdefault(quoted.strip('"'), {}).update(options)
+    return {name: Remote(name, o["url"], {k: v for k, v in o.items() if k != "url"}) for name, o in merged.items()}
+
+
+def remote(project: Path, name: str) -> Remote:
+    """One remote by name.
+
+    Raises:
+        UserError: there is none of that name; names those there are.
+    """
+    known = remotes(project)
+    if name not in known:
+        others = ", ".join(sorted({EMBEDDED, *known}))
+        raise UserError(
+            f"store.remote: no DVC remote is named {name!r} (there are: {others}); `chronomerge remote setup` makes one"
+        )
+    return known[name]
+
+
+def write_local(project: Path, sections: dict[str, dict[str, str]]) -> None:
+    """Update sections of ``.dvc/config.local``, atomically and readable by its owner alone."""
+    path = project / ".dvc" / "config.local"
+    config = _read(path)
+    for section, options in sections.items():
+        config.setdefault(section, {}).update(options)
+    buffer = io.BytesIO()
+    config.write(buffer)
+    temporary = path.with_name(f".config.local-{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(buffer.getvalue())
+    temporary.replace(path)
+
+
+def write_remote(project: Path, made: Remote) -> None:
+    """Keep a remote in ``.dvc/config.local``."""
+    write_local(project, {f'remote "{made.name}"': {"url": made.url, **made.options}})
+
+
+def write_workspace(workspace: Path, project: Path, made: Remote) -> None:
+    """Configure DVC in a worktree of the project: the project's cache, hardlinks, and one remote as the default."""
+    write_local(workspace, {"core": {"remote": made.name}, "cache": {"dir": str(cache_dir(project))}})
+    write_remote(workspace, made)
+
+
+def cache_dir(project: Path) -> Path:
+    """The DVC cache of a project, as its configuration says."""
+    for name in ("config.local", "config"):
+        configured = _read(project / ".dvc" / name).get("cache", {}).get("dir")
+        if configured:
+            return (project / ".dvc" / configured).resolve()
+    return project / ".dvc" / "cache"
+
+
+def _read(path: Path) -> ConfigObj:
+    try:
+        return ConfigObj(str(path) if path.exists() else None, interpolation=False)
+    except ConfigObjError as error:
+        raise UserError(f"{path}: not a DVC config file: {error}") from None

@@ -1,0 +1,76 @@
+"""DVC in a child process, started early so that its import overlaps with other work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tasks.errors import UserError
+from tasks.record.store import ENVIRONMENT
+
+
+class RemoteError(Exception):
+    """The store could not be reached or did not do as asked: worth another try; the message is DVC's own."""
+
+
+class Dvc:
+    """A DVC process, used as a context manager; one request at a time."""
+
+    def __init__(self, project: Path):
+        self.log = project / ".chronomerge" / "logs" / "dvc.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **ENVIRONMENT, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.record.dvc_process"],
+                cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True,
+            )  # fmt: skip
+
+    def __call__(self, action: str, folder: Path, **arguments: Any) -> dict[str, Any]:
+        """Run one action of `tasks.record.dvc_process` in a folder.
+
+        Raises:
+            RemoteError: a transfer failed.
+            UserError: DVC refuses; or its process is gone. Names the log.
+        """
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            request = {"action": action, "folder": str(folder), "arguments": arguments}
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise UserError(f"the DVC process ended unexpectedly; its log is {self.log}")
+        answer = json.loads(line)
+        if "error" in answer:
+            if answer["can_pass"]:
+                raise RemoteError(answer["error"])
+            raise UserError(f"DVC refuses: {answer['error']} (its log is {self.log})")
+        value: dict[str, Any] = answer["value"]
+        return value
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def _code() -> str:
+    """The folder of this package, first on the child's path: it must run the same code, wherever it runs."""
+    own = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))

@@ -1,0 +1,81 @@
+"""The child process that runs DVC: one JSON request a line on stdin, one JSON answer a line on stdout.
+
+DVC's ``Repo`` depends on the process's working directory, prints and logs as it likes, and takes a second to
+import; in a process of its own, kept for the whole of a run, none of that touches the flow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_objects.fs import localfs
+
+JOBS = 2
+"""Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
+
+
+class RemoteTrouble(Exception):
+    """A transfer failed; networks and stores recover, so another try makes sense."""
+
+
+def record(repo: Repo, *, tracked: list[str], hashes: dict[str, str]) -> dict[str, Any]:
+    """Track inputs, write ``dvc.lock`` from what is there, push, and check that the remote holds it all.
+
+    ``hashes`` (path → md5 of files just put into the cache) spares DVC from reading them again.
+    """
+    for path, md5 in hashes.items():
+        repo.state.save(str(Path(path).absolute()), localfs, HashInfo("md5", md5))
+    repo.add(tracked)
+    repo.commit(force=True)
+    try:
+        pushed = repo.push(jobs=JOBS)
+        not_there = repo.status(cloud=True, jobs=JOBS)
+    except Exception as error:
+        raise RemoteTrouble(f"push failed: {error}") from error
+    if not_there:
+        raise RemoteTrouble(f"the remote still lacks {', '.join(sorted(not_there))} after the push")
+    return {"pushed": pushed}
+
+
+def fetch(repo: Repo) -> dict[str, Any]:
+    """Bring everything the checked-out commit refers to into the cache."""
+    try:
+        return {"fetched": repo.fetch(jobs=JOBS)}
+    except Exception as error:
+        raise RemoteTrouble(f"fetch failed: {error}") from error
+
+
+def checkout(repo: Repo) -> dict[str, Any]:
+    """Place everything the checked-out commit refers to in the working tree, from the cache."""
+    repo.checkout(force=True)
+    return {}
+
+
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"record": record, "fetch": fetch, "checkout": checkout}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            os.chdir(request["folder"])
+            with Repo() as repo:
+                answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
+        except Exception as error:  # the parent decides what it means
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}", "can_pass": isinstance(error, RemoteTrouble)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

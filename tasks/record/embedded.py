@@ -1,0 +1,256 @@
+"""The embedded store: a real S3 server (SeaweedFS, ``weed mini``) on loopback, started and stopped by us.
+
+It lives in ``.chronomerge/store`` of a project. Every process that uses it holds a shared lock; the last to
+leave stops it, unless ``chronomerge remote start`` asked it to stay. Locks die with their holders, so a killed
+run leaves at most a server that the next command finds, uses and stops.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from tasks.errors import UserError
+from tasks.record.config import EMBEDDED, Remote, write_remote
+
+BUCKET = "chronomerge"
+START_SECONDS = 60
+_GRPC = 10_000
+"""SeaweedFS opens a gRPC port this far above each of its ports."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A started server: process id, its ports, whether it stays when nobody uses it, whether it was told to end."""
+
+    pid: int
+    ports: dict[str, int]
+    stays: bool = False
+    ending: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.ports['s3']}"
+
+    def process(self) -> psutil.Process | None:
+        """Its process, if it still runs and is a ``weed`` (not a stranger with a recycled id)."""
+        try:
+            process = psutil.Process(self.pid)
+            gone = process.status() == psutil.STATUS_ZOMBIE or "weed" not in process.name()
+        except psutil.NoSuchProcess:
+            return None
+        return None if gone else process
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def folder(project: Path) -> Path:
+    """Where the server keeps its data: in this project, or in the one that `share` named."""
+    own = project / ".chronomerge" / "store"
+    shared = own / "shared-from"
+    return Path(shared.read_text()) / ".chronomerge" / "store" if shared.exists() else own
+
+
+def share(project: Path, other: Path) -> None:
+    """Use the embedded store of another clone on this machine from now on.
+
+    Raises:
+        UserError: the other folder has no embedded store.
+    """
+    if not (folder(other) / "s3.json").exists():
+        raise UserError(f"{other} has no embedded store; name the clone whose runs you want to read")
+    own = project / ".chronomerge" / "store"
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "shared-from").write_text(str(other.resolve()))
+
+
+@contextmanager
+def serving(project: Path) -> Iterator[Remote]:
+    """The embedded store of a project as a DVC remote, started if it does not run yet.
+
+    Raises:
+        UserError: no ``weed`` program, or it does not start; the message names its log.
+    """
+    home = folder(project)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "in-use").open("a+") as lease:
+        with _exclusive(home):
+            fcntl.flock(lease, fcntl.LOCK_SH)
+            server = running(project) or _start(project)
+        try:
+            yield _remote(project, server)
+        finally:
+            with _exclusive(home):
+                try:
+                    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass  # somebody else uses it and will stop it
+                else:
+                    current = running(project)
+                    if current and not current.stays:
+                        _stop(project, current)
+
+
+def running(project: Path) -> Server | None:
+    """The server that runs now, if any."""
+    server = _last(project)
+    return server if server and not server.ending and server.process() and server.answers() else None
+
+
+def _last(project: Path) -> Server | None:
+    """The server that was started last, whatever has become of it."""
+    try:
+        return Server(**json.loads((folder(project) / "server.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def keep(project: Path, stays: bool) -> Server | None:
+    """Let the running server stay when nobody uses it, or let it go."""
+    server = running(project)
+    if server:
+        server = replace(server, stays=stays)
+        _note(project, server)
+    return server
+
+
+@contextmanager
+def _exclusive(home: Path) -> Iterator[None]:
+    """Starting and stopping happen one at a time."""
+    with (home / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _start(project: Path) -> Server:
+    home = folder(project)
+    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if weed is None:
+        raise UserError(
+            "store.remote: embedded needs SeaweedFS's `weed`, which `make install` brings; "
+            "or name another remote (chronomerge remote setup)"
+        )
+    _await_end(_last(project))
+    _credentials(home)
+    (home / "data").mkdir(exist_ok=True)
+    ports = _ports(_last(project))
+    command = [
+        weed, "-logtostderr=true", "mini", f"-dir={home / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-s3.port={ports['s3']}", f"-s3.config={home / 's3.json'}", "-master.telemetry=false", "-webdav=false",
+        "-admin.ui=false", f"-admin.port={ports['admin']}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
+        f"-filer.port={ports['filer']}",
+    ]  # fmt: skip
+    with (home / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True, env={**os.environ, "GOMEMLIMIT": "512MiB"},
+        )  # fmt: skip
+    server = Server(process.pid, ports)
+    deadline = time.monotonic() + START_SECONDS
+    while not server.answers():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            raise UserError(f"the embedded store did not start; its log is {home / 'server.log'}")
+        time.sleep(0.05)
+    _note(project, server)
+    return server
+
+
+def _note(project: Path, server: Server) -> None:
+    path = folder(project) / "server.json"
+    temporary = path.with_name(f".server-{os.getpid()}.json")
+    temporary.write_text(json.dumps(asdict(server)))
+    temporary.replace(path)
+
+
+def _stop(project: Path, server: Server) -> None:
+    """Tell it to end; it takes two seconds for that, which only the next start has to wait for."""
+    _note(project, replace(server, ending=True))
+    process = server.process()
+    if process:
+        process.send_signal(signal.SIGTERM)
+
+
+def _await_end(server: Server | None) -> None:
+    """Two servers must never share one folder: wait for the last one, and end it if it does not answer any more."""
+    process = server.process() if server else None
+    if server is None or process is None:
+        return
+    if not server.ending:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(15)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(15)
+
+
+def _credentials(home: Path) -> dict[str, str]:
+    """The server's access key and secret, made once, readable by their owner alone, never in git."""
+    path = home / "s3.json"
+    if not path.exists():
+        made = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_urlsafe(30)}
+        identity = {"name": "admin", "credentials": [made],
+                    "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
+        temporary = home / f".s3-{os.getpid()}.json"
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            json.dump({"identities": [identity]}, file)
+        temporary.replace(path)
+    credentials: dict[str, str] = json.loads(path.read_text())["identities"][0]["credentials"][0]
+    return credentials
+
+
+def _ports(last: Server | None) -> dict[str, int]:
+    """Free ports, each with its gRPC port; those of the last start if they are free, so that clones configured
+    then still find the server."""
+    if last and all(_free(port) and _free(port + _GRPC) for port in last.ports.values()):
+        return last.ports
+    chosen: dict[str, int] = {}
+    for name in ("s3", "master", "volume", "filer", "admin"):
+        port = next(p for p in iter(lambda: 20_000 + secrets.randbelow(20_000), None)
+                    if p not in chosen.values() and _free(p) and _free(p + _GRPC))  # fmt: skip
+        chosen[name] = port
+    return chosen
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _remote(project: Path, server: Server) -> Remote:
+    """The DVC remote of a running server, also kept in ``.dvc/config.local`` for plain ``dvc pull``."""
+    keys = _credentials(folder(project))
+    made = Remote(EMBEDDED, f"s3://{BUCKET}/states", {
+        "endpointurl": server.endpoint, "region": "us-east-1",
+        "access_key_id": keys["accessKey"], "secret_access_key": keys["secretKey"],
+    })  # fmt: skip
+    write_remote(project, made)
+    return made

@@ -1,0 +1,81 @@
+"""The few git plumbing calls that recording needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tasks.errors import UserError
+
+
+class GitError(RuntimeError):
+    """A git command failed; the message is git's own."""
+
+
+def git(folder: Path, *args: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Run git in a folder and return what it printed, without the last newline.
+
+    Raises:
+        GitError: a non-zero exit status.
+    """
+    done = subprocess.run(
+        ["git", *args], cwd=folder, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise GitError(f"git {args[0]} failed in {folder}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.rstrip("\n")
+
+
+def resolve(folder: Path, revision: str) -> str | None:
+    """The object id of a revision, or None where there is none."""
+    try:
+        return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+    except GitError:
+        return None
+
+
+def top_level(folder: Path) -> Path:
+    """The project: the top of the git working tree that a folder is in.
+
+    Raises:
+        UserError: no git working tree, or one without a commit.
+    """
+    try:
+        top = Path(git(folder, "rev-parse", "--show-toplevel"))
+    except GitError:
+        raise UserError(f"{folder} is not in a git repository; clone chronomerge and run it in the clone") from None
+    if resolve(top, "HEAD") is None:
+        raise UserError(f"{top} has no commit yet; states are commits on top of your code, so commit it first")
+    return top
+
+
+def common_dir(project: Path) -> Path:
+    """The repository's own folder, shared by all its worktrees."""
+    return Path(git(project, "rev-parse", "--path-format=absolute", "--git-common-dir"))
+
+
+def show(project: Path, revision: str, path: str) -> str:
+    """A file's text at a revision."""
+    return git(project, "show", f"{revision}:{path}")
+
+
+def snapshot(project: Path, scratch: Path, *include: str) -> str:
+    """A tree object of the project as it stands: HEAD, uncommitted changes, and untracked files of the code.
+
+    Goes through an index of its own, so that the user's index and files stay as they are. ``include`` names
+    untracked paths that belong to the code all the same.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    index = scratch / f"index-{os.getpid()}"
+    env = {"GIT_INDEX_FILE": str(index)}
+    try:
+        git(project, "read-tree", "HEAD", env=env)
+        git(project, "add", "--update", env=env)
+        paths = [path for path in include if (project / path).exists()]
+        if paths:
+            git(project, "add", "--", *paths, env=env)
+        return git(project, "write-tree", env=env)
+    finally:
+        index.unlink(missing_ok=True)

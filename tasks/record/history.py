@@ -1,0 +1,79 @@
+"""What one state hands on to the next: ``data/history``, put together from the previous state by hash alone.
+
+``lineage.json``, ``model/`` and, from step 1 on, ``weights/`` (base, last expert, running model, and all experts
+where the deployment needs them) and ``pools/`` (pretraining and every earlier arrival's data).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.cache import Cache, Entry
+from tasks.record import layout
+from tasks.record.states import State
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Step 0 has no previous state: the model's configuration and, unless it is trained, its weights."""
+
+    model: Path
+    """Folder with ``model.json`` and ``preprocess.json``."""
+    weights: Path | None
+
+
+def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
+    """The history of step 0."""
+    parts = {"model": cache.put(seed.model), **_notes(cache, scratch, 0, None, [])}
+    if seed.weights is not None:
+        parts["weights/base.safetensors"] = cache.put(seed.weights)
+    return cache.compose(parts)
+
+
+def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) -> Entry:
+    """The history of the step after a state; everything it refers to must be in the cache."""
+    entries, step = previous.entries, previous.step + 1
+    past = entries[layout.HISTORY]
+
+    def handed_on(path: str) -> Entry:
+        entry = cache.part(past, path)
+        assert entry is not None, f"{previous.tag} lacks {layout.HISTORY}/{path}"
+        return entry
+
+    expert = entries[layout.EXPERT]
+    parts = {
+        "model": handed_on("model"),
+        "weights/base.safetensors": expert if step == 1 else handed_on("weights/base.safetensors"),
+        "weights/expert.safetensors": expert,
+        "weights/running": entries[layout.RUNNING],
+    }
+    if all_experts and step > 1:
+        if step > 2:
+            parts["weights/experts"] = handed_on("weights/experts")
+        parts[f"weights/experts/{previous.step:04d}.safetensors"] = expert
+    pools = json.loads(cache.path(handed_on("pools/pools.json").md5).read_text())
+    for name in pools:
+        parts[f"pools/{name}"] = handed_on(f"pools/{name}")
+    arrived = entries[layout.ARRIVAL]
+    if cache.part(arrived, "dataset.json"):
+        name = "pretraining" if step == 1 else previous.params["arrival"]["name"]
+        parts[f"pools/{name}"] = arrived
+        pools.append(name)
+    return cache.compose(parts | _notes(cache, scratch, step, previous.tag, pools))
+
+
+def _notes(cache: Cache, scratch: Path, step: int, previous: str | None, pools: list[str]) -> dict[str, Entry]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    notes = {
+        "weights/lineage.json": {"step": step, "previous": previous},
+        "pools/pools.json": pools,
+    }
+    entries = {}
+    for path, content in notes.items():
+        note = scratch / Path(path).name
+        note.write_text(json.dumps(content, indent=1) + "\n")
+        entries[path] = cache.put(note)
+        note.unlink()
+    return entries

@@ -1,0 +1,71 @@
+"""Recording: from finished nodes in a worktree to a temporal state that nothing can halve.
+
+The order is the protocol's: the cache has every output already; then the remote has them and is asked whether it
+does; then git gets tree and commit; then one transaction moves branch and tag. A crash before that transaction
+leaves the previous state, a crash after it the new one, and the same call again finishes or does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.cache import Cache, Entry
+from tasks.nodes import Reference
+from tasks.params import Params
+from tasks.record import layout, manifest, states
+from tasks.record.dvc import Dvc
+from tasks.record.states import State
+from tasks.record.worktree import Code, Worktree
+
+
+def record(
+    project: Path,
+    worktree: Worktree,
+    code: Code,
+    inputs: Mapping[str, Entry],
+    references: Sequence[Reference],
+    device: Mapping[str, Any],
+    cache: Cache,
+    dvc: Dvc,
+) -> State:
+    """Record a step whose nodes have finished, and return its state.
+
+    Raises:
+        RemoteError: the remote did not take everything; nothing is recorded, and the same call may be tried again.
+        UserError: another writer was first.
+    """
+    params = worktree.params
+    assert params.step is not None
+    previous = states.last(project, params.timeline)
+    training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
+    content = manifest.build(params, previous, code, inputs, references, training, device, cache)
+    manifest.write(worktree.folder / "manifest.json", content)
+    outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
+    dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=_files({**inputs, **outputs}, cache))
+    return states.commit(worktree.folder, project, params.timeline, params.step, previous, code.commit,
+                         _message(params, worktree.folder))  # fmt: skip
+
+
+def _files(entries: Mapping[str, Entry], cache: Cache) -> dict[str, str]:
+    """Path of every file → md5."""
+    found: dict[str, str] = {}
+    for path, entry in entries.items():
+        if entry.is_folder:
+            found |= {f"{path}/{name}": md5 for name, md5 in cache.members(entry).items()}
+        else:
+            found[path] = entry.md5
+    return found
+
+
+def _message(params: Params, folder: Path) -> str:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    arrived = params.arrival.name if params.arrival else "base"
+    return (
+        f"state {params.timeline} {params.step:04d}: {arrived}\n\n"
+        f"init {params.time.init}, deploy {params.time.deploy}, technique {params.time.technique.name}\n"
+        f"A_KA {metrics['A_KA']:.2f}, A_ZS {metrics['A_ZS']:.2f}, "
+        f"geometric mean {metrics['geometric_mean']:.2f}\n"
+    )

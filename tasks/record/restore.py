@@ -1,0 +1,88 @@
+"""Bring a state back: its files, bit for bit, in a folder of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.cache import Cache
+from tasks.errors import UserError
+from tasks.record import config
+from tasks.record.config import Remote
+from tasks.record.dvc import Dvc
+from tasks.record.git import git
+from tasks.record.states import State
+from tasks.record.worktree import remove
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where a state was restored to, and how many bytes came from the remote (the rest was in the cache)."""
+
+    state: State
+    folder: Path
+    fetched: int
+
+
+def missing(state: State, cache: Cache) -> list[str]:
+    """The objects of a state that the cache lacks; a folder that is not listed here counts as one."""
+    return sorted({md5 for entry in state.entries.values() for md5 in cache.missing(entry)})
+
+
+def default_folder(project: Path, state: State) -> Path:
+    """Beside the project, named after project and state."""
+    return project.parent / f"{project.name}-{state.timeline}-{state.step:04d}"
+
+
+def restore(project: Path, state: State, folder: Path, remote: Remote | None) -> Restored:
+    """Check a state out into a new git worktree, with all its data.
+
+    ``remote`` may be None when the cache has everything (see `missing`).
+
+    Raises:
+        UserError: the folder holds something already; or the remote gave other bytes than the state names.
+        RemoteError: the remote does not hold what the state refers to, or cannot be reached.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; name another folder with --to")
+    cache = Cache(config.cache_dir(project))
+    git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
+    try:
+        if remote:
+            config.write_workspace(folder, project, remote)
+        else:
+            config.write_local(folder, {"cache": {"dir": str(cache.folder)}})
+        with Dvc(project) as dvc:
+            fetched = fetch(state, cache, dvc, folder)
+            dvc("checkout", folder)
+    except BaseException:
+        remove(project, folder)
+        raise
+    return Restored(state, folder, fetched)
+
+
+def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path) -> int:
+    """Bring what the cache lacks of a state from the remote; returns bytes. ``worktree`` has the state checked out.
+
+    What comes is hashed before it is trusted: a wrong byte is dropped and named.
+    """
+    before = missing(state, cache)
+    if not before:
+        return 0
+    dvc("fetch", worktree)
+    fetched = set(before)
+    for path, entry in state.entries.items():
+        if cache.missing(entry):
+            raise UserError(f"the remote does not hold {path} of {state.tag}")
+        new = (
+            fetched
+            if not entry.is_folder
+            else fetched | (set(cache.members(entry).values()) if entry.md5 in before else set())
+        )
+        damaged = cache.drop_damaged(entry, only=new)
+        if damaged:
+            raise UserError(
+                f"the remote gave wrong bytes for {path} of {state.tag} (object {damaged[0]}); they were not kept"
+            )
+        fetched |= new
+    return sum(size for md5, size in cache.objects(state.entries.values()).items() if md5 in fetched)

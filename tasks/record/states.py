@@ -1,0 +1,149 @@
+"""Temporal states as git holds them: find them, read them, and commit a new one at a single point in time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks.cache import Entry
+from tasks.errors import UserError
+from tasks.record import layout
+from tasks.record.git import GitError, git, resolve, show
+
+
+@dataclass(frozen=True)
+class State:
+    """One recorded state; its files are read from git when they are asked for."""
+
+    project: Path
+    timeline: str
+    step: int
+    commit: str
+
+    @property
+    def tag(self) -> str:
+        return layout.short_tag(self.timeline, self.step)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads(show(self.project, self.commit, "manifest.json")))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return dict(json.loads(show(self.project, self.commit, "metrics.json")))
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        return dict(YAML(typ="safe").load(show(self.project, self.commit, "params.yaml")))
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Path → content of every input and output, from ``dvc.lock`` and the ``.dvc`` files."""
+        lock = YAML(typ="safe").load(show(self.project, self.commit, "dvc.lock"))
+        outs = [out for stage in lock["stages"].values() for out in stage.get("outs", ())]
+        for path in layout.INPUTS:
+            pointer = YAML(typ="safe").load(show(self.project, self.commit, f"{path}.dvc"))
+            outs.append({**pointer["outs"][0], "path": path})
+        return {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in outs}
+
+
+def all_states(project: Path, timeline: str) -> list[State]:
+    """The states of a timeline, step 0 first."""
+    pattern = f"refs/tags/state/{timeline}/*"
+    rows = git(project, "for-each-ref", "--format=%(refname) %(objectname)", "--sort=refname", pattern).splitlines()
+    found = (row.split() for row in rows)
+    return [State(project, timeline, layout.step_of(name), commit) for name, commit in found]
+
+
+def timelines(project: Path) -> list[str]:
+    """The timelines that have states."""
+    rows = git(project, "for-each-ref", "--format=%(refname)", "refs/tags/state/**").splitlines()
+    return sorted({row.removeprefix("refs/tags/state/").rpartition("/")[0] for row in rows})
+
+
+def find(project: Path, timeline: str, step: int) -> State:
+    """The state of one step.
+
+    Raises:
+        UserError: it is not recorded; says which are.
+    """
+    recorded = all_states(project, timeline)
+    for state in recorded:
+        if state.step == step:
+            return state
+    there = f"0 to {recorded[-1].step}" if recorded else "none"
+    raise UserError(f"timeline {timeline!r} has no state {step} (recorded: {there})")
+
+
+def last(project: Path, timeline: str) -> State | None:
+    """The newest state, checked against the branch.
+
+    Raises:
+        UserError: branch and newest tag differ, which only a hand can have done.
+    """
+    recorded = all_states(project, timeline)
+    head = resolve(project, layout.branch(timeline))
+    newest = recorded[-1] if recorded else None
+    if head != (newest.commit if newest else None):
+        name = newest.tag if newest else "no tag"
+        raise UserError(
+            f"branch states/{timeline} is at {head and head[:10]}, but its newest state is {name}; "
+            f"move the branch back (git update-ref) or delete what was made by hand"
+        )
+    return newest
+
+
+def commit(
+    worktree: Path, project: Path, timeline: str, step: int, previous: State | None, code: str, message: str
+) -> State:
+    """Make state ``step`` of what lies in a worktree: tree, commit, then branch and tag in one transaction.
+
+    The transaction is the only commit point, and a compare-and-swap: it fails if anybody moved the branch.
+
+    Raises:
+        UserError: another writer recorded this step first.
+    """
+    git(worktree, "add", "--force", "--", *layout.RECORDED)
+    tree = git(worktree, "write-tree")
+    parents = dict.fromkeys([*([previous.commit] if previous else []), code])
+    flags = [part for parent in parents for part in ("-p", parent)]
+    made = git(worktree, "commit-tree", tree, *flags, stdin=message, env=_identity(project))
+    branch, tag = layout.branch(timeline), layout.tag(timeline, step)
+    update = f"update {branch} {made} {previous.commit}" if previous else f"create {branch} {made}"
+    try:
+        git(project, "update-ref", "--stdin", stdin=f"start\n{update}\ncreate {tag} {made}\nprepare\ncommit\n")
+    except GitError as error:
+        raise UserError(
+            f"state {layout.short_tag(timeline, step)} was recorded by somebody else meanwhile: {error}; "
+            "run again to go on from it"
+        ) from None
+    return State(project, timeline, step, made)
+
+
+def publish(state: State, remote: str) -> None:
+    """Push branch and tag to a git remote, both or neither; already there is fine.
+
+    Raises:
+        UserError: the remote refuses or cannot be reached; the state is recorded here all the same.
+    """
+    refs = [f"{state.commit}:{layout.branch(state.timeline)}", f"{state.commit}:refs/tags/{state.tag}"]
+    try:
+        git(state.project, "push", "--quiet", "--atomic", remote, *refs)
+    except GitError as error:
+        raise UserError(f"{state.tag} is recorded here, but git remote {remote!r} did not take it: {error}") from None
+
+
+def _identity(project: Path) -> Mapping[str, str]:
+    """The user's own name where git knows it, else the program's."""
+    try:
+        git(project, "var", "GIT_COMMITTER_IDENT")
+        return {}
+    except GitError:
+        who = {"NAME": "chronomerge", "EMAIL": "chronomerge@localhost"}
+        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}

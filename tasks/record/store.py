@@ -1,0 +1,99 @@
+"""The S3-compatible store that keeps states: open it, and know before any work that it can be written to."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import UserError
+from tasks.record import config, embedded
+from tasks.record.config import Remote
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+ENVIRONMENT = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
+"""Many S3-compatible stores do not know the newest checksums that clients send by default."""
+
+
+@contextmanager
+def open_store(project: Path, name: str) -> Iterator[Remote]:
+    """The remote ``name`` (``embedded``: our own server, started if need be), checked by `check`.
+
+    Raises:
+        UserError: unknown remote, or one that cannot be read and written.
+    """
+    if name == config.EMBEDDED:
+        with embedded.serving(project) as remote:
+            check(remote)
+            yield remote
+    else:
+        remote = config.remote(project, name)
+        check(remote)
+        yield remote
+
+
+def client(remote: Remote) -> S3Client:
+    """A boto3 client with the remote's own options, as DVC would use them."""
+    import boto3
+    from botocore.config import Config
+
+    options = remote.options
+    session = boto3.Session(
+        aws_access_key_id=options.get("access_key_id"),
+        aws_secret_access_key=options.get("secret_access_key"),
+        aws_session_token=options.get("session_token"),
+        profile_name=options.get("profile"),
+        region_name=options.get("region"),
+    )
+    settings = Config(
+        connect_timeout=5, read_timeout=30, retries={"max_attempts": 3},
+        request_checksum_calculation="when_required", response_checksum_validation="when_required",
+    )  # fmt: skip
+    return session.client("s3", endpoint_url=options.get("endpointurl"), config=settings)
+
+
+def check(remote: Remote) -> None:
+    """Write, read and delete one small object; make the bucket of the embedded store.
+
+    Raises:
+        UserError: what is wrong (no connection, credentials, no bucket, no permission) and where to mend it.
+    """
+    if not remote.is_s3:
+        return  # DVC's other remotes: its own messages come with the first push
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    where = f"store {remote.name!r} ({remote.url}" + (
+        f" at {remote.options['endpointurl']})" if "endpointurl" in remote.options else ")"
+    )
+    key = "/".join(filter(None, [remote.prefix, f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"]))
+    try:
+        s3 = client(remote)
+        if remote.name == config.EMBEDDED and not any(
+            bucket["Name"] == remote.bucket for bucket in s3.list_buckets()["Buckets"]
+        ):
+            s3.create_bucket(Bucket=remote.bucket)
+        s3.put_object(Bucket=remote.bucket, Key=key, Body=b"probe")
+        body = s3.get_object(Bucket=remote.bucket, Key=key)["Body"].read()
+        s3.delete_object(Bucket=remote.bucket, Key=key)
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "?")
+        raise UserError(f"{where}: {_REASONS.get(code, str(error))}") from None
+    except (BotoCoreError, ValueError) as error:
+        raise UserError(f"{where} cannot be reached: {error}; is it running, and is its endpoint right?") from None
+    if body != b"probe":
+        raise UserError(f"{where} gives back other bytes than were written; do not trust it")
+
+
+_CREDENTIALS = "refuses these credentials; set them with `chronomerge remote setup` or in the AWS environment variables"
+_REASONS = {
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "AccessDenied": "denies access; these credentials may not read, write and delete there",
+    "403": _CREDENTIALS,
+    "NoSuchBucket": "has no such bucket; create it first",
+}

@@ -1,0 +1,23 @@
+"""The Prefect task that records a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.orchestration import can_pass
+
+
+@task(
+    name="record",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=[1, 5, 15],
+    retry_condition_fn=can_pass,
+)
+def record(recording: Callable[[], str]) -> str:
+    """Run one recording; returns the state's tag. Nothing is cached: git alone knows what is recorded."""
+    return recording()

@@ -1,0 +1,150 @@
+"""A git worktree per time step: where nodes run and a state is put together, far from the user's own files."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks.errors import UserError
+from tasks.params import Arrival, Params, load
+from tasks.record import config, layout
+from tasks.record.config import Remote
+from tasks.record.git import git, snapshot
+from tasks.record.states import State
+
+CODE = ("flows", "tasks", "params.yaml", "dvc.yaml")
+"""Untracked files here belong to the code of a state all the same (a technique just written, say)."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that a run uses: the commit it stands on, the tree with uncommitted changes, and whether it has any."""
+
+    commit: str
+    tree: str
+    dirty: bool
+
+
+def code_of(project: Path) -> Code:
+    """Take down the project's code as it is now."""
+    commit = git(project, "rev-parse", "HEAD")
+    tree = snapshot(project, layout.private(project) / "tmp", *CODE)
+    return Code(commit, tree, tree != git(project, "rev-parse", "HEAD^{tree}"))
+
+
+@dataclass(frozen=True)
+class Worktree:
+    """A worktree with the code of a run and the params of one step, and a folder for what is on its way in."""
+
+    folder: Path
+    params: Params
+    scratch: Path
+
+
+@contextmanager
+def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arrival | None) -> Iterator[Worktree]:
+    """A fresh worktree for one step, removed afterwards; what its nodes made is in the cache by then."""
+    timeline = load(project / "params.yaml").timeline
+    folder = _home(project, timeline) / f"{step:04d}-{os.getpid()}"
+    git(project, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), code.commit)
+    try:
+        git(folder, "read-tree", "--reset", "-u", code.tree)
+        _forget_earlier_state(folder)
+        _write_params(folder / "params.yaml", step, arrival)
+        config.write_workspace(folder, project, remote)
+        with tempfile.TemporaryDirectory(prefix="scratch-", dir=folder.parent) as scratch:
+            yield Worktree(folder, load(folder / "params.yaml"), Path(scratch))
+    finally:
+        remove(project, folder)
+
+
+@contextmanager
+def of_state(project: Path, state: State, remote: Remote) -> Iterator[Path]:
+    """A worktree with a state checked out (its data not), to fetch from; removed afterwards."""
+    folder = _home(project, state.timeline) / f"state-{state.step:04d}-{os.getpid()}"
+    git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
+    try:
+        config.write_workspace(folder, project, remote)
+        yield folder
+    finally:
+        remove(project, folder)
+
+
+def remove(project: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # a crash may have left part of it; prune mends git's own notes
+    git(project, "worktree", "prune")
+
+
+def clean_up(project: Path, timeline: str) -> list[Path]:
+    """Remove what dead runs of a timeline left behind. Only for who holds the timeline's lock."""
+    home = _home(project, timeline)
+    left = sorted(home.iterdir()) if home.exists() else []
+    for folder in left:
+        remove(project, folder)
+    for index in (layout.private(project) / "tmp").glob("index-*.lock"):
+        index.unlink()
+    return left
+
+
+def _home(project: Path, timeline: str) -> Path:
+    return layout.private(project) / "work" / timeline
+
+
+def _forget_earlier_state(folder: Path) -> None:
+    """Code may have been taken from a checked-out state; its records are not the new step's."""
+    for path in layout.RECORDED:
+        if path not in ("params.yaml", "dvc.yaml"):
+            (folder / path).unlink(missing_ok=True)
+
+
+def _write_params(path: Path, step: int, arrival: Arrival | None) -> None:
+    """The user's file with the step and what arrives at it on top, and every default spelled out; comments stay.
+
+    DVC needs each key that ``dvc.yaml`` names, and a state must mean the same when a default has changed.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    content: Any = yaml.load(path.read_text())
+    for key in ("step", "arrival"):
+        content.pop(key, None)
+    _spell_out(content, load(path).model_dump(mode="json", exclude={"step", "arrival"}))
+    buffer = io.StringIO()
+    plain = YAML(typ="safe")
+    plain.default_flow_style = False
+    plain.width = 4096
+    plain.dump({"step": step}, buffer)
+    plain.dump({"arrival": arrival.model_dump(exclude_defaults=True) if arrival else None}, buffer)
+    buffer.write("\n")
+    yaml.dump(content, buffer)
+    path.write_text(buffer.getvalue())
+
+
+def _spell_out(given: Any, resolved: dict[str, Any]) -> None:
+    for key, value in resolved.items():
+        if key not in given:
+            given[key] = value
+        elif isinstance(value, dict) and isinstance(given[key], dict):
+            _spell_out(given[key], value)
+
+
+def require_same_code(project: Path, running: Path) -> None:
+    """A state records the project's code, so that code must be what runs.
+
+    Raises:
+        UserError: the program belongs to another checkout.
+    """
+    if project.resolve() != running.resolve():
+        raise UserError(
+            f"this chronomerge runs the code in {running}, not that of {project}; "
+            f"run `make install` there and use its .venv/bin/chronomerge"
+        )
