@@ -1,0 +1,138 @@
+"""The command ``chronomerge``: thin, and quick to answer; heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows import cli_merge, cli_remote
+from tasks.errors import UserError
+
+app = typer.Typer(
+    name="chronomerge",
+    help="Merge models over time: every time step trained, merged, evaluated and recorded, to be restored at will.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+Until = Annotated[int | None, typer.Option(help="The last step to run; by default all of the stream.", min=0)]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one line and status 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}", style="red")
+        sys.exit(2)
+
+
+@app.command()
+def demo() -> None:
+    """The whole story on the embedded default: a base, a stream of real drawings, a table of states."""
+    from flows import views
+    from tasks.params import load
+
+    project = _project()
+    name = load(project / "params.yaml").timeline
+    if name != "demo":
+        raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
+    _run(project, None, wait=False)
+    out.print()
+    out.print(views.states_table(project, name))
+    out.print(views.what_next(project, name))
+
+
+@app.command()
+def run(until: Until = None, wait: Wait = False) -> None:
+    """Run every pending time step; after a failure or a kill, the same command resumes."""
+    _run(_project(), until, wait=wait)
+
+
+@app.command()
+def step(wait: Wait = False) -> None:
+    """Run the next time step only."""
+    from flows.run import pending
+
+    project = _project()
+    steps = pending(project).steps
+    _run(project, steps[0] if steps else None, wait=wait)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What runs now, what is recorded, what is pending."""
+    from flows import views
+
+    found = views.status(_project())
+    out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found))
+
+
+@app.command()
+def states(as_json: AsJson = False, timeline: Timeline = None) -> None:
+    """The recorded states of a timeline."""
+    from flows import views
+
+    project = _project()
+    name = timeline or _timeline(project)
+    if as_json:
+        out.print_json(json.dumps(views.states_rows(project, name)))
+    else:
+        out.print(views.states_table(project, name))
+
+
+@app.command()
+def restore(
+    step: Annotated[int, typer.Argument(help="The time step whose state is restored; 0 is the base.", min=0)],
+    to: Annotated[Path | None, typer.Option(help="An empty or new folder; by default one beside the project.")] = None,
+    timeline: Timeline = None,
+) -> None:
+    """Bring a state back, bit for bit, in a folder of its own; out of the cache, or the remote."""
+    from flows import views
+
+    project = _project()
+    restored = views.restore(project, timeline or _timeline(project), step, to)
+    source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
+    out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True, highlight=False)
+
+
+app.command()(cli_merge.merge)
+app.command()(cli_merge.techniques)
+app.add_typer(cli_remote.app, name="remote")
+
+
+def _project() -> Path:
+    from tasks.record.git import top_level
+
+    return top_level(Path.cwd())
+
+
+def _timeline(project: Path) -> str:
+    from tasks.params import load
+
+    return load(project / "params.yaml").timeline
+
+
+def _run(project: Path, until: int | None, *, wait: bool) -> None:
+    from flows import views
+    from flows.run import run as run_pending
+    from tasks import console, progress
+
+    with console.shown() as listener:
+        progress.listen(listener)
+        tags = run_pending(project, until, wait=wait)
+    name = _timeline(project)
+    if tags:
+        out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""), highlight=False)
+    else:
+        out.print(views.nothing_pending(project, name), highlight=False)

@@ -1,0 +1,198 @@
+"""``chronomerge merge`` and ``chronomerge techniques``: merging checkpoints by hand, without a timeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tasks.errors import UserError
+from tasks.progress import Progress, silent
+
+
+def merge(
+    technique: Annotated[
+        str | None, typer.Option("--technique", "-t", help="See `chronomerge techniques`; file.py:Class for your own.")
+    ] = None,
+    expert: Annotated[
+        list[str] | None,
+        typer.Option("--expert", "-e", metavar="FILE[:WEIGHT]", help="A model to merge; once for each, in order."),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", "-b", help="The base model, which task vectors are relative to.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A safetensors file, or NAME.safetensors.index.json for shards."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the technique; repeatable.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A mergekit YAML, in place of technique, base and experts.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the output: float32, bfloat16 or float16 [the base's].")] = None,
+    seed: Annotated[int, typer.Option(help="Of techniques that drop at random.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="[all cores this process may use]")] = None,
+    shard_size: Annotated[float, typer.Option(help="Gigabytes of a shard, where --out is an index.")] = 5.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all that the headers tell; write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Merge checkpoints of one architecture in flat memory; any safetensors will do."""
+    from tasks.merge import Report, mergekit
+    from tasks.merge import merge as run
+
+    dry = dry_run
+    if out is None and not dry:
+        raise UserError("say where the merged model goes: --out merged.safetensors (or --dry-run)")
+    warnings: tuple[str, ...] = ()
+    if config is not None:
+        if technique or expert or base or settings:
+            raise UserError("--config says what to merge and how; leave out --technique, --base, --expert and --set")
+        read = mergekit.load(config)
+        arguments: dict[str, Any] = {
+            "technique": read.technique,
+            "experts": read.experts,
+            "base": read.base,
+            "settings": read.settings,
+            "weights": read.weights,
+        }
+        dtype, warnings = dtype or read.dtype, read.warnings
+    elif technique is None or not expert:
+        raise UserError("say what to merge: --technique NAME and one or more --expert FILE (or --config FILE)")
+    else:
+        files, weights = _experts(expert)
+        arguments = {
+            "technique": technique,
+            "experts": files,
+            "base": base,
+            "settings": parse_settings(settings or []),
+            "weights": weights,
+        }
+    report: Report = run(
+        **arguments,
+        out=out,
+        dtype=dtype,
+        seed=seed,
+        threads=threads,
+        shard_bytes=int(shard_size * 1e9),
+        dry_run=dry,
+        progress=_bar(),
+    ).report
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+        return
+    verb = "would merge" if dry else "merged"
+    typer.echo(
+        f"{verb} {report.experts} models with {report.technique}: {report.merged} tensors, "
+        f"{report.parameters / 1e6:.1f} M parameters" + (f" into {out}" if out else "")
+    )
+    for name, reason in report.kept.items():
+        typer.echo(f"  kept {name} as the {'base' if base else 'first model'} has it: {reason}")
+    for name, owner in report.dropped.items():
+        typer.echo(f"  left out {name}, which only {owner} has")
+
+
+def techniques(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the merging techniques: settings and their defaults, what each needs, and its source."""
+    from tasks.merge import available
+
+    rows = [_describe(technique) for technique in available().values()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row["settings"].items())
+        typer.secho(row["name"], bold=True)
+        typer.echo(f"  {row['formula']}")
+        typer.echo(f"  settings: {settings}")
+        typer.echo(f"  needs: {', '.join(row['needs'])}")
+        typer.echo(f"  source: {row['source']}")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``["density=0.2", "lines.alpha=0.5"]`` → nested settings; values are JSON where they can be, else text.
+
+    Raises:
+        UserError: one is no KEY=VALUE.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes KEY=VALUE, got {pair!r}")
+        try:
+            value: Any = json.loads(text)
+        except ValueError:
+            value = text
+        *outer, last = key.split(".")
+        place = settings
+        for part in outer:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {key}: {part} is set to a value already")
+        place[last] = value
+    return settings
+
+
+def _experts(given: list[str]) -> tuple[list[Path], list[float] | None]:
+    files: list[Path] = []
+    weights: list[float | None] = []
+    for text in given:
+        file, weight = text, None
+        head, colon, tail = text.rpartition(":")
+        if colon and not Path(text).exists():
+            try:
+                file, weight = head, float(tail)
+            except ValueError:
+                pass  # a colon in a name, and no weight
+        files.append(Path(file))
+        weights.append(weight)
+    if all(weight is None for weight in weights):
+        return files, None
+    missing = [str(file) for file, weight in zip(files, weights, strict=True) if weight is None]
+    if missing:
+        raise UserError(f"weights for some experts only: give {missing[0]} one as well (FILE:WEIGHT), or none to any")
+    return files, [weight for weight in weights if weight is not None]
+
+
+def _describe(technique: Any) -> dict[str, Any]:
+    fewest, most = technique.models
+    count = f"exactly {fewest} models" if fewest == most else "any number of models"
+    needs = [count]
+    if technique.relative:
+        needs.append("the base")
+    default = technique()
+    if default.sequential:
+        needs.append("a running state for deploy: all (one expert a time step)")
+    return {
+        "name": technique.name,
+        "formula": (technique.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " "),
+        "settings": default.model_dump(mode="json"),
+        "needs": needs,
+        "sequential": default.sequential,
+        "source": technique.source,
+    }
+
+
+def _bar() -> Progress:
+    """A percentage on a terminal; nothing where there is none: a merge takes seconds."""
+    if not sys.stderr.isatty():
+        return silent
+    shown = -1
+
+    def show(what: str, done: int, total: int, note: str = "") -> None:
+        nonlocal shown
+        percent = 100 * done // max(total, 1)
+        if percent != shown:
+            shown = percent
+            typer.echo(f"\r{what} {percent:3}% {note}", nl=percent == 100, err=True)
+
+    return show

@@ -1,0 +1,99 @@
+"""A run as the command line sees it: checks first, then lock, store and Prefect server, then the timeline."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows import prefect_server
+from tasks.errors import UserError
+from tasks.params import Params, load
+from tasks.record import lock, states, store, worktree
+from tasks.record.states import State
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a run would do: the params, the newest state, and the steps that are not recorded yet."""
+
+    params: Params
+    last: State | None
+    steps: range
+
+
+def pending(project: Path, until: int | None = None) -> Pending:
+    """Read params and states and tell what is left to do; no work, no server, no network.
+
+    Raises:
+        UserError: the params are wrong, or do not go on from what is recorded.
+    """
+    params = load(project / "params.yaml")
+    length = len(params.stream)
+    if until is not None and until > length:
+        raise UserError(f"--until {until}: the stream has {length} arrivals, so the last step is {length}")
+    last = states.last(project, params.timeline)
+    if last:
+        _continues(params, last, project)
+    first = last.step + 1 if last else 0
+    return Pending(params, last, range(first, (length if until is None else until) + 1))
+
+
+def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[str]:
+    """Run the pending steps and return the tags of the states they became; none pending, nothing starts.
+
+    Raises:
+        UserError: whatever the user can mend, found as early as it can be.
+    """
+    if not pending(project, until).steps:
+        return []
+    worktree.require_same_code(project, Path(__file__).parents[1])
+    params = load(project / "params.yaml")
+    with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
+        worktree.clean_up(project, params.timeline)
+        todo = pending(project, until)  # again: whoever held the lock may have recorded steps
+        if not todo.steps:
+            return []
+        stack.enter_context(prefect_server.serving(project))  # starts while the imports below take their time
+        _check(params, project)
+        remote = stack.enter_context(store.open_store(project, params.store.remote))
+
+        from flows.timeline import timeline
+
+        prefect_server.wait(project)
+        named = timeline.with_options(flow_run_name=f"{params.timeline} to step {todo.steps[-1]}")
+        return named(str(project), todo.steps[-1], remote.name)
+
+
+def _check(params: Params, project: Path) -> None:
+    """What only the nodes can tell: sources and techniques exist and fit together."""
+    from tasks import merge, prepare
+
+    prepare.check(params, project)
+    merge.check(params.time, len(params.stream))
+
+
+def _continues(params: Params, last: State, project: Path) -> None:
+    """A timeline is one stream under one set of params: what made its states may not change under them.
+
+    Raises:
+        UserError: names the key, and the way out.
+    """
+    before = Params.model_validate(last.params)
+    for key in ("seed", "base", "time"):
+        if getattr(before, key) != getattr(params, key):
+            raise UserError(
+                f"{project / 'params.yaml'}: {key} differs from what timeline {params.timeline!r} was recorded with "
+                f"(up to {last.tag}); change it back, or give the new experiment a timeline of its own"
+            )
+    for index, (old, new) in enumerate(zip(before.stream[: last.step], params.stream, strict=False), start=1):
+        if old != new:
+            raise UserError(
+                f"{project / 'params.yaml'}: arrival {new.name!r} of the stream differs from what step {index} was "
+                f"recorded with ({old.name!r}); append new arrivals instead"
+            )
+    if len(params.stream) < last.step:
+        raise UserError(
+            f"{project / 'params.yaml'}: the stream has {len(params.stream)} arrivals, but {last.step} are "
+            f"recorded in timeline {params.timeline!r}; put them back, or name another timeline"
+        )

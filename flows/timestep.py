@@ -1,0 +1,186 @@
+"""One time step as a DAG: fetch → prepare → initialize → train → deploy → evaluate → record."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+import tasks.evaluate.task
+import tasks.merge.task
+import tasks.prepare.task
+import tasks.record.task
+import tasks.train.task
+from tasks import merge, models, nodes, prepare, progress
+from tasks.cache import Cache, Entry, hash_of
+from tasks.nodes import Node, Reference
+from tasks.orchestration import NodeTask, can_pass, reference
+from tasks.params import Arrival, Evaluate, Params, load
+from tasks.record import config, history, layout, recording, states, worktree
+from tasks.record.dvc import Dvc
+from tasks.record.restore import fetch as fetch_state
+from tasks.record.restore import missing
+from tasks.record.states import State
+from tasks.record.worktree import Code, Worktree
+
+RETRY_SECONDS = [2.0, 10.0, 30.0]
+"""Waits before another try where a network or a store may recover."""
+
+
+@flow(name="timestep", flow_run_name="step {step}", validate_parameters=False)
+def timestep(project: str, step: int, code: dict[str, Any], remote: str) -> str:
+    """Run one time step of a project's timeline and record it; returns the state's tag.
+
+    The caller holds the timeline's lock and has opened the store. ``code`` is a `Code` as a dictionary, ``remote``
+    the name of the DVC remote. Nodes that have finished before, in whatever run, are not run again.
+    """
+    return _Step(Path(project), step, Code(**code), remote).run()
+
+
+@task(
+    name="fetch", cache_policy=NO_CACHE, persist_result=False,
+    retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS, retry_condition_fn=can_pass,
+)  # fmt: skip
+def fetch(fetching: Any) -> None:
+    """Bring raw files from outside: the only node that a network takes part in."""
+    fetching()
+
+
+class _Step:
+    """One run of one step."""
+
+    def __init__(self, project: Path, step: int, code: Code, remote: str):
+        self.project, self.step, self.code = project, step, code
+        self.remote = config.remote(project, remote)
+        self.cache = Cache(config.cache_dir(project))
+        self.entries: dict[str, Entry] = {}
+        """What lies in the worktree, by content: inputs, and outputs as nodes finish."""
+
+    def run(self) -> str:
+        params = load(self.project / "params.yaml")
+        previous = states.last(self.project, params.timeline)
+        arrival = _arrival(params, self.step)
+        with (
+            Dvc(self.project) as dvc,
+            worktree.for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
+        ):
+            self._inputs(tree, previous, dvc)
+            references = self._nodes(tree)
+            record = functools.partial(
+                recording.record, self.project, tree, self.code, self._input_entries(), references,
+                models.device_facts(tree.params.threads), self.cache, dvc,
+            )  # fmt: skip
+            return tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
+
+    def _inputs(self, tree: Worktree, previous: State | None, dvc: Dvc) -> None:
+        """Place raw files and history in the worktree."""
+        params, folder = tree.params, tree.folder
+        if previous and missing(previous, self.cache):
+            with worktree.of_state(self.project, previous, self.remote) as there:
+                fetch_state(previous, self.cache, dvc, there)
+        raw_arrival, raw_evaluation = folder / layout.RAW_ARRIVAL, folder / layout.RAW_EVALUATION
+        downloads = layout.private(self.project) / "downloads"
+        if params.arrival:
+            self._fetch(raw_arrival, functools.partial(
+                prepare.fetch_arrival, params, params.arrival, raw_arrival, downloads, progress.report, self.project
+            ))  # fmt: skip
+        else:
+            raw_arrival.mkdir(parents=True)
+            (raw_arrival / "nothing.json").write_text("{}\n")
+        self._put(folder, layout.RAW_ARRIVAL)
+        if previous and _same_evaluation(params, previous):
+            # Test sets stay what they were, whatever has become of their sources: states can be compared.
+            self._place(folder, layout.RAW_EVALUATION, previous.entries[layout.RAW_EVALUATION])
+        else:
+            self._fetch(raw_evaluation, functools.partial(
+                prepare.fetch_evaluation, params, raw_evaluation, downloads, progress.report, self.project
+            ))  # fmt: skip
+            self._put(folder, layout.RAW_EVALUATION)
+        self._place(folder, layout.HISTORY, self._history(tree, previous))
+
+    def _history(self, tree: Worktree, previous: State | None) -> Entry:
+        params = tree.params
+        if previous:
+            technique = params.time.technique
+            batch = params.time.deploy == "all" and not merge.has_sequential_form(technique.name, technique.settings)
+            return history.after(previous, self.cache, tree.scratch, all_experts=batch)
+        seed = tree.scratch / "seed"
+        seed.mkdir()
+        models.resolve(params.base, self.project, seed / "model")
+        weights = None
+        if params.base.pretrained != "train":
+            self._fetch(seed, functools.partial(models.fetch_base, params.base, self.project, seed))
+            weights = seed / "base.safetensors"
+        return history.first(history.Seed(seed / "model", weights), self.cache, tree.scratch)
+
+    def _fetch(self, into: Path, fetching: Any) -> None:
+        fetch.with_options(task_run_name=f"fetch-{into.name}-{self.step}")(fetching)
+
+    def _nodes(self, tree: Worktree) -> list[Reference]:
+        """The DAG. Preparing the arrival and the test sets are independent; the rest is a chain."""
+        declared = nodes.declared(tree.folder)
+
+        def finish(name: str, prefect_task: NodeTask) -> Reference:
+            return self._finish(declared[name], prefect_task, tree)
+
+        return [
+            finish("prepare", tasks.prepare.task.prepare),
+            finish("prepare-evaluation", tasks.prepare.task.prepare_evaluation_sets),
+            finish("initialize", tasks.train.task.initialize),
+            finish("train", tasks.train.task.train),
+            finish("deploy", tasks.merge.task.deploy),
+            finish("evaluate", tasks.evaluate.task.evaluate),
+        ]
+
+    def _finish(self, node: Node, prefect_task: NodeTask, tree: Worktree) -> Reference:
+        """Run a node, or take what an earlier run of equal key made, once its bytes have been checked."""
+        key = nodes.key_of(node, tree.folder, functools.partial(self._content, tree.folder))
+        call: Mapping[str, Any] = {
+            "worktree": str(tree.folder), "cache": str(self.cache.folder), "key": key, "step": self.step
+        }  # fmt: skip
+        finished = reference(prefect_task(**call))
+        if not (tree.folder / node.outputs[0]).exists():  # not run just now: a result of an earlier run
+            if nodes.intact(finished, self.cache):
+                nodes.place(finished, tree.folder, self.cache)
+            else:
+                finished = reference(prefect_task.with_options(refresh_cache=True)(**call))
+        self.entries |= finished.outs
+        return finished
+
+    def _content(self, folder: Path, path: str) -> str:
+        """The hash of a path in the worktree, known for inputs and outputs, computed for code."""
+        for parent, entry in self.entries.items():
+            if path == parent:
+                return entry.md5
+            if path.startswith(parent + "/"):
+                part = self.cache.part(entry, path.removeprefix(parent + "/"))
+                if part:
+                    return part.md5
+        return hash_of(folder / path).md5
+
+    def _put(self, folder: Path, path: str) -> None:
+        self.entries[path] = self.cache.put(folder / path)
+
+    def _place(self, folder: Path, path: str, entry: Entry) -> None:
+        self.cache.link(entry, folder / path)
+        self.entries[path] = entry
+
+    def _input_entries(self) -> dict[str, Entry]:
+        return {path: self.entries[path] for path in layout.INPUTS}
+
+
+def _arrival(params: Params, step: int) -> Arrival | None:
+    """What arrives at a step; at step 0 the pretraining pool, if there is one."""
+    if step:
+        return params.stream[step - 1]
+    return Arrival(name="base", update=params.base.pretraining) if params.base.pretraining else None
+
+
+def _same_evaluation(params: Params, previous: State) -> bool:
+    before = Evaluate.model_validate(previous.params["evaluate"])
+    now = params.evaluate
+    return (before.adaptation, before.retention) == (now.adaptation, now.retention)

@@ -1,0 +1,50 @@
+"""How Prefect sees a node: one task, its key our own, its result a small reference in JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State as RunState
+
+from tasks import nodes, params, progress
+from tasks.cache import Cache
+from tasks.errors import UserError
+from tasks.nodes import Reference, Work
+
+NodeTask = Task[[str, str, str, int], dict[str, Any]]
+
+
+def node_task(name: str, work: Work) -> NodeTask:
+    """A Prefect task that runs the node ``name`` of ``dvc.yaml`` in a worktree.
+
+    Its cache key is the key given to it (`tasks.nodes.key_of`): Prefect's own policies see paths, not contents.
+    """
+
+    @task(
+        name=name,
+        task_run_name=f"{name}-{{step}}",
+        cache_key_fn=lambda _, parameters: str(parameters["key"]),
+        persist_result=True,
+        result_serializer="json",
+    )
+    def run(worktree: str, cache: str, key: str, step: int) -> dict[str, Any]:
+        folder = Path(worktree)
+        node = nodes.declared(folder)[name]
+        settings = params.load(folder / "params.yaml")
+        assert settings.step == step, f"{folder} holds step {settings.step}, not {step}"
+        return nodes.run(node, key, work, folder, settings, Cache(Path(cache)), progress.report).as_dict()
+
+    return run
+
+
+def can_pass(_task: Task[..., Any], _run: TaskRun, state: RunState) -> bool:
+    """A retry helps against networks and stores, never against what the user must mend."""
+    return not isinstance(state.result(raise_on_failure=False), UserError)
+
+
+def reference(result: dict[str, Any]) -> Reference:
+    """A task's result, typed."""
+    return Reference.from_dict(result)
