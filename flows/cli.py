@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
+out = Console(highlight=False, markup=False)
 
 Until = Annotated[int | None, typer.Option(help="The last step to run; by default all of the stream.", min=0)]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
@@ -33,8 +33,15 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}", style="red")
+        _say(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; what has finished is kept, and the same command goes on from there")
+        sys.exit(130)
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence, style="red")
 
 
 @app.command()
@@ -50,7 +57,7 @@ def demo() -> None:
     _run(project, None, wait=False)
     out.print()
     out.print(views.states_table(project, name))
-    out.print(views.what_next(project, name))
+    out.print(views.what_next(project, name), soft_wrap=True)
 
 
 @app.command()
@@ -75,7 +82,7 @@ def status(as_json: AsJson = False) -> None:
     from flows import views
 
     found = views.status(_project())
-    out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found))
+    out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found), soft_wrap=True)
 
 
 @app.command()
@@ -103,7 +110,7 @@ def restore(
     project = _project()
     restored = views.restore(project, timeline or _timeline(project), step, to)
     source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
-    out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True, highlight=False)
+    out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
 
 
 app.command()(cli_merge.merge)
@@ -133,6 +140,6 @@ def _run(project: Path, until: int | None, *, wait: bool) -> None:
         tags = run_pending(project, until, wait=wait)
     name = _timeline(project)
     if tags:
-        out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""), highlight=False)
+        out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))
     else:
-        out.print(views.nothing_pending(project, name), highlight=False)
+        out.print(views.nothing_pending(project, name))

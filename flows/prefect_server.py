@@ -5,6 +5,8 @@ Settings go through the environment, so this must be used before anything import
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import socket
 import subprocess
@@ -61,6 +63,13 @@ def wait(project: Path) -> None:
     raise UserError(f"the Prefect server at {url} does not answer (log of our own: {_log(project)})")
 
 
+def flush_logs() -> None:
+    """Send what Prefect has logged in this process, while there is a server to take it."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
+
+
 def _configure(project: Path) -> None:
     home = layout.private(project) / "prefect"
     home.mkdir(parents=True, exist_ok=True)
@@ -74,8 +83,6 @@ def _configure(project: Path) -> None:
 
 def _drop_torn_results(folder: Path) -> None:
     """Prefect writes results in place: a kill can leave half of one, which would fail every later run."""
-    import json
-
     for path in folder.glob("*") if folder.exists() else ():
         try:
             json.loads(path.read_bytes())

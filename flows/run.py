@@ -10,6 +10,7 @@ from flows import prefect_server
 from tasks.errors import UserError
 from tasks.params import Params, load
 from tasks.record import lock, states, store, worktree
+from tasks.record.dvc import RemoteError
 from tasks.record.states import State
 
 
@@ -46,11 +47,13 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         UserError: whatever the user can mend, found as early as it can be.
     """
     if not pending(project, until).steps:
-        return []
+        return []  # asks nobody, so that it answers at once
     worktree.require_same_code(project, Path(__file__).parents[1])
     params = load(project / "params.yaml")
     with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
         worktree.clean_up(project, params.timeline)
+        if params.store.git:
+            states.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, until)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
             return []
@@ -62,7 +65,12 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
 
         prefect_server.wait(project)
         named = timeline.with_options(flow_run_name=f"{params.timeline} to step {todo.steps[-1]}")
-        return named(str(project), todo.steps[-1], remote.name)
+        try:
+            return named(str(project), todo.steps[-1], remote.name)
+        except RemoteError as error:
+            raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
+        finally:
+            prefect_server.flush_logs()
 
 
 def _check(params: Params, project: Path) -> None:

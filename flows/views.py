@@ -61,19 +61,21 @@ def states_table(project: Path, timeline: str) -> Table | str:
     if not rows:
         others = [name for name in recorded.timelines(project) if name != timeline]
         return f"timeline {timeline!r} has no states yet" + (f"; others: {', '.join(others)}" if others else "")
-    first = rows[-1]
-    title = f"timeline {timeline}: init {first['init']}, deploy {first['deploy']}, {first['technique']['name']}"
+    newest = rows[-1]
+    title = f"timeline {timeline}: init {newest['init']}, deploy {newest['deploy']}, {newest['technique']['name']}"
     table = Table(title=title, title_justify="left")
-    for column, justify in (
-        ("step", "right"), ("arrival", "left"), ("A_KA", "right"), ("A_ZS", "right"), ("geo. mean", "right"),
-        ("new bytes", "right"), ("bytes", "right"), ("tag", "left"),
-    ):  # fmt: skip
-        table.add_column(column, justify="right" if justify == "right" else "left", no_wrap=True)
+    for column in ("step", "arrival", "A_KA", "A_ZS", "geo. mean", "new bytes", "bytes"):
+        table.add_column(column, justify="left" if column == "arrival" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            str(row["step"]), row["arrival"] or "–", f"{row['A_KA']:.2f}", f"{row['A_ZS']:.2f}",
-            f"{row['geometric_mean']:.2f}", size(row["bytes"]["new"]), size(row["bytes"]["total"]), row["tag"],
-        )  # fmt: skip
+            str(row["step"]),
+            row["arrival"] or "–",
+            f"{row['A_KA']:.2f}",
+            f"{row['A_ZS']:.2f}",
+            f"{row['geometric_mean']:.2f}",
+            size(row["bytes"]["new"]),
+            size(row["bytes"]["total"]),
+        )
     return table
 
 

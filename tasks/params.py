@@ -155,9 +155,11 @@ class Evaluate(Settings):
 
 
 class Store(Settings):
-    """Which DVC remote keeps the states: ``embedded`` (a server of ours) or one named in ``.dvc/config``."""
+    """Which DVC remote keeps the data of states: ``embedded`` (a server of ours) or one named in ``.dvc/config``."""
 
     remote: str = "embedded"
+    git: str | None = None
+    """A git remote that states are pushed to, where several machines share a timeline."""
 
 
 class Params(Settings):

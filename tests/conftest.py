@@ -27,3 +27,19 @@ def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One real Prefect server for all tests that run flows; a run of its own starts one more in `test_demo` alone."""
+    from flows import prefect_server
+
+    home = tmp_path_factory.mktemp("prefect")
+    before = dict(os.environ)
+    try:
+        with prefect_server.serving(home):
+            prefect_server.wait(home)
+            yield {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": str(home)}
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

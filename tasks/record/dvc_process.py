@@ -22,7 +22,7 @@ JOBS = 2
 """Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
 
 
-class RemoteTrouble(Exception):
+class TransferError(Exception):
     """A transfer failed; networks and stores recover, so another try makes sense."""
 
 
@@ -39,9 +39,9 @@ def record(repo: Repo, *, tracked: list[str], hashes: dict[str, str]) -> dict[st
         pushed = repo.push(jobs=JOBS)
         not_there = repo.status(cloud=True, jobs=JOBS)
     except Exception as error:
-        raise RemoteTrouble(f"push failed: {error}") from error
+        raise TransferError(f"push failed: {error}") from error
     if not_there:
-        raise RemoteTrouble(f"the remote still lacks {', '.join(sorted(not_there))} after the push")
+        raise TransferError(f"the remote still lacks {', '.join(sorted(not_there))} after the push")
     return {"pushed": pushed}
 
 
@@ -50,7 +50,7 @@ def fetch(repo: Repo) -> dict[str, Any]:
     try:
         return {"fetched": repo.fetch(jobs=JOBS)}
     except Exception as error:
-        raise RemoteTrouble(f"fetch failed: {error}") from error
+        raise TransferError(f"fetch failed: {error}") from error
 
 
 def checkout(repo: Repo) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def main() -> None:
                 answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
         except Exception as error:  # the parent decides what it means
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}", "can_pass": isinstance(error, RemoteTrouble)}
+            answer = {"error": f"{type(error).__name__}: {error}", "can_pass": isinstance(error, TransferError)}
         print(json.dumps(answer), file=answers, flush=True)
 
 

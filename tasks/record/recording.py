@@ -45,8 +45,16 @@ def record(
     manifest.write(worktree.folder / "manifest.json", content)
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=_files({**inputs, **outputs}, cache))
-    return states.commit(worktree.folder, project, params.timeline, params.step, previous, code.commit,
-                         _message(params, worktree.folder))  # fmt: skip
+    return states.commit(
+        worktree.folder,
+        project,
+        params.timeline,
+        params.step,
+        previous,
+        code.commit,
+        _message(params, worktree.folder),
+        params.store.git,
+    )
 
 
 def _files(entries: Mapping[str, Entry], cache: Cache) -> dict[str, str]:

@@ -44,9 +44,10 @@ class State:
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        """Path → content of every input and output, from ``dvc.lock`` and the ``.dvc`` files."""
+        """Path → content of every input and output that DVC keeps, from ``dvc.lock`` and the ``.dvc`` files."""
         lock = YAML(typ="safe").load(show(self.project, self.commit, "dvc.lock"))
         outs = [out for stage in lock["stages"].values() for out in stage.get("outs", ())]
+        outs = [out for out in outs if out["path"] not in layout.RECORDED]  # metrics are kept by git
         for path in layout.INPUTS:
             pointer = YAML(typ="safe").load(show(self.project, self.commit, f"{path}.dvc"))
             outs.append({**pointer["outs"][0], "path": path})
@@ -100,43 +101,90 @@ def last(project: Path, timeline: str) -> State | None:
 
 
 def commit(
-    worktree: Path, project: Path, timeline: str, step: int, previous: State | None, code: str, message: str
+    worktree: Path,
+    project: Path,
+    timeline: str,
+    step: int,
+    previous: State | None,
+    code: str,
+    message: str,
+    shared: str | None,
 ) -> State:
     """Make state ``step`` of what lies in a worktree: tree, commit, then branch and tag in one transaction.
 
-    The transaction is the only commit point, and a compare-and-swap: it fails if anybody moved the branch.
+    That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch. With a
+    ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several machines one wins;
+    a crash between the two is mended by `synchronize`.
 
     Raises:
-        UserError: another writer recorded this step first.
+        UserError: another writer recorded this step first, or the git remote cannot be reached.
     """
     git(worktree, "add", "--force", "--", *layout.RECORDED)
     tree = git(worktree, "write-tree")
     parents = dict.fromkeys([*([previous.commit] if previous else []), code])
     flags = [part for parent in parents for part in ("-p", parent)]
     made = git(worktree, "commit-tree", tree, *flags, stdin=message, env=_identity(project))
+    state = State(project, timeline, step, made)
     branch, tag = layout.branch(timeline), layout.tag(timeline, step)
+    if shared:
+        _publish(state, shared)
     update = f"update {branch} {made} {previous.commit}" if previous else f"create {branch} {made}"
     try:
         git(project, "update-ref", "--stdin", stdin=f"start\n{update}\ncreate {tag} {made}\nprepare\ncommit\n")
     except GitError as error:
         raise UserError(
-            f"state {layout.short_tag(timeline, step)} was recorded by somebody else meanwhile: {error}; "
-            "run again to go on from it"
+            f"{state.tag} was recorded by somebody else meanwhile ({error}); run again to go on from it"
         ) from None
-    return State(project, timeline, step, made)
+    return state
 
 
-def publish(state: State, remote: str) -> None:
-    """Push branch and tag to a git remote, both or neither; already there is fine.
+def synchronize(project: Path, timeline: str, shared: str) -> None:
+    """Bring the states that other machines recorded from a git remote, and push those it lacks.
 
     Raises:
-        UserError: the remote refuses or cannot be reached; the state is recorded here all the same.
+        UserError: the remote cannot be reached, or the two hold different states of one step.
     """
-    refs = [f"{state.commit}:{layout.branch(state.timeline)}", f"{state.commit}:refs/tags/{state.tag}"]
+    branch, seen = layout.branch(timeline), f"refs/chronomerge/{shared}/{timeline}"
+    tags = f"refs/tags/state/{timeline}/*"
+    try:
+        there = git(project, "ls-remote", shared, branch).split("\t")[0] or None
+        if there:
+            git(project, "fetch", "--quiet", "--no-tags", shared, f"+{branch}:{seen}", f"{tags}:{tags}")
+    except GitError as error:
+        raise UserError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
+    here = resolve(project, branch)
+    if there and there != here:
+        if here is None or _is_ancestor(project, here, there):
+            git(project, "update-ref", branch, there, here or "")
+        elif not _is_ancestor(project, there, here):
+            raise UserError(
+                f"store.git: timeline {timeline!r} has gone two ways, here and on git remote {shared!r}; "
+                f"give one of them another name (git branch -m, and its tags), or delete it"
+            )
+    newest = last(project, timeline)
+    if newest and newest.commit != there:
+        _publish(newest, shared)
+
+
+def _is_ancestor(project: Path, older: str, newer: str) -> bool:
+    try:
+        git(project, "merge-base", "--is-ancestor", older, newer)
+    except GitError:
+        return False
+    return True
+
+
+def _publish(state: State, remote: str) -> None:
+    """Push the branch and all its tags, all or nothing; what is there already is fine."""
+    older = [f"refs/tags/{one.tag}" for one in all_states(state.project, state.timeline) if one.step < state.step]
+    refs = [f"{state.commit}:{layout.branch(state.timeline)}", f"{state.commit}:refs/tags/{state.tag}", *older]
     try:
         git(state.project, "push", "--quiet", "--atomic", remote, *refs)
     except GitError as error:
-        raise UserError(f"{state.tag} is recorded here, but git remote {remote!r} did not take it: {error}") from None
+        raise UserError(
+            f"git remote {remote!r} did not take {state.tag}: {error}; if another machine was first, "
+            "run again to go on from its state"
+        ) from None
 
 
 def _identity(project: Path) -> Mapping[str, str]:

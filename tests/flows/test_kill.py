@@ -1,0 +1,134 @@
+"""SIGKILL at random moments, then the same command: the same bytes as if nothing had happened."""
+
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import project as projects
+from tests.project import chronomerge, deployed, git
+
+pytestmark = pytest.mark.slow
+
+KILLS = 5
+SEED = 20_412_061
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> tuple[dict[str, str], float]:
+    """What an undisturbed run deploys at each step, and how long it takes in seconds."""
+    folder = projects.make(tmp_path_factory.mktemp("undisturbed") / "project")
+    started = time.monotonic()
+    chronomerge(folder, "run", **prefect_api)
+    return deployed(folder), time.monotonic() - started
+
+
+def whole(folder: Path) -> None:
+    """No half of a state anywhere: the branch is at the newest tag, and each tag has all its files."""
+    tags = projects.tags(folder)
+    heads = git(folder, "for-each-ref", "--format=%(objectname)", "refs/heads/states/tiny")
+    assert heads == (git(folder, "rev-parse", tags[-1]) if tags else "")
+    for tag in tags:
+        files = git(folder, "ls-tree", "-r", "--name-only", tag).splitlines()
+        assert {"manifest.json", "metrics.json", "dvc.lock", "data/history.dvc"} <= set(files)
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_killed_at_random_moments(
+    tmp_path: Path, prefect_api: dict[str, str], undisturbed: tuple[dict[str, str], float]
+) -> None:
+    expected, seconds = undisturbed
+    folder = projects.make(tmp_path / "project")
+    moments = random.Random(SEED)
+    for _ in range(KILLS):
+        process = projects.start(folder, "run", **prefect_api)
+        time.sleep(moments.uniform(0.2, 1.0) * seconds)
+        projects.kill(process)
+        whole(folder)
+    chronomerge(folder, "run", **prefect_api)
+    whole(folder)
+    assert deployed(folder) == expected
+    assert "nothing to do" in chronomerge(folder, "run").stdout
+    assert not list((folder / ".chronomerge" / "work" / "tiny").iterdir())
+
+
+def test_finished_nodes_are_not_run_again(tmp_path: Path, prefect_api: dict[str, str]) -> None:
+    """A step that fails in its last node, for want of a store, trains nothing when it is run again."""
+    folder = projects.make(tmp_path / "project")
+    (folder / "tasks" / "record" / "recording.py").open("a").write(BREAK)
+    done = chronomerge(folder, "run", "--until", "0", check=False, **prefect_api)
+    assert done.returncode == 2
+    assert "run again when the store answers" in done.stderr
+    assert projects.tags(folder) == []
+    git(folder, "checkout", "--quiet", "tasks/record/recording.py")
+    again = chronomerge(folder, "run", "--until", "0", **prefect_api)
+    assert "train " not in again.stderr
+    assert projects.tags(folder) == ["state/tiny/0000"]
+
+
+BREAK = """
+
+from tasks.record.dvc import RemoteError
+
+
+def record(*_: object) -> State:
+    raise RemoteError("push failed: the test pulled the plug")
+"""
+
+
+def test_a_damaged_result_is_made_again(
+    tmp_path: Path, prefect_api: dict[str, str], undisturbed: tuple[dict[str, str], float]
+) -> None:
+    """A finished node's output is hashed before it is trusted."""
+    folder = projects.make(tmp_path / "project")
+    (folder / "tasks" / "record" / "recording.py").open("a").write(BREAK)
+    chronomerge(folder, "run", "--until", "0", check=False, **prefect_api)
+    git(folder, "checkout", "--quiet", "tasks/record/recording.py")
+    md5 = undisturbed[0]["state/tiny/0000"]
+    stored = folder / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    stored.chmod(0o644)
+    with stored.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    again = chronomerge(folder, "run", "--until", "0", **prefect_api)
+    assert "train " in again.stderr
+    assert deployed(folder) == {"state/tiny/0000": md5}
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path, prefect_api: dict[str, str]) -> None:
+    folder = projects.make(tmp_path / "project")
+    first = projects.start(folder, "run", "--until", "0", **prefect_api)
+    try:
+        deadline = time.monotonic() + 60
+        while "running   nothing" in chronomerge(folder, "status").stdout:
+            assert time.monotonic() < deadline
+        second = chronomerge(folder, "run", "--until", "0", check=False, **prefect_api)
+        assert second.returncode == 2
+        assert f"is being written by process {first.pid} on " in second.stderr
+        waited = chronomerge(folder, "run", "--until", "0", "--wait", **prefect_api)
+        assert "nothing to do" in waited.stdout
+    finally:
+        first.wait()
+    assert projects.tags(folder) == ["state/tiny/0000"]
+
+
+def test_a_killed_run_leaves_no_server_of_its_own(tmp_path: Path) -> None:
+    """Our own Prefect server ends with its run, however that ends."""
+    folder = projects.make(tmp_path / "project")
+    process = projects.start(folder, "run")
+    deadline = time.monotonic() + 60
+    while not (servers := _servers(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    projects.kill(process)
+    psutil.wait_procs(servers, timeout=10)
+    assert not any(server.is_running() for server in servers)
+
+
+def _servers(pid: int) -> list[psutil.Process]:
+    """Our Prefect servers among the children of a process (asked of the kernel: children come and go)."""
+    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "flows.prefect_process"], capture_output=True, text=True)
+    return [psutil.Process(int(line)) for line in found.stdout.split()]

@@ -1,0 +1,140 @@
+"""A timeline run for real: Prefect, DVC, git and an S3 server, on small drawings."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.cache import hash_of
+from tests import project as projects
+from tests.project import chronomerge, git
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
+    """A project whose timeline has run to its end."""
+    folder = projects.make(tmp_path_factory.mktemp("run") / "project")
+    done = chronomerge(folder, "run", **prefect_api)
+    assert "recorded state/tiny/0000 to state/tiny/0002" in done.stdout
+    return folder
+
+
+def test_each_step_is_a_state_on_its_branch(run: Path) -> None:
+    code = git(run, "rev-parse", "main")
+    previous = None
+    for step in range(3):
+        tag = f"state/tiny/{step:04d}"
+        parents = git(run, "rev-list", "--parents", "-1", tag).split()[1:]
+        assert parents == ([previous] if previous else []) + [code]
+        previous = git(run, "rev-parse", tag)
+        manifest = json.loads(git(run, "show", f"{tag}:manifest.json"))
+        assert manifest["step"] == step
+        assert manifest["code"]["commit"] == code
+        assert not manifest["code"]["dirty"]
+    assert git(run, "rev-parse", "states/tiny") == previous
+
+
+def test_recording_leaves_the_user_alone(run: Path) -> None:
+    assert git(run, "status", "--porcelain") == ""
+    assert git(run, "symbolic-ref", "--short", "HEAD") == "main"
+    assert git(run, "rev-list", "--count", "main") == "1"
+    assert not (run / "data").exists()
+    assert git(run, "worktree", "list", "--porcelain").count("worktree ") == 1
+    assert not list((run / ".chronomerge" / "work" / "tiny").iterdir())
+
+
+def test_another_run_does_nothing_and_says_so(run: Path) -> None:
+    before = git(run, "for-each-ref")
+    done = chronomerge(run, "run", PREFECT_API_URL="http://127.0.0.1:1/api")  # would fail if it were asked
+    assert "nothing to do: timeline tiny is recorded up to state/tiny/0002" in done.stdout
+    assert git(run, "for-each-ref") == before
+
+
+def test_dvc_agrees_that_nothing_is_left_to_do(run: Path, tmp_path: Path) -> None:
+    chronomerge(run, "restore", "2", "--to", str(tmp_path / "state"))
+    status = subprocess.run([projects.program("dvc"), "status"], cwd=tmp_path / "state", capture_output=True, text=True)
+    assert status.stdout.strip() == "Data and pipelines are up to date."
+    again = subprocess.run([projects.program("dvc"), "repro"], cwd=tmp_path / "state", capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "Running stage" not in again.stdout
+    assert git(tmp_path / "state", "status", "--porcelain") == ""
+
+
+def test_dvc_repro_makes_the_same_bytes_from_nothing(run: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    chronomerge(run, "restore", "1", "--to", str(state))
+    shutil.rmtree(state / "data" / "step")
+    (state / "metrics.json").unlink()
+    path = os.pathsep.join([str(Path(projects.program("dvc")).parent), os.environ["PATH"]])  # `python` is ours
+    done = subprocess.run(
+        [projects.program("dvc"), "repro", "--force"],
+        cwd=state, capture_output=True, text=True, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Running stage") == 6
+    assert git(state, "status", "--porcelain") == ""  # dvc.lock and metrics.json as they were
+
+
+def test_a_clone_restores_what_the_manifest_says(run: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(run), "clone")
+    chronomerge(clone, "remote", "use", str(run))
+    chronomerge(run, "remote", "start")
+    try:
+        git(clone, "checkout", "--quiet", "state/tiny/0001")
+        pull = subprocess.run(
+            [projects.program("dvc"), "pull", "--remote", "embedded"], cwd=clone, capture_output=True, text=True
+        )
+        assert pull.returncode == 0, pull.stderr
+    finally:
+        chronomerge(run, "remote", "stop")
+    manifest = json.loads((clone / "manifest.json").read_text())
+    for path, entry in {**manifest["inputs"], **manifest["outputs"]}.items():
+        assert hash_of(clone / path).md5 == entry["md5"], path
+
+
+def test_restore_fetches_from_the_store_and_says_how_much(run: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", str(run), "clone")
+    chronomerge(tmp_path / "clone", "remote", "use", str(run))
+    done = chronomerge(tmp_path / "clone", "restore", "2")
+    assert "fetched from the remote" in done.stdout
+    manifest = json.loads(git(run, "show", "state/tiny/0002:manifest.json"))
+    restored = tmp_path / "clone-tiny-0002"
+    assert {p: hash_of(restored / p).md5 for p in manifest["outputs"]} == {
+        p: e["md5"] for p, e in manifest["outputs"].items()
+    }
+    again = chronomerge(tmp_path / "clone", "restore", "2", "--to", str(tmp_path / "again"))
+    assert "all from the cache" in again.stdout
+
+
+def test_restore_never_overwrites(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    done = chronomerge(run, "restore", "1", "--to", str(tmp_path), check=False)
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_state_spells_out_every_param_and_keeps_the_step(run: Path) -> None:
+    params = YAML(typ="safe").load(git(run, "show", "state/tiny/0002:params.yaml"))
+    assert params["step"] == 2
+    assert params["arrival"] == {"name": "second", "update": ["images:drawings/second#train"]}
+    assert params["train"]["lr"] == 5e-4  # a default that the user's file does not name
+
+
+def test_the_store_has_no_secret_in_git_or_logs(run: Path) -> None:
+    identities = json.loads((run / ".chronomerge/store/s3.json").read_text())["identities"]
+    secret = identities[0]["credentials"][0]["secretKey"]
+    assert secret in (run / ".dvc" / "config.local").read_text()
+    assert git(run, "log", "--all", "--oneline", "-S", secret) == ""
+    logs = list((run / ".chronomerge" / "logs").iterdir())
+    assert logs
+    for log in logs:
+        assert secret not in log.read_text(errors="replace")
+    assert (run / ".dvc" / "config.local").stat().st_mode & 0o077 == 0

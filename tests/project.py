@@ -1,0 +1,136 @@
+"""A real project in a temporary folder: this code in a git repository of its own, small drawings, a small model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+SHAPES = ("square", "circle")
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+PARAMS: dict[str, Any] = {
+    "timeline": "tiny",
+    "threads": 1,
+    "base": {
+        "model": "tiny.json",
+        "pretrained": "train",
+        "train": {"steps": 8, "batch_size": 16, "lr": 1e-3},
+        "pretraining": ["images:drawings/base#train"],
+    },
+    "stream": [
+        {"name": "first", "update": ["images:drawings/first#train"]},
+        {"name": "second", "update": ["images:drawings/second#train"]},
+    ],
+    "train": {"steps": 6, "batch_size": 12},
+    "evaluate": {
+        "adaptation": [
+            {"name": "first", "test": ["images:drawings/first#test"]},
+            {"name": "second", "test": ["images:drawings/second#test"]},
+        ],
+        "retention": [{"name": "base", "test": ["images:drawings/base#test"]}],
+    },
+}
+
+
+def make(folder: Path, **changes: Any) -> Path:
+    """A project with params ``PARAMS``, whole top-level keys replaced by ``changes``, in one commit."""
+    files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in files:
+        if name.startswith(("tasks/", "flows/", ".dvc", ".gitignore", "dvc.yaml")) and (ROOT / name).exists():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    (folder / "tiny.json").write_text(json.dumps(MODEL))
+    write_params(folder, **changes)
+    draw(folder / "drawings")
+    (folder / ".gitignore").open("a").write("/drawings/\n/elsewhere/\n")
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "a project")
+    return folder
+
+
+def write_params(folder: Path, **changes: Any) -> None:
+    YAML(typ="safe").dump({**PARAMS, **changes}, folder / "params.yaml")
+
+
+def draw(folder: Path) -> None:
+    """Three pools of coloured shapes, each split into train and test."""
+    random = np.random.default_rng(0)
+    for pool, colours in (("base", COLOURS[:2]), ("first", COLOURS[2:4]), ("second", COLOURS[4:])):
+        for split, count in (("train", 12), ("test", 4)):
+            for colour in colours:
+                for shape in SHAPES:
+                    home = folder / pool / split / f"{colour} {shape}"
+                    home.mkdir(parents=True)
+                    for i in range(count):
+                        _drawing(colour, shape, random).save(home / f"{i}.png")
+
+
+def _drawing(colour: str, shape: str, random: np.random.Generator) -> Image.Image:
+    image = Image.new("RGB", (20, 20), "white")
+    x, y = random.integers(1, 7, 2)
+    pen = ImageDraw.Draw(image)
+    (pen.rectangle if shape == "square" else pen.ellipse)((int(x), int(y), int(x) + 11, int(y) + 11), fill=colour)
+    return image
+
+
+def git(folder: Path, *args: str) -> str:
+    return subprocess.run(["git", *args], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def program(name: str) -> str:
+    """A program of this environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line with the project's own code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", *args],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def start(folder: Path, *args: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Start the command line in a process group of its own, so that it can be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows", *args],
+        cwd=folder, env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the program alone, as the kernel would: its helpers must notice by themselves."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def deployed(folder: Path, timeline: str = "tiny") -> dict[str, str]:
+    """Tag → hash of the deployed weights."""
+    rows = json.loads(chronomerge(folder, "states", "--json", "--timeline", timeline).stdout)
+    return {row["tag"]: row["deployed"] for row in rows}
+
+
+def tags(folder: Path) -> Sequence[str]:
+    return git(folder, "tag", "--list").splitlines()

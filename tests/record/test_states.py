@@ -1,0 +1,138 @@
+"""States in git: one transaction, one winner, and the same for several machines that share a remote."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.record import layout, lock, states, worktree
+from tasks.record.git import git, top_level
+from tasks.record.states import State
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    (folder / "code.py").write_text("1\n")
+    git(folder, "add", "code.py")
+    git(folder, "commit", "--quiet", "--message", "code")
+    return folder
+
+
+@pytest.fixture
+def shared(tmp_path: Path, project: Path) -> Path:
+    git(tmp_path, "init", "--quiet", "--bare", "shared.git")
+    git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
+    git(project, "push", "--quiet", "origin", "HEAD:main")
+    return tmp_path / "shared.git"
+
+
+def record(project: Path, step: int, previous: State | None, remote: str | None = None, note: str = "") -> State:
+    """Commit a state whose files say only which step they are."""
+    tree = project.parent / f"{project.name}-tree"
+    git(project, "worktree", "add", "--quiet", "--detach", str(tree))
+    try:
+        for name in layout.RECORDED:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text(f"{step} {note}\n")
+        return states.commit(
+            tree, project, "x", step, previous, git(project, "rev-parse", "HEAD"), f"state {step}", remote
+        )
+    finally:
+        worktree.remove(project, tree)
+
+
+def test_branch_and_tags_grow_together(project: Path) -> None:
+    assert states.last(project, "x") is None
+    zero = record(project, 0, None)
+    one = record(project, 1, zero)
+    assert states.last(project, "x") == one
+    assert [s.tag for s in states.all_states(project, "x")] == ["state/x/0000", "state/x/0001"]
+    assert states.timelines(project) == ["x"]
+    with pytest.raises(UserError, match="has no state 7 .recorded: 0 to 1"):
+        states.find(project, "x", 7)
+
+
+def test_of_two_writers_of_one_step_one_wins(project: Path) -> None:
+    zero = record(project, 0, None)
+    record(project, 1, zero, note="first")
+    before = git(project, "for-each-ref")
+    with pytest.raises(UserError, match="somebody else"):
+        record(project, 1, zero, note="second")
+    assert git(project, "for-each-ref") == before
+
+
+def test_a_moved_branch_is_noticed(project: Path) -> None:
+    record(project, 0, None)
+    git(project, "update-ref", "refs/heads/states/x", "HEAD")
+    with pytest.raises(UserError, match="newest state is state/x/0000"):
+        states.last(project, "x")
+
+
+def test_machines_that_share_a_remote_take_turns(project: Path, shared: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), "other")
+    other = tmp_path / "other"
+    zero = record(project, 0, None, "origin")
+    states.synchronize(other, "x", "origin")
+    assert states.last(other, "x") == State(other, "x", 0, zero.commit)
+    record(other, 1, states.last(other, "x"), "origin", note="theirs")
+    with pytest.raises(UserError, match="if another machine was first"):
+        record(project, 1, zero, "origin", note="ours")
+    assert states.last(project, "x") == zero  # nothing half recorded
+    states.synchronize(project, "x", "origin")
+    newest = states.last(project, "x")
+    assert newest is not None
+    assert newest.step == 1
+    assert "theirs" in git(project, "show", f"{newest.commit}:manifest.json")
+
+
+def test_what_a_remote_lacks_is_pushed_again(project: Path, shared: Path) -> None:
+    one = record(project, 1, record(project, 0, None))  # as after a crash before the push
+    states.synchronize(project, "x", "origin")
+    assert git(shared, "rev-parse", "refs/heads/states/x") == one.commit
+    assert git(shared, "tag").splitlines() == ["state/x/0000", "state/x/0001"]
+    states.synchronize(project, "x", "origin")
+
+
+def test_two_histories_are_refused(project: Path, shared: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), "other")
+    record(project, 0, None, note="ours")
+    record(tmp_path / "other", 0, None, "origin", note="theirs")
+    with pytest.raises(UserError, match=r"store\.git"):
+        states.synchronize(project, "x", "origin")
+
+
+def test_a_snapshot_has_what_is_not_committed_and_touches_nothing(project: Path) -> None:
+    (project / "code.py").write_text("2\n")
+    (project / "tasks").mkdir()
+    (project / "tasks" / "new.py").write_text("3\n")
+    (project / "unrelated.bin").write_text("4\n")
+    before = git(project, "status", "--porcelain")
+    code = worktree.code_of(project)
+    assert code.dirty
+    assert git(project, "show", f"{code.tree}:code.py") == "2"
+    assert git(project, "show", f"{code.tree}:tasks/new.py") == "3"
+    assert "unrelated.bin" not in git(project, "ls-tree", "--name-only", code.tree)
+    assert git(project, "status", "--porcelain") == before
+
+
+def test_who_holds_a_timeline(project: Path) -> None:
+    assert lock.holder(project, "x") is None
+    with lock.writing(project, "x"):
+        assert "process" in (lock.holder(project, "x") or "")
+        with pytest.raises(UserError, match="timeline 'x' is being written by process"), lock.writing(project, "x"):
+            pass
+        with lock.writing(project, "y"):
+            pass
+    assert lock.holder(project, "x") is None
+
+
+def test_no_repository_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not in a git repository"):
+        top_level(tmp_path)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    with pytest.raises(UserError, match="no commit yet"):
+        top_level(tmp_path)
