@@ -1,0 +1,86 @@
+"""Data preparation: what the sources in params.yaml name becomes raw files, then prepared data sets.
+
+`check`, `fetch_arrival` and `fetch_evaluation` touch the world outside (they look, copy and download); the nodes in
+`tasks.prepare.node` read only the raw files that those left. A kind of source is one file in `tasks.prepare.sources`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasks.params import Arrival, Params, SourceSpec
+from tasks.prepare import experts, files
+from tasks.prepare.registry import parse_all
+from tasks.prepare.source import Outside, Source
+from tasks.progress import Progress, silent
+
+__all__ = ["check", "fetch_arrival", "fetch_evaluation"]
+
+
+def check(params: Params, project: Path = Path()) -> None:
+    """Validate every source and expert that an experiment names, before any work. Relative paths start at ``project``.
+
+    Raises:
+        UserError: an unknown kind, setting, category or style, or a missing file or folder; names the key.
+    """
+    for where, specs in _everything(params):
+        for source in parse_all(specs, where):
+            source.check(project)
+    for arrival in params.stream:
+        if arrival.expert is not None:
+            experts.check(arrival.expert, project)
+
+
+def fetch_arrival(
+    params: Params,
+    arrival: Arrival,
+    into: Path,
+    cache: Path,
+    progress: Progress = silent,
+    project: Path = Path(),
+) -> None:
+    """Put all that an arrival is made of into the folder ``into``: source files, or ``expert.safetensors``.
+
+    What lies there afterwards is enough to prepare the arrival offline, and the same bytes for the same arrival.
+    ``cache`` keeps downloads between calls; the folder is complete or, after an error, as it was before.
+
+    Raises:
+        UserError: something is missing, damaged or can't be downloaded.
+    """
+    with files.replaced(into) as folder:
+        if arrival.expert is not None:
+            experts.fetch(arrival.expert, folder / experts.FILE, project, progress)
+        outside = Outside(project, cache, params.seed, progress)
+        _fetch(parse_all(arrival.update, f"arrival {arrival.name}"), folder, outside)
+
+
+def fetch_evaluation(
+    params: Params,
+    into: Path,
+    cache: Path,
+    progress: Progress = silent,
+    project: Path = Path(),
+) -> None:
+    """As `fetch_arrival`, for the sources of all evaluation sets together."""
+    evaluation_sets = (*params.evaluate.adaptation, *params.evaluate.retention)
+    sources = [s for one in evaluation_sets for s in parse_all(one.test, f"evaluation set {one.name}")]
+    with files.replaced(into) as folder:
+        _fetch(sources, folder, Outside(project, cache, params.seed, progress))
+
+
+def _fetch(sources: Sequence[Source], folder: Path, outside: Outside) -> None:
+    for source in dict.fromkeys(sources):  # several may be the same
+        raw = folder / source.kind
+        raw.mkdir(exist_ok=True)
+        source.fetch(raw, outside)
+
+
+def _everything(params: Params) -> Iterator[tuple[str, Sequence[SourceSpec]]]:
+    yield "base.pretraining", params.base.pretraining
+    for arrival in params.stream:
+        yield f"stream: arrival {arrival.name}", arrival.update
+    for one in params.evaluate.adaptation:
+        yield f"evaluate.adaptation: {one.name}", one.test
+    for one in params.evaluate.retention:
+        yield f"evaluate.retention: {one.name}", one.test

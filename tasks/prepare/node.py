@@ -1,0 +1,132 @@
+"""The nodes ``prepare`` and ``prepare-evaluation``: raw files become prepared data sets, offline and purely."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from tasks import datasets
+from tasks.datasets import Card, Sample
+from tasks.errors import UserError
+from tasks.params import EvaluationSet, Params
+from tasks.prepare import experts, files
+from tasks.prepare.registry import parse_all
+from tasks.prepare.source import Context, Reading, Source
+from tasks.progress import Progress, silent
+
+RAW = Path("data/raw")
+STEP = Path("data/step")
+REPORT_EVERY = 50
+"""Samples between two calls of the progress callback."""
+
+
+def prepare_arrival(project: Path, params: Params, progress: Progress = silent) -> None:
+    """``data/raw/arrival`` → ``data/step/arrival``.
+
+    The output holds a data set; or, for an expert arrival, ``expert.safetensors``, checked against
+    ``data/history/weights/base.safetensors``; or, at step 0 without pretraining data, only ``nothing.json``.
+
+    Raises:
+        UserError: a raw file is missing or damaged, a source selects nothing, or an expert does not fit the base.
+    """
+    arrival, raw = params.arrival, project / RAW / "arrival"
+    with files.replaced(project / STEP / "arrival") as target:
+        if arrival is None:
+            (target / "nothing.json").write_text(json.dumps({"reason": "no pretraining data"}) + "\n")
+        elif arrival.expert is not None:
+            base = project / "data/history/weights/base.safetensors"
+            experts.prepare(raw / experts.FILE, base, target / experts.FILE)
+        else:
+            sources = parse_all(arrival.update, f"arrival {arrival.name}")
+            _prepare(arrival.name, sources, raw, target, _context(project, params), None, progress)
+
+
+def prepare_evaluation(project: Path, params: Params, progress: Progress = silent) -> None:
+    """``data/raw/evaluation`` → one data set per evaluation set in ``data/step/evaluation/NAME``.
+
+    Raises:
+        UserError: as `prepare_arrival`; or a test sample has no class.
+    """
+    context, raw = _context(project, params), project / RAW / "evaluation"
+    with files.replaced(project / STEP / "evaluation") as target:
+        for one in (*params.evaluate.adaptation, *params.evaluate.retention):
+            sources = parse_all(one.test, f"evaluation set {one.name}")
+            folder = target / one.name
+            _prepare(one.name, sources, raw, folder, context, one, progress)
+            if (unlabelled := datasets.Dataset(folder).labels < 0).any():
+                example = datasets.Dataset(folder).ids[int(unlabelled.argmax())]
+                raise UserError(
+                    f"evaluation set {one.name!r}: sample {example!r} has no class; a test set needs classes, "
+                    "from folders or a label column"
+                )
+
+
+def _prepare(
+    name: str,
+    sources: Sequence[Source],
+    raw: Path,
+    folder: Path,
+    context: Context,
+    evaluation: EvaluationSet | None,
+    progress: Progress,
+) -> None:
+    """Read some sources into one data set; classes of the same name are one class."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scratch-") as scratch:
+        context = replace(context, scratch=Path(scratch))
+        readings = [source.read(raw / source.kind, context) for source in sources]
+        classes = tuple(sorted({c for reading in readings for c in reading.classes}))
+        card = Card(
+            name=name,
+            image_size=context.image_size,
+            classes=classes,
+            prompt=_prompt(name, readings, evaluation),
+            origins=tuple(dict.fromkeys(origin for reading in readings for origin in reading.origins)),
+        )
+        count = sum(reading.count for reading in readings)
+        datasets.write(folder, card, _samples(name, readings, classes, count, progress), count)
+
+
+def _samples(
+    name: str, readings: Sequence[Reading], classes: Sequence[str], count: int, progress: Progress
+) -> Iterator[Sample]:
+    labels = {class_name: label for label, class_name in enumerate(classes)}
+    examples = (example for reading in readings for example in reading.examples)
+    for done, example in enumerate(examples, start=1):
+        label = -1 if example.class_name is None else labels[example.class_name]
+        yield Sample(example.id, example.image, example.caption, label)
+        if done % REPORT_EVERY == 0 or done == count:
+            progress(f"preparing {name}", done, count)
+
+
+def _prompt(name: str, readings: Sequence[Reading], evaluation: EvaluationSet | None) -> str:
+    if evaluation is not None and evaluation.prompt is not None:
+        return evaluation.prompt
+    prompts = sorted({reading.prompt for reading in readings})
+    if evaluation is not None and len(prompts) > 1:
+        raise UserError(f"evaluation set {name!r}: its sources' prompts differ ({', '.join(prompts)}); give prompt")
+    return readings[0].prompt
+
+
+def _context(project: Path, params: Params) -> Context:
+    path = project / "data/history/model/preprocess.json"
+    try:
+        return _Preprocess.model_validate_json(path.read_text()).context(params.seed)
+    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+        raise UserError(f"{path}: {' '.join(str(error).split())}; chronomerge run writes it before this node") from None
+
+
+class _Preprocess(BaseModel):
+    """What matters here of ``preprocess.json``."""
+
+    image_size: int = Field(gt=0)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+    def context(self, seed: int) -> Context:
+        return Context(seed, self.image_size, self.interpolation, self.resize_mode == "squash", scratch=Path())

@@ -1,0 +1,109 @@
+"""What a data source is. One file in `tasks.prepare.sources` defines one, and nothing else needs to know of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tasks.datasets import Origin
+from tasks.params import Settings
+from tasks.progress import Progress
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What fetching needs of the world outside."""
+
+    project: Path
+    """Where a user's relative paths start."""
+    cache: Path
+    """A folder that keeps downloads between calls."""
+    seed: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Context:
+    """What preparation needs besides the raw files and a source's own settings."""
+
+    seed: int
+    image_size: int
+    """Height and width of the images, in pixels."""
+    interpolation: str
+    """How photographs are resized: ``bicubic`` or ``bilinear``, as in the model's preprocess.json."""
+    squash: bool
+    """Whether photographs are squeezed into the square; else the shorter side is resized and the centre cut out."""
+    scratch: Path
+    """A folder for temporary files, removed afterwards."""
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What sources keep between readings of one node call, by a key that starts with their kind."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One decoded sample; ``image`` is uint8 RGB of shape (image_size, image_size, 3)."""
+
+    id: str
+    image: np.ndarray = field(repr=False)
+    caption: str
+    class_name: str | None = None
+    """None where the source has captions only."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source gives: how much is known at once, the decoded examples one by one."""
+
+    count: int
+    classes: tuple[str, ...]
+    """Names of the classes that occur, without repeats."""
+    prompt: str
+    """Primer prompt of the form of the captions; ``{}`` is the class name."""
+    origins: tuple[Origin, ...]
+    examples: Iterator[Example] = field(repr=False)
+
+
+class Source(Settings):
+    """Settings of one source, and how it is fetched and read.
+
+    A subclass has a ``kind`` (the word before the colon in ``kind:what``) and its settings as fields.
+    """
+
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def from_text(cls, what: str) -> dict[str, Any]:
+        """The settings that the short form ``kind:what`` stands for, not validated yet.
+
+        Raises:
+            ValueError: one sentence on what is wrong with it.
+        """
+
+    def check(self, project: Path) -> None:
+        """Look, without reading data, whether this source can be fetched at all.
+
+        Raises:
+            UserError: it can't, for instance because a folder is missing.
+        """
+
+    @abstractmethod
+    def fetch(self, into: Path, outside: Outside) -> None:
+        """Put the raw files into ``into``, which all sources of one kind share; the same bytes every time.
+
+        Raises:
+            UserError: a file is missing or can't be had, with the way out.
+        """
+
+    @abstractmethod
+    def read(self, raw: Path, context: Context) -> Reading:
+        """Decode what `fetch` left in ``raw``: a pure function of those files, the settings and the context.
+
+        Raises:
+            UserError: a file can't be decoded (also while iterating over the examples), or nothing is selected.
+        """

@@ -1,0 +1,73 @@
+"""``images``: a folder of image files; the folder that an image lies in is its class.
+
+Short form ``images:PATH``, ``images:PATH#train``, ``images:PATH#test``; settings: `Photographs`. Given splits are two
+folders ``train`` and ``test`` (or validation) at the top. A metadata.csv, .jsonl or .parquet with a column
+``file_name`` gives captions or classes instead, as in Hugging Face's ``imagefolder``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from tasks.errors import UserError
+from tasks.prepare import hugging
+from tasks.prepare.photographs import CAPTION_COLUMNS, LABEL_COLUMNS, Photographs, Row, given_splits, pick
+
+EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+class Images(Photographs):
+    """See the module's docstring."""
+
+    kind: ClassVar[str] = "images"
+
+    def find(self, path: Path) -> tuple[list[Path], bool]:
+        if not path.is_dir():
+            raise UserError(f"images: {self.path}: not a folder")
+        splits = given_splits([p.name for p in path.iterdir() if p.is_dir()])
+        split = pick(splits, self.split, f"images: {self.path}")
+        top = path / split if split else path
+        found = sorted(p for p in _walk(top) if p.suffix.lower() in EXTENSIONS or p.name in METADATA)
+        if not found:
+            raise UserError(f"images: {self._shown(top, path)}: holds no images ({', '.join(sorted(EXTENSIONS))})")
+        if not any(p.name in METADATA for p in found):
+            self._check_classes(path, top, found)
+        return found, split is not None
+
+    def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
+        table = hugging.load("imagefolder", found, scratch, f"images: {self.path}")
+        what = f"images: {self.path}"
+        captions = hugging.texts(table, hugging.find_column(table, self.caption, CAPTION_COLUMNS, what), (), what)
+        column = hugging.find_column(table, self.label, LABEL_COLUMNS, what)
+        classes = hugging.texts(table, column, self.classes, what)
+        rows = []
+        for image, caption, name in zip(table["image"], captions, classes, strict=True):
+            file = Path(image["path"])
+            shown = self._shown(file, home)
+            spoken = name.replace("_", " ") if name and column == "label" else name  # a folder's name
+            rows.append(Row(shown, shown, caption, spoken, file.read_bytes))
+        return sorted(rows, key=lambda row: row.id), False
+
+    def _check_classes(self, path: Path, top: Path, found: list[Path]) -> None:
+        for file in found:
+            if file.parent == top:
+                raise UserError(f"images: {self._shown(file, path)}: lies outside any class folder; move it into one")
+        for folder in sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+            if not any(file.is_relative_to(folder) for file in found):
+                raise UserError(f"images: {self._shown(folder, path)}: the class folder holds no images; remove it")
+
+    def _shown(self, file: Path, path: Path) -> str:
+        return (Path(self.path) / file.relative_to(path)).as_posix()
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below a folder, except hidden ones and what archive programs leave behind."""
+    found = []
+    for parent, names, entries in os.walk(folder):
+        names[:] = sorted(n for n in names if not n.startswith((".", "__")))
+        found += [Path(parent, entry) for entry in entries if not entry.startswith(".")]
+    return found

@@ -1,0 +1,89 @@
+"""Decoding: any mode and orientation becomes upright RGB at the model's size, as open_clip's transform would."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks.errors import UserError
+from tasks.prepare.imaging import decode
+from tasks.prepare.source import Context
+from tests.prepare.conftest import picture
+
+CONTEXT = Context(seed=0, image_size=32, interpolation="bicubic", squash=False, scratch=Path())
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), squash=st.booleans())
+def test_any_size_becomes_the_model_size(width: int, height: int, squash: bool) -> None:
+    pixels = decode(encoded(picture(3, width, height)), replace(CONTEXT, squash=squash), "x")
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", [(48, 40), (40, 48), (33, 32), (101, 37), (32, 32), (20, 17)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_equal_to_torchvision(size: tuple[int, int], interpolation: str) -> None:
+    from tasks.torchvision_shim import ensure
+
+    ensure()
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    image = picture(5, *size)
+    theirs = Compose([Resize(32, InterpolationMode(interpolation)), CenterCrop(32)])(image)
+    ours = decode(encoded(image), replace(CONTEXT, interpolation=interpolation), "x")
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_every_mode(mode: str) -> None:
+    if mode in ("I;16", "I"):
+        grey = np.asarray(picture(2).convert("L"))
+        image = Image.fromarray((grey.astype(np.uint16) * 257) if mode == "I;16" else grey.astype(np.int32) * 257)
+    else:
+        image = picture(2).convert(mode)
+    pixels = decode(encoded(image, "TIFF" if mode in ("CMYK", "I") else "PNG"), CONTEXT, "x")
+    assert pixels.shape == (32, 32, 3)
+    if mode not in ("1", "P"):
+        expected = decode(encoded(picture(2).convert("L" if mode[0] in "LI" else "RGB")), CONTEXT, "x")
+        assert np.abs(pixels.astype(int) - expected).max() <= 3
+
+
+def test_transparency_is_on_white() -> None:
+    clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    assert (decode(encoded(clear), CONTEXT, "x") == 255).all()
+    palette = Image.new("P", (40, 40), 0)
+    palette.putpalette([0, 0, 0] * 256)
+    assert (decode(encoded(palette, transparency=0), CONTEXT, "x") == 255).all()
+
+
+def test_a_turned_photograph_is_put_upright() -> None:
+    image = Image.new("RGB", (64, 64), "white")
+    image.paste((200, 0, 0), (0, 0, 64, 32))  # red above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shot with the camera turned: to be rotated by 90 degrees
+    turned = image.rotate(90, expand=True)
+    pixels = decode(encoded(turned, "JPEG", exif=exif, quality=95), CONTEXT, "x")
+    assert pixels[4, 16, 1] < 60
+    assert pixels[27, 16, 1] > 200
+
+
+def test_what_is_no_image_is_named() -> None:
+    with pytest.raises(UserError, match=r"cat/1\.png: not an image"):
+        decode(b"hello", CONTEXT, "cat/1.png")
+    with pytest.raises(UserError, match=r"cat/1\.png: the image cannot be decoded"):
+        decode(encoded(picture(1))[:-60], CONTEXT, "cat/1.png")
+    with pytest.raises(UserError, match=r"cat/1\.png: not an image"):
+        decode(b"", CONTEXT, "cat/1.png")

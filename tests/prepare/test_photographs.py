@@ -1,0 +1,434 @@
+"""A user's own images: folders, tables, WebDataset tars; splits; and every mistake by name."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks.datasets import Dataset
+from tasks.errors import UserError
+from tasks.prepare.photographs import drawn
+from tests.prepare.conftest import arrival, image_folder, params, picture
+
+ROOT = Path(__file__).parents[2]
+Prepare = Callable[..., Dataset]
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_tar(path: Path, samples: Sequence[dict[str, bytes]], start: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, sample in enumerate(samples, start=start):
+            for extension, data in sample.items():
+                member = tarfile.TarInfo(f"{number:04d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def pairs(data: Dataset) -> dict[str, str]:
+    """Sample id → class name."""
+    return {i: data.card.classes[label] for i, label in zip(data.ids, data.labels, strict=True)}
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_folder(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "photos", {"dog": 2, "snow_leopard": 3, "cat": 1})
+    (project / "photos/cat/notes.txt").write_text("not an image")
+    (project / "photos/cat/.DS_Store").write_text("not for us")
+    (project / "photos/.hidden").mkdir()
+    data = prepare({"source": "images", "path": "photos", "licence": "CC0", "attribution": "me"})
+    assert data.card.classes == ("cat", "dog", "snow leopard")
+    assert Counter(pairs(data).values()) == {"cat": 1, "dog": 2, "snow leopard": 3}
+    assert pairs(data)["photos/dog/01.png"] == "dog"
+    assert data.captions[data.ids.index("photos/snow_leopard/00.png")] == "a photo of a snow leopard."
+    assert data.card.prompt == "a photo of a {}."
+    assert [(o.source, o.licence, o.attribution) for o in data.card.origins] == [("photos", "CC0", "me")]
+    raw = [p for p in (project / "data/raw/arrival").rglob("*") if p.suffix == ".png"]
+    assert len(raw) == 6
+    assert all(p.stat().st_nlink == 1 for p in raw)
+
+
+def test_odd_names_are_no_patterns(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "my photos [1]", {"a*b": 1, "c?": 1, "größe": 1})
+    assert prepare("images:my photos [1]").card.classes == ("a*b", "c?", "größe")
+
+
+def test_raw_files_are_enough(prepare: Prepare, project: Path) -> None:
+    """The user's folder may change or go: what was fetched is what the state is made of."""
+    from tasks.prepare import node
+
+    image_folder(project / "photos", {"cat": 2, "dog": 2})
+    data = prepare("images:photos#train")
+    before = {p.name: p.read_bytes() for p in data.folder.iterdir()}
+    shutil.rmtree(project / "photos")
+    node.prepare_arrival(project, params(arrival=arrival("images:photos#train"), step=1))
+    assert {p.name: p.read_bytes() for p in data.folder.iterdir()} == before
+
+
+def test_drawn_splits(prepare: Prepare, prepare_test: Prepare, project: Path) -> None:
+    image_folder(project / "photos", {"cat": 40, "dog": 40})
+    train, test = pairs(prepare("images:photos#train")), pairs(prepare_test("images:photos#test"))
+    assert not train.keys() & test.keys()
+    assert len(train | test) == 80
+    assert 5 <= len(test) <= 28  # 16 expected
+    image_folder(project / "photos", {"owl": 40}, start=100)
+    assert train.items() <= pairs(prepare("images:photos#train")).items()  # what is added moves nothing
+    assert pairs(prepare("images:photos#train", seed=1)).keys() != train.keys()
+    half = {"source": "images", "path": "photos", "split": "test", "fraction": 0.5}
+    assert 40 <= len(prepare_test(half)) <= 80
+
+
+@given(st.text(), st.integers(0, 2**31), st.floats(0.01, 0.5), st.floats(0.5, 0.99))
+def test_a_larger_fraction_only_adds(name: str, seed: int, small: float, large: float) -> None:
+    if drawn(name, seed, small) == "test":
+        assert drawn(name, seed, large) == "test"
+
+
+@pytest.mark.parametrize("test_name", ["test", "validation", "Val"])
+def test_given_split_folders(prepare: Prepare, prepare_test: Prepare, project: Path, test_name: str) -> None:
+    image_folder(project / "photos/train", {"cat": 3, "dog": 2})
+    image_folder(project / "photos" / test_name, {"cat": 1, "dog": 1}, start=50)
+    assert len(prepare("images:photos#train")) == 5
+    assert set(prepare_test("images:photos#test").ids) == {
+        f"photos/{test_name}/cat/00.png",
+        f"photos/{test_name}/dog/00.png",
+    }
+    raw = list((project / "data/raw/evaluation").rglob("*.png"))
+    assert len(raw) == 2  # the training part is not stored with the test
+    with pytest.raises(UserError, match=f"has the parts train and {test_name}; pick one with #train or #test"):
+        prepare("images:photos")
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # datasets leaves the file to the collector
+def test_a_metadata_file_gives_captions(prepare: Prepare, project: Path) -> None:
+    folder = project / "photos"
+    image_folder(folder, {"in": 2})
+    rows = [{"file_name": "in/00.png", "text": "a red cat"}, {"file_name": "in/01.png", "text": "a blue cat"}]
+    write_csv(folder / "metadata.csv", rows)
+    data = prepare("images:photos")
+    assert data.captions[0] == "a red cat"
+    assert (data.labels == -1).all()
+    assert data.card.classes == ()
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda p: shutil.rmtree(p), "images: photos: no such file or folder"),
+        (lambda p: (shutil.rmtree(p), p.write_text("")), "images: photos: not a folder"),
+        (lambda p: (shutil.rmtree(p), p.mkdir()), "images: photos: holds no images"),
+        (lambda p: (p / "owl").mkdir(), "images: photos/owl: the class folder holds no images"),
+        (lambda p: shutil.copy(p / "cat/00.png", p / "1.png"), "photos/1.png: lies outside any class folder"),
+        (lambda p: (p / "dog/00.png").write_bytes(b"\0\1"), "photos/dog/00.png: not an image"),
+        (lambda p: (p / "dog/00.png").write_bytes(png(1)[:-50]), "photos/dog/00.png: the image cannot be decoded"),
+        (lambda p: (p / "dog/00.png").write_bytes(b""), "photos/dog/00.png: not an image"),
+    ],
+)
+def test_a_broken_folder(prepare: Prepare, project: Path, break_it: Callable[[Path], Any], words: str) -> None:
+    break_it(image_folder(project / "photos", {"cat": 1, "dog": 1}))
+    with pytest.raises(UserError) as caught:
+        prepare("images:photos")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    left = [p.name for p in (project / "data").rglob("*") if "part" in p.name or p.name == "dataset.json"]
+    assert left == []
+
+
+# --- table ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_csv_of_paths_and_captions(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "shop/pictures", {"a": 3})
+    picture(9).save(project / "outside.png")
+    rows = [{"path": f"pictures/a/{i:02d}.png", "caption": f"product  {i}", "class": "shoe"} for i in range(3)]
+    rows.append({"path": "../outside.png", "caption": "NA", "class": ""})
+    rows.append({"path": str(project / "outside.png"), "caption": "", "class": "hat"})
+    write_csv(project / "shop/pairs.csv", rows)
+    data = prepare("table:shop/pairs.csv")
+    assert data.captions == ["product 0", "product 1", "product 2", "NA", "a photo of a hat."]
+    assert data.ids[0] == "shop/pairs.csv:1"
+    assert list(data.labels) == [1, 1, 1, -1, 0]
+    np.testing.assert_array_equal(data.images[3], data.images[4])
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_table_format(prepare: Prepare, project: Path, form: str) -> None:
+    image_folder(project / "t/x", {"a": 2})
+    rows = [{"image": f"x/a/{i:02d}.png", "text": f"number {i}"} for i in range(2)]
+    path = project / f"t/t.{form}"
+    match form:
+        case "csv":
+            write_csv(path, rows)
+        case "tsv":
+            path.write_text("image\ttext\n" + "".join(f"{r['image']}\t{r['text']}\n" for r in rows))
+        case "jsonl":
+            path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        case "parquet":
+            pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    assert prepare(f"table:t/t.{form}").captions == ["number 0", "number 1"]
+
+
+@pytest.mark.parametrize("shape", ["bytes", "struct"])
+def test_parquet_with_the_images_inside(prepare: Prepare, project: Path, shape: str) -> None:
+    images = [png(i) if shape == "bytes" else {"bytes": png(i), "path": None} for i in range(4)]
+    table = pa.Table.from_pylist([{"image": image, "label": i % 2} for i, image in enumerate(images)])
+    pyarrow.parquet.write_table(table, project / "t.parquet")
+    data = prepare({"source": "table", "path": "t.parquet", "classes": ["cat", "dog"]})
+    assert [data.card.classes[label] for label in data.labels] == ["cat", "dog", "cat", "dog"]
+    assert len(np.unique(data.images.reshape(4, -1), axis=0)) == 4
+    assert [p.suffix for p in (project / "data/raw/arrival").rglob("*") if p.is_file()].count(".parquet") == 1
+
+
+def test_class_names_that_a_hugging_face_data_set_brings(prepare: Prepare, project: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = {"img": [{"bytes": png(i), "path": None} for i in range(3)], "label": [1, 0, 1]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    datasets.disable_progress_bars()
+    table.to_parquet(project / "t.parquet")
+    assert list(pairs(prepare("table:t.parquet")).values()) == ["yes", "no", "yes"]
+
+
+def test_given_splits_of_tables(prepare: Prepare, prepare_test: Prepare, project: Path) -> None:
+    image_folder(project / "t/x", {"a": 6})
+    rows = [{"image": f"x/a/{i:02d}.png", "text": str(i) + "!", "split": "train" if i else "test"} for i in range(6)]
+    write_csv(project / "t/t.csv", rows)
+    assert len(prepare("table:t/t.csv#train")) == 5
+    with pytest.raises(UserError, match="has the parts train and test; pick one"):
+        prepare("table:t/t.csv")
+    image_folder(project / "u/x", {"a": 3})
+    for name, numbers in (("train-0", [0]), ("train-1", [1]), ("test-0", [2])):
+        found = [{"image": f"x/a/{i:02d}.png", "label": f"c{i}"} for i in numbers]
+        write_csv(project / f"u/{name}.csv", found)
+    assert prepare("table:u#train").card.classes == ("c0", "c1")
+    assert prepare_test("table:u#test").card.classes == ("c2",)
+
+
+def test_rows_of_one_image_fall_on_one_side(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "t/x", {"a": 20})
+    rows = [{"image": f"x/a/{i % 20:02d}.png", "text": f"image {i % 20} said {i // 20}"} for i in range(60)]
+    write_csv(project / "t/t.csv", rows)
+    sides = [{c.split(" said")[0] for c in prepare(f"table:t/t.csv#{s}").captions} for s in ("train", "test")]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "words"),
+    [
+        ([{"image": "no.png", "text": "x"}], {}, "names the image 'no.png', and there is no such file"),
+        ([{"picture": "a/00.png", "text": "x"}], {}, "no column of images among picture, text; name it with image"),
+        ([{"image": "a/00.png", "text": "x"}], {"image": "pic"}, "no column 'pic'; there are image, text"),
+        ([{"image": "a/00.png", "text": "x"}], {"caption": "cap"}, "no column 'cap'; there are image, text"),
+        ([{"image": "a/00.png", "other": "x"}], {}, "t/t.csv:1: has neither a caption nor a class"),
+        ([{"image": "a/00.png", "label": 3}], {}, "column 'label' holds numbers; give their names"),
+        ([{"image": "a/00.png", "label": 3}], {"classes": ["x"]}, "holds 3, but there are 1 classes"),
+        ([{"image": "a/00.png", "text": "x"}, {"image": "", "text": "x"}], {}, "t/t.csv:2: has no image"),
+        ([{"image": "a/00.png", "text": 0.5}], {}, "holds 0.5, which is neither text nor a whole number"),
+    ],
+)
+def test_a_broken_table(
+    prepare: Prepare, project: Path, rows: list[dict[str, Any]], settings: dict[str, Any], words: str
+) -> None:
+    image_folder(project / "t", {"a": 1})
+    write_csv(project / "t/t.csv", rows)
+    with pytest.raises(UserError) as caught:
+        prepare({"source": "table", "path": "t/t.csv", **settings})
+    assert words in str(caught.value)
+
+
+def test_broken_table_files(prepare: Prepare, project: Path) -> None:
+    (project / "t.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"table: t\.parquet: cannot be read as parquet: "):
+        prepare("table:t.parquet")
+    (project / "t.csv").write_text("")
+    with pytest.raises(UserError, match=r"table: t\.csv: cannot be read as csv: "):
+        prepare("table:t.csv")
+    (project / "t.csv").write_bytes(b"image,text\n\xff\xfe,x\n")
+    with pytest.raises(UserError, match=r"table: t\.csv: cannot be read as csv: "):
+        prepare("table:t.csv")
+    (project / "t.xlsx").write_text("")
+    with pytest.raises(UserError, match=r"table: t\.xlsx: no table there; \.csv, \.tsv"):
+        prepare("table:t.xlsx")
+    (project / "both").mkdir()
+    (project / "both/a.csv").write_text("a\n1\n")
+    (project / "both/b.tsv").write_text("a\n1\n")
+    with pytest.raises(UserError, match="several formats; name one file"):
+        prepare("table:both")
+
+
+# --- webdataset -----------------------------------------------------------------------------------------------------
+
+
+def test_webdataset_tars(prepare: Prepare, prepare_test: Prepare, project: Path) -> None:
+    folder = project / "tars"
+    write_tar(folder / "train-0000.tar", [{"png": png(i), "txt": f"caption {i}\n".encode()} for i in range(8)])
+    write_tar(folder / "train-0001.tar", [{"png": png(8), "txt": b"caption 8"}], start=8)
+    write_tar(folder / "test-0000.tar", [{"png": png(9), "cls": b"cat"}, {"png": png(10), "cls": b"dog"}])
+    data = prepare("webdataset:tars#train")
+    assert data.captions == [f"caption {i}" for i in range(9)]
+    assert data.ids[0] == "tars:train-0000.tar/0000"
+    assert prepare_test("webdataset:tars#test").card.classes == ("cat", "dog")
+    one = prepare("webdataset:tars/test-0000.tar")
+    assert one.ids == ["tars/test-0000.tar:test-0000.tar/0000", "tars/test-0000.tar:test-0000.tar/0001"]
+
+
+def test_webdataset_numbers_and_json(prepare: Prepare, project: Path) -> None:
+    write_tar(project / "a.tar", [{"jpg": png(0), "cls": b"1"}, {"jpg": png(1), "cls": b"0"}])
+    data = prepare({"source": "webdataset", "path": "a.tar", "classes": ["cat", "dog"]})
+    assert list(pairs(data).values()) == ["dog", "cat"]
+    content = [json.dumps({"caption": f"c{i}", "label": "owl"}).encode() for i in range(2)]
+    write_tar(project / "b.tar", [{"png": png(i), "json": content[i]} for i in range(2)])
+    data = prepare("webdataset:b.tar")
+    assert data.captions == ["c0", "c1"]
+    assert data.card.classes == ("owl",)
+
+
+def test_webdataset_members_are_never_run_or_unpacked(prepare: Prepare, project: Path, tmp_path: Path) -> None:
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    trap = pickle.dumps(Trap())
+    write_tar(project / "a.tar", [{"png": png(0), "txt": b"x", "pyd": trap, "pickle": trap, "pth": trap}])
+    assert prepare("webdataset:a.tar").captions == ["x"]
+    assert not (tmp_path / "sprung").exists()
+    with tarfile.open(project / "b.tar", "w") as tar:
+        for name, data in (("../../escaped.png", png(0)), ("../../escaped.txt", b"x")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    prepare("webdataset:b.tar")
+    assert not list(project.rglob("*escaped*"))
+    assert not list(project.parent.glob("*escaped*"))
+
+
+def test_broken_tars(prepare: Prepare, project: Path) -> None:
+    path = write_tar(project / "a.tar", [{"png": png(i), "txt": b"x"} for i in range(4)])
+    whole = path.read_bytes()
+    used = whole.rstrip(b"\0")
+    for keep in (700, 1024, len(used) // 2, len(used) - 600, len(used)):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(UserError, match=r"webdataset: a\.tar: a\.tar is (damaged or no tar file|cut off)"):
+            prepare("webdataset:a.tar")
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(UserError, match=r"webdataset: a\.tar: a\.tar is damaged or no tar file"):
+        prepare("webdataset:a.tar")
+    write_tar(path, [{"txt": b"x"}])
+    with pytest.raises(UserError, match="its samples have no images"):
+        prepare("webdataset:a.tar")
+    write_tar(path, [{"png": png(0), "txt": b"x"}, {"txt": b"x"}])
+    with pytest.raises(UserError):
+        prepare("webdataset:a.tar")
+    write_tar(path, [{"png": png(0), "txt": b"x"}, {"png": b"broken", "txt": b"x"}])
+    with pytest.raises(UserError, match=r"a\.tar/0001: not an image"):
+        prepare("webdataset:a.tar")
+    (project / "none").mkdir()
+    with pytest.raises(UserError, match=r"no \.tar file there"):
+        prepare("webdataset:none")
+
+
+# --- all ------------------------------------------------------------------------------------------------------------
+
+
+def test_sources_together(prepare: Prepare, project: Path) -> None:
+    """Classes of one name are one class, wherever they come from."""
+    image_folder(project / "a", {"cat": 1, "dog": 1})
+    image_folder(project / "b", {"cat": 2, "emu": 1}, start=30)
+    data = prepare("images:a", "images:b")
+    assert data.card.classes == ("cat", "dog", "emu")
+    assert Counter(pairs(data).values()) == {"cat": 3, "dog": 1, "emu": 1}
+
+
+def test_prompts_of_test_sets(prepare_test: Prepare, project: Path) -> None:
+    image_folder(project / "a", {"cat": 1})
+    drawings = {"source": "images", "path": "a", "template": "a drawing of a {}."}
+    assert prepare_test("images:a", prompt="this is a {}").card.prompt == "this is a {}"
+    assert prepare_test(drawings).card.prompt == "a drawing of a {}."
+    image_folder(project / "b", {"cat": 1})
+    with pytest.raises(UserError, match="its sources' prompts differ"):
+        prepare_test(drawings, "images:b")
+
+
+def test_a_test_set_needs_classes(prepare_test: Prepare, project: Path) -> None:
+    image_folder(project / "x", {"a": 1})
+    write_csv(project / "t.csv", [{"image": "x/a/00.png", "text": "caption only"}])
+    with pytest.raises(UserError, match=r"evaluation set 'one': sample 't\.csv:1' has no class"):
+        prepare_test("table:t.csv")
+    assert not (project / "data/step/evaluation").exists()
+
+
+def test_a_split_without_samples(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "a", {"cat": 1})
+    side = "train" if drawn("a/cat/00.png", 0, 0.2) == "test" else "test"
+    with pytest.raises(UserError, match="data set 'new' is empty"):
+        prepare(f"images:a#{side}")
+
+
+@pytest.mark.parametrize("kind", ["images:photos", "table:t.csv", "webdataset:a.tar"])
+def test_another_process_makes_the_same_bytes_and_leaves_home_alone(prepare: Prepare, project: Path, kind: str) -> None:
+    image_folder(project / "photos", {"cat": 3, "dog": 3})
+    write_csv(project / "t.csv", [{"image": f"photos/cat/{i:02d}.png", "text": f"n{i}"} for i in range(3)])
+    write_tar(project / "a.tar", [{"png": png(i), "txt": b"x"} for i in range(3)])
+    data = prepare(kind)
+    before = {p.name: p.read_bytes() for p in data.folder.iterdir()}
+    content = json.loads(params(arrival=arrival(kind), step=1).model_dump_json(exclude_none=True))
+    (project / "params.yaml").write_text(json.dumps(content))
+    home = project / "home"
+    home.mkdir()
+    environment = {"PYTHONPATH": str(ROOT), "HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "tasks.prepare", "arrival"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {p.name: p.read_bytes() for p in data.folder.iterdir()} == before
+    assert list(home.rglob("*")) == []
+    left = {p.name for p in (project / "data/step").iterdir()}
+    assert left == {"arrival"}
+
+
+def test_a_large_photograph(prepare: Prepare, project: Path) -> None:
+    (project / "photos/cat").mkdir(parents=True)
+    Image.new("RGB", (3000, 2000), (10, 200, 30)).save(project / "photos/cat/1.jpg")
+    assert abs(prepare("images:photos").images[0].astype(int) - [10, 200, 30]).max() <= 3
