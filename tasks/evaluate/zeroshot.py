@@ -1,0 +1,77 @@
+"""Zero-shot classification: the class whose prompt lies nearest to the image (CLIP, arXiv 2103.00020, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tasks.errors import UserError
+from tasks.models import Preprocess, Tokenizer, normalize
+
+if TYPE_CHECKING:
+    from tasks.models import Clip
+
+
+def prompts(name: str, classes: Sequence[str], prompt: str) -> list[str]:
+    """One primer prompt per class of the data set ``name``.
+
+    Raises:
+        UserError: fewer than two classes, or one without a name.
+    """
+    if len(classes) < 2:
+        raise UserError(f"evaluation set {name!r} has {len(classes)} classes; zero-shot classification needs two")
+    if not all(c.strip() for c in classes):
+        raise UserError(f"evaluation set {name!r} has a class without a name")
+    return [prompt.replace("{}", c) for c in classes]
+
+
+def tokens(name: str, texts: Sequence[str], tokenize: Tokenizer) -> torch.Tensor:
+    """Token ids of prompts, int64, shape (C, L).
+
+    Raises:
+        UserError: two prompts read the same to the model, so that it could not tell their classes apart.
+    """
+    found = tokenize(texts)
+    seen: dict[bytes, str] = {}
+    for text, row in zip(texts, found.numpy(), strict=True):
+        other = seen.setdefault(row.tobytes(), text)
+        if other is not text:
+            raise UserError(
+                f"evaluation set {name!r}: the prompts {other!r} and {text!r} read the same to the model;"
+                " rename one of the two classes"
+            )
+    return found
+
+
+@torch.inference_mode()
+def text_features(model: Clip, token_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Normalized features of prompts, float32, shape (C, D), on the model's device."""
+    device = model.logit_scale.device
+    return torch.cat([model.encode_text(part.to(device), normalize=True) for part in token_ids.split(batch_size)])
+
+
+@torch.inference_mode()
+def correct(
+    model: Clip,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classifier: torch.Tensor,
+    preprocess: Preprocess,
+    batch_size: int,
+    heard: Callable[[int], None],
+) -> int:
+    """How many uint8 images (N, H, W, 3) have their own class's row of ``classifier`` (C, D) nearest.
+
+    Images are read ``batch_size`` at a time; ``heard`` is told how many are done.
+    """
+    device = classifier.device
+    hits = 0
+    for start in range(0, len(images), batch_size):
+        pixels = normalize(np.array(images[start : start + batch_size]), preprocess, device)
+        nearest = (model.encode_image(pixels, normalize=True) @ classifier.T).argmax(dim=1)
+        hits += int((nearest.cpu().numpy() == labels[start : start + batch_size]).sum())
+        heard(min(start + batch_size, len(images)))
+    return hits
