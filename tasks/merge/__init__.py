@@ -1,0 +1,28 @@
+"""Merging models over time: a library of techniques and an engine that streams any safetensors checkpoints through them.
+
+    from tasks.merge import merge
+    merge("ties", ["a.safetensors", "b.safetensors"], "base.safetensors", "merged.safetensors", settings={"density": 0.2})
+
+Importing it, and merging, needs NumPy and pydantic alone.
+"""
+
+from __future__ import annotations
+
+from tasks.merge.engine import Merged, Report, advance, merge
+from tasks.merge.protocol import check, has_sequential_form
+from tasks.merge.registry import available, create, find
+from tasks.merge.technique import Accumulator, Technique
+
+__all__ = [
+    "Accumulator",
+    "Merged",
+    "Report",
+    "Technique",
+    "advance",
+    "available",
+    "check",
+    "create",
+    "find",
+    "has_sequential_form",
+    "merge",
+]

@@ -1,0 +1,108 @@
+"""The node ``deploy``: the running model and the deployed model of one time step (TIME, arXiv 2412.06712, section 3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.merge import engine, registry
+from tasks.merge.protocol import check, for_all
+from tasks.merge.technique import Accumulator, Technique
+from tasks.params import Params
+from tasks.progress import Progress, silent
+
+_WEIGHTS = Path("data/history/weights")
+_STEP = Path("data/step")
+
+
+def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
+    """Merge as ``params.time`` says, from ``data/history/weights`` and ``data/step/expert.safetensors``.
+
+    Leaves ``data/step/deployed.safetensors`` and ``data/step/running``: ``running.json`` (what it holds), with
+    ``ema.safetensors`` where the protocol uses the running model, and ``all`` (a running state) where all experts are
+    deployed by a technique with a sequential form.
+
+    Raises:
+        UserError: an input is missing, unreadable, not finite or of another architecture, or the settings cannot work.
+    """
+    step = params.step
+    if step is None:
+        raise UserError("params.yaml has no step; run this node through chronomerge, or from a recorded state")
+    check(params.time, step)
+    technique = registry.create(params.time.technique.name, params.time.technique.settings)
+    expert = project / _STEP / "expert.safetensors"
+    if not expert.is_file():
+        raise UserError(f"{expert}: no such checkpoint; the train node writes it")
+    running = project / _STEP / "running"
+    if running.exists():
+        shutil.rmtree(running)
+    running.mkdir(parents=True)
+    deployed = project / _STEP / "deployed.safetensors"
+
+    held: dict[str, Any] = {"step": step, "experts": step}
+    if params.time.uses_ema:
+        held["ema"] = _ema(project, params, technique, expert, running / "ema.safetensors", progress)
+    if step == 0 or params.time.deploy == "ft":
+        _copy(expert, deployed)
+    elif params.time.deploy == "ema":
+        _copy(running / "ema.safetensors", deployed)
+    else:
+        held["all"] = _all(project, params, for_all(technique), expert, running / "all", deployed, progress)
+    _write_json(running / "running.json", held)
+
+
+def _ema(
+    project: Path, params: Params, technique: Technique, expert: Path, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """EMA_t = f([θ_t, EMA_{t-1}]): the new expert first. It starts at θ_0 or, with first-expert, at θ_1."""
+    start = params.time.ema_start
+    if params.step == 0 or (params.step == 1 and start == "first-expert"):
+        _copy(expert, out)
+        return {"start": start, "merges": 0}
+    base = _needed(project / _WEIGHTS / "base.safetensors")
+    before = _needed(project / _WEIGHTS / "running" / "ema.safetensors")
+    report = engine.merge(
+        technique, [expert, before], base, out, seed=params.seed, threads=params.threads, progress=progress
+    ).report
+    merges = (params.step or 0) - (start == "first-expert")
+    return {"start": start, "merges": merges, "report": report.as_json()}
+
+
+def _all(
+    project: Path, params: Params, technique: Technique, expert: Path, state: Path, out: Path, progress: Progress
+) -> dict[str, Any]:
+    base = _needed(project / _WEIGHTS / "base.safetensors")
+    assert params.step is not None
+    if isinstance(technique, Accumulator) and technique.sequential:
+        previous = project / _WEIGHTS / "running" / "all" if params.step > 1 else None
+        report = engine.advance(
+            technique, expert, base, previous, state, out, seed=params.seed, threads=params.threads, progress=progress
+        )
+        if report.experts != params.step:
+            raise UserError(f"{previous}: holds {report.experts - 1} experts, and step {params.step} needs {params.step - 1}")
+        return {"report": report.as_json()}
+    earlier = [_needed(project / _WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, params.step)]
+    report = engine.merge(
+        technique, [*earlier, expert], base, out, seed=params.seed, threads=params.threads, progress=progress
+    ).report
+    return {"report": report.as_json()}
+
+
+def _needed(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; the earlier state that should have handed it on is incomplete")
+    return path
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

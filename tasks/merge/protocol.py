@@ -1,0 +1,59 @@
+"""Which techniques fit which protocol of TIME (arXiv 2412.06712): checked before any expert is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.merge import registry
+from tasks.merge.technique import Accumulator, Technique
+from tasks.params import Time
+
+
+def has_sequential_form(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether deploying the merge of all experts reads one expert and a running state, rather than every expert.
+
+    Raises:
+        UserError: unknown technique or setting.
+    """
+    return for_all(registry.create(name, settings)).sequential
+
+
+def for_all(technique: Technique) -> Technique:
+    """The technique as `deploy: all` uses it: the share of two models says nothing about many."""
+    return technique.model_copy(update={"weight": None}) if "weight" in type(technique).model_fields else technique
+
+
+def check(time: Time, steps: int) -> list[str]:
+    """Refuse what cannot work over ``steps`` time steps; return what is worth a warning.
+
+    Raises:
+        UserError: unknown technique or setting, a technique of two models where all are merged, or a recursion that
+            diverges.
+    """
+    technique = registry.create(time.technique.name, time.technique.settings)
+    fewest, most = technique.models
+    warnings: list[str] = []
+    if time.deploy == "all":
+        if most is not None and steps > most:
+            raise UserError(
+                f"{technique.name} merges {most} models, and deploy: all merges all {steps} experts; "
+                "choose deploy: ema, or another technique"
+            )
+        if fewest > 1:
+            raise UserError(
+                f"{technique.name} merges at least {fewest} models, and deploy: all has one after the first time step; "
+                "choose deploy: ema, or another technique"
+            )
+        chosen = for_all(technique)
+        if not (isinstance(chosen, Accumulator) and chosen.sequential) and steps > 1:
+            warnings.append(
+                f"{technique.name} has no sequential form with these settings: every time step reads all experts so far"
+            )
+        chosen.weights(1)
+    if time.uses_ema:
+        if fewest > 2 or (most is not None and most < 2):
+            raise UserError(f"{technique.name} cannot merge two models, as an EMA recursion does; choose another technique")
+        warnings.extend(technique.recursion(trained_from_running=time.init == "ema"))
+    return warnings

@@ -1,0 +1,194 @@
+"""Exact order statistics of streams, without sorting them.
+
+A sample brackets the wanted value; one pass counts what lies above the bracket and collects what lies inside, a percent
+or so; the answer is among those (Floyd and Rivest 1975). Where a bracket misses, or holds too much (many equal values),
+two passes of histograms over the bits of the floats, which are ordered as their values are, find the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tasks.merge.stream import Piece, Window
+
+Values = NDArray[np.float32]
+
+_WHOLE = 1 << 14
+"""Tensors up to this size are taken whole as their sample."""
+_SAMPLED = 64
+"""One entry in so many of a larger tensor is sampled, in runs of `_RUN`."""
+_RUN = 1024
+_DEVIATIONS = 6.0
+"""Half the width of a bracket, in standard deviations of the sample's quantile."""
+_PIECE = 1 << 20
+
+
+def largest(
+    window: Window, values: Callable[[Piece], Values], ranks: Mapping[str, tuple[int, ...]]
+) -> dict[str, Values]:
+    """See `Window.largest`."""
+    searches = _sample(window, values, ranks)
+    _collect(window, values, searches)
+    _count(window, values, searches)
+    return {
+        group: np.array([[s.answer for s in row] for row in rows], np.float32) for group, rows in searches.items()
+    }
+
+
+class _Search:
+    """The search for one group's, one row's r-th largest value."""
+
+    __slots__ = ("rank", "low", "high", "answer")
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.low = np.float32(0)
+        self.high = np.float32(np.inf)
+        self.answer: np.float32 | None = None
+
+
+_Searches = dict[str, list[list[_Search]]]
+"""Group → row → rank."""
+
+
+def _sample(window: Window, values: Callable[[Piece], Values], wanted: Mapping[str, tuple[int, ...]]) -> _Searches:
+    from tasks.merge.stream import Piece
+
+    pieces = []
+    shares = []  # how many entries of its tensor each sampled one stands for
+    for tensor in window.tensors:
+        size = tensor.size
+        if size <= _WHOLE:
+            pieces.append(Piece(window, tensor, 0, size, (size,)))
+            shares.append(1.0)
+            continue
+        runs = max(_WHOLE, size // _SAMPLED) // _RUN
+        for i in range(runs):
+            start = (size - _RUN) * i // (runs - 1)
+            pieces.append(Piece(window, tensor, start, start + _RUN, (_RUN,)))
+            shares.append(size / (runs * _RUN))
+    found: dict[str, list[tuple[Values, float]]] = {}
+    for piece, share, value in zip(pieces, shares, window.each(values, pieces), strict=True):
+        found.setdefault(piece.tensor.group, []).append((value, share))
+    searches: _Searches = {}
+    for group, samples in found.items():
+        size = window.sizes[group]
+        stands_for = np.concatenate([np.full(v.shape[1], share) for v, share in samples])
+        spread = float(np.square(stands_for[stands_for > 1]).sum())
+        searches[group] = [
+            _bracket(np.concatenate(row), stands_for, spread, size, wanted[group])
+            for row in zip(*(v for v, _ in samples), strict=True)
+        ]
+    return searches
+
+
+def _bracket(
+    sample: Values, stands_for: NDArray[np.float64], spread: float, size: int, ranks: tuple[int, ...]
+) -> list[_Search]:
+    searches = [_Search(rank) for rank in ranks]
+    if spread == 0.0:  # the sample is everything
+        if searches:
+            ordered = np.partition(sample, [size - rank for rank in ranks])
+            for search in searches:
+                search.answer = ordered[size - search.rank]
+        return searches
+    if stands_for.min() == stands_for.max():
+        falling = np.sort(sample)[::-1]
+        at = np.cumsum(stands_for)
+    else:
+        order = np.argsort(sample)[::-1]
+        falling, at = sample[order], np.cumsum(stands_for[order])
+    for search in searches:
+        share = search.rank / size
+        margin = _DEVIATIONS * np.sqrt(spread * max(share * (1 - share), 1e-4)) + 1
+        first, last = np.searchsorted(at, [search.rank - margin, search.rank + margin])
+        if first > 0:
+            search.high = falling[first]
+        if last < len(sample):
+            search.low = falling[last]
+    return searches
+
+
+def _collect(window: Window, values: Callable[[Piece], Values], searches: _Searches) -> None:
+    open_groups = {g for g, rows in searches.items() if any(s.answer is None for row in rows for s in row)}
+    pieces = [p for p in window.pieces("slice", _PIECE // len(window.experts)) if p.tensor.group in open_groups]
+
+    def inside(piece: Piece) -> list[list[tuple[int, int, Values | None]]]:
+        x = values(piece)
+        rows = searches[piece.tensor.group]
+        results: list[list[tuple[int, int, Values | None]]] = [[] for _ in rows]
+        for j in range(len(rows[0])):
+            # All rows in one operation each: threads get in each other's way over many short ones.
+            beyond = x > np.array([[row[j].high] for row in rows])
+            mask = x >= np.array([[row[j].low] for row in rows])
+            mask ^= beyond
+            above = [np.count_nonzero(row) for row in beyond]
+            counts = [np.count_nonzero(row) for row in mask]
+            narrow = max(counts) <= max(1024, x.shape[1] // 4)
+            found = np.split(x[mask], np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
+            for result, row, k, n, part in zip(results, rows, above, counts, found, strict=True):
+                result.append((k, n, part.copy() if part is not None and row[j].low < row[j].high else None))
+        return results
+
+    gathered: dict[str, list[list[list[tuple[int, int, Values | None]]]]] = {}
+    for piece, result in zip(pieces, window.each(inside, pieces), strict=True):
+        gathered.setdefault(piece.tensor.group, []).append(result)
+    for group, results in gathered.items():
+        for i, row in enumerate(searches[group]):
+            for j, search in enumerate(row):
+                parts = [result[i][j] for result in results]
+                above = sum(part[0] for part in parts)
+                count = sum(part[1] for part in parts)
+                if not above < search.rank <= above + count:
+                    continue  # the bracket missed
+                if search.low == search.high:
+                    search.answer = search.low
+                    continue
+                candidates = [part[2] for part in parts if part[2] is not None]
+                if sum(map(len, candidates)) == count:
+                    inner = np.concatenate(candidates)
+                    k = count - (search.rank - above)
+                    search.answer = np.partition(inner, k)[k]
+
+
+def _count(window: Window, values: Callable[[Piece], Values], searches: _Searches) -> None:
+    """Two histograms, of the upper and of the lower 16 bits: exact in fixed memory, whatever the values."""
+    left = {
+        (group, i, search.rank): search
+        for group, rows in searches.items()
+        for i, row in enumerate(rows)
+        for search in row
+        if search.answer is None
+    }
+    for (group, i, rank), search in left.items():
+        pieces = [p for p in window.pieces("slice", _PIECE // len(window.experts)) if p.tensor.group == group]
+        upper = _histogram(window, values, pieces, i, None)
+        from_top = np.cumsum(upper[::-1])
+        place = int(np.searchsorted(from_top, rank))
+        bucket = len(upper) - 1 - place
+        rest = rank - (int(from_top[place - 1]) if place else 0)
+        lower = np.cumsum(_histogram(window, values, pieces, i, bucket)[::-1])
+        low_bits = len(lower) - 1 - int(np.searchsorted(lower, rest))
+        search.answer = np.array(bucket << 16 | low_bits, np.uint32).view(np.float32)[()]
+
+
+def _histogram(
+    window: Window, values: Callable[[Piece], Values], pieces: list[Piece], row: int, bucket: int | None
+) -> NDArray[np.int64]:
+    total = np.zeros(1 << 16, np.int64)
+
+    def bins(piece: Piece) -> NDArray[np.int64]:
+        keys = np.ascontiguousarray(values(piece)[row]).view(np.uint32)
+        high = keys >> np.uint32(16)
+        return np.bincount(high if bucket is None else keys[high == bucket] & np.uint32(0xFFFF), minlength=1 << 16)
+
+    at_once = 64  # bounds the histograms held at a time
+    for first in range(0, len(pieces), at_once):
+        for counts in window.each(bins, pieces[first : first + at_once]):
+            total += counts
+    return total

@@ -1,0 +1,37 @@
+"""Iso-C: an isotropic common subspace."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from tasks.merge.matrices import gram, orthonormal
+from tasks.merge.technique import Accumulator, Array, Expert, State, Summary, Unit
+
+
+class IsoC(Accumulator):
+    """Per matrix, Σ τ_k with all its singular values replaced by their mean; other tensors: the mean of the τ_k.
+
+    That is the mean singular value times the polar factor of Σ τ. Directions in which no expert moved stay so (an SVD
+    would fill them with arbitrary ones).
+    """
+
+    name: ClassVar[str] = "iso_c"
+    source: ClassVar[str] = "Marczak et al. 2025, No task left behind (arXiv 2502.04959), section 4.1"
+    state: ClassVar[tuple[str, ...]] = ("sum",)
+    unit: ClassVar[Unit] = "tensor"
+
+    scale: float = 1.0
+    """λ."""
+
+    def update(self, state: State, x: Array, expert: Expert) -> None:
+        state["sum"] += x
+
+    def finalise(self, state: State, summary: Summary) -> Array:
+        total = state["sum"]
+        if total.ndim != 2:
+            return total * (self.scale / summary.count)
+        narrow = total if total.shape[0] >= total.shape[1] else total.T
+        singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram(narrow)), 0))
+        return orthonormal(total) * (self.scale * float(singular.mean()))

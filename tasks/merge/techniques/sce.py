@@ -1,0 +1,70 @@
+"""SCE: select, calculate, erase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from tasks.merge.parts import Scoped
+from tasks.merge.stream import Piece, Window
+from tasks.merge.technique import Array, Density
+
+
+class Sce(Scoped):
+    """θ_0 + Σ w_i τ̂_i / Σ w_i over the entries that have the sign of Σ τ̂_i.
+
+    Select: τ̂ keeps the density of entries whose variance across experts is largest, of those where it is not zero.
+    Calculate: w_i is the share of Σ τ̂_i² over the scope. Erase: the minority sign.
+    """
+
+    name: ClassVar[str] = "sce"
+    source: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990), section 3.3; mergekit's sce"
+
+    density: Density = 1.0
+    floor: float = Field(default=0.0, ge=0)
+    """Mean square, of all experts together, below which all weigh the same; mergekit has 1e-6."""
+    scale: float = 1.0
+
+    def plan(self, window: Window) -> Callable[[Piece], Array]:
+        thresholds: dict[str, float] = {}
+        if self.density < 1:
+            moved = window.reduce(lambda piece: np.count_nonzero(_variance(piece.vectors())))
+            ranks = {group: (int(self.density * count),) if count else () for group, count in moved.items()}
+            ranks = {group: wanted if wanted and wanted[0] else () for group, wanted in ranks.items()}
+            found = window.largest(lambda piece: _variance(piece.vectors())[None], ranks)
+            thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in found.items()}
+
+        def selected(piece: Piece) -> Array:
+            x = piece.vectors()
+            if self.density < 1:
+                x *= _variance(x) >= thresholds[piece.tensor.group]
+            return x
+
+        energies = window.reduce(lambda piece: np.einsum("ij,ij->i", *(2 * [selected(piece)]), dtype=np.float64))
+        weights = {}
+        for group, energy in energies.items():
+            uniform = energy.sum() == 0 or energy.sum() / window.sizes[group] < self.floor
+            shares = np.full(len(energy), 1 / len(energy)) if uniform else energy / energy.sum()
+            weights[group] = shares.astype(np.float32)[:, None]
+
+        def merged(piece: Piece) -> Array:
+            x = selected(piece)
+            up = x.sum(axis=0) >= 0
+            agree = np.where(up, x > 0, x < 0) * weights[piece.tensor.group]
+            total: Array = agree.sum(axis=0)
+            total[total == 0] = 1
+            agree *= x
+            result: Array = agree.sum(axis=0) / total
+            result *= self.scale
+            return result
+
+        return merged
+
+
+def _variance(x: Array) -> Array:
+    """Over experts, (experts, entries) → (entries)."""
+    variance: Array = x.var(axis=0)
+    return variance

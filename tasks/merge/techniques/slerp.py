@@ -1,0 +1,64 @@
+"""Spherical interpolation of two models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+from pydantic import model_validator
+
+from tasks.errors import UserError
+from tasks.merge.stream import Piece, Window
+from tasks.merge.technique import Array, Share, Technique
+
+_PARALLEL = 0.9995
+
+
+class Slerp(Technique):
+    """sin((1−t)Ω)/sinΩ·θ_1 + sin(tΩ)/sinΩ·θ_2 per tensor, Ω the angle between the raw weights of the two.
+
+    Linear where |cos Ω| > 0.9995, and where a tensor is all zero.
+    """
+
+    name: ClassVar[str] = "slerp"
+    source: ClassVar[str] = "Shoemake 1985; on weights as in mergekit and TIME (arXiv 2412.06712)"
+    models: ClassVar[tuple[int, int | None]] = (2, 2)
+    relative: ClassVar[bool] = False
+    weighted: ClassVar[bool] = True
+
+    t: Share = 0.5
+    """From the first model (0) to the second (1)."""
+    weight: Share | None = None
+    """The share of the first model, that is 1 − t: what other techniques call weight."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Slerp:
+        if self.weight is not None and "t" in self.model_fields_set:
+            raise ValueError("t and weight say the same (weight = 1 - t); give one")
+        return self
+
+    def weights(self, count: int) -> list[float]:
+        first = 1 - self.t if self.weight is None else self.weight
+        return [first, 1 - first]
+
+    def plan(self, window: Window) -> Callable[[Piece], Array]:
+        first, second = window.weights
+        if not math.isclose(first + second, 1):
+            raise UserError(f"slerp: the weights are {first:g} and {second:g}; they should sum to 1")
+        factors = {}
+        for group, gram in window.gram().items():
+            norms = math.sqrt(gram[0, 0] * gram[1, 1])
+            cosine = min(1.0, max(-1.0, gram[0, 1] / norms)) if norms else 1.0
+            if abs(cosine) > _PARALLEL:
+                factors[group] = (np.float32(first), np.float32(second))
+            else:
+                angle = math.acos(cosine)
+                factors[group] = tuple(np.float32(math.sin(w * angle) / math.sin(angle)) for w in (first, second))
+
+        def merged(piece: Piece) -> Array:
+            a, b = factors[piece.tensor.group]
+            return piece.vector(0) * a + piece.vector(1) * b
+
+        return merged
