@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,7 @@ def merge(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the output: float32, bfloat16 or float16 [the base's].")] = None,
     seed: Annotated[int, typer.Option(help="Of techniques that drop at random.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="[all cores this process may use]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="[all cores this process may use]")] = None,
     shard_size: Annotated[float, typer.Option(help="Gigabytes of a shard, where --out is an index.")] = 5.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all that the headers tell; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
@@ -149,10 +150,8 @@ def _experts(given: list[str]) -> tuple[list[Path], list[float] | None]:
         file, weight = text, None
         head, colon, tail = text.rpartition(":")
         if colon and not Path(text).exists():
-            try:
+            with suppress(ValueError):  # a colon in a name, and no weight
                 file, weight = head, float(tail)
-            except ValueError:
-                pass  # a colon in a name, and no weight
         files.append(Path(file))
         weights.append(weight)
     if all(weight is None for weight in weights):

@@ -108,7 +108,10 @@ def _start(project: Path) -> subprocess.Popen[bytes]:
     log = _log(project)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment,
+            start_new_session=True,  # Ctrl-C is for the run, which still has to tell the server
+        )  # fmt: skip
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     return server
 

@@ -29,6 +29,7 @@ class Dvc:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.record.dvc_process"],
                 cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True,
+                start_new_session=True,
             )  # fmt: skip
 
     def __call__(self, action: str, folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -66,7 +67,9 @@ class Dvc:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if kind:
+            self._process.terminate()  # whatever it is at, nothing refers to it yet
         self.close()
 
 

@@ -1,6 +1,8 @@
 """SIGKILL at random moments, then the same command: the same bytes as if nothing had happened."""
 
+import os
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -126,6 +128,21 @@ def test_a_killed_run_leaves_no_server_of_its_own(tmp_path: Path) -> None:
     projects.kill(process)
     psutil.wait_procs(servers, timeout=10)
     assert not any(server.is_running() for server in servers)
+
+
+def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path) -> None:
+    """SIGTERM to the whole process group, as a supervisor or a terminal sends it, with our own Prefect server."""
+    folder = projects.make(tmp_path / "project")
+    process = projects.start(folder, "run", "--until", "0")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".chronomerge/work/tiny/0000-*")):  # the step is under way
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(30) != 0
+    assert not _servers(process.pid)
+    chronomerge(folder, "run", "--until", "0")
+    assert projects.tags(folder) == ["state/tiny/0000"]
 
 
 def _servers(pid: int) -> list[psutil.Process]:
