@@ -103,9 +103,9 @@ def test_the_demo_is_a_fair_stream(known: list[Concept], demo: Params) -> None:
     trained = {name: set(styles) for name, styles in base.items()}
     for one in demo.stream:
         arriving = classes_of(known, one.update, one.name)
-        if one.name == "fluent":  # a new style of what arrived before
+        if one.name == "outlines":  # a new style of what arrived before
             assert arriving.keys() <= trained.keys()
-            assert {s for styles in arriving.values() for s in styles} == {"fluent-emoji-flat"}
+            assert {s for styles in arriving.values() for s in styles} == {"openmoji"}
         else:
             assert not arriving.keys() & trained.keys()
         for name, styles in arriving.items():
