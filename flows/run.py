@@ -62,7 +62,9 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         remote = stack.enter_context(store.open_store(project, params.store.remote))
 
         from flows.timeline import timeline
+        from tasks import models
 
+        models.preload()
         prefect_server.wait(project)
         named = timeline.with_options(flow_run_name=f"{params.timeline} to step {todo.steps[-1]}")
         try:

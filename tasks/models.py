@@ -265,6 +265,12 @@ def configure(threads: int | None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def preload() -> None:
+    """Import what building a model needs (three seconds), while something else takes its time."""
+    ensure_torchvision()
+    import open_clip  # noqa: F401
+
+
 def device_facts(threads: int | None) -> dict[str, str | int]:
     """What computes, for a manifest: the device by name, and the thread count that `configure` sets."""
     import torch

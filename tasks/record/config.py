@@ -68,6 +68,7 @@ def remote(project: Path, name: str) -> Remote:
 def write_local(project: Path, sections: dict[str, dict[str, str]]) -> None:
     """Update sections of ``.dvc/config.local``, atomically and readable by its owner alone."""
     path = project / ".dvc" / "config.local"
+    path.parent.mkdir(exist_ok=True)
     config = _read(path)
     for section, options in sections.items():
         config.setdefault(section, {}).update(options)

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -161,21 +160,28 @@ def _start(project: Path) -> Server:
         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
         f"-filer.port={ports['filer']}",
     ]  # fmt: skip
-    with (home / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, env={**os.environ, "GOMEMLIMIT": "512MiB"},
-        )  # fmt: skip
-    server = Server(process.pid, ports)
+    pid = _spawn(command, home / "server.log")
+    server = Server(pid, ports)
     deadline = time.monotonic() + START_SECONDS
     while not server.answers():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            process.wait()
+        ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+        if ended or time.monotonic() > deadline:
+            if not ended:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             raise UserError(f"the embedded store did not start; its log is {home / 'server.log'}")
         time.sleep(0.05)
     _note(project, server)
     return server
+
+
+def _spawn(command: list[str], log: Path) -> int:
+    """Start a process that may outlive this one, in a session of its own; returns its id."""
+    silent = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    logged = (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    errors_too = (os.POSIX_SPAWN_DUP2, 1, 2)
+    environment = {**os.environ, "GOMEMLIMIT": "512MiB"}
+    return os.posix_spawn(command[0], command, environment, file_actions=[silent, logged, errors_too], setsid=True)
 
 
 def _note(project: Path, server: Server) -> None:

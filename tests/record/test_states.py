@@ -52,7 +52,7 @@ def test_branch_and_tags_grow_together(project: Path) -> None:
     assert states.last(project, "x") == one
     assert [s.tag for s in states.all_states(project, "x")] == ["state/x/0000", "state/x/0001"]
     assert states.timelines(project) == ["x"]
-    with pytest.raises(UserError, match="has no state 7 .recorded: 0 to 1"):
+    with pytest.raises(UserError, match=r"has no state 7 \(recorded: 0 to 1\)"):
         states.find(project, "x", 7)
 
 

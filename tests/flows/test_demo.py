@@ -1,0 +1,41 @@
+"""The demo as a new user meets it: icons from npm, the embedded store, a Prefect server of its own; fewer steps."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import project as projects
+from tests.project import chronomerge, git
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demo_tells_its_story(tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project")
+    shipped = (projects.ROOT / "params.yaml").read_text()
+    short = re.sub(r"steps: \d+", "steps: 3", shipped)
+    first = re.search(r"^  - \{name: nature", short, re.MULTILINE)
+    rest = re.search(r"^time:", short, re.MULTILINE)
+    assert first
+    assert rest
+    (folder / "params.yaml").write_text(short[: first.start()] + short[rest.start() :])
+    (folder / "icons-clip.json").write_bytes((projects.ROOT / "icons-clip.json").read_bytes())
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "a short demo")
+    done = chronomerge(folder, "demo")
+    assert re.search(r"0 │ base .*\n.*1 │ food", done.stdout)
+    assert "chronomerge restore" in done.stdout
+    rows = json.loads(chronomerge(folder, "states", "--json").stdout)
+    assert [row["arrival"] for row in rows] == ["base", "food"]
+    assert rows[1]["bytes"]["new"] < rows[1]["bytes"]["total"]
+    log = (folder / ".chronomerge" / "logs" / "prefect.log").read_text()
+    assert "Traceback" not in log
+    card = json.loads((restored(folder, tmp_path) / "data/step/arrival/dataset.json").read_text())
+    assert all(origin["licence"] != "unknown" for origin in card["origins"])
+
+
+def restored(folder: Path, where: Path) -> Path:
+    chronomerge(folder, "restore", "1", "--to", str(where / "state"))
+    return where / "state"
