@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import prefect_server
+from tasks import progress
 from tasks.errors import UserError
 from tasks.params import Params, load
 from tasks.record import lock, states, store, worktree
@@ -57,7 +58,9 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         todo = pending(project, until)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
             return []
-        stack.enter_context(prefect_server.serving(project))  # starts while the imports below take their time
+        starting = "starting the store and the Prefect server"
+        progress.report(starting, 0, 1)
+        stack.enter_context(prefect_server.serving(project))  # comes up while the imports below take their time
         _check(params, project)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
 
@@ -66,6 +69,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
 
         models.preload()
         prefect_server.wait(project)
+        progress.report(starting, 1, 1)
         named = timeline.with_options(flow_run_name=f"{params.timeline} to step {todo.steps[-1]}")
         try:
             return named(str(project), todo.steps[-1], remote.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class _Step:
 
     def __init__(self, project: Path, step: int, code: Code, remote: str):
         self.project, self.step, self.code = project, step, code
+        self.progress = progress.of_step(step)
         self.remote = config.remote(project, remote)
         self.cache = Cache(config.cache_dir(project))
         self.entries: dict[str, Entry] = {}
@@ -74,7 +76,10 @@ class _Step:
                 recording.record, self.project, tree, self.code, self._input_entries(), references,
                 models.device_facts(tree.params.threads), self.cache, dvc,
             )  # fmt: skip
-            return tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
+            tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
+            metrics = json.loads((tree.folder / "metrics.json").read_text())
+        self.progress("recorded as", 1, 1, f"{tag}: A_KA {metrics['A_KA']:.1f}, A_ZS {metrics['A_ZS']:.1f}")
+        return tag
 
     def _inputs(self, tree: Worktree, previous: State | None, dvc: Dvc) -> None:
         """Place raw files and history in the worktree."""
@@ -86,7 +91,7 @@ class _Step:
         downloads = layout.private(self.project) / "downloads"
         if params.arrival:
             self._fetch(raw_arrival, functools.partial(
-                prepare.fetch_arrival, params, params.arrival, raw_arrival, downloads, progress.report, self.project
+                prepare.fetch_arrival, params, params.arrival, raw_arrival, downloads, self.progress, self.project
             ))  # fmt: skip
         else:
             raw_arrival.mkdir(parents=True)
@@ -97,7 +102,7 @@ class _Step:
             self._place(folder, layout.RAW_EVALUATION, previous.entries[layout.RAW_EVALUATION])
         else:
             self._fetch(raw_evaluation, functools.partial(
-                prepare.fetch_evaluation, params, raw_evaluation, downloads, progress.report, self.project
+                prepare.fetch_evaluation, params, raw_evaluation, downloads, self.progress, self.project
             ))  # fmt: skip
             self._put(folder, layout.RAW_EVALUATION)
         self._place(folder, layout.HISTORY, self._history(tree, previous))

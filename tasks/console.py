@@ -31,22 +31,26 @@ def main(node: Callable[[Path, Params, Progress], None]) -> None:
 
 @contextmanager
 def shown() -> Iterator[Progress]:
-    """Progress as bars on a terminal, else as a line now and then; both on stderr."""
+    """Progress on stderr: bars for what runs on a terminal, else a line now and then; a line for what has finished."""
     if not sys.stderr.isatty():
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
-        known = {}
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    with Bars(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
+        running: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int, note: str = "") -> None:
-            if what not in known:
-                known[what] = bars.add_task(what, total=total, note=note)
-            bars.update(known[what], completed=done, total=total, note=note)
+            if what not in running:
+                running[what] = bars.add_task(what, total=total, note=note)
+            bars.update(running[what], completed=done, total=total, note=note)
+            if done == total:
+                bars.remove_task(running.pop(what))
+                console.print(_line(what, done, total, note))
 
         yield show
 
@@ -58,6 +62,11 @@ def _lines() -> Progress:
         now = time.monotonic()
         if done == total or now - last.setdefault(what, now) >= EVERY:
             last[what] = now
-            print(f"{what} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+            print(_line(what, done, total, note), file=sys.stderr, flush=True)
 
     return show
+
+
+def _line(what: str, done: int, total: int, note: str) -> str:
+    count = f" {done}/{total}" if total > 1 else ""
+    return f"{what}{count} {note}".rstrip()

@@ -35,7 +35,7 @@ def node_task(name: str, work: Work) -> NodeTask:
         node = nodes.declared(folder)[name]
         settings = params.load(folder / "params.yaml")
         assert settings.step == step, f"{folder} holds step {settings.step}, not {step}"
-        return nodes.run(node, key, work, folder, settings, Cache(Path(cache)), progress.report).as_dict()
+        return nodes.run(node, key, work, folder, settings, Cache(Path(cache)), progress.of_step(step)).as_dict()
 
     return run
 

@@ -28,3 +28,12 @@ def listen(listener: Progress) -> None:
 def report(what: str, done: int, total: int, note: str = "") -> None:
     """Tell the process's listener; this is the `Progress` that Prefect tasks hand to their work."""
     _listener(what, done, total, note)
+
+
+def of_step(step: int) -> Progress:
+    """`report`, with the time step named first."""
+
+    def in_step(what: str, done: int, total: int, note: str = "") -> None:
+        report(f"step {step}: {what}", done, total, note)
+
+    return in_step
