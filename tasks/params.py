@@ -182,7 +182,11 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _unique(self) -> Params:
-        _refuse_repeats("arrival", ["base", *(a.name for a in self.stream)])
+        names = [arrival.name for arrival in self.stream]
+        for taken in ("base", "pretraining"):
+            if taken in names:
+                raise ValueError(f"the arrival name {taken!r} is taken: step 0 and its pool are called so")
+        _refuse_repeats("arrival", names)
         return self
 
 
