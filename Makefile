@@ -35,7 +35,8 @@ test: check
 # takes the CUDA build and its parts, which is why these alone are not pinned.
 lock: install
 	$(BIN)/uv pip compile --quiet --extra dev --python-version 3.11 --no-header --no-annotate pyproject.toml \
-		| sed -E 's/^(torch==[^+]+)\+.*/\1/; /^(nvidia|cuda|triton)/d' > requirements.lock.new
+		--output-file requirements.lock.new
+	sed -i -E 's/^(torch==[^+]+)\+.*/\1/; /^(nvidia|cuda|triton)/d' requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:

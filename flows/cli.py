@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from flows import cli_merge, cli_remote
 from tasks.errors import UserError
+from tasks.record.dvc import RemoteError
+from tasks.record.git import GitError
 
 app = typer.Typer(
     name="chronomerge",
@@ -35,9 +38,12 @@ def main() -> None:
     except UserError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; what has finished is kept, and the same command goes on from there")
-        sys.exit(130)
+    except (RemoteError, GitError) as error:
+        _say(f"error: {error}; try again, or look into .chronomerge/logs")
+        sys.exit(2)
+    except OSError as error:
+        _say(f"error: {error.filename or 'the system'}: {error.strerror or error}; mend that and run again")
+        sys.exit(2)
 
 
 def _say(sentence: str) -> None:
@@ -135,9 +141,14 @@ def _run(project: Path, until: int | None, *, wait: bool) -> None:
     from flows.run import run as run_pending
     from tasks import console, progress
 
+    os.chdir(project)  # paths in params.yaml start there
     with console.shown() as listener:
         progress.listen(listener)
-        tags = run_pending(project, until, wait=wait)
+        try:
+            tags = run_pending(project, until, wait=wait)
+        except KeyboardInterrupt:
+            _say("interrupted; what has finished is kept, and the same command goes on from there")
+            raise typer.Exit(130) from None
     name = _timeline(project)
     if tags:
         out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))

@@ -12,7 +12,7 @@ from rich.console import Console
 from tasks.errors import UserError
 
 app = typer.Typer(help="Set up and check the S3-compatible store that keeps states.", no_args_is_help=True)
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Settings go through the environment, so this must be used before anything import
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,7 +17,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tasks.errors import UserError
 from tasks.record import layout
@@ -25,42 +28,72 @@ START_SECONDS = 180
 """A first start creates the database: 8 s on an idle machine, 40 s on a busy one."""
 
 
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server: the address of its API and, where it is our own, its process and log."""
+
+    url: str
+    process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
+
+    def wait(self) -> None:
+        """Return when the server answers, in whatever way: signing in is the client's business.
+
+        Raises:
+            UserError: it does not within three minutes, or it has ended; names its address or its log.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process and self.process.poll() is not None:
+                raise UserError(f"the Prefect server did not start; its log is {self.log}")
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise UserError(f"the Prefect server at {self.url} does not answer; is PREFECT_API_URL right?")
+
+
 @contextmanager
-def serving(project: Path) -> Iterator[None]:
-    """Have a Prefect server starting when the block begins; `wait` tells when it answers."""
-    _configure(project)
-    if "PREFECT_API_URL" in os.environ:
-        yield
-        return
-    server = _start(project)
+def serving(project: Path) -> Iterator[Server]:
+    """A Prefect server that is starting when the block begins; `Server.wait` tells when it answers."""
+    private = layout.private(project)
+    private.mkdir(parents=True, exist_ok=True)
+    results = private / "results"
+    os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(results)
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # a run has a display of its own
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    with (private / "prefect.lock").open("a") as lock:
+        if _alone(lock):
+            _drop_torn_results(results)
+        if url := os.environ.get("PREFECT_API_URL"):
+            yield Server(url)
+            return
+        # One server to a database: a second run in this project has a home of its own.
+        home = private / ("prefect" if _alone(lock) else f"prefect-{os.getpid()}")
+        server = _start(home, private / "logs" / f"{home.name}.log")
+        try:
+            yield server
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            assert server.process
+            server.process.terminate()
+            try:
+                server.process.wait(5)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.process.wait()
+
+
+def _alone(lock: TextIO) -> bool:
+    """Whether this is the only run in the project."""
     try:
-        yield
-    finally:
-        del os.environ["PREFECT_API_URL"]
-        server.terminate()
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def wait(project: Path) -> None:
-    """Return when the server answers.
-
-    Raises:
-        UserError: it does not, within three minutes; names its address and, for our own, its log.
-    """
-    url = os.environ["PREFECT_API_URL"]
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise UserError(f"the Prefect server at {url} does not answer (log of our own: {_log(project)})")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def flush_logs() -> None:
@@ -70,30 +103,22 @@ def flush_logs() -> None:
             handler.flush()
 
 
-def _configure(project: Path) -> None:
-    home = layout.private(project) / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # a run has a display of its own
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    if "PREFECT_API_URL" not in os.environ:
-        os.environ["PREFECT_HOME"] = str(home)
-    _drop_torn_results(Path(os.environ["PREFECT_LOCAL_STORAGE_PATH"]))
-
-
 def _drop_torn_results(folder: Path) -> None:
     """Prefect writes results in place: a kill can leave half of one, which would fail every later run."""
-    for path in folder.glob("*") if folder.exists() else ():
+    for path in folder.glob("*"):
         try:
             json.loads(path.read_bytes())
         except ValueError:
             path.unlink()
 
 
-def _start(project: Path) -> subprocess.Popen[bytes]:
+def _start(home: Path, log: Path) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    os.environ["PREFECT_HOME"] = str(home)
+    home.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -102,19 +127,11 @@ def _start(project: Path) -> subprocess.Popen[bytes]:
         "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     }
-    command = [
-        sys.executable, "-m", "flows.prefect_process", str(os.getpid()), str(port),
-    ]  # fmt: skip
-    log = _log(project)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "flows.prefect_process", str(os.getpid()), str(port)]
     with log.open("ab") as file:
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment,
             start_new_session=True,  # Ctrl-C is for the run, which still has to tell the server
         )  # fmt: skip
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    return server
-
-
-def _log(project: Path) -> Path:
-    return layout.private(project) / "logs" / "prefect.log"
+    url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    return Server(url, process, log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows import prefect_server
@@ -24,13 +24,13 @@ class Pending:
     steps: range
 
 
-def pending(project: Path, until: int | None = None) -> Pending:
-    """Read params and states and tell what is left to do; no work, no server, no network.
+def pending(project: Path, until: int | None = None, params: Params | None = None) -> Pending:
+    """Tell what is left to do of the project's params (or of those given); no work, no server, no network.
 
     Raises:
         UserError: the params are wrong, or do not go on from what is recorded.
     """
-    params = load(project / "params.yaml")
+    params = params or load(project / "params.yaml")
     length = len(params.stream)
     if until is not None and until > length:
         raise UserError(f"--until {until}: the stream has {length} arrivals, so the last step is {length}")
@@ -44,23 +44,31 @@ def pending(project: Path, until: int | None = None) -> Pending:
 def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[str]:
     """Run the pending steps and return the tags of the states they became; none pending, nothing starts.
 
+    The code and the params are taken down once: what changes while a run lasts counts for the next run.
+
     Raises:
         UserError: whatever the user can mend, found as early as it can be.
     """
-    if not pending(project, until).steps:
+    params = load(project / "params.yaml")
+    if not params.store.git and not pending(project, until, params).steps:
         return []  # asks nobody, so that it answers at once
     worktree.require_same_code(project, Path(__file__).parents[1])
-    params = load(project / "params.yaml")
     with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
+        worktree.require_not_checked_out(project, params.timeline)
         worktree.clean_up(project, params.timeline)
+        own = [technique.rpartition(":")[0]] if ":" in (technique := params.time.technique.name) else []
+        code = worktree.code_of(project, *own)
+        if worktree.params_of(project, code).timeline != params.timeline:
+            raise UserError(f"{project / 'params.yaml'} changed while the run was starting; run again")
+        params = worktree.params_of(project, code)
         if params.store.git:
             states.synchronize(project, params.timeline, params.store.git)
-        todo = pending(project, until)  # again: whoever held the lock may have recorded steps
+        todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
             return []
         starting = "starting the store and the Prefect server"
         progress.report(starting, 0, 1)
-        stack.enter_context(prefect_server.serving(project))  # comes up while the imports below take their time
+        server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
         _check(params, project)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
 
@@ -68,11 +76,13 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         from tasks import models
 
         models.preload()
-        prefect_server.wait(project)
+        if worktree.code_of(project, *own).tree != code.tree:
+            raise UserError("files of the project changed while the run was starting; run again")
+        server.wait()
         progress.report(starting, 1, 1)
         named = timeline.with_options(flow_run_name=f"{params.timeline} to step {todo.steps[-1]}")
         try:
-            return named(str(project), todo.steps[-1], remote.name)
+            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
         except RemoteError as error:
             raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
         finally:
@@ -84,7 +94,8 @@ def _check(params: Params, project: Path) -> None:
     from tasks import merge, prepare
 
     prepare.check(params, project)
-    merge.check(params.time, len(params.stream))
+    for warning in merge.check(params.time, len(params.stream)):
+        progress.report("mind:", 1, 1, warning)
 
 
 def _continues(params: Params, last: State, project: Path) -> None:

@@ -1,27 +1,18 @@
-"""The steps of a stream, in order; picks up where it stopped."""
+"""The steps of a stream, in order."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
 from flows.timestep import timestep
-from tasks.params import load
-from tasks.record import states, worktree
 
 
-@flow(name="timeline", flow_run_name="to step {until}", validate_parameters=False)
-def timeline(project: str, until: int, remote: str) -> list[str]:
-    """Run every time step of a project's timeline that is not recorded yet, up to ``until``; returns the new tags.
+@flow(name="timeline", flow_run_name="to step {last}", validate_parameters=False)
+def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: str) -> list[str]:
+    """Run time steps ``first`` to ``last`` of a project's timeline; returns the tags of the states they became.
 
-    The caller holds the timeline's lock and has opened the store (`flows.run`). The code is taken down once: what
-    changes while a run lasts counts for the next run.
+    The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code.
     """
-    folder = Path(project)
-    code = worktree.code_of(folder)
-    params = load(folder / "params.yaml")
-    last = states.last(folder, params.timeline)
-    first = last.step + 1 if last else 0
-    return [timestep(project, step, asdict(code), remote) for step in range(first, until + 1)]
+    return [timestep(project, step, code, remote, fresh=step > first) for step in range(first, last + 1)]

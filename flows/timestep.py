@@ -20,7 +20,7 @@ from tasks import merge, models, nodes, prepare, progress
 from tasks.cache import Cache, Entry, hash_of
 from tasks.nodes import Node, Reference
 from tasks.orchestration import NodeTask, can_pass, reference
-from tasks.params import Arrival, Evaluate, Params, load
+from tasks.params import Arrival, Evaluate, Params
 from tasks.record import config, history, layout, recording, states, worktree
 from tasks.record.dvc import Dvc
 from tasks.record.restore import fetch as fetch_state
@@ -33,13 +33,14 @@ RETRY_SECONDS = [2.0, 10.0, 30.0]
 
 
 @flow(name="timestep", flow_run_name="step {step}", validate_parameters=False)
-def timestep(project: str, step: int, code: dict[str, Any], remote: str) -> str:
+def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: bool = False) -> str:
     """Run one time step of a project's timeline and record it; returns the state's tag.
 
     The caller holds the timeline's lock and has opened the store. ``code`` is a `Code` as a dictionary, ``remote``
-    the name of the DVC remote. Nodes that have finished before, in whatever run, are not run again.
+    the name of the DVC remote, and ``fresh`` says that the previous state was made just now: what an earlier run left
+    in the cache is hashed before it is trusted. Nodes that have finished before, in whatever run, are not run again.
     """
-    return _Step(Path(project), step, Code(**code), remote).run()
+    return _Step(Path(project), step, Code(**code), remote, fresh).run()
 
 
 @task(
@@ -54,8 +55,8 @@ def fetch(fetching: Any) -> None:
 class _Step:
     """One run of one step."""
 
-    def __init__(self, project: Path, step: int, code: Code, remote: str):
-        self.project, self.step, self.code = project, step, code
+    def __init__(self, project: Path, step: int, code: Code, remote: str, fresh: bool):
+        self.project, self.step, self.code, self.fresh = project, step, code, fresh
         self.progress = progress.of_step(step)
         self.remote = config.remote(project, remote)
         self.cache = Cache(config.cache_dir(project))
@@ -63,7 +64,7 @@ class _Step:
         """What lies in the worktree, by content: inputs, and outputs as nodes finish."""
 
     def run(self) -> str:
-        params = load(self.project / "params.yaml")
+        params = worktree.params_of(self.project, self.code)
         previous = states.last(self.project, params.timeline)
         arrival = _arrival(params, self.step)
         with (
@@ -73,8 +74,7 @@ class _Step:
             self._inputs(tree, previous, dvc)
             references = self._nodes(tree)
             record = functools.partial(
-                recording.record, self.project, tree, self.code, self._input_entries(), references,
-                models.device_facts(tree.params.threads), self.cache, dvc,
+                recording.record, self.project, tree, self.code, self._input_entries(), references, self.cache, dvc,
             )  # fmt: skip
             tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
             metrics = json.loads((tree.folder / "metrics.json").read_text())
@@ -84,6 +84,9 @@ class _Step:
     def _inputs(self, tree: Worktree, previous: State | None, dvc: Dvc) -> None:
         """Place raw files and history in the worktree."""
         params, folder = tree.params, tree.folder
+        if previous and not self.fresh:
+            for entry in previous.entries.values():
+                self.cache.drop_damaged(entry)  # comes from the remote again
         if previous and missing(previous, self.cache):
             with worktree.of_state(self.project, previous, self.remote) as there:
                 fetch_state(previous, self.cache, dvc, there)
@@ -143,9 +146,11 @@ class _Step:
 
     def _finish(self, node: Node, prefect_task: NodeTask, tree: Worktree) -> Reference:
         """Run a node, or take what an earlier run of equal key made, once its bytes have been checked."""
-        key = nodes.key_of(node, tree.folder, functools.partial(self._content, tree.folder))
+        machine = models.device_facts(tree.params.threads)
+        key = nodes.key_of(node, tree.folder, functools.partial(self._content, tree.folder), machine)
         call: Mapping[str, Any] = {
-            "worktree": str(tree.folder), "cache": str(self.cache.folder), "key": key, "step": self.step
+            "worktree": str(tree.folder), "cache": str(self.cache.folder), "key": key, "step": self.step,
+            "machine": machine,
         }  # fmt: skip
         finished = reference(prefect_task(**call))
         if not (tree.folder / node.outputs[0]).exists():  # not run just now: a result of an earlier run

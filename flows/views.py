@@ -84,7 +84,7 @@ def what_next(project: Path, timeline: str) -> str:
     last = recorded.all_states(project, timeline)[-1]
     middle = last.step // 2
     return "\n".join([
-        "Try next:",
+        "Try next (after `source .venv/bin/activate`):",
         f"  chronomerge restore {middle}            state {middle}, bit for bit, in a folder beside this one",
         f"  git show {last.tag}:manifest.json  what made the newest state",
         f"  git diff {recorded.find(project, timeline, 0).tag} {last.tag} -- metrics.json",

@@ -104,7 +104,7 @@ class Cache:
     def _put_file(self, path: Path) -> Entry:
         entry = Entry(md5_of(path), path.stat().st_size)
         stored = self.path(entry.md5)
-        if not self._is_whole(entry.md5, entry.size):
+        if not self._matches(entry.md5):  # absent, torn by a crash, or damaged since
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             stored.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class Cache:
 
     def _put_bytes(self, md5: str, content: bytes) -> None:
         stored = self.path(md5)
-        if self._is_whole(md5, len(content)):
+        if self._matches(md5):
             return
         stored.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=stored.parent, prefix=".part-", delete=False) as file:
@@ -126,11 +126,6 @@ class Cache:
         made = Path(file.name)
         made.chmod(0o444)
         made.replace(stored)
-
-    def _is_whole(self, md5: str, size: int) -> bool:
-        """Present with the right size; a shorter file is a crash's leftover and is stored again."""
-        stored = self.path(md5)
-        return stored.exists() and stored.stat().st_size == size
 
     def members(self, entry: Entry) -> dict[str, str]:
         """Relative path → md5 of a stored folder; paths that lead outside it are refused."""

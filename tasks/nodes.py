@@ -24,7 +24,18 @@ from tasks.cache import Cache, Entry
 from tasks.params import Params
 from tasks.progress import Progress, silent
 
-LIBRARIES = ("torch", "open_clip_torch", "numpy", "safetensors", "pillow", "datasets", "resvg-py", "pyarrow")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "numpy",
+    "safetensors",
+    "pillow",
+    "datasets",
+    "resvg-py",
+    "pyarrow",
+)
 """What computes the outputs; another version may give other bytes, and is a reason to run again."""
 
 Work = Callable[[Path, Params, Progress], None]
@@ -57,6 +68,8 @@ class Reference:
     outs: Mapping[str, Entry]
     seconds: float
     """Wall time of the run that made the outputs, in seconds."""
+    machine: Mapping[str, str | int]
+    """The device and the thread count that made them."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -64,12 +77,13 @@ class Reference:
             "key": self.key,
             "outs": {path: entry.as_dict() for path, entry in self.outs.items()},
             "seconds": self.seconds,
+            "machine": dict(self.machine),
         }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Reference:
         outs = {path: Entry(**entry) for path, entry in raw["outs"].items()}
-        return cls(raw["node"], raw["key"], outs, raw["seconds"])
+        return cls(raw["node"], raw["key"], outs, raw["seconds"], raw["machine"])
 
 
 def declared(project: Path) -> dict[str, Node]:
@@ -93,8 +107,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def key_of(node: Node, project: Path, content: Callable[[str], str]) -> str:
-    """The node's key (sha256, hexadecimal); ``content`` gives the hash of a dependency's content by its path."""
+def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Mapping[str, str | int]) -> str:
+    """The node's key (sha256, hexadecimal).
+
+    ``content`` gives the hash of a dependency's content by its path; ``machine`` is what results are bit-exact on:
+    the device and the thread count.
+    """
     params = YAML(typ="safe").load((project / "params.yaml").read_text())
     facts = {
         "cmd": node.cmd,
@@ -102,7 +120,11 @@ def key_of(node: Node, project: Path, content: Callable[[str], str]) -> str:
         "deps": {path: content(path) for path in node.deps},
         "outs": node.outputs,
         "versions": versions(),
+        "machine": dict(machine),
     }
+    technique = _value(params, "time.technique.name") or ""
+    if "time" in node.params and ":" in technique:  # file.py:Class, a user's own
+        facts["technique"] = content(technique.rpartition(":")[0])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,15 +135,22 @@ def _value(params: Any, dotted: str) -> Any:
 
 
 def run(
-    node: Node, key: str, work: Work, project: Path, params: Params, cache: Cache, progress: Progress = silent
+    node: Node,
+    key: str,
+    work: Work,
+    project: Path,
+    params: Params,
+    cache: Cache,
+    machine: Mapping[str, str | int],
+    progress: Progress = silent,
 ) -> Reference:
     """Run a node from a clean start and put what it made into the cache."""
     for path in node.outputs:
         _remove(project / path)
     started = time.monotonic()
     work(project, params, progress)
-    seconds = time.monotonic() - started
-    return Reference(node.name, key, {path: cache.put(project / path) for path in node.outputs}, round(seconds, 3))
+    seconds = round(time.monotonic() - started, 3)
+    return Reference(node.name, key, {path: cache.put(project / path) for path in node.outputs}, seconds, machine)
 
 
 def place(reference: Reference, project: Path, cache: Cache) -> None:

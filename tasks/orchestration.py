@@ -14,7 +14,7 @@ from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.nodes import Reference, Work
 
-NodeTask = Task[[str, str, str, int], dict[str, Any]]
+NodeTask = Task[[str, str, str, int, dict[str, str | int]], dict[str, Any]]
 
 
 def node_task(name: str, work: Work) -> NodeTask:
@@ -30,12 +30,14 @@ def node_task(name: str, work: Work) -> NodeTask:
         persist_result=True,
         result_serializer="json",
     )
-    def run(worktree: str, cache: str, key: str, step: int) -> dict[str, Any]:
+    def run(worktree: str, cache: str, key: str, step: int, machine: dict[str, str | int]) -> dict[str, Any]:
         folder = Path(worktree)
         node = nodes.declared(folder)[name]
         settings = params.load(folder / "params.yaml")
         assert settings.step == step, f"{folder} holds step {settings.step}, not {step}"
-        return nodes.run(node, key, work, folder, settings, Cache(Path(cache)), progress.of_step(step)).as_dict()
+        return nodes.run(
+            node, key, work, folder, settings, Cache(Path(cache)), machine, progress.of_step(step)
+        ).as_dict()
 
     return run
 

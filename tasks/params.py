@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+def _usable_in_git(name: str) -> str:
+    if ".." in name or name.endswith((".", ".lock")):
+        raise ValueError("git allows no '..', and no '.' or '.lock' at the end")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_usable_in_git)]
 """Names of timelines, arrivals and data sets: they become branches, tags and folders."""
 
 SourceSpec = str | dict[str, Any]
@@ -204,10 +211,19 @@ def load(path: Path) -> Params:
             message names the file and every such key.
     """
     try:
-        raw = YAML(typ="safe").load(path.read_text())
+        text = path.read_text()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run chronomerge from a project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file: {error}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Params:
+    """As `load`, of a text; ``path`` is what messages call it."""
+    try:
+        raw = YAML(typ="safe").load(text)
+    except YAMLError as error:
         reason = " ".join(str(error).split())
         hint = '; inside [ ] or { } quote a value with a colon: ["icons:food"]' if "unexpected ':'" in reason else ""
         raise UserError(f"{path}: not a YAML file: {reason}{hint}") from None

@@ -37,9 +37,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     home = tmp_path_factory.mktemp("prefect")
     before = dict(os.environ)
     try:
-        with prefect_server.serving(home):
-            prefect_server.wait(home)
-            yield {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": str(home)}
+        with prefect_server.serving(home) as server:
+            server.wait()
+            yield {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": os.environ["PREFECT_HOME"]}
     finally:
         os.environ.clear()
         os.environ.update(before)

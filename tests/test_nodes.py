@@ -17,6 +17,9 @@ SHARED = ("tasks/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.
 """Modules that carry a node's work but do not decide its outputs."""
 
 
+MACHINE: dict[str, str | int] = {"name": "cpu", "threads": 2}
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
@@ -31,7 +34,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def key(project: Path, name: str) -> str:
-    return nodes.key_of(nodes.declared(project)[name], project, lambda path: hash_of(project / path).md5)
+    return nodes.key_of(nodes.declared(project)[name], project, lambda path: hash_of(project / path).md5, MACHINE)
 
 
 def test_the_key_follows_dependencies_params_and_nothing_else(project: Path) -> None:
@@ -99,7 +102,7 @@ def test_a_run_starts_clean_and_puts_what_it_made_into_the_cache(tmp_path: Path)
         (project / "out" / "a").write_text("a")
         (project / "metrics.json").write_text("{}")
 
-    reference = nodes.run(node, "key", work, tmp_path, Params.model_validate(PARAMS), cache)
+    reference = nodes.run(node, "key", work, tmp_path, Params.model_validate(PARAMS), cache, MACHINE)
     assert Reference.from_dict(reference.as_dict()) == reference
     assert nodes.intact(reference, cache)
     nodes.place(reference, tmp_path / "elsewhere", cache)

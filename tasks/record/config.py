@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 from dataclasses import dataclass, field
@@ -69,15 +70,17 @@ def write_local(project: Path, sections: dict[str, dict[str, str]]) -> None:
     """Update sections of ``.dvc/config.local``, atomically and readable by its owner alone."""
     path = project / ".dvc" / "config.local"
     path.parent.mkdir(exist_ok=True)
-    config = _read(path)
-    for section, options in sections.items():
-        config.setdefault(section, {}).update(options)
-    buffer = io.BytesIO()
-    config.write(buffer)
-    temporary = path.with_name(f".config.local-{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(buffer.getvalue())
-    temporary.replace(path)
+    with (path.parent / "config.local.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = _read(path)
+        for section, options in sections.items():
+            config.setdefault(section, {}).update(options)
+        buffer = io.BytesIO()
+        config.write(buffer)
+        temporary = path.with_name(f".config.local-{os.getpid()}")
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(buffer.getvalue())
+        temporary.replace(path)
 
 
 def write_remote(project: Path, made: Remote) -> None:
@@ -102,6 +105,7 @@ def cache_dir(project: Path) -> Path:
 
 def _read(path: Path) -> ConfigObj:
     try:
-        return ConfigObj(str(path) if path.exists() else None, interpolation=False)
+        content = path.read_bytes().decode().splitlines() if path.exists() else []
+        return ConfigObj(content, interpolation=False, encoding="utf-8", default_encoding="utf-8")
     except ConfigObjError as error:
         raise UserError(f"{path}: not a DVC config file: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ class Dvc:
         self.log = project / ".chronomerge" / "logs" / "dvc.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **ENVIRONMENT, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
+        environment["DVC_SITE_CACHE_DIR"] = str(project / ".chronomerge" / "dvc")  # it keeps one for each worktree
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.record.dvc_process"],
@@ -60,7 +62,8 @@ class Dvc:
     def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it is gone, and has been complained of
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 

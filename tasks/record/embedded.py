@@ -67,7 +67,15 @@ def folder(project: Path) -> Path:
     """Where the server keeps its data: in this project, or in the one that `share` named."""
     own = project / ".chronomerge" / "store"
     shared = own / "shared-from"
-    return Path(shared.read_text()) / ".chronomerge" / "store" if shared.exists() else own
+    if not shared.exists():
+        return own
+    there = Path(shared.read_text()) / ".chronomerge" / "store"
+    if not there.exists():
+        raise UserError(
+            f"{there}: the clone whose store this one uses is gone; name another (chronomerge remote use), "
+            f"or delete {shared} to have a store here"
+        )
+    return there
 
 
 def share(project: Path, other: Path) -> None:

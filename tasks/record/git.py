@@ -9,6 +9,12 @@ from pathlib import Path
 
 from tasks.errors import UserError
 
+_OF_ANOTHER_REPOSITORY = frozenset({
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE",
+})  # fmt: skip
+"""Set where a git hook calls us; they would send our git to the user's index."""
+
 
 class GitError(RuntimeError):
     """A git command failed; the message is git's own."""
@@ -20,9 +26,11 @@ def git(folder: Path, *args: str, stdin: str | None = None, env: Mapping[str, st
     Raises:
         GitError: a non-zero exit status.
     """
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
     done = subprocess.run(
-        ["git", *args], cwd=folder, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
-    )
+        ["git", "-c", "core.hooksPath=/dev/null", *args],  # a user's hooks are for a user's commits
+        cwd=folder, input=stdin, env={**environment, **(env or {})}, capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode:
         raise GitError(f"git {args[0]} failed in {folder}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.rstrip("\n")

@@ -38,6 +38,10 @@ def short_tag(timeline: str, step: int) -> str:
     return f"state/{timeline}/{step:04d}"
 
 
+def is_tag(name: str) -> bool:
+    return re.search(r"/\d{4,}$", name) is not None
+
+
 def step_of(tag_name: str) -> int:
     """The time step of a tag such as ``state/demo/0003``."""
     return int(re.sub(r".*/", "", tag_name))

@@ -24,7 +24,6 @@ def build(
     inputs: Mapping[str, Entry],
     references: Iterable[Reference],
     training: Mapping[str, Any],
-    device: Mapping[str, Any],
     cache: Cache,
 ) -> dict[str, Any]:
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content).
@@ -48,7 +47,7 @@ def build(
         "outputs": {path: entry.as_dict() for path, entry in outputs.items()},
         "code": {"commit": code.commit, "dirty": code.dirty, "tree": code.tree},
         "versions": nodes.versions(),
-        "device": dict(device),
+        "device": {reference.node: dict(reference.machine) for reference in finished},
         "recorded": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "host": socket.gethostname()},
         "seconds": {reference.node: reference.seconds for reference in finished},
         "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tasks.cache import Cache, Entry
 from tasks.nodes import Reference
@@ -27,7 +26,6 @@ def record(
     code: Code,
     inputs: Mapping[str, Entry],
     references: Sequence[Reference],
-    device: Mapping[str, Any],
     cache: Cache,
     dvc: Dvc,
 ) -> State:
@@ -41,7 +39,7 @@ def record(
     assert params.step is not None
     previous = states.last(project, params.timeline)
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
-    content = manifest.build(params, previous, code, inputs, references, training, device, cache)
+    content = manifest.build(params, previous, code, inputs, references, training, cache)
     manifest.write(worktree.folder / "manifest.json", content)
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=_files({**inputs, **outputs}, cache))

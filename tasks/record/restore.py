@@ -12,7 +12,7 @@ from tasks.record.config import Remote
 from tasks.record.dvc import Dvc
 from tasks.record.git import git
 from tasks.record.states import State
-from tasks.record.worktree import remove
+from tasks.record.worktree import forget, remove
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; name another folder with --to")
     cache = Cache(config.cache_dir(project))
+    forget(project, folder)  # restored there before, and deleted since
     git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
     try:
         if remote:

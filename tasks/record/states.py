@@ -59,7 +59,11 @@ def all_states(project: Path, timeline: str) -> list[State]:
     pattern = f"refs/tags/state/{timeline}/*"
     rows = git(project, "for-each-ref", "--format=%(refname) %(objectname)", "--sort=refname", pattern).splitlines()
     found = (row.split() for row in rows)
-    return [State(project, timeline, layout.step_of(name), commit) for name, commit in found]
+    return [
+        State(project, timeline, layout.step_of(name), commit)
+        for name, commit in found
+        if layout.is_tag(name)  # a user may keep tags of their own beside ours
+    ]
 
 
 def timelines(project: Path) -> list[str]:
@@ -85,16 +89,18 @@ def find(project: Path, timeline: str, step: int) -> State:
 def last(project: Path, timeline: str) -> State | None:
     """The newest state, checked against the branch.
 
+    A clone or a fetch brings tags without the branch, or newer ones than it: then the tags tell.
+
     Raises:
-        UserError: branch and newest tag differ, which only a hand can have done.
+        UserError: the branch is somewhere else, which only a hand can have done.
     """
     recorded = all_states(project, timeline)
     head = resolve(project, layout.branch(timeline))
     newest = recorded[-1] if recorded else None
-    if head != (newest.commit if newest else None):
+    if head and head not in {state.commit for state in recorded}:
         name = newest.tag if newest else "no tag"
         raise UserError(
-            f"branch states/{timeline} is at {head and head[:10]}, but its newest state is {name}; "
+            f"branch states/{timeline} is at {head[:10]}, but its newest state is {name}; "
             f"move the branch back (git update-ref) or delete what was made by hand"
         )
     return newest
@@ -128,13 +134,16 @@ def commit(
     branch, tag = layout.branch(timeline), layout.tag(timeline, step)
     if shared:
         _publish(state, shared)
-    update = f"update {branch} {made} {previous.commit}" if previous else f"create {branch} {made}"
+    head = resolve(project, branch)
+    update = f"update {branch} {made} {head}" if head else f"create {branch} {made}"
     try:
         git(project, "update-ref", "--stdin", stdin=f"start\n{update}\ncreate {tag} {made}\nprepare\ncommit\n")
     except GitError as error:
-        raise UserError(
-            f"{state.tag} was recorded by somebody else meanwhile ({error}); run again to go on from it"
-        ) from None
+        if resolve(project, tag) or resolve(project, branch) != head:
+            raise UserError(
+                f"{state.tag} was recorded by somebody else meanwhile; run again to go on from it"
+            ) from None
+        raise UserError(f"git cannot record {state.tag}: {error}; what has finished is kept for the next run") from None
     return state
 
 
@@ -167,6 +176,7 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
 
 
 def _is_ancestor(project: Path, older: str, newer: str) -> bool:
+    """Whether one commit is another, or is among what led to it."""
     try:
         git(project, "merge-base", "--is-ancestor", older, newer)
     except GitError:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ruamel.yaml import YAML
 
 from tasks.errors import UserError
-from tasks.params import Arrival, Params, load
+from tasks.params import Arrival, Params, load, parse
 from tasks.record import config, layout
 from tasks.record.config import Remote
-from tasks.record.git import git, snapshot
+from tasks.record.git import common_dir, git, show, snapshot
 from tasks.record.states import State
 
 CODE = ("flows", "tasks", "params.yaml", "dvc.yaml")
@@ -34,11 +35,16 @@ class Code:
     dirty: bool
 
 
-def code_of(project: Path) -> Code:
-    """Take down the project's code as it is now."""
+def code_of(project: Path, *also: str) -> Code:
+    """Take down the project's code as it is now; ``also`` names files that belong to it beside `CODE`."""
     commit = git(project, "rev-parse", "HEAD")
-    tree = snapshot(project, layout.private(project) / "tmp", *CODE)
+    tree = snapshot(project, layout.private(project) / "tmp", *CODE, *also)
     return Code(commit, tree, tree != git(project, "rev-parse", "HEAD^{tree}"))
+
+
+def params_of(project: Path, code: Code) -> Params:
+    """The params as they were when the code was taken down; edits meanwhile count for the next run."""
+    return parse(show(project, code.tree, "params.yaml"), project / "params.yaml")
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,7 @@ class Worktree:
 @contextmanager
 def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arrival | None) -> Iterator[Worktree]:
     """A fresh worktree for one step, removed afterwards; what its nodes made is in the cache by then."""
-    timeline = load(project / "params.yaml").timeline
-    folder = _home(project, timeline) / f"{step:04d}-{os.getpid()}"
+    folder = _home(project, params_of(project, code).timeline) / f"{step:04d}-{os.getpid()}"
     git(project, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), code.commit)
     try:
         git(folder, "read-tree", "--reset", "-u", code.tree)
@@ -80,8 +85,34 @@ def of_state(project: Path, state: State, remote: Remote) -> Iterator[Path]:
 
 
 def remove(project: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # a crash may have left part of it; prune mends git's own notes
-    git(project, "worktree", "prune")
+    """Remove one worktree, whatever a crash has left of it, and git's note of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    forget(project, folder)
+
+
+def forget(project: Path, folder: Path) -> None:
+    """Drop git's note of one worktree. (``git worktree prune`` would drop a user's that is only unmounted.)"""
+    for note in (common_dir(project) / "worktrees").glob("*/gitdir"):
+        if Path(note.read_text().strip()).resolve() == (folder / ".git").resolve():
+            shutil.rmtree(note.parent)
+
+
+def require_not_checked_out(project: Path, timeline: str) -> None:
+    """A branch that somebody has checked out must not move under them.
+
+    Raises:
+        UserError: the timeline's branch is checked out; says where.
+    """
+    where = ""
+    for line in git(project, "worktree", "list", "--porcelain").splitlines():
+        key, _, value = line.partition(" ")
+        if key == "worktree":
+            where = value
+        elif (key, value) == ("branch", layout.branch(timeline)):
+            raise UserError(
+                f"branch states/{timeline} is checked out in {where}, and a run would move it; "
+                "check out your own branch there, or a state's tag"
+            )
 
 
 def clean_up(project: Path, timeline: str) -> list[Path]:
@@ -90,8 +121,9 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
     left = sorted(home.iterdir()) if home.exists() else []
     for folder in left:
         remove(project, folder)
-    for index in (layout.private(project) / "tmp").glob("index-*.lock"):
-        index.unlink()
+    for index in (layout.private(project) / "tmp").glob("index-*"):
+        if not psutil.pid_exists(int(index.name.split("-")[1].removesuffix(".lock"))):
+            index.unlink(missing_ok=True)
     return left
 
 

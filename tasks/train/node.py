@@ -182,7 +182,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def _report(folder: Path, curve: Sequence[Point], summary: dict[str, object]) -> None:
     """``curve.csv`` and ``training.json``: facts that a rerun repeats, so no wall times."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # in a restored state its files are links into the cache
+    folder.mkdir(parents=True)
     names = [field.name for field in fields(Point)]
     lines = [",".join(names), *(",".join(f"{value:.6g}" for value in asdict(point).values()) for point in curve)]
     (folder / "curve.csv").write_text("\n".join(lines) + "\n")

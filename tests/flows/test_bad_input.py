@@ -130,3 +130,32 @@ def chronomerge_elsewhere(folder: Path, *args: str) -> str:
     done = chronomerge(folder, *args, check=False, PYTHONPATH=str(projects.ROOT), GIT_CEILING_DIRECTORIES="/")
     assert done.returncode == 2
     return done.stderr
+
+
+def test_a_run_whose_store_is_down_or_refuses(project: Path, prefect_api: dict[str, str]) -> None:
+    from tasks.record import config, store
+
+    config.write_remote(project, config.Remote("down", "s3://bucket/states", {
+        "endpointurl": "http://127.0.0.1:9", "access_key_id": "key", "secret_access_key": "secret",
+    }))  # fmt: skip
+    projects.write_params(project, store={"remote": "down"})
+    assert "cannot be reached" in refused(project, "run", **prefect_api)
+    with store.open_store(project, "embedded") as remote:
+        wrong = {**remote.options, "secret_access_key": "not-the-secret"}
+        config.write_remote(project, config.Remote("refuses", remote.url, wrong))
+        projects.write_params(project, store={"remote": "refuses"})
+        line = refused(project, "run", **prefect_api)
+    assert "refuses these credentials" in line
+    assert "not-the-secret" not in line
+
+
+def test_a_branch_that_is_checked_out(project: Path, tmp_path: Path) -> None:
+    projects.write_params(project)
+    projects.git(project, "worktree", "add", "--quiet", "-b", "states/tiny", str(tmp_path / "mine"))
+    try:
+        done = chronomerge(project, "run", check=False)
+        assert done.returncode == 2
+        assert "states/tiny" in done.stderr
+    finally:
+        projects.git(project, "worktree", "remove", str(tmp_path / "mine"))
+        projects.git(project, "branch", "--quiet", "-D", "states/tiny")

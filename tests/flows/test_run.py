@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,59 @@ def test_the_store_has_no_secret_in_git_or_logs(run: Path) -> None:
     for log in logs:
         assert secret not in log.read_text(errors="replace")
     assert (run / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
+
+
+def test_a_fresh_clone_knows_what_is_recorded(run: Path, tmp_path: Path) -> None:
+    """A clone has the tags, but not the branch."""
+    git(tmp_path, "clone", "--quiet", str(run), "clone")
+    assert "last      state/tiny/0002" in chronomerge(tmp_path / "clone", "status").stdout
+    assert "nothing to do" in chronomerge(tmp_path / "clone", "run").stdout
+
+
+def test_restoring_again_after_the_folder_was_deleted(run: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        chronomerge(run, "restore", "0", "--to", str(tmp_path / "state"))
+        shutil.rmtree(tmp_path / "state")
+
+
+def test_a_damaged_object_is_fetched_again_before_it_is_built_on(
+    run: Path, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    """The running model of the last state rots in the cache; the next step must not merge it."""
+    copy = tmp_path / "ü and a space" / "project"
+    shutil.copytree(run, copy, symlinks=True)
+    git(copy, "worktree", "prune")
+    manifest = json.loads(git(copy, "show", "state/tiny/0002:manifest.json"))
+    md5 = manifest["outputs"]["data/step/deployed.safetensors"]["md5"]
+    stored = copy / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    stored.chmod(0o644)
+    good = stored.read_bytes()
+    stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    third = {"name": "third", "update": ["images:drawings/first#train"]}
+    projects.write_params(copy, stream=[*projects.PARAMS["stream"], third])
+    chronomerge(copy, "run", **prefect_api)
+    assert stored.read_bytes() == good
+    assert "state/tiny/0003" in projects.tags(copy)
+
+
+def test_an_outage_while_recording_is_one_line_and_the_next_run_goes_on(
+    tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    folder = projects.make(tmp_path / "project")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "run", "--until", "0"],
+        cwd=folder, env={**os.environ, **prefect_api}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".chronomerge/work/tiny/0000-*/metrics.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(json.loads((folder / ".chronomerge/store/server.json").read_text())["pid"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 2, errors
+    assert "run again when the store answers" in errors
+    assert "Traceback" not in errors
+    assert projects.tags(folder) == []
+    chronomerge(folder, "run", "--until", "0", **prefect_api)
+    assert projects.tags(folder) == ["state/tiny/0000"]

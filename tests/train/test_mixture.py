@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.datasets import Dataset
@@ -24,6 +24,7 @@ def test_an_empty_pools_share_goes_to_the_others_in_proportion() -> None:
     assert counts([0.33, 0.34, 0.33], [0, 9, 0], 5) == [0, 5, 0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(2, 700))
 def test_counts_sum_to_the_batch(shares: list[float], batch: int) -> None:
     found = counts(shares, [1] * len(shares), batch)
