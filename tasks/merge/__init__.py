@@ -1,7 +1,8 @@
-"""Merging models over time: a library of techniques and an engine that streams any safetensors checkpoints through them.
+"""Merging models over time: a library of techniques, and an engine that streams safetensors checkpoints through them.
 
     from tasks.merge import merge
-    merge("ties", ["a.safetensors", "b.safetensors"], "base.safetensors", "merged.safetensors", settings={"density": 0.2})
+    experts = ["a.safetensors", "b.safetensors"]
+    merge("ties", experts, "base.safetensors", "merged.safetensors", settings={"density": 0.2})
 
 Importing it, and merging, needs NumPy and pydantic alone.
 """

@@ -6,10 +6,23 @@ So a result does not depend on how many cores a machine has, and small products 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from numpy.linalg import _umath_linalg  # type: ignore[attr-defined]
+from numpy.linalg import _umath_linalg
+
+
+class _Setting:
+    """The library's thread count is the process's: the first merge in sets it, the last one out puts it back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before = 0
+
+
+_setting = _Setting()
 
 
 @contextmanager
@@ -21,9 +34,15 @@ def one_thread() -> Iterator[None]:
     except AttributeError:
         yield
         return
-    before = get()
-    put(1)
+    with _setting.lock:
+        if _setting.users == 0:
+            _setting.before = get()
+            put(1)
+        _setting.users += 1
     try:
         yield
     finally:
-        put(before)
+        with _setting.lock:
+            _setting.users -= 1
+            if _setting.users == 0:
+                put(_setting.before)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.merge import registry
 from tasks.merge.blas import one_thread
-from tasks.merge.layout import Layout, layout
+from tasks.merge.layout import Layout, Tensor, layout
 from tasks.merge.sequential import Past, accumulate
 from tasks.merge.sinks import DictSink, FileSink, Sink
 from tasks.merge.sources import WIDTH, DictSource, Entry, FileSource, Source, as_given, content_hash, encode, fits
@@ -32,7 +33,7 @@ Model = Path | str | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
 
 SLICE = 1 << 17
-"""Entries of a tensor merged at a time: with its temporaries it stays in the second-level cache."""
+"""Entries of a tensor merged at a time: few enough for the caches, enough that threads seldom wait for each other."""
 
 _WINDOW = 1 << 24
 _COPIED_AT_ONCE = 1 << 22
@@ -99,7 +100,8 @@ def merge(
         experts: paths of checkpoints, or dictionaries of NumPy arrays or torch tensors.
         base: θ_0, for techniques that work on task vectors; its layout and dtypes are the output's.
         out: where the model goes: a safetensors file, or ``NAME.safetensors.index.json`` for shards of
-            ``shard_bytes``. None: to `Merged.tensors`.
+            ``shard_bytes``. None: to `Merged.tensors`, of the kind (NumPy or torch) given; as NumPy, bfloat16 is its
+            16 bits.
         settings: the technique's settings, where it is given by name.
         weights: one an expert; by default the technique's own.
         dtype: of the merged tensors in the output: float32, bfloat16 or float16; by default the base's. Arithmetic
@@ -112,7 +114,6 @@ def merge(
     Raises:
         UserError: anything wrong with the inputs, before any work where headers and settings show it.
     """
-    chosen = registry.create(technique, settings or {}) if isinstance(technique, str) else technique
     chosen = registry.create(technique, settings or {}) if isinstance(technique, str) else technique
     _check_count(chosen, len(experts), base is not None)
     used = _weights(chosen, len(experts), weights)
@@ -290,16 +291,19 @@ def _write(
 ) -> None:
     def one(piece: Piece) -> None:
         tensor = piece.tensor
-        x = compute(piece).reshape(-1)
+        x = np.asarray(compute(piece), np.float32).reshape(-1)
         if technique.needs_base:
             base = piece.base.reshape(-1)
+            if not technique.relative:
+                x = x - base
             if tensor.factor != 1:
-                x = (x if technique.relative else x - base) * tensor.factor + base
-            elif technique.relative:
-                x = x + base
+                x = x * np.float32(tensor.factor)
+            np.add(x, base, out=x)
         encoded = encode(x, tensor.dtype)
         if not fits(encoded, tensor.dtype):
-            raise UserError(f"the merged tensor {tensor.name!r} overflows {tensor.dtype}; choose a smaller scale or float32")
+            raise UserError(
+                f"the merged tensor {tensor.name!r} overflows {tensor.dtype}; choose a smaller scale or float32"
+            )
         sink.write(tensor.name, piece.start * WIDTH[tensor.dtype], encoded)
         tick(piece.size)
 
@@ -316,9 +320,9 @@ def _copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:
             sink.write(name, start, buffer)
 
 
-def _cut(plan: Layout) -> Iterator[list[Any]]:
+def _cut(plan: Layout) -> Iterator[list[Tensor]]:
     """Windows: tensors whose statistics are taken together, some million entries for locality on a cold disk."""
-    window: list[Any] = []
+    window: list[Tensor] = []
     size = 0
     whole = any(t.group != t.name for t in plan.merged)
     for tensor in plan.merged:
@@ -341,7 +345,7 @@ def _hashes(technique: Technique, sources: Sequence[Source], threads: int | None
             names = sorted(source.entries)
             run = map if pool.executor is None else pool.executor.map
             digest = hashlib.sha256()
-            for name, one in zip(names, run(lambda n, s=source: content_hash(s, n), names), strict=True):
+            for name, one in zip(names, run(partial(content_hash, source), names), strict=True):
                 digest.update(repr(name).encode() + one)
             found.append(digest.hexdigest())
     return found
@@ -394,7 +398,12 @@ def _needs_scratch(technique: Technique) -> bool:
 
 
 def _scratch(near: Path | None, stack: ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".merge-", dir=near)))
+    try:
+        if near is not None:
+            near.mkdir(parents=True, exist_ok=True)
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".merge-", dir=near)))
+    except OSError as error:
+        raise UserError(f"{near}: cannot be written ({error.strerror})") from None
 
 
 def _ticker(progress: Progress, total: int) -> Callable[[int], None]:
@@ -416,20 +425,18 @@ def _load_past(technique: Accumulator, folder: Path | None, plan: Layout, stack:
     path = folder / "state.json"
     try:
         scalars = json.loads(path.read_text())
-        past = Past(
-            int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"])
-        )
+        past = Past(int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"]))
         made_by = (scalars["format"], scalars["technique"], scalars["settings"])
     except FileNotFoundError:
         raise UserError(f"{path}: no running state there") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a running state") from None
     if made_by != (_STATE_FORMAT, technique.name, technique.model_dump(mode="json")):
-        raise UserError(f"{path}: the running state was made by {made_by[1]} with {made_by[2]}; it cannot be continued "
-                        f"by {technique.name} with other settings; start a new timeline, or keep its technique")
-    past.arrays = {
-        array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state
-    }
+        raise UserError(
+            f"{path}: the running state was made by {made_by[1]} with {made_by[2]}; it cannot be continued "
+            f"by {technique.name} with other settings; start a new timeline, or keep its technique"
+        )
+    past.arrays = {array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state}
     wanted = {t.name: Entry("F32", t.shape) for t in plan.merged}
     for source in past.arrays.values():
         if source.entries != wanted:
@@ -440,4 +447,4 @@ def _load_past(technique: Accumulator, folder: Path | None, plan: Layout, stack:
 def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -1,12 +1,13 @@
 """Decompositions of weight matrices through the float64 Gram matrix of the smaller side.
 
-Float32 weights have about seven digits; squared in float64, singular values keep them down to 1e-7 of the largest. It takes
-a fraction of the time and of the memory of a full SVD. Directions below that are noise, and are left out.
+Float32 weights have about seven digits; squared in float64, singular values keep them down to 1e-7 of the largest.
+It takes a fraction of the time and of the memory of a full SVD: rows are taken by the thousand, and what can be done in
+place is. Directions below that are noise, and are left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,48 +16,73 @@ from tasks.merge.technique import Array
 
 Float64 = NDArray[np.float64]
 
-_ROWS = 4096
+_ROWS = 1024
 _NOISE = 1e-7
 
 
-@dataclass(frozen=True)
-class Svd:
-    """X = U diag(s) Vᵀ with s falling, without directions of (numerically) zero singular value."""
-
-    u: Array
-    s: Float64
-    v: Array
-
-
-def gram(x: Array) -> Float64:
-    """XᵀX in float64, rows by thousands so that no float64 copy of X is held."""
-    total = np.zeros((x.shape[1], x.shape[1]))
-    for start in range(0, x.shape[0], _ROWS):
-        rows = x[start : start + _ROWS].astype(np.float64)
-        total += rows.T @ rows
+def product(x: Array, y: Array) -> Float64:
+    """XᵀY in float64."""
+    total = np.zeros((x.shape[1], y.shape[1]))
+    for rows in _blocks(x):
+        total += x[rows].T.astype(np.float64) @ y[rows].astype(np.float64)
     return total
 
 
-def svd(x: Array, most: int | None = None) -> Svd:
-    """The ``most`` largest singular values (default: all) of a matrix (m, n), with their vectors in float32."""
-    if x.shape[0] < x.shape[1]:
-        turned = svd(x.T, most)
-        return Svd(turned.v, turned.s, turned.u)
+def gram(x: Array) -> Float64:
+    """XᵀX in float64."""
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for rows in _blocks(x):
+        block = x[rows].astype(np.float64)
+        total += block.T @ block
+    return total
+
+
+def right_vectors(x: Array) -> tuple[Float64, Float64]:
+    """Singular values of a tall matrix (m, n), falling, and its right singular vectors (n, values); without noise."""
     squares, vectors = np.linalg.eigh(gram(x))
     s = np.sqrt(np.maximum(squares[::-1], 0))
-    count = int(np.count_nonzero(s > _NOISE * s[0])) if s[0] > 0 else 0
-    count = count if most is None else min(count, most)
-    v = vectors[:, ::-1][:, :count]
-    u = x @ (v / s[:count]).astype(np.float32)
-    return Svd(u, s[:count], np.ascontiguousarray(v, np.float32))
+    count = int(np.count_nonzero(s > _NOISE * s[0]))
+    return s[:count], vectors[:, ::-1][:, :count]
 
 
-def orthonormal(x: Array) -> Array:
-    """The polar factor of X: the closest matrix with orthonormal columns (rows where X is wide); zero where X is."""
+def top(x: Array, most: int) -> tuple[Array, Float64, Array]:
+    """U (m, k), s and V (n, k) of the ``most`` largest singular values, fewer where the others are noise."""
     if x.shape[0] < x.shape[1]:
-        return np.ascontiguousarray(orthonormal(x.T).T)
+        return top(x.T, most)[::-1]
+    s, v = right_vectors(x)
+    s, v = s[:most], v[:, :most]
+    u: Array = np.matmul(x, (v / s).astype(np.float32))
+    return u, s, v.astype(np.float32)
+
+
+def orthonormalize(x: Array) -> Float64:
+    """Replace X, in place, by its polar factor: the closest matrix with orthonormal columns (rows where X is wide).
+
+    Zero where X has no direction. Returns all singular values that X had.
+    """
+    if x.shape[0] < x.shape[1]:
+        return orthonormalize(x.T)
     squares, vectors = np.linalg.eigh(gram(x))
     s = np.sqrt(np.maximum(squares, 0))
-    inverse = np.divide(1.0, s, out=np.zeros_like(s), where=s > _NOISE * s[-1])
-    polar: Array = x @ ((vectors * inverse) @ vectors.T).astype(np.float32)
-    return polar
+    if s.size and s[-1] > 0:
+        inverse = np.divide(1.0, s, out=np.zeros_like(s), where=s > _NOISE * s[-1])
+        multiply(x, (vectors * inverse) @ vectors.T)
+    return s
+
+
+def multiply(x: Array, by: Float64) -> None:
+    """X ← X B in place, for a square B."""
+    factor = by.astype(np.float32)
+    for rows in _blocks(x):
+        x[rows] = x[rows] @ factor
+
+
+def subtract_product(x: Array, y: Array, by: Float64) -> None:
+    """X ← X − Y B in place."""
+    factor = by.astype(np.float32)
+    for rows in _blocks(x):
+        x[rows] -= y[rows] @ factor
+
+
+def _blocks(x: Array) -> Iterator[slice]:
+    return (slice(start, start + _ROWS) for start in range(0, x.shape[0], _ROWS))

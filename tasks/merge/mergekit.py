@@ -132,9 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _settings(
-    path: Path, method: _Method, shared: Mapping[str, Any], inputs: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _settings(path: Path, method: _Method, shared: Mapping[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
     accepted = set(method.parameters) | ({"weight"} if method.weighted else set()) | _WITHOUT_EFFECT
     settings: dict[str, Any] = {}
     for place in (shared, *((m.get("parameters") or {}) for m in inputs)):
@@ -169,6 +167,6 @@ def _of(model: dict[str, Any], key: str, shared: Mapping[str, Any]) -> Any:
 
 def _plain(path: Path, key: str, value: Any) -> None:
     if not isinstance(value, int | float):
-        raise UserError(f"{path}: parameter {key} is {value!r:.60}; gradients and filters are not supported, give a number")
-
-
+        raise UserError(
+            f"{path}: parameter {key} is {value!r:.60}; gradients and filters are not supported, give a number"
+        )

@@ -1,9 +1,8 @@
-"""The node ``deploy``: the running model and the deployed model of one time step (TIME, arXiv 2412.06712, section 3)."""
+"""The node ``deploy``: the running and the deployed model of one time step (TIME, arXiv 2412.06712, section 3)."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,9 @@ def _all(
             technique, expert, base, previous, state, out, seed=params.seed, threads=params.threads, progress=progress
         )
         if report.experts != params.step:
-            raise UserError(f"{previous}: holds {report.experts - 1} experts, and step {params.step} needs {params.step - 1}")
+            raise UserError(
+                f"{previous}: holds {report.experts - 1} experts, and step {params.step} needs {params.step - 1}"
+            )
         return {"report": report.as_json()}
     earlier = [_needed(project / _WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, params.step)]
     report = engine.merge(
@@ -101,7 +102,7 @@ def _needed(path: Path) -> Path:
 def _copy(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    temporary.replace(target)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from tasks.errors import UserError
 from tasks.merge.technique import (
@@ -42,7 +43,7 @@ class Scoped(Technique):
 class Sparsified(Accumulator):
     """Takes τ as it is."""
 
-    def sparsify(self, x: Array, expert: Expert) -> Array:
+    def sparsify(self, x: Array, expert: Expert) -> Array:  # noqa: ARG002
         """τ̂ of one expert; may change ``x``."""
         return x
 
@@ -208,6 +209,7 @@ class SignElected(Sparsified, Weighted):
         x -= rising
         state["negative"] += x
 
+    @override
     def finalise(self, state: State, summary: Summary) -> Array:
         rises = state["positive"] + state["negative"] >= 0
         up, down = rises.astype(np.float32), (~rises).astype(np.float32)

@@ -54,6 +54,8 @@ def check(time: Time, steps: int) -> list[str]:
         chosen.weights(1)
     if time.uses_ema:
         if fewest > 2 or (most is not None and most < 2):
-            raise UserError(f"{technique.name} cannot merge two models, as an EMA recursion does; choose another technique")
+            raise UserError(
+                f"{technique.name} cannot merge two models, as an EMA recursion does; choose another technique"
+            )
         warnings.extend(technique.recursion(trained_from_running=time.init == "ema"))
     return warnings

@@ -35,21 +35,19 @@ def largest(
     searches = _sample(window, values, ranks)
     _collect(window, values, searches)
     _count(window, values, searches)
-    return {
-        group: np.array([[s.answer for s in row] for row in rows], np.float32) for group, rows in searches.items()
-    }
+    return {group: np.array([[s.answer for s in row] for row in rows], np.float32) for group, rows in searches.items()}
 
 
 class _Search:
     """The search for one group's, one row's r-th largest value."""
 
-    __slots__ = ("rank", "low", "high", "answer")
+    __slots__ = ("answer", "high", "low", "rank")
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.low = np.float32(0)
         self.high = np.float32(np.inf)
-        self.answer: np.float32 | None = None
+        self.answer: float | None = None
 
 
 _Searches = dict[str, list[list[_Search]]]
@@ -95,7 +93,7 @@ def _bracket(
         if searches:
             ordered = np.partition(sample, [size - rank for rank in ranks])
             for search in searches:
-                search.answer = ordered[size - search.rank]
+                search.answer = float(ordered[size - search.rank])
         return searches
     if stands_for.min() == stands_for.max():
         falling = np.sort(sample)[::-1]
@@ -127,8 +125,8 @@ def _collect(window: Window, values: Callable[[Piece], Values], searches: _Searc
             beyond = x > np.array([[row[j].high] for row in rows])
             mask = x >= np.array([[row[j].low] for row in rows])
             mask ^= beyond
-            above = [np.count_nonzero(row) for row in beyond]
-            counts = [np.count_nonzero(row) for row in mask]
+            above = [int(np.count_nonzero(row)) for row in beyond]
+            counts = [int(np.count_nonzero(row)) for row in mask]
             narrow = max(counts) <= max(1024, x.shape[1] // 4)
             found = np.split(x[mask], np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
             for result, row, k, n, part in zip(results, rows, above, counts, found, strict=True):
@@ -147,13 +145,13 @@ def _collect(window: Window, values: Callable[[Piece], Values], searches: _Searc
                 if not above < search.rank <= above + count:
                     continue  # the bracket missed
                 if search.low == search.high:
-                    search.answer = search.low
+                    search.answer = float(search.low)
                     continue
                 candidates = [part[2] for part in parts if part[2] is not None]
                 if sum(map(len, candidates)) == count:
                     inner = np.concatenate(candidates)
                     k = count - (search.rank - above)
-                    search.answer = np.partition(inner, k)[k]
+                    search.answer = float(np.partition(inner, k)[k])
 
 
 def _count(window: Window, values: Callable[[Piece], Values], searches: _Searches) -> None:
@@ -174,7 +172,7 @@ def _count(window: Window, values: Callable[[Piece], Values], searches: _Searche
         rest = rank - (int(from_top[place - 1]) if place else 0)
         lower = np.cumsum(_histogram(window, values, pieces, i, bucket)[::-1])
         low_bits = len(lower) - 1 - int(np.searchsorted(lower, rest))
-        search.answer = np.array(bucket << 16 | low_bits, np.uint32).view(np.float32)[()]
+        search.answer = float(np.array(bucket << 16 | low_bits, np.uint32).view(np.float32))
 
 
 def _histogram(

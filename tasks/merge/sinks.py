@@ -86,7 +86,7 @@ class FileSink:
 
     def write(self, name: str, start: int, data: NDArray[Any]) -> None:
         descriptor, offset = self._places[name]
-        view = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         offset += start
         while len(view):
             count = os.pwrite(descriptor, view, offset)
@@ -95,7 +95,7 @@ class FileSink:
     def read_back(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         """Fill ``buffer`` with what was written, before `finish`."""
         descriptor, offset = self._places[name]
-        view = memoryview(buffer.reshape(-1).view(np.uint8))
+        view = buffer.reshape(-1).view(np.uint8).data
         offset += start
         while len(view):
             count = os.preadv(descriptor, [view], offset)
@@ -107,7 +107,7 @@ class FileSink:
             os.close(descriptor)
         self._descriptors = []
         for temporary, path in self._final:
-            os.replace(temporary, path)
+            temporary.replace(path)
 
     def abandon(self) -> None:
         for descriptor in self._descriptors:

@@ -72,7 +72,9 @@ def read(source: Source, name: str, start: int, stop: int) -> NDArray[np.float32
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused below
             x = raw.astype(np.float32)
     if not np.isfinite(x).all():
-        raise UserError(f"{source.label}: tensor {name!r} holds NaN or infinity; a model that diverged cannot be merged")
+        raise UserError(
+            f"{source.label}: tensor {name!r} holds NaN or infinity; a model that diverged cannot be merged"
+        )
     return x
 
 
@@ -100,7 +102,7 @@ def content_hash(source: Source, name: str) -> bytes:
     for start in range(0, total, _HASHED_AT_ONCE):
         buffer = np.empty(min(_HASHED_AT_ONCE, total - start), np.uint8)
         source.read_into(name, start, buffer)
-        digest.update(buffer)
+        digest.update(buffer.data)
     return digest.digest()
 
 
@@ -122,19 +124,19 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self.label = str(path)
-        self.entries: dict[str, Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self.entries: Mapping[str, Entry] = self._entries
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         try:
             for shard in _shards(path):
                 self._open(shard)
+            for name, shard_name in (_index_of(path) or {}).items():
+                if name not in self.entries:
+                    raise UserError(f"{path}: the index puts {name!r} into {shard_name}, which lacks it")
         except BaseException:
             self.close()
             raise
-        if (wanted := _index_of(path)) is not None:
-            for name, shard_name in wanted.items():
-                if name not in self.entries:
-                    raise UserError(f"{path}: the index puts {name!r} into {shard_name}, which lacks it")
 
     def _open(self, path: Path) -> None:
         try:
@@ -147,12 +149,12 @@ class FileSource:
         for name, (entry, offset) in _header(path, descriptor).items():
             if name in self.entries:
                 raise UserError(f"{path}: tensor {name!r} is in two shards")
-            self.entries[name] = entry
+            self._entries[name] = entry
             self._places[name] = _Place(descriptor, offset, path)
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         place = self._places[name]
-        view = memoryview(buffer.reshape(-1).view(np.uint8))
+        view = buffer.reshape(-1).view(np.uint8).data
         offset = place.offset + start
         while len(view):
             try:
@@ -240,12 +242,13 @@ class DictSource:
 
     def __init__(self, tensors: Mapping[str, Any], label: str) -> None:
         self.label = label
-        self.entries: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         self._bytes: dict[str, NDArray[np.uint8]] = {}
         for name, tensor in tensors.items():
             dtype, array = as_numpy(tensor)
-            self.entries[name] = Entry(dtype, array.shape)
+            entries[name] = Entry(dtype, array.shape)
             self._bytes[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.entries: Mapping[str, Entry] = entries
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         flat = buffer.reshape(-1).view(np.uint8)

@@ -1,7 +1,7 @@
 """Streaming over models: pieces of tensors in parallel, statistics that no slicing or thread count changes.
 
-Memory is that of the pieces in work, whatever the number and the size of the models. Statistics are summed over pieces of
-a fixed size, in order, so that they do not depend on how the merge itself is sliced.
+Memory is that of the pieces in work, whatever the number and the size of the models. Statistics are summed over pieces
+of a fixed size, in order, so that they do not depend on how the merge itself is sliced.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,8 +127,9 @@ class Window:
     def each(self, compute: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
         """``compute`` of every piece, in parallel; results in order."""
         results: list[Any] = [None] * len(pieces)
+        # Each works on a copy of its piece, so that the base that it caches is let go.
         if self._pool is None:
-            return [compute(piece) for piece in pieces]
+            return [compute(copy(piece)) for piece in pieces]
         numbers = itertools.count()
         failed = False
 
@@ -135,7 +137,7 @@ class Window:
             nonlocal failed
             while not failed and (i := next(numbers)) < len(pieces):
                 try:
-                    results[i] = compute(pieces[i])
+                    results[i] = compute(copy(pieces[i]))
                 except BaseException:
                     failed = True
                     raise

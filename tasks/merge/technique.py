@@ -1,7 +1,7 @@
-"""What a merging technique is: a frozen pydantic model whose fields are its settings and whose methods are its formula.
+"""What a merging technique is: a frozen pydantic model whose fields are its settings, and whose methods its formula.
 
-Nothing here knows of files. The engine (`tasks.merge.engine`) reads what a technique declares, refuses a wrong use before
-any work, and then hands it float32 pieces of the models.
+Nothing here knows of files. The engine (`tasks.merge.engine`) reads what a technique declares, refuses a wrong use
+before any work, and then hands it float32 pieces of the models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 
 
 class Lines(BaseModel):
-    """LiNeS: block l of L of a tower's merged task vector is scaled by alpha + beta·l/(L−1); what is no block, by alpha.
+    """LiNeS: block l of L of a merged task vector is scaled by alpha + beta·l/(L−1); what is no block, by alpha.
 
     Source: Wang et al. 2024 (arXiv 2410.17146), section 4; the defaults are TIME's (arXiv 2412.06712).
     """
@@ -99,7 +99,7 @@ class Technique(BaseModel, ABC):
         """The weight of each of ``count`` models, where the caller gives none."""
         return [1.0] * count
 
-    def recursion(self, trained_from_running: bool) -> list[str]:
+    def recursion(self, trained_from_running: bool) -> list[str]:  # noqa: ARG002
         """What is worth knowing before an EMA recursion EMA_t = f([θ_t, EMA_{t-1}]) with these settings.
 
         Args:
@@ -133,7 +133,7 @@ class Accumulator(Technique):
     def sequential(self) -> bool:
         return True
 
-    def ranks(self, size: int) -> tuple[int, ...]:
+    def ranks(self, size: int) -> tuple[int, ...]:  # noqa: ARG002
         """Ranks r (1 ≤ r ≤ size) of magnitudes wanted: `Expert.thresholds` holds each r-th largest |x| of the group."""
         return ()
 
@@ -148,7 +148,10 @@ class Accumulator(Technique):
 
     @abstractmethod
     def finalise(self, state: State, summary: Summary) -> Array:
-        """What the state amounts to: the merged task vector where `relative`, otherwise the merged weights."""
+        """What the state amounts to: the merged task vector where `relative`, otherwise the merged weights.
+
+        The state is stored by then; its arrays may be used up.
+        """
 
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         from tasks.merge.sequential import batch_plan

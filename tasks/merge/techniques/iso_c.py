@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
+from typing_extensions import override
 
-from tasks.merge.matrices import gram, orthonormal
+from tasks.merge.matrices import orthonormalize
 from tasks.merge.technique import Accumulator, Array, Expert, State, Summary, Unit
 
 
@@ -25,13 +25,15 @@ class IsoC(Accumulator):
     scale: float = 1.0
     """λ."""
 
+    @override
     def update(self, state: State, x: Array, expert: Expert) -> None:
         state["sum"] += x
 
+    @override
     def finalise(self, state: State, summary: Summary) -> Array:
         total = state["sum"]
         if total.ndim != 2:
             return total * (self.scale / summary.count)
-        narrow = total if total.shape[0] >= total.shape[1] else total.T
-        singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram(narrow)), 0))
-        return orthonormal(total) * (self.scale * float(singular.mean()))
+        singular = orthonormalize(total)
+        total *= self.scale * float(singular.mean())
+        return total

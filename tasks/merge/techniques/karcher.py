@@ -19,8 +19,9 @@ _ALIKE = 1e-7
 class Karcher(Weighted, Accumulator):
     """The weighted Riemannian mean of θ_k/‖θ_k‖ per tensor, times the weighted mean of the norms.
 
-    The mean stays in the span of the models, so all iterations work on their Gram matrix: two passes over the models, however
-    many iterations. With iterations 0 it is one step, the normalized Σ w_k θ_k/‖θ_k‖, which has a sequential form.
+    The mean stays in the span of the models, so all iterations work on their Gram matrix: two passes over the models,
+    however many iterations. With iterations 0 it is one step, the normalized Σ w_k θ_k/‖θ_k‖, which has a sequential
+    form.
     """
 
     name: ClassVar[str] = "karcher"

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
+from typing_extensions import override
 
 from tasks.merge.technique import Accumulator, Array, Expert, State, Summary, Weighted
 
 Recency = Literal["uniform", "linear", "sqrt", "square", "cube", "x5", "x10", "exponential", "log"]
 
 _RECENCY: dict[str, Callable[[int], float]] = {
-    "uniform": lambda i: 1.0,
+    "uniform": lambda _: 1.0,
     "linear": float,
     "sqrt": math.sqrt,
     "square": lambda i: float(i) ** 2,
@@ -32,7 +33,9 @@ class Linear(Weighted, Accumulator):
     """
 
     name: ClassVar[str] = "linear"
-    source: ClassVar[str] = "Wortsman et al. 2022, Model soups (arXiv 2203.05482); recency weights: TIME, arXiv 2412.06712"
+    source: ClassVar[str] = (
+        "Wortsman et al. 2022, Model soups (arXiv 2203.05482); recency weights: TIME, arXiv 2412.06712"
+    )
     relative: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ("mean",)
 
@@ -59,6 +62,7 @@ class Linear(Weighted, Accumulator):
         weights = [_RECENCY[self.recency](i) for i in range(1, count + 1)]
         return weights[::-1] if self.reverse else weights
 
+    @override
     def update(self, state: State, x: Array, expert: Expert) -> None:
         if self.normalize:
             x -= state["mean"]
@@ -67,5 +71,6 @@ class Linear(Weighted, Accumulator):
             x *= expert.weight
         state["mean"] += x
 
+    @override
     def finalise(self, state: State, summary: Summary) -> Array:
         return state["mean"]

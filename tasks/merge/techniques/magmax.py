@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from tasks.merge.technique import Accumulator, Array, Expert, State, Summary
 
@@ -19,8 +20,15 @@ class MagMax(Accumulator):
     scale: float = 1.0
     """λ; TIME's. The paper uses 0.5."""
 
+    @override
     def update(self, state: State, x: Array, expert: Expert) -> None:
-        np.copyto(state["largest"], x, where=np.abs(x) >= np.abs(state["largest"]))
+        largest = state["largest"]
+        # One of two by arithmetic, exact since the other is multiplied by 0: faster by far than a masked copy.
+        taken = (np.abs(x) >= np.abs(largest)).astype(np.float32)
+        x *= taken
+        largest *= 1 - taken
+        largest += x
 
+    @override
     def finalise(self, state: State, summary: Summary) -> Array:
         return state["largest"] * self.scale

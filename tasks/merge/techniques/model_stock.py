@@ -11,7 +11,7 @@ class ModelStock(Accumulator):
     """r·mean(θ_k) + (1−r)·θ_0 per tensor; r = N c / (1 + (N−1) c), c the mean cosine between pairs of task vectors.
 
     r is clamped to [0, 1]: it has no bound as c falls to −1/(N−1). Cosines are averaged, as in mergekit (fusion_bench
-    averages angles). c comes from the sum of unit task vectors, Σ_{i≠j} û_i·û_j = ‖Σ û‖² − N, so that no pair is formed.
+    averages angles). c comes from the sum of unit task vectors, Σ_{i≠j} û_i·û_j = ‖Σ û‖² − N, without forming pairs.
     """
 
     name: ClassVar[str] = "model_stock"

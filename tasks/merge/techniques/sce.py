@@ -66,5 +66,7 @@ class Sce(Scoped):
 
 def _variance(x: Array) -> Array:
     """Over experts, (experts, entries) → (entries)."""
-    variance: Array = x.var(axis=0)
+    apart = x - x.mean(axis=0)
+    variance: Array = np.einsum("ij,ij->j", apart, apart)
+    variance /= len(x)
     return variance

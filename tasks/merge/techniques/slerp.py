@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
-import numpy as np
 from pydantic import model_validator
+from typing_extensions import override
 
 from tasks.errors import UserError
 from tasks.merge.stream import Piece, Window
@@ -39,23 +39,25 @@ class Slerp(Technique):
             raise ValueError("t and weight say the same (weight = 1 - t); give one")
         return self
 
+    @override
     def weights(self, count: int) -> list[float]:
         first = 1 - self.t if self.weight is None else self.weight
         return [first, 1 - first]
 
+    @override
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         first, second = window.weights
         if not math.isclose(first + second, 1):
             raise UserError(f"slerp: the weights are {first:g} and {second:g}; they should sum to 1")
-        factors = {}
+        factors: dict[str, tuple[float, float]] = {}
         for group, gram in window.gram().items():
             norms = math.sqrt(gram[0, 0] * gram[1, 1])
             cosine = min(1.0, max(-1.0, gram[0, 1] / norms)) if norms else 1.0
             if abs(cosine) > _PARALLEL:
-                factors[group] = (np.float32(first), np.float32(second))
+                factors[group] = (first, second)
             else:
                 angle = math.acos(cosine)
-                factors[group] = tuple(np.float32(math.sin(w * angle) / math.sin(angle)) for w in (first, second))
+                factors[group] = (math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle))
 
         def merged(piece: Piece) -> Array:
             a, b = factors[piece.tensor.group]

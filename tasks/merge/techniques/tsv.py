@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
-from tasks.merge.matrices import orthonormal, svd
+from tasks.merge.matrices import orthonormalize, top
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Array, Technique, Unit
 
@@ -15,7 +16,8 @@ from tasks.merge.technique import Array, Technique, Unit
 class Tsv(Technique):
     """Per matrix, the top rank/N singular triplets of every τ_k, the vectors of all made orthonormal together.
 
-    U⊥ diag(s_1, …, s_N) V⊥ᵀ, where U⊥ and V⊥ are the polar factors of the concatenated U_k and V_k; other tensors: the mean.
+    U⊥ diag(s_1, …, s_N) V⊥ᵀ, where U⊥ and V⊥ are the polar factors of the concatenated U_k and V_k; other tensors:
+    the mean.
     """
 
     name: ClassVar[str] = "tsv"
@@ -24,6 +26,7 @@ class Tsv(Technique):
 
     scale: float = 1.0
 
+    @override
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         return self._merged
 
@@ -33,10 +36,16 @@ class Tsv(Technique):
             for i in range(1, piece.count):
                 total += piece.vector(i)
             return total * (self.scale / piece.count)
-        each = max(1, min(piece.shape) // piece.count)
-        parts = [svd(piece.vector(i), each) for i in range(piece.count)]
-        u = orthonormal(np.concatenate([p.u for p in parts], axis=1))
-        v = orthonormal(np.concatenate([p.v for p in parts], axis=1))
-        s = np.concatenate([p.s for p in parts]) * self.scale
-        merged: Array = (u * s.astype(np.float32)) @ v.T
+        each, n = max(1, min(piece.shape) // piece.count), piece.count
+        u = np.zeros((piece.shape[0], each * n), np.float32)
+        v = np.zeros((piece.shape[1], each * n), np.float32)
+        s = np.zeros(each * n)
+        for i in range(n):
+            left, values, right = top(piece.vector(i), each)
+            place = slice(i * each, i * each + len(values))
+            u[:, place], s[place], v[:, place] = left, values, right
+        orthonormalize(u)
+        orthonormalize(v)
+        v *= (s * self.scale).astype(np.float32)
+        merged: Array = u @ v.T
         return merged

@@ -1,0 +1,148 @@
+"""The verbs ``merge`` and ``techniques``, and mergekit's configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from flows import cli_merge
+from tasks.errors import UserError
+from tasks.merge import merge, mergekit
+from tests.merge.models import base, experts, same
+
+app = typer.Typer()
+app.command()(cli_merge.merge)
+app.command()(cli_merge.techniques)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    save_file(base(), tmp_path / "base.safetensors")
+    for name, model in zip("ab", experts(2), strict=True):
+        save_file(model, tmp_path / f"{name}.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MODELS = ("--base", "base.safetensors", "--expert", "a.safetensors", "--expert", "b.safetensors")
+
+
+def test_merge_with_settings(folder: Path) -> None:
+    said = run(
+        "merge", "-t", "ties", *MODELS, "--set", "density=0.3", "--set", "lines.alpha=0.4", "-o", "m.safetensors"
+    )
+    assert "merged 2 models with ties: 9 tensors" in said
+    settings = {"density": 0.3, "lines": {"alpha": 0.4}}
+    expected = merge("ties", experts(2), base(), settings=settings).tensors
+    assert expected is not None
+    assert same(load_file(folder / "m.safetensors"), expected)
+
+
+def test_weights_come_with_the_files(folder: Path) -> None:
+    run("merge", "-t", "linear", "-e", "a.safetensors:1", "-e", "b.safetensors:3", "-o", "m.safetensors")
+    expected = merge("linear", experts(2), weights=[1, 3]).tensors
+    assert expected is not None
+    assert same(load_file(folder / "m.safetensors"), expected)
+    with pytest.raises(UserError, match=r"give a\.safetensors one as well"):
+        run("merge", "-t", "linear", "-e", "a.safetensors", "-e", "b.safetensors:3", "-o", "m.safetensors")
+
+
+def test_a_dry_run_as_json(folder: Path) -> None:
+    report = json.loads(run("merge", "-t", "dare_ties", *MODELS, "--dry-run", "--json"))
+    assert (report["technique"], report["merged"], report["experts"]) == ("dare_ties", 9, 2)
+    assert not (folder / "m.safetensors").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(UserError, match="say where the merged model goes"):
+        run("merge", "-t", "ties", *MODELS)
+    with pytest.raises(UserError, match="say what to merge"):
+        run("merge", "-o", "m.safetensors")
+    with pytest.raises(UserError, match="--set takes KEY=VALUE, got 'density'"):
+        run("merge", "-t", "ties", *MODELS, "--set", "density", "-o", "m.safetensors")
+
+
+def test_techniques_are_listed_with_settings_needs_and_source() -> None:
+    rows = {row["name"]: row for row in json.loads(run("techniques", "--json"))}
+    assert rows["ties"]["settings"]["density"] == 0.2
+    assert "the base" in rows["ties"]["needs"]
+    assert rows["slerp"]["needs"][0] == "exactly 2 models"
+    assert "2306.01708" in rows["ties"]["source"]
+    assert "density=0.2" in run("techniques")
+
+
+CONFIGURATIONS: list[tuple[dict[str, Any], str, dict[str, Any], list[float] | None]] = [
+    ({"merge_method": "ties", "parameters": {"weight": 1, "density": 0.5, "lambda": 0.7}},
+     "ties", {"density": 0.5, "scale": 0.7}, [1, 1]),
+    ({"merge_method": "task_arithmetic", "parameters": {"weight": 0.4}}, "task_arithmetic", {"scale": 1}, [0.4, 0.4]),
+    ({"merge_method": "breadcrumbs", "parameters": {"weight": 1, "density": 0.8, "gamma": 0.05}},
+     "breadcrumbs", {"density": 0.8, "gamma": 0.05, "scale": 1}, [1, 1]),
+    ({"merge_method": "linear", "parameters": {"weight": 2}}, "linear", {}, [2, 2]),
+    ({"merge_method": "sce", "parameters": {"select_topk": 0.5}}, "sce", {"density": 0.5, "floor": 1e-6}, None),
+    ({"merge_method": "model_stock"}, "model_stock", {}, None),
+    ({"merge_method": "karcher", "parameters": {"max_iter": 5}}, "karcher", {"iterations": 5}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "technique", "settings", "weights"), CONFIGURATIONS)
+def test_mergekit_configurations(
+    config: dict[str, Any], technique: str, settings: dict[str, Any], weights: list[float] | None, folder: Path
+) -> None:
+    models = [{"model": "a.safetensors"}, {"model": "b.safetensors"}]
+    needs_base = technique not in ("linear", "karcher")
+    written = {**config, "models": models, **({"base_model": "base.safetensors"} if needs_base else {})}
+    (folder / "config.yml").write_text(json.dumps(written))
+    run("merge", "--config", "config.yml", "-o", "m.safetensors")
+    expected = merge(technique, experts(2), base() if needs_base else None, settings=settings, weights=weights).tensors
+    assert expected is not None
+    assert same(load_file(folder / "m.safetensors"), expected)
+
+
+def test_slerp_goes_from_mergekits_base_model(folder: Path) -> None:
+    config = {
+        "merge_method": "slerp",
+        "base_model": "b.safetensors",
+        "models": [{"model": "a.safetensors"}, {"model": "b.safetensors"}],
+        "parameters": {"t": 0.2},
+    }
+    (folder / "config.yml").write_text(json.dumps(config))
+    read = mergekit.load(folder / "config.yml")
+    assert [path.name for path in read.experts] == ["b.safetensors", "a.safetensors"]
+    assert read.settings == {"t": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "passthrough"}, "merge_method 'passthrough' is not supported; there are .*ties"),
+        ({"tokenizer_source": "base"}, "tokenizer_source is not supported"),
+        ({"parameters": {"weight": [0, 1]}}, "gradients and filters are not supported"),
+        ({"parameters": {"weight": 1, "rescale": True}}, "parameter rescale is not supported"),
+        ({"parameters": {}}, "has no weight, which mergekit asks for"),
+        ({"models": "a"}, "models should be a list"),
+    ],
+)
+def test_configurations_that_have_no_counterpart(change: dict[str, Any], message: str, folder: Path) -> None:
+    config = {
+        "merge_method": "ties",
+        "base_model": "base.safetensors",
+        "models": [{"model": "a.safetensors"}],
+        "parameters": {"weight": 1},
+    }
+    (folder / "config.yml").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        mergekit.load(folder / "config.yml")

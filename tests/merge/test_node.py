@@ -1,0 +1,143 @@
+"""The node ``deploy`` over the steps of a timeline, for every protocol."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tasks.errors import UserError
+from tasks.merge import check, merge
+from tasks.merge.node import deploy
+from tasks.params import Params, Time
+from tests.merge.models import Model, base, close, experts, same
+
+PROTOCOLS = [(i, d) for i in ("zs", "ft", "ema") for d in ("ft", "ema", "all") if (i, d) != ("zs", "ft")]
+
+
+def params(step: int, **time: Any) -> Params:
+    sets = [{"name": "one", "test": ["icons:food"]}]
+    return Params.model_validate(
+        {
+            "timeline": "t",
+            "step": step,
+            "base": {"model": "m", "pretrained": "p"},
+            "stream": [],
+            "time": time,
+            "train": {"steps": 1},
+            "evaluate": {"adaptation": sets, "retention": [{"name": "two", "test": ["icons:food"]}]},
+        }
+    )
+
+
+def timeline(project: Path, steps: int, **time: Any) -> list[Model]:
+    """Run steps 0 … ``steps`` with random experts, handing on what the flow hands on; returns the deployed models."""
+    history, step = project / "data/history/weights", project / "data/step"
+    history.mkdir(parents=True)
+    step.mkdir(parents=True)
+    deployed = []
+    models = [base(), *experts(steps)]
+    for t in range(steps + 1):
+        save_file(models[t], step / "expert.safetensors")
+        deploy(project, params(t, **time))
+        deployed.append(load_file(step / "deployed.safetensors"))
+        if t == 0:
+            save_file(base(), history / "base.safetensors")
+        else:
+            (history / "experts").mkdir(exist_ok=True)
+            shutil.copy(step / "expert.safetensors", history / "experts" / f"{t:04}.safetensors")
+        shutil.rmtree(history / "running", ignore_errors=True)
+        shutil.copytree(step / "running", history / "running")
+    return deployed
+
+
+def batch(name: str, models: list[Model], **arguments: Any) -> Model:
+    tensors = merge(name, models, base(), **arguments).tensors
+    assert tensors is not None
+    return tensors
+
+
+@pytest.mark.parametrize(("init", "deployment"), PROTOCOLS)
+@pytest.mark.parametrize("start", ["base", "first-expert"])
+def test_protocols(init: str, deployment: str, start: str, tmp_path: Path) -> None:
+    technique = {"name": "linear", "weight": 0.25}
+    outcome = timeline(tmp_path, 3, init=init, deploy=deployment, technique=technique, ema_start=start)
+    models = experts(3)
+    assert same(outcome[0], base())
+    running = [base()]
+    for t, model in enumerate(models, 1):
+        first = t == 1 and start == "first-expert"
+        running.append(model if first else batch("linear", [model, running[-1]], settings={"weight": 0.25}))
+    expected = {"ft": models, "ema": running[1:], "all": [batch("linear", models[:t]) for t in (1, 2, 3)]}[deployment]
+    for got, wanted in zip(outcome[1:], expected, strict=True):
+        assert same(got, wanted)
+    held = tmp_path / "data/step/running"
+    assert (held / "ema.safetensors").exists() == ("ema" in (init, deployment))
+    assert (held / "all/state.json").exists() == (deployment == "all")
+    said = json.loads((held / "running.json").read_text())
+    assert said["step"] == 3
+    if (held / "ema.safetensors").exists():
+        assert same(load_file(held / "ema.safetensors"), running[-1])
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_ties", "opcm", "consensus", "tsv"])
+def test_deploying_all_is_the_batch_merge_with_and_without_a_sequential_form(name: str, tmp_path: Path) -> None:
+    outcome = timeline(tmp_path, 3, init="ft", deploy="all", technique={"name": name})
+    assert same(outcome[3], batch(name, experts(3)))
+    said = json.loads((tmp_path / "data/step/running/running.json").read_text())
+    assert said["all"]["report"]["form"] == ("batch" if name in ("consensus", "tsv") else "sequential")
+    assert said["all"]["report"]["experts"] == 3
+
+
+def test_the_share_of_the_new_expert_means_the_same_for_slerp(tmp_path: Path) -> None:
+    outcome = timeline(tmp_path, 1, technique={"name": "slerp", "weight": 0.9})
+    near, far = experts(1)[0], base()
+    for name, got in outcome[1].items():
+        if got.size > 1:
+            assert abs(got - near[name]).sum() < abs(got - far[name]).sum()
+    close(outcome[1], batch("slerp", [near, far], settings={"t": 0.1}))
+
+
+def test_running_json_names_no_path_of_the_machine(tmp_path: Path) -> None:
+    timeline(tmp_path, 2, deploy="all", technique={"name": "ties"})
+    assert str(tmp_path) not in (tmp_path / "data/step/running/running.json").read_text()
+
+
+def test_missing_inputs_are_named_and_nothing_is_deployed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expert\.safetensors: no such checkpoint"):
+        deploy(tmp_path, params(1))
+    (tmp_path / "data/step").mkdir(parents=True)
+    save_file(base(), tmp_path / "data/step/expert.safetensors")
+    with pytest.raises(UserError, match=r"base\.safetensors: no such checkpoint"):
+        deploy(tmp_path, params(1))
+    assert not (tmp_path / "data/step/deployed.safetensors").exists()
+
+
+def time_of(**time: Any) -> Time:
+    return Time.model_validate(time)
+
+
+def test_what_cannot_work_fails_before_any_work() -> None:
+    with pytest.raises(UserError, match="slerp merges 2 models, and deploy: all merges all 5 experts"):
+        check(time_of(deploy="all", technique={"name": "slerp"}), 5)
+    with pytest.raises(UserError, match="diverges"):
+        check(time_of(technique={"name": "task_arithmetic", "scale": 0.6}), 5)
+    with pytest.raises(UserError, match="diverges"):
+        check(time_of(init="zs", deploy="ema", technique={"name": "breadcrumbs", "scale": 1.1}), 5)
+    with pytest.raises(UserError, match="unknown technique 'mean'"):
+        check(time_of(technique={"name": "mean"}), 5)
+    with pytest.raises(UserError, match="linear has no setting 'denisty'"):
+        check(time_of(technique={"name": "linear", "denisty": 1}), 5)
+
+
+def test_what_works_but_badly_is_a_warning() -> None:
+    assert check(time_of(technique={"name": "task_arithmetic", "scale": 0.5}), 5) == []
+    assert check(time_of(technique={"name": "linear", "weight": 0.5}), 5) == []
+    (decay,) = check(time_of(technique={"name": "dare_ties"}), 5)
+    assert "decay" in decay
+    (cost,) = check(time_of(init="ft", deploy="all", technique={"name": "tsv"}), 5)
+    assert "reads all experts" in cost
