@@ -76,7 +76,7 @@ def test_a_server_that_cannot_start_says_where_its_log_is(project: Path) -> None
 
 def test_local_options_go_before_committed_ones(project: Path) -> None:
     (project / ".dvc" / "config").write_text(
-        '[core]\n    analytics = false\n[\'remote "store"\']\n    url = s3://a/b\n    region = one\n'
+        "[core]\n    analytics = false\n['remote \"store\"']\n    url = s3://a/b\n    region = one\n"
     )
     config.write_remote(project, Remote("store", "s3://a/b", {"region": "two", "secret_access_key": "x/y+z="}))
     found = config.remote(project, "store")
