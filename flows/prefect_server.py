@@ -77,7 +77,7 @@ def serving(project: Path) -> Iterator[Server]:
         try:
             yield server
         finally:
-            del os.environ["PREFECT_API_URL"]
+            os.environ.pop("PREFECT_API_URL", None)
             assert server.process
             server.process.terminate()
             try:

@@ -36,10 +36,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
     home = tmp_path_factory.mktemp("prefect")
     before = dict(os.environ)
-    try:
-        with prefect_server.serving(home) as server:
-            server.wait()
-            yield {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": os.environ["PREFECT_HOME"]}
-    finally:
+    with prefect_server.serving(home) as server:
+        server.wait()
+        address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_HOME")}
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(before)  # only the tests that ask for it use this server
+        yield address
