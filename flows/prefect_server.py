@@ -66,13 +66,13 @@ def serving(project: Path) -> Iterator[Server]:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # a run has a display of its own
     os.environ.setdefault("DO_NOT_TRACK", "1")
     with (private / "prefect.lock").open("a") as lock:
-        if _alone(lock):
+        if alone := _alone(lock):
             _drop_torn_results(results)
         if url := os.environ.get("PREFECT_API_URL"):
             yield Server(url)
             return
         # One server to a database: a second run in this project has a home of its own.
-        home = private / ("prefect" if _alone(lock) else f"prefect-{os.getpid()}")
+        home = private / ("prefect" if alone else f"prefect-{os.getpid()}")
         server = _start(home, private / "logs" / f"{home.name}.log")
         try:
             yield server

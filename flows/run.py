@@ -58,9 +58,9 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         worktree.clean_up(project, params.timeline)
         own = [technique.rpartition(":")[0]] if ":" in (technique := params.time.technique.name) else []
         code = worktree.code_of(project, *own)
-        if worktree.params_of(project, code).timeline != params.timeline:
+        locked, params = params.timeline, worktree.params_of(project, code)
+        if params.timeline != locked:
             raise UserError(f"{project / 'params.yaml'} changed while the run was starting; run again")
-        params = worktree.params_of(project, code)
         if params.store.git:
             states.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps

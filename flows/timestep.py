@@ -19,7 +19,7 @@ import tasks.train.task
 from tasks import merge, models, nodes, prepare, progress
 from tasks.cache import Cache, Entry, hash_of
 from tasks.nodes import Node, Reference
-from tasks.orchestration import NodeTask, can_pass, reference
+from tasks.orchestration import NodeTask, can_pass
 from tasks.params import Arrival, Evaluate, Params
 from tasks.record import config, history, layout, recording, states, worktree
 from tasks.record.dvc import Dvc
@@ -152,12 +152,12 @@ class _Step:
             "worktree": str(tree.folder), "cache": str(self.cache.folder), "key": key, "step": self.step,
             "machine": machine,
         }  # fmt: skip
-        finished = reference(prefect_task(**call))
+        finished = Reference.from_dict(prefect_task(**call))
         if not (tree.folder / node.outputs[0]).exists():  # not run just now: a result of an earlier run
             if nodes.intact(finished, self.cache):
                 nodes.place(finished, tree.folder, self.cache)
             else:
-                finished = reference(prefect_task.with_options(refresh_cache=True)(**call))
+                finished = Reference.from_dict(prefect_task.with_options(refresh_cache=True)(**call))
         self.entries |= finished.outs
         return finished
 

@@ -81,13 +81,14 @@ def states_table(project: Path, timeline: str) -> Table | str:
 
 def what_next(project: Path, timeline: str) -> str:
     """The commands worth trying after a run."""
-    last = recorded.all_states(project, timeline)[-1]
+    states = recorded.all_states(project, timeline)
+    first, last = states[0], states[-1]
     middle = last.step // 2
     return "\n".join([
         "Try next (after `source .venv/bin/activate`):",
         f"  chronomerge restore {middle}            state {middle}, bit for bit, in a folder beside this one",
         f"  git show {last.tag}:manifest.json  what made the newest state",
-        f"  git diff {recorded.find(project, timeline, 0).tag} {last.tag} -- metrics.json",
+        f"  git diff {first.tag} {last.tag} -- metrics.json",
         "  edit params.yaml (timeline, stream, time) and `chronomerge run`",
     ])  # fmt: skip
 
@@ -127,7 +128,5 @@ def restore(project: Path, timeline: str, step: int, to: Path | None) -> Restore
     with contextlib.ExitStack() as stack:
         remote = None
         if restoring.missing(state, Cache(config.cache_dir(project))):
-            remote = stack.enter_context(
-                store.open_store(project, state.params.get("store", {}).get("remote", "embedded"))
-            )
+            remote = stack.enter_context(store.open_store(project, state.params["store"]["remote"]))
         return restoring.restore(project, state, folder, remote)

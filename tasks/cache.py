@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,11 +95,14 @@ class Cache:
         """
         if not path.is_dir():
             return self._put_file(path)
-        listing = {name: self._put_file(path / name) for name in files_in(path)}
-        content = _folder_object({name: entry.md5 for name, entry in listing.items()})
+        stored = {name: self._put_file(path / name) for name in files_in(path)}
+        return self._put_folder({name: e.md5 for name, e in stored.items()}, sum(e.size for e in stored.values()))
+
+    def _put_folder(self, listing: dict[str, str], size: int) -> Entry:
+        content = _folder_object(listing)
         md5 = hashlib.md5(content).hexdigest() + ".dir"
         self._put_bytes(md5, content)
-        return Entry(md5, sum(e.size for e in listing.values()), len(listing))
+        return Entry(md5, size, len(listing))
 
     def _put_file(self, path: Path) -> Entry:
         entry = Entry(md5_of(path), path.stat().st_size)
@@ -150,16 +153,17 @@ class Cache:
 
     def compose(self, entries: dict[str, Entry]) -> Entry:
         """Store a folder made of stored files and folders: relative path → entry."""
+        return self._put_folder(self.files(entries), sum(entry.size for entry in entries.values()))
+
+    def files(self, entries: Mapping[str, Entry]) -> dict[str, str]:
+        """The files below entries placed at paths: path of each file → md5."""
         listing: dict[str, str] = {}
-        for name, entry in entries.items():
+        for path, entry in entries.items():
             if entry.is_folder:
-                listing |= {f"{name}/{inner}": md5 for inner, md5 in self.members(entry).items()}
+                listing |= {f"{path}/{name}": md5 for name, md5 in self.members(entry).items()}
             else:
-                listing[name] = entry.md5
-        content = _folder_object(listing)
-        md5 = hashlib.md5(content).hexdigest() + ".dir"
-        self._put_bytes(md5, content)
-        return Entry(md5, sum(e.size for e in entries.values()), len(listing))
+                listing[path] = entry.md5
+        return listing
 
     def intact(self, entry: Entry) -> bool:
         """Whether every byte of it is here: all files are hashed again (about 0.4 GB a second)."""

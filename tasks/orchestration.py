@@ -12,7 +12,7 @@ from prefect.states import State as RunState
 from tasks import nodes, params, progress
 from tasks.cache import Cache
 from tasks.errors import UserError
-from tasks.nodes import Reference, Work
+from tasks.nodes import Work
 
 NodeTask = Task[[str, str, str, int, dict[str, str | int]], dict[str, Any]]
 
@@ -45,8 +45,3 @@ def node_task(name: str, work: Work) -> NodeTask:
 def can_pass(_task: Task[..., Any], _run: TaskRun, state: RunState) -> bool:
     """A retry helps against networks and stores, never against what the user must mend."""
     return not isinstance(state.result(raise_on_failure=False), UserError)
-
-
-def reference(result: dict[str, Any]) -> Reference:
-    """A task's result, typed."""
-    return Reference.from_dict(result)

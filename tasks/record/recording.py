@@ -42,7 +42,7 @@ def record(
     content = manifest.build(params, previous, code, inputs, references, training, cache)
     manifest.write(worktree.folder / "manifest.json", content)
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
-    dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=_files({**inputs, **outputs}, cache))
+    dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=cache.files({**inputs, **outputs}))
     return states.commit(
         worktree.folder,
         project,
@@ -53,17 +53,6 @@ def record(
         _message(params, worktree.folder),
         params.store.git,
     )
-
-
-def _files(entries: Mapping[str, Entry], cache: Cache) -> dict[str, str]:
-    """Path of every file → md5."""
-    found: dict[str, str] = {}
-    for path, entry in entries.items():
-        if entry.is_folder:
-            found |= {f"{path}/{name}": md5 for name, md5 in cache.members(entry).items()}
-        else:
-            found[path] = entry.md5
-    return found
 
 
 def _message(params: Params, folder: Path) -> str:

@@ -75,15 +75,11 @@ def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path) -> int:
     for path, entry in state.entries.items():
         if cache.missing(entry):
             raise UserError(f"the remote does not hold {path} of {state.tag}")
-        new = (
-            fetched
-            if not entry.is_folder
-            else fetched | (set(cache.members(entry).values()) if entry.md5 in before else set())
-        )
-        damaged = cache.drop_damaged(entry, only=new)
+        if entry.is_folder and entry.md5 in before:  # what it lists was not known to be missing
+            fetched |= set(cache.members(entry).values())
+        damaged = cache.drop_damaged(entry, only=fetched)
         if damaged:
             raise UserError(
                 f"the remote gave wrong bytes for {path} of {state.tag} (object {damaged[0]}); they were not kept"
             )
-        fetched |= new
     return sum(size for md5, size in cache.objects(state.entries.values()).items() if md5 in fetched)
