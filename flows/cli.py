@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_merge, cli_remote
+from flows import cli_merge, cli_remote, cli_states, here
+from flows.cli_states import AsJson, Wait
 from tasks.errors import UserError
 from tasks.record.dvc import RemoteError
 from tasks.record.git import GitError
@@ -26,9 +27,6 @@ app = typer.Typer(
 out = Console(highlight=False, markup=False)
 
 Until = Annotated[int | None, typer.Option(help="The last step to run; by default all of the stream.", min=0)]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
 
 
 def main() -> None:
@@ -56,7 +54,7 @@ def demo() -> None:
     from flows import views
     from tasks.params import load
 
-    project = _project()
+    project = here.project()
     name = load(project / "params.yaml").timeline
     if name != "demo":
         raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
@@ -69,7 +67,7 @@ def demo() -> None:
 @app.command()
 def run(until: Until = None, wait: Wait = False) -> None:
     """Run every pending time step; after a failure or a kill, the same command resumes."""
-    _run(_project(), until, wait=wait)
+    _run(here.project(), until, wait=wait)
 
 
 @app.command()
@@ -77,7 +75,7 @@ def step(wait: Wait = False) -> None:
     """Run the next time step only."""
     from flows.run import pending
 
-    project = _project()
+    project = here.project()
     steps = pending(project).steps
     _run(project, steps[0] if steps else None, wait=wait)
 
@@ -87,53 +85,16 @@ def status(as_json: AsJson = False) -> None:
     """What runs now, what is recorded, what is pending."""
     from flows import views
 
-    found = views.status(_project())
+    found = views.status(here.project())
     out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found), soft_wrap=True)
 
 
-@app.command()
-def states(as_json: AsJson = False, timeline: Timeline = None) -> None:
-    """The recorded states of a timeline."""
-    from flows import views
-
-    project = _project()
-    name = timeline or _timeline(project)
-    if as_json:
-        out.print_json(json.dumps(views.states_rows(project, name)))
-    else:
-        out.print(views.states_table(project, name))
-
-
-@app.command()
-def restore(
-    step: Annotated[int, typer.Argument(help="The time step whose state is restored; 0 is the base.", min=0)],
-    to: Annotated[Path | None, typer.Option(help="An empty or new folder; by default one beside the project.")] = None,
-    timeline: Timeline = None,
-) -> None:
-    """Bring a state back, bit for bit, in a folder of its own; out of the cache, or the remote."""
-    from flows import views
-
-    project = _project()
-    restored = views.restore(project, timeline or _timeline(project), step, to)
-    source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
-    out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
-
-
+app.command()(cli_states.states)
+app.command()(cli_states.restore)
+app.command()(cli_states.rollback)
 app.command()(cli_merge.merge)
 app.command()(cli_merge.techniques)
 app.add_typer(cli_remote.app, name="remote")
-
-
-def _project() -> Path:
-    from tasks.record.git import top_level
-
-    return top_level(Path.cwd())
-
-
-def _timeline(project: Path) -> str:
-    from tasks.params import load
-
-    return load(project / "params.yaml").timeline
 
 
 def _run(project: Path, until: int | None, *, wait: bool) -> None:
@@ -149,7 +110,7 @@ def _run(project: Path, until: int | None, *, wait: bool) -> None:
         except KeyboardInterrupt:
             _say("interrupted; what has finished is kept, and the same command goes on from there")
             raise typer.Exit(130) from None
-    name = _timeline(project)
+    name = here.timeline(project)
     if tags:
         out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))
     else:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from flows.run import pending
-from tasks.cache import Cache
-from tasks.record import config, lock, store
-from tasks.record import restore as restoring
+from tasks.record import layout, lock
 from tasks.record import states as recorded
-from tasks.record.restore import Restored
 from tasks.record.states import State
 
 
@@ -27,11 +26,16 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
-def _row(state: State) -> dict[str, Any]:
+def _row(state: State, current: bool) -> dict[str, Any]:
     manifest, metrics = state.manifest, state.metrics
     return {
         "tag": state.tag,
+        "name": state.name,
         "step": state.step,
+        "line": state.line,
+        "current": current,
+        "previous": manifest["previous"],
+        "rollback": manifest.get("rollback"),
         "arrival": manifest["arrival"],
         "init": manifest["protocol"]["init"],
         "deploy": manifest["protocol"]["deploy"],
@@ -40,6 +44,7 @@ def _row(state: State) -> dict[str, Any]:
         "A_ZS": metrics["A_ZS"],
         "geometric_mean": metrics["geometric_mean"],
         "top1": metrics["top1"],
+        "budget": manifest["budget"],
         "bytes": manifest["bytes"],
         "seconds": manifest["seconds"],
         "commit": state.commit,
@@ -50,38 +55,65 @@ def _row(state: State) -> dict[str, Any]:
     }
 
 
-def states_rows(project: Path, timeline: str) -> list[dict[str, Any]]:
-    """The states of a timeline as plain data, step 0 first."""
-    return [_row(state) for state in recorded.all_states(project, timeline)]
+def states_rows(project: Path, timeline: str, *, all_lines: bool = False) -> list[dict[str, Any]]:
+    """The current lineage of a timeline as plain data, step 0 first; or every state of every line, as recorded."""
+    lineage = recorded.lineage(project, timeline)
+    shown = recorded.all_states(project, timeline) if all_lines else lineage
+    return [_row(state, state in lineage) for state in shown]
 
 
-def states_table(project: Path, timeline: str) -> Table | str:
-    """The states of a timeline as a table, or a sentence when there are none."""
-    rows = states_rows(project, timeline)
+def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> RenderableType:
+    """The states of a timeline as a table for 80 columns, or a sentence when there are none."""
+    rows = states_rows(project, timeline, all_lines=all_lines)
     if not rows:
         others = [name for name in recorded.timelines(project) if name != timeline]
         return f"timeline {timeline!r} has no states yet" + (f"; others: {', '.join(others)}" if others else "")
     newest = rows[-1]
-    title = f"timeline {timeline}: init {newest['init']}, deploy {newest['deploy']}, {newest['technique']['name']}"
-    table = Table(title=title, title_justify="left")
-    for column in ("step", "arrival", "A_KA", "A_ZS", "geo. mean", "new bytes", "bytes"):
-        table.add_column(column, justify="left" if column == "arrival" else "right", no_wrap=True)
+    technique = ", ".join(
+        str(value) if key == "name" else f"{key} {value}" for key, value in newest["technique"].items()
+    )
+    title = f"timeline {timeline}: init {newest['init']}, deploy {newest['deploy']}, {technique}"
+    table = Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=0)
+    for column in ("step", "arrival", "A_KA", "A_ZS", "mean", "samples", "new", "bytes", "code", "data"):
+        left = column in ("arrival", "code", "data")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "arrival")
+    for row, before in zip(rows, [None, *rows], strict=False):
+        if before and row["line"] != before["line"] and all_lines:
+            table.add_section()
+        table.add_row(*_cells(row), style=None if row["current"] else "dim")
+    return Group(table, *_notes(rows, recorded.all_states(project, timeline)))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        row["arrival"] or "–",
+        f"{row['A_KA']:.2f}",
+        f"{row['A_ZS']:.2f}",
+        f"{row['geometric_mean']:.2f}",
+        f"{row['budget'].get('samples', 0):,}",
+        size(row["bytes"]["new"]),
+        size(row["bytes"]["total"]),
+        row["code"]["commit"][:7] + ("*" if row["code"]["dirty"] else ""),
+        row["data"][layout.RAW_ARRIVAL][:7],
+    ]
+
+
+def _notes(rows: list[dict[str, Any]], everything: list[State]) -> Iterator[str]:
+    """What the table's short cells mean, and where lines part."""
+    if any(row["code"]["dirty"] for row in rows):
+        yield "* with changes that were not committed; the state has them"
     for row in rows:
-        table.add_row(
-            str(row["step"]),
-            row["arrival"] or "–",
-            f"{row['A_KA']:.2f}",
-            f"{row['A_ZS']:.2f}",
-            f"{row['geometric_mean']:.2f}",
-            size(row["bytes"]["new"]),
-            size(row["bytes"]["total"]),
-        )
-    return table
+        if row["rollback"]:
+            gone, since = row["rollback"], row["rollback"]["at"].partition("T")[0]
+            yield f"line {row['line']}: rolled back from {gone['from']} to {gone['to']} on {since}"
+    if hidden := len(everything) - len(rows):
+        yield f"left behind by rollbacks: {hidden} more states (--all)"
 
 
 def what_next(project: Path, timeline: str) -> str:
     """The commands worth trying after a run."""
-    states = recorded.all_states(project, timeline)
+    states = recorded.lineage(project, timeline)
     first, last = states[0], states[-1]
     middle = last.step // 2
     return "\n".join([
@@ -119,14 +151,3 @@ def status_text(found: dict[str, Any]) -> str:
 def nothing_pending(project: Path, timeline: str) -> str:
     last = recorded.last(project, timeline)
     return f"nothing to do: timeline {timeline} is recorded up to {last.tag}" if last else "nothing to do"
-
-
-def restore(project: Path, timeline: str, step: int, to: Path | None) -> Restored:
-    """Restore a state; the store is opened only when the cache lacks something."""
-    state = recorded.find(project, timeline, step)
-    folder = to.absolute() if to else restoring.default_folder(project, state)
-    with contextlib.ExitStack() as stack:
-        remote = None
-        if restoring.missing(state, Cache(config.cache_dir(project))):
-            remote = stack.enter_context(store.open_store(project, state.params["store"]["remote"]))
-        return restoring.restore(project, state, folder, remote)

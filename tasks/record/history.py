@@ -26,7 +26,7 @@ class Seed:
 
 def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
     """The history of step 0."""
-    parts = {"model": cache.put(seed.model), **_notes(cache, scratch, 0, None, [])}
+    parts = {"model": cache.put(seed.model), **_notes(cache, scratch, 0, [])}
     if seed.weights is not None:
         parts["weights/base.safetensors"] = cache.put(seed.weights)
     return cache.compose(parts)
@@ -61,13 +61,13 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         name = "pretraining" if step == 1 else previous.params["arrival"]["name"]
         parts[f"pools/{name}"] = arrived
         pools.append(name)
-    return cache.compose(parts | _notes(cache, scratch, step, previous.tag, pools))
+    return cache.compose(parts | _notes(cache, scratch, step, pools))
 
 
-def _notes(cache: Cache, scratch: Path, step: int, previous: str | None, pools: list[str]) -> dict[str, Entry]:
+def _notes(cache: Cache, scratch: Path, step: int, pools: list[str]) -> dict[str, Entry]:
     scratch.mkdir(parents=True, exist_ok=True)
     notes = {
-        "weights/lineage.json": {"step": step, "previous": previous},
+        "weights/lineage.json": {"step": step},
         "pools/pools.json": pools,
     }
     entries = {}

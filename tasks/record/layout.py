@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 RAW_ARRIVAL = "data/raw/arrival"
 RAW_EVALUATION = "data/raw/evaluation"
@@ -30,18 +31,26 @@ def branch(timeline: str) -> str:
     return f"refs/heads/states/{timeline}"
 
 
-def tag(timeline: str, step: int) -> str:
-    return f"refs/tags/{short_tag(timeline, step)}"
+def short_tag(timeline: str, step: int, line: int = 1) -> str:
+    """The tag of a state: ``state/demo/0003``, and ``state/demo/0003.2`` on the timeline's second line."""
+    return f"state/{timeline}/{step:04d}" + (f".{line}" if line > 1 else "")
 
 
-def short_tag(timeline: str, step: int) -> str:
-    return f"state/{timeline}/{step:04d}"
+def tag(timeline: str, step: int, line: int = 1) -> str:
+    return f"refs/tags/{short_tag(timeline, step, line)}"
 
 
-def is_tag(name: str) -> bool:
-    return re.search(r"/\d{4,}$", name) is not None
+class Place(NamedTuple):
+    """What the tag of a state says; in the order of `line` and `step`, states were recorded."""
+
+    timeline: str
+    line: int
+    step: int
 
 
-def step_of(tag_name: str) -> int:
-    """The time step of a tag such as ``state/demo/0003``."""
-    return int(re.sub(r".*/", "", tag_name))
+def place_of(tag_name: str) -> Place | None:
+    """Read a tag, short or full; None where it is no state's (a user may keep tags of their own beside ours)."""
+    found = re.fullmatch(r"(?:refs/tags/)?state/([^/]+)/(\d{4,})(?:\.([1-9]\d*))?", tag_name)
+    if not found or found[3] == "1":  # the first line is not written
+        return None
+    return Place(found[1], int(found[3] or 1), int(found[2]))

@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from tasks import nodes
@@ -37,6 +36,7 @@ def build(
     return {
         "timeline": params.timeline,
         "step": params.step,
+        "line": previous.line if previous else 1,
         "arrival": params.arrival.name if params.arrival else None,
         "previous": previous.tag if previous else None,
         "protocol": {"init": params.time.init, "deploy": params.time.deploy, "ema_start": params.time.ema_start},
@@ -54,5 +54,6 @@ def build(
     }
 
 
-def write(path: Path, manifest: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
+def text(manifest: Mapping[str, Any]) -> str:
+    """A manifest as its file holds it."""
+    return json.dumps(manifest, indent=1) + "\n"

@@ -40,7 +40,7 @@ def record(
     previous = states.last(project, params.timeline)
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     content = manifest.build(params, previous, code, inputs, references, training, cache)
-    manifest.write(worktree.folder / "manifest.json", content)
+    (worktree.folder / "manifest.json").write_text(manifest.text(content))
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=cache.files({**inputs, **outputs}))
     return states.commit(

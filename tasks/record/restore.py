@@ -31,7 +31,7 @@ def missing(state: State, cache: Cache) -> list[str]:
 
 def default_folder(project: Path, state: State) -> Path:
     """Beside the project, named after project and state."""
-    return project.parent / f"{project.name}-{state.timeline}-{state.step:04d}"
+    return project.parent / f"{project.name}-{state.timeline}-{Path(state.tag).name}"
 
 
 def restore(project: Path, state: State, folder: Path, remote: Remote | None) -> Restored:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +26,17 @@ class State:
     timeline: str
     step: int
     commit: str
+    line: int = 1
+    """1, and one more after each rollback."""
 
     @property
     def tag(self) -> str:
-        return layout.short_tag(self.timeline, self.step)
+        return layout.short_tag(self.timeline, self.step, self.line)
+
+    @property
+    def name(self) -> str:
+        """The state as a person says it, within its timeline: ``3``, or ``3.2`` on the second line."""
+        return f"{self.step}" + (f".{self.line}" if self.line > 1 else "")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -55,15 +63,30 @@ class State:
 
 
 def all_states(project: Path, timeline: str) -> list[State]:
-    """The states of a timeline, step 0 first."""
+    """Every state of a timeline in the order they were recorded: line by line, each by step."""
     pattern = f"refs/tags/state/{timeline}/*"
-    rows = git(project, "for-each-ref", "--format=%(refname) %(objectname)", "--sort=refname", pattern).splitlines()
-    found = (row.split() for row in rows)
-    return [
-        State(project, timeline, layout.step_of(name), commit)
-        for name, commit in found
-        if layout.is_tag(name)  # a user may keep tags of their own beside ours
-    ]
+    rows = git(project, "for-each-ref", "--format=%(refname) %(objectname)", pattern).splitlines()
+    found = ((layout.place_of(name), commit) for name, commit in (row.split() for row in rows))
+    places = sorted((place, commit) for place, commit in found if place)
+    return [State(project, timeline, place.step, commit, place.line) for place, commit in places]
+
+
+def lineage(project: Path, timeline: str) -> list[State]:
+    """What the newest state goes back to, step 0 first: all states, but for those that a rollback left behind.
+
+    Raises:
+        UserError: a state's predecessor has no tag here.
+    """
+    recorded = all_states(project, timeline)
+    if not recorded or recorded[-1].line == 1:
+        return recorded
+    by_tag = {state.tag: state for state in recorded}
+    found = [recorded[-1]]
+    while previous := found[-1].manifest["previous"]:
+        if previous not in by_tag:
+            raise UserError(f"{found[-1].tag} goes back to {previous}, which is not here; `git fetch --tags` brings it")
+        found.append(by_tag[previous])
+    return found[::-1]
 
 
 def timelines(project: Path) -> list[str]:
@@ -72,18 +95,33 @@ def timelines(project: Path) -> list[str]:
     return sorted({row.removeprefix("refs/tags/state/").rpartition("/")[0] for row in rows})
 
 
-def find(project: Path, timeline: str, step: int) -> State:
-    """The state of one step.
+def find(project: Path, timeline: str, name: str | int) -> State:
+    """A state as a person names it.
+
+    ``3`` is step 3 of the current lineage, ``3.2`` that of the second line (``3.1`` of the first, whatever came after),
+    and a whole tag may be of any timeline.
 
     Raises:
-        UserError: it is not recorded; says which are.
+        UserError: it is not recorded, or is no such name; says which are.
     """
+    if place := layout.place_of(str(name)):
+        timeline, step, line = place.timeline, place.step, place.line
+    elif given := re.fullmatch(r"(\d+)(?:\.([1-9]\d*))?", str(name)):
+        step, line = int(given[1]), int(given[2] or 0)
+    else:
+        raise UserError(
+            f"{str(name)!r} names no state; say 3, 3.2 (step 3 on line 2) or {layout.short_tag(timeline, 3)}"
+        )
     recorded = all_states(project, timeline)
-    for state in recorded:
-        if state.step == step:
+    current = lineage(project, timeline)
+    for state in recorded if line else current:
+        if state.step == step and line in (0, state.line):
             return state
-    there = f"0 to {recorded[-1].step}" if recorded else "none"
-    raise UserError(f"timeline {timeline!r} has no state {step} (recorded: {there})")
+    there = f"0 to {current[-1].step}" if current else "none; in a clone, `git fetch --tags` brings them"
+    elsewhere = [state.name if state.line > 1 else f"{step}.1" for state in recorded if state.step == step]
+    if elsewhere:
+        there += f", and {', '.join(elsewhere)} on other lines"
+    raise UserError(f"timeline {timeline!r} has no state {name} (recorded: {there})")
 
 
 def last(project: Path, timeline: str) -> State | None:
@@ -116,33 +154,52 @@ def commit(
     message: str,
     shared: str | None,
 ) -> State:
-    """Make state ``step`` of what lies in a worktree: tree, commit, then branch and tag in one transaction.
+    """Make state ``step`` of what lies in a worktree, after ``previous`` and on its line; see `make`.
+
+    Raises:
+        UserError: another writer recorded this step first, or the git remote cannot be reached.
+    """
+    git(worktree, "add", "--force", "--", *layout.RECORDED)
+    parents = [*([previous.commit] if previous else []), code]
+    line = previous.line if previous else 1
+    return make(project, timeline, step, line, git(worktree, "write-tree"), parents, message, shared)
+
+
+def make(
+    project: Path,
+    timeline: str,
+    step: int,
+    line: int,
+    tree: str,
+    parents: Sequence[str],
+    message: str,
+    shared: str | None,
+) -> State:
+    """Make a state of a tree: its commit, then branch and tag in one transaction.
 
     That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch. With a
     ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several machines one wins;
     a crash between the two is mended by `synchronize`.
 
     Raises:
-        UserError: another writer recorded this step first, or the git remote cannot be reached.
+        UserError: another writer was first, or the git remote cannot be reached.
     """
-    git(worktree, "add", "--force", "--", *layout.RECORDED)
-    tree = git(worktree, "write-tree")
-    parents = dict.fromkeys([*([previous.commit] if previous else []), code])
-    flags = [part for parent in parents for part in ("-p", parent)]
-    made = git(worktree, "commit-tree", tree, *flags, stdin=message, env=_identity(project))
-    state = State(project, timeline, step, made)
-    branch, tag = layout.branch(timeline), layout.tag(timeline, step)
+    flags = [part for parent in dict.fromkeys(parents) for part in ("-p", parent)]
+    made = git(project, "commit-tree", tree, *flags, stdin=message, env=_identity(project))
+    state = State(project, timeline, step, made, line)
+    branch, tag = layout.branch(timeline), layout.tag(timeline, step, line)
+    head = resolve(project, branch)
+    overtaken = UserError(f"somebody else recorded in timeline {timeline!r} meanwhile; run again to go on from there")
+    if head and not _is_ancestor(project, head, made):
+        raise overtaken
     if shared:
         _publish(state, shared)
-    head = resolve(project, branch)
     update = f"update {branch} {made} {head}" if head else f"create {branch} {made}"
     try:
         git(project, "update-ref", "--stdin", stdin=f"start\n{update}\ncreate {tag} {made}\nprepare\ncommit\n")
     except GitError as error:
         if resolve(project, tag) or resolve(project, branch) != head:
-            raise UserError(
-                f"{state.tag} was recorded by somebody else meanwhile; run again to go on from it"
-            ) from None
+            raise overtaken from None
         raise UserError(f"git cannot record {state.tag}: {error}; what has finished is kept for the next run") from None
     return state
 
@@ -186,7 +243,8 @@ def _is_ancestor(project: Path, older: str, newer: str) -> bool:
 
 def _publish(state: State, remote: str) -> None:
     """Push the branch and all its tags, all or nothing; what is there already is fine."""
-    older = [f"refs/tags/{one.tag}" for one in all_states(state.project, state.timeline) if one.step < state.step]
+    recorded = all_states(state.project, state.timeline)
+    older = [f"refs/tags/{one.tag}" for one in recorded if (one.line, one.step) < (state.line, state.step)]
     refs = [f"{state.commit}:{layout.branch(state.timeline)}", f"{state.commit}:refs/tags/{state.tag}", *older]
     try:
         git(state.project, "push", "--quiet", "--atomic", remote, *refs)

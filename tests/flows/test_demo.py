@@ -25,7 +25,7 @@ def test_the_demo_tells_its_story(tmp_path: Path) -> None:
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "a short demo")
     done = chronomerge(folder, "demo")
-    assert re.search(r"0 │ base .*\n.*1 │ food", done.stdout)
+    assert re.search(r"0 base .*\n.*1 food", done.stdout)
     assert "chronomerge restore" in done.stdout
     rows = json.loads(chronomerge(folder, "states", "--json").stdout)
     assert [row["arrival"] for row in rows] == ["base", "food"]

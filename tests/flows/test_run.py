@@ -19,15 +19,6 @@ from tests.project import chronomerge, git
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
-    """A project whose timeline has run to its end."""
-    folder = projects.make(tmp_path_factory.mktemp("run") / "project")
-    done = chronomerge(folder, "run", **prefect_api)
-    assert "recorded state/tiny/0000 to state/tiny/0002" in done.stdout
-    return folder
-
-
 def test_each_step_is_a_state_on_its_branch(run: Path) -> None:
     code = git(run, "rev-parse", "main")
     previous = None

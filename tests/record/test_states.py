@@ -6,43 +6,10 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import UserError
-from tasks.record import layout, lock, states, worktree
+from tasks.record import lock, states, worktree
 from tasks.record.git import git, top_level
 from tasks.record.states import State
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    git(folder, "init", "--quiet")
-    (folder / "code.py").write_text("1\n")
-    git(folder, "add", "code.py")
-    git(folder, "commit", "--quiet", "--message", "code")
-    return folder
-
-
-@pytest.fixture
-def shared(tmp_path: Path, project: Path) -> Path:
-    git(tmp_path, "init", "--quiet", "--bare", "shared.git")
-    git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
-    git(project, "push", "--quiet", "origin", "HEAD:main")
-    return tmp_path / "shared.git"
-
-
-def record(project: Path, step: int, previous: State | None, remote: str | None = None, note: str = "") -> State:
-    """Commit a state whose files say only which step they are."""
-    tree = project.parent / f"{project.name}-tree"
-    git(project, "worktree", "add", "--quiet", "--detach", str(tree))
-    try:
-        for name in layout.RECORDED:
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            (tree / name).write_text(f"{step} {note}\n")
-        return states.commit(
-            tree, project, "x", step, previous, git(project, "rev-parse", "HEAD"), f"state {step}", remote
-        )
-    finally:
-        worktree.remove(project, tree)
+from tests.record.toy import record
 
 
 def test_branch_and_tags_grow_together(project: Path) -> None:

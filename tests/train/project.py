@@ -63,7 +63,7 @@ def project(folder: Path) -> Path:
     models.resolve(params().base, folder, folder / "data/history/model")
     weights = folder / "data/history/weights"
     weights.mkdir(parents=True)
-    (weights / "lineage.json").write_text('{"step": 0, "previous": null}\n')
+    (weights / "lineage.json").write_text('{"step": 0}\n')
     pools = folder / "data/history/pools"
     pools.mkdir()
     (pools / "pools.json").write_text("[]\n")

@@ -1,0 +1,68 @@
+"""The verbs for recorded states: ``states``, ``restore`` and ``rollback``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows import here
+
+out = Console(highlight=False, markup=False)
+
+Name = Annotated[
+    str, typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
+]
+Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
+
+
+def states(
+    all_lines: Annotated[bool, typer.Option("--all", help="What rollbacks left behind, too.")] = False,
+    as_json: AsJson = False,
+    timeline: Timeline = None,
+) -> None:
+    """The recorded states of a timeline."""
+    from flows import views
+
+    project = here.project()
+    name = timeline or here.timeline(project)
+    if as_json:
+        out.print_json(json.dumps(views.states_rows(project, name, all_lines=all_lines)))
+    else:
+        out.print(views.states_table(project, name, all_lines=all_lines))
+
+
+def restore(
+    state: Name,
+    to: Annotated[Path | None, typer.Option(help="An empty or new folder; by default one beside the project.")] = None,
+    timeline: Timeline = None,
+) -> None:
+    """Bring a state back, bit for bit, in a folder of its own; out of the cache, or the remote."""
+    from flows import past, views
+
+    project = here.project()
+    restored = past.restore(project, timeline or here.timeline(project), state, to)
+    source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
+    out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
+
+
+def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None:
+    """Go back to a state: the next step starts from it; what came after stays, on a line of its own."""
+    from flows import past
+
+    project = here.project()
+    to, made = past.rollback(project, timeline or here.timeline(project), state, wait=wait)
+    if made is None:
+        out.print(f"nothing to do: {to.tag} is what the next step starts from", soft_wrap=True)
+    else:
+        left = made.manifest["rollback"]["from"]
+        out.print(
+            f"{made.tag} is {to.tag} again, and step {made.step + 1} starts from it; {left} stays on line "
+            f"{made.line - 1} (chronomerge states --all)",
+            soft_wrap=True,
+        )  # fmt: skip

@@ -1,0 +1,69 @@
+"""Going back: an earlier state becomes the newest again, on a line of its own, and nothing is forgotten.
+
+Tags never move and the branch only goes forward, so that other machines can follow. A rollback is therefore a state
+like any other: the tree of the one gone back to, its manifest with a new line and what was left behind, no new bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks.record import layout, manifest, states
+from tasks.record.git import git
+from tasks.record.states import State
+
+
+def rollback(project: Path, to: State, shared: str | None) -> State | None:
+    """Make a state the newest of its timeline again; the next step starts from it. None where it is that already.
+
+    The caller holds the timeline's lock, and has brought the states of the ``shared`` git remote, if there is one.
+
+    Raises:
+        UserError: another writer was first, or the git remote cannot be reached.
+    """
+    newest = states.last(project, to.timeline)
+    assert newest, f"{to.tag} is recorded, so there is a newest state"
+    if _origin(newest) == _origin(to):
+        return None
+    line = newest.line + 1
+    made = {
+        **to.manifest,
+        "line": line,
+        "bytes": {**to.manifest["bytes"], "new": 0},
+        "rollback": {
+            "to": to.tag,
+            "from": newest.tag,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+        },
+    }
+    tree = _with_manifest(project, to, manifest.text(made))
+    message = (
+        f"state {to.timeline} {Path(layout.short_tag(to.timeline, to.step, line)).name}: back to {to.tag}\n\n"
+        f"Line {line} starts here; {newest.tag} and what led to it stay on the lines before.\n"
+    )
+    return states.make(project, to.timeline, to.step, line, tree, [newest.commit, to.commit], message, shared)
+
+
+def _origin(state: State) -> str:
+    """The tag under which a state's bytes were recorded first."""
+    while rolled_back := state.manifest.get("rollback"):
+        state = states.find(state.project, state.timeline, rolled_back["to"])
+    return state.tag
+
+
+def _with_manifest(project: Path, state: State, text: str) -> str:
+    """The tree of a state with another manifest, put together in an index of its own."""
+    index = layout.private(project) / "tmp" / f"index-{os.getpid()}"
+    index.parent.mkdir(parents=True, exist_ok=True)
+    env = {"GIT_INDEX_FILE": str(index)}
+    try:
+        git(project, "read-tree", state.commit, env=env)
+        blob = git(project, "hash-object", "-w", "--stdin", stdin=text)
+        git(project, "update-index", "--cacheinfo", f"100644,{blob},manifest.json", env=env)
+        return git(project, "write-tree", env=env)
+    finally:
+        index.unlink(missing_ok=True)

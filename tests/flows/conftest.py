@@ -1,0 +1,16 @@
+"""One timeline, run for real, for all tests that only look at it or work on a copy."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import project as projects
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
+    """A project whose timeline of two steps has run to its end."""
+    folder = projects.make(tmp_path_factory.mktemp("run") / "project")
+    done = projects.chronomerge(folder, "run", **prefect_api)
+    assert "recorded state/tiny/0000 to state/tiny/0002" in done.stdout
+    return folder

@@ -1,0 +1,142 @@
+"""Going back: a new line from an earlier state; tags stay where they are, and other machines can follow."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.record import layout, states
+from tasks.record.git import git
+from tasks.record.rollback import rollback
+from tasks.record.states import State
+from tests.record.toy import record
+
+
+def grow(project: Path, first: int, last: int, remote: str | None = None) -> State:
+    """States ``first`` to ``last`` after the newest."""
+    state = states.last(project, "x")
+    for step in range(first, last + 1):
+        state = record(project, step, state, remote)
+    assert state
+    return state
+
+
+def tags(found: list[State]) -> list[str]:
+    return [state.tag.removeprefix("state/x/") for state in found]
+
+
+def test_the_next_step_goes_on_from_there_and_both_lines_stay(project: Path) -> None:
+    five = grow(project, 0, 5)
+    two = states.find(project, "x", 2)
+    back = rollback(project, two, None)
+    assert back == states.last(project, "x")
+    assert back is not None
+    assert (back.tag, back.step, back.line, back.name) == ("state/x/0002.2", 2, 2, "2.2")
+    three = grow(project, 3, 3)
+    assert three.tag == "state/x/0003.2"
+    assert tags(states.all_states(project, "x")) == ["0000", "0001", "0002", "0003", "0004", "0005", "0002.2", "0003.2"]
+    assert tags(states.lineage(project, "x")) == ["0000", "0001", "0002.2", "0003.2"]
+    assert git(project, "rev-parse", "state/x/0005", "state/x/0002").split() == [five.commit, two.commit]
+    assert git(project, "rev-parse", layout.branch("x")) == three.commit
+
+
+def test_a_rollback_is_the_same_tree_with_another_manifest(project: Path) -> None:
+    five = grow(project, 0, 5)
+    two = states.find(project, "x", 2)
+    back = rollback(project, two, None)
+    assert back is not None
+    assert git(project, "diff", "--name-only", two.commit, back.commit) == "manifest.json"
+    assert git(project, "rev-list", "--parents", "-1", back.tag).split()[1:] == [five.commit, two.commit]
+    noted = back.manifest.pop("rollback")
+    assert (noted["from"], noted["to"]) == ("state/x/0005", "state/x/0002")
+    assert back.manifest == {**two.manifest, "line": 2, "bytes": {"new": 0}}
+    assert git(project, "status", "--porcelain") == ""
+
+
+def test_names_of_states(project: Path) -> None:
+    grow(project, 0, 3)
+    rollback(project, states.find(project, "x", "1"), None)
+    grow(project, 2, 2)
+    named = {
+        name: states.find(project, "x", name).tag
+        for name in ("0", "1", "2", "1.1", "2.1", "3.1", "2.2", "state/x/0003")
+    }
+    assert named == {
+        "0": "state/x/0000", "1": "state/x/0001.2", "2": "state/x/0002.2", "1.1": "state/x/0001", "2.1": "state/x/0002",
+        "3.1": "state/x/0003", "2.2": "state/x/0002.2", "state/x/0003": "state/x/0003",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"no state 3 \(recorded: 0 to 2, and 3\.1 on other lines\)"):
+        states.find(project, "x", "3")
+    with pytest.raises(UserError, match=r"no state 0\.2 .*0\.1 on other lines"):
+        states.find(project, "x", "0.2")
+    with pytest.raises(UserError, match="'newest' names no state"):
+        states.find(project, "x", "newest")
+
+
+def test_back_again_and_again(project: Path) -> None:
+    """A rollback is undone by another one, to what it left behind."""
+    grow(project, 0, 3)
+    for target, line in (
+        ("1", "0000 0001.2"),
+        ("3.1", "0000 0001 0002 0003.3"),
+        ("1.2", "0000 0001.4"),
+        ("0", "0000.5"),
+    ):
+        assert rollback(project, states.find(project, "x", target), None)
+        assert tags(states.lineage(project, "x")) == line.split()
+    assert grow(project, 1, 1).tag == "state/x/0001.5"
+    assert len(states.all_states(project, "x")) == 9
+
+
+@pytest.mark.parametrize("name", ["3", "1.2"])
+def test_back_to_where_one_is_does_nothing(project: Path, name: str) -> None:
+    grow(project, 0, 3)
+    if name == "1.2":
+        rollback(project, states.find(project, "x", 1), None)
+    before = git(project, "for-each-ref")
+    assert rollback(project, states.find(project, "x", name), None) is None
+    assert rollback(project, states.find(project, "x", name.replace(".2", ".1")), None) is None
+    assert git(project, "for-each-ref") == before
+
+
+def test_machines_follow_a_rollback(project: Path, shared: Path, tmp_path: Path) -> None:
+    grow(project, 0, 2, "origin")
+    git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), "other")
+    other = tmp_path / "other"
+    states.synchronize(other, "x", "origin")
+    rollback(project, states.find(project, "x", 1), "origin")
+    with pytest.raises(UserError, match="if another machine was first"):
+        record(other, 3, states.last(other, "x"), "origin")
+    states.synchronize(other, "x", "origin")
+    newest = states.last(other, "x")
+    assert newest is not None
+    assert newest.tag == "state/x/0001.2"
+    assert record(other, 2, newest, "origin").tag == "state/x/0002.2"
+    states.synchronize(project, "x", "origin")
+    assert tags(states.lineage(project, "x")) == ["0000", "0001.2", "0002.2"]
+
+
+def test_what_a_crash_kept_from_the_remote_is_pushed_with_the_next(project: Path, shared: Path) -> None:
+    grow(project, 0, 2)
+    rollback(project, states.find(project, "x", 1), None)
+    states.synchronize(project, "x", "origin")
+    there = git(shared, "tag").splitlines()
+    assert there == ["state/x/0000", "state/x/0001", "state/x/0001.2", "state/x/0002"]
+
+
+def test_a_step_that_went_on_from_what_was_left_behind_is_refused(project: Path) -> None:
+    two = grow(project, 0, 2)
+    rollback(project, states.find(project, "x", 1), None)
+    before = git(project, "for-each-ref")
+    with pytest.raises(UserError, match="somebody else recorded in timeline 'x' meanwhile"):
+        record(project, 3, two)
+    assert git(project, "for-each-ref") == before
+
+
+def test_tags_of_a_user_beside_ours_are_let_be(project: Path) -> None:
+    grow(project, 0, 1)
+    for name in ("state/x/best", "state/x/0001.1", "state/x/0001-old", "state/x/1"):
+        git(project, "tag", name)
+    assert tags(states.all_states(project, "x")) == ["0000", "0001"]
+    assert json.loads(git(project, "show", "state/x/0001:manifest.json"))["step"] == 1
