@@ -27,7 +27,6 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("della", {}),
     ("della_linear", {}),
     ("magmax", {}),
-    ("model_stock", {}),
     ("karcher", {"iterations": 0}),
     ("iso_c", {}),
     ("opcm", {}),
@@ -71,8 +70,21 @@ def test_it_gives_the_bits_of_the_batch_form(name: str, settings: dict[str, Any]
     assert has_sequential_form(name, settings)
 
 
+@pytest.mark.parametrize("shift", [0.001, 0.5])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_model_stock_is_its_batch_form_up_to_a_millionth_in_its_ratio(count: int, shift: float, tmp_path: Path) -> None:
+    zero, models = base(), experts(count, shift=shift)
+    one_by_one = sequence(tmp_path, "model_stock", {}, models, slice_entries=100)
+    together = merge("model_stock", models, zero).tensors
+    assert together is not None
+    for name, expected in together.items():
+        mean = np.mean([m[name] - zero[name] for m in models], axis=0)
+        bound = 1e-6 * np.abs(mean) + np.spacing(np.abs(expected))
+        assert (np.abs(one_by_one[name] - expected) <= bound).all(), name
+
+
 def test_every_sequential_form_is_tested() -> None:
-    assert {n for n, t in available().items() if t().sequential} <= {name for name, _ in FORMS}
+    assert {n for n, t in available().items() if t().sequential} <= {name for name, _ in FORMS} | {"model_stock"}
 
 
 @pytest.mark.parametrize(

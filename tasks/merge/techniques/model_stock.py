@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
+from typing_extensions import override
+
+from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Accumulator, Array, Expert, State, Summary
 
 
@@ -12,6 +17,9 @@ class ModelStock(Accumulator):
 
     r is clamped to [0, 1]: it has no bound as c falls to −1/(N−1). Cosines are averaged, as in mergekit (fusion_bench
     averages angles). c comes from the sum of unit task vectors, Σ_{i≠j} û_i·û_j = ‖Σ û‖² − N, without forming pairs.
+
+    The batch form has ‖Σ û‖² from the experts' inner products, in one pass; the sequential form from Σ û in float32:
+    their r differ by less than 1e-6, and nothing else does.
     """
 
     name: ClassVar[str] = "model_stock"
@@ -30,16 +38,34 @@ class ModelStock(Accumulator):
             state["unit"] += x
 
     def finalise(self, state: State, summary: Summary) -> Array:
-        return state["sum"] * (self.ratio(summary) / summary.count)
+        ratio = self.ratio(summary.count, summary.moved, summary.squares["unit"])
+        return state["sum"] * (ratio / summary.count)
+
+    @override
+    def plan(self, window: Window) -> Callable[[Piece], Array]:
+        factors: dict[str, float] = {}
+        for group, gram in window.gram().items():
+            norms = np.sqrt(np.diag(gram))
+            inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+            square = float(inverse @ gram @ inverse)
+            factors[group] = self.ratio(len(norms), int(np.count_nonzero(norms)), square) / len(norms)
+
+        def merged(piece: Piece) -> Array:
+            total = piece.vector(0)
+            for i in range(1, piece.count):
+                total += piece.vector(i)
+            total *= factors[piece.tensor.group]
+            return total
+
+        return merged
 
     @staticmethod
-    def ratio(summary: Summary) -> float:
-        """r; 1 for a single expert."""
-        n = summary.count
-        if n == 1:
+    def ratio(count: int, moved: int, square: float) -> float:
+        """r of ``count`` experts; ``moved`` of them have a task vector, and ``square`` is ‖Σ û‖². 1 for one expert."""
+        if count == 1:
             return 1.0
         # A task vector of zero has no direction: its cosines count as 0, and it adds nothing to ‖Σ û‖².
-        cosine = (summary.squares["unit"] - summary.moved) / (n * (n - 1))
+        cosine = (square - moved) / (count * (count - 1))
         if cosine <= 0:
             return 0.0
-        return min(1.0, n * cosine / (1 + (n - 1) * cosine))
+        return min(1.0, count * cosine / (1 + (count - 1) * cosine))
