@@ -136,10 +136,11 @@ def merge(
             for tensors in _cut(plan):
                 with ExitStack() as cleanup:
                     window = Window(
-                        base_source if chosen.needs_base else None,
-                        sources,
-                        tensors,
+                        base=base_source if chosen.needs_base else None,
+                        experts=sources,
+                        tensors=tensors,
                         relative=chosen.relative,
+                        stacked=chosen.stacked,
                         weights=used,
                         keys=_keys(chosen, hashes, seed),
                         pool=pool.executor,
@@ -170,7 +171,7 @@ def advance(
 ) -> Report:
     """Take one more expert into a running state: reads that expert and the state, whatever the number before it.
 
-    Gives the same bits as `merge` over all experts in order.
+    Gives the same bits as `merge` over all experts in order; Model Stock says by how much it differs.
 
     Args:
         technique: one with an exact sequential form.
@@ -201,10 +202,11 @@ def advance(
             tick = _ticker(progress, report.parameters)
             for tensors in _cut(plan):
                 window = Window(
-                    reference if technique.needs_base else None,
-                    [source],
-                    tensors,
+                    base=reference if technique.needs_base else None,
+                    experts=[source],
+                    tensors=tensors,
                     relative=technique.relative,
+                    stacked=technique.stacked,
                     weights=[weight],
                     keys=_keys(technique, hashes, seed),
                     pool=pool.executor,
@@ -291,23 +293,25 @@ def _write(
 ) -> None:
     def one(piece: Piece) -> None:
         tensor = piece.tensor
-        x = np.asarray(compute(piece), np.float32).reshape(-1)
-        if technique.needs_base:
-            base = piece.base.reshape(-1)
-            if not technique.relative:
-                x = x - base
-            if tensor.factor != 1:
-                x = x * np.float32(tensor.factor)
-            np.add(x, base, out=x)
-        encoded = encode(x, tensor.dtype)
-        if not fits(encoded, tensor.dtype):
-            raise UserError(
-                f"the merged tensor {tensor.name!r} overflows {tensor.dtype}; choose a smaller scale or float32"
-            )
-        sink.write(tensor.name, piece.start * WIDTH[tensor.dtype], encoded)
+        merged = np.asarray(compute(piece), np.float32).reshape(-1)
+        for part in piece.parts():
+            x = merged[part.start - piece.start : part.stop - piece.start]
+            if technique.needs_base:
+                base = part.base.reshape(-1)
+                if not technique.relative:
+                    x = x - base
+                if tensor.factor != 1:
+                    x = x * np.float32(tensor.factor)
+                x = np.add(x, base, out=x)
+            encoded = encode(x, tensor.dtype)
+            if not fits(encoded, tensor.dtype):
+                raise UserError(
+                    f"the merged tensor {tensor.name!r} overflows {tensor.dtype}; choose a smaller scale or float32"
+                )
+            sink.write(tensor.name, part.start * WIDTH[tensor.dtype], encoded)
         tick(piece.size)
 
-    window.each(one, list(window.pieces(technique.unit, slice_entries)))
+    window.each(one, window.pieces(technique.unit, slice_entries))
 
 
 def _copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:

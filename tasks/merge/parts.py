@@ -225,6 +225,16 @@ class SignElected(Sparsified, Weighted):
         return merged
 
 
+def weighted_mean(x: Array, weights: Array) -> Array:
+    """Σ w_k x_k / Σ w_k, entry by entry; 0 where all weights are. Both are (experts, …), and ``weights`` is used up."""
+    total: Array = weights.sum(axis=0)
+    total[total == 0] = 1
+    weights *= x
+    mean: Array = weights.sum(axis=0)
+    mean /= total
+    return mean
+
+
 class DecaysInRecursion(Technique):
     """Drops at random: applied to its own output again and again, what is not learnt anew decays."""
 

@@ -7,7 +7,8 @@ two passes of histograms over the bits of the floats, which are ordered as their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.merge.stream import Piece, Window
 
 Values = NDArray[np.float32]
+_Rows = Callable[["Piece"], Values]
 
 _WHOLE = 1 << 14
 """Tensors up to this size are taken whole as their sample."""
@@ -25,17 +27,35 @@ _SAMPLED = 64
 _RUN = 1024
 _DEVIATIONS = 6.0
 """Half the width of a bracket, in standard deviations of the sample's quantile."""
-_PIECE = 1 << 20
+_PIECE = 1 << 17
+_ROWS = 8
+"""Rows searched together: what is collected of them is held, and should not grow with the number of models."""
 
 
 def largest(
-    window: Window, values: Callable[[Piece], Values], ranks: Mapping[str, tuple[int, ...]]
+    window: Window,
+    values: Callable[[Piece, Sequence[int]], Values],
+    ranks: Mapping[str, tuple[int, ...]],
+    rows: int,
 ) -> dict[str, Values]:
     """See `Window.largest`."""
+    found: dict[str, list[list[float | None]]] = {}
+    for first in range(0, rows, _ROWS):
+        some = range(first, min(rows, first + _ROWS))
+        for group, searches in _search(window, partial(_of, values, some), ranks).items():
+            found.setdefault(group, []).extend([s.answer for s in row] for row in searches)
+    return {group: np.array(answers, np.float32) for group, answers in found.items()}
+
+
+def _of(values: Callable[[Piece, Sequence[int]], Values], rows: Sequence[int], piece: Piece) -> Values:
+    return values(piece, rows)
+
+
+def _search(window: Window, values: _Rows, ranks: Mapping[str, tuple[int, ...]]) -> _Searches:
     searches = _sample(window, values, ranks)
     _collect(window, values, searches)
     _count(window, values, searches)
-    return {group: np.array([[s.answer for s in row] for row in rows], np.float32) for group, rows in searches.items()}
+    return searches
 
 
 class _Search:
@@ -54,28 +74,31 @@ _Searches = dict[str, list[list[_Search]]]
 """Group → row → rank."""
 
 
-def _sample(window: Window, values: Callable[[Piece], Values], wanted: Mapping[str, tuple[int, ...]]) -> _Searches:
+def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]) -> _Searches:
     from tasks.merge.stream import Piece
 
     pieces = []
-    shares = []  # how many entries of its tensor each sampled one stands for
+    stands: dict[str, float] = {}  # how many entries of a tensor each sampled one stands for
     for tensor in window.tensors:
         size = tensor.size
         if size <= _WHOLE:
             pieces.append(Piece(window, tensor, 0, size, (size,)))
-            shares.append(1.0)
+            stands[tensor.name] = 1.0
             continue
         runs = max(_WHOLE, size // _SAMPLED) // _RUN
         for i in range(runs):
             start = (size - _RUN) * i // (runs - 1)
             pieces.append(Piece(window, tensor, start, start + _RUN, (_RUN,)))
-            shares.append(size / (runs * _RUN))
+        stands[tensor.name] = size / (runs * _RUN)
     found: dict[str, list[tuple[Values, float]]] = {}
-    for piece, share, value in zip(pieces, shares, window.each(values, pieces), strict=True):
-        found.setdefault(piece.tensor.group, []).append((value, share))
+
+    def use(piece: Piece, value: Values) -> None:
+        found.setdefault(piece.tensor.group, []).append((value, stands[piece.tensor.name]))
+
+    window.each(values, pieces, use)
     searches: _Searches = {}
-    for group, samples in found.items():
-        size = window.sizes[group]
+    for group in list(found):
+        samples, size = found.pop(group), window.sizes[group]
         stands_for = np.concatenate([np.full(v.shape[1], share) for v, share in samples])
         spread = float(np.square(stands_for[stands_for > 1]).sum())
         searches[group] = [
@@ -112,9 +135,9 @@ def _bracket(
     return searches
 
 
-def _collect(window: Window, values: Callable[[Piece], Values], searches: _Searches) -> None:
+def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
     open_groups = {g for g, rows in searches.items() if any(s.answer is None for row in rows for s in row)}
-    pieces = [p for p in window.pieces("slice", _PIECE // len(window.experts)) if p.tensor.group in open_groups]
+    pieces = (p for p in window.pieces("slice", _PIECE) if p.tensor.group in open_groups)
 
     def inside(piece: Piece) -> list[list[tuple[int, int, Values | None]]]:
         x = values(piece)
@@ -134,8 +157,7 @@ def _collect(window: Window, values: Callable[[Piece], Values], searches: _Searc
         return results
 
     gathered: dict[str, list[list[list[tuple[int, int, Values | None]]]]] = {}
-    for piece, result in zip(pieces, window.each(inside, pieces), strict=True):
-        gathered.setdefault(piece.tensor.group, []).append(result)
+    window.each(inside, pieces, lambda piece, result: gathered.setdefault(piece.tensor.group, []).append(result))
     for group, results in gathered.items():
         for i, row in enumerate(searches[group]):
             for j, search in enumerate(row):
@@ -154,7 +176,7 @@ def _collect(window: Window, values: Callable[[Piece], Values], searches: _Searc
                     search.answer = float(np.partition(inner, k)[k])
 
 
-def _count(window: Window, values: Callable[[Piece], Values], searches: _Searches) -> None:
+def _count(window: Window, values: _Rows, searches: _Searches) -> None:
     """Two histograms, of the upper and of the lower 16 bits: exact in fixed memory, whatever the values."""
     left = {
         (group, i, search.rank): search
@@ -164,7 +186,7 @@ def _count(window: Window, values: Callable[[Piece], Values], searches: _Searche
         if search.answer is None
     }
     for (group, i, rank), search in left.items():
-        pieces = [p for p in window.pieces("slice", _PIECE // len(window.experts)) if p.tensor.group == group]
+        pieces = [p for p in window.pieces("slice", _PIECE) if p.tensor.group == group]
         upper = _histogram(window, values, pieces, i, None)
         from_top = np.cumsum(upper[::-1])
         place = int(np.searchsorted(from_top, rank))
@@ -175,9 +197,7 @@ def _count(window: Window, values: Callable[[Piece], Values], searches: _Searche
         search.answer = float(np.array(bucket << 16 | low_bits, np.uint32).view(np.float32))
 
 
-def _histogram(
-    window: Window, values: Callable[[Piece], Values], pieces: list[Piece], row: int, bucket: int | None
-) -> NDArray[np.int64]:
+def _histogram(window: Window, values: _Rows, pieces: list[Piece], row: int, bucket: int | None) -> NDArray[np.int64]:
     total = np.zeros(1 << 16, np.int64)
 
     def bins(piece: Piece) -> NDArray[np.int64]:
@@ -185,8 +205,8 @@ def _histogram(
         high = keys >> np.uint32(16)
         return np.bincount(high if bucket is None else keys[high == bucket] & np.uint32(0xFFFF), minlength=1 << 16)
 
-    at_once = 64  # bounds the histograms held at a time
-    for first in range(0, len(pieces), at_once):
-        for counts in window.each(bins, pieces[first : first + at_once]):
-            total += counts
+    def use(_: Piece, counts: NDArray[np.int64]) -> None:
+        np.add(total, counts, out=total)
+
+    window.each(bins, pieces, use)
     return total

@@ -5,7 +5,7 @@ Both run the same code on the same numbers, so they give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,7 +60,7 @@ def accumulate(
     Returns what computes a piece of the merged model; it also writes the state where no norm of it is needed first.
     """
     ranks = {group: technique.ranks(size) for group, size in window.sizes.items()}
-    thresholds = window.largest(_magnitudes, ranks) if any(ranks.values()) else {}
+    thresholds = window.largest(_magnitudes, ranks, len(window.experts)) if any(ranks.values()) else {}
     norms = window.norms() if technique.needs_norms else {}
     count = past.count + len(window.experts)
     # Negative weights last, so that the total so far stays positive.
@@ -114,6 +114,6 @@ def accumulate(
     return finished
 
 
-def _magnitudes(piece: Piece) -> Array:
-    vectors = piece.vectors()
+def _magnitudes(piece: Piece, experts: Sequence[int]) -> Array:
+    vectors = piece.vectors(experts)
     return np.abs(vectors, out=vectors)

@@ -6,11 +6,12 @@ of a fixed size, in order, so that they do not depend on how the merge itself is
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,17 +30,21 @@ Float64 = NDArray[np.float64]
 STATISTICS_SLICE = 1 << 15
 """Entries in a piece of a statistics pass; fixed, since it decides the order of float sums."""
 _GRAM_STRIP = 4096
+_PART = 1 << 20
+"""Entries read at a time: a piece may be a whole tensor, and what is needed beside it should not be."""
+_STACKED = 8
+"""Up to so many models, a stack of them does not shorten the pieces."""
 
 
+@dataclass(eq=False)
 class Piece:
     """A slice of one tensor, of all models: reads what a formula asks for."""
 
-    def __init__(self, window: Window, tensor: Tensor, start: int, stop: int, shape: tuple[int, ...]) -> None:
-        self.window = window
-        self.tensor = tensor
-        self.start = start
-        self.stop = stop
-        self.shape = shape
+    window: Window
+    tensor: Tensor
+    start: int
+    stop: int
+    shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
@@ -59,48 +64,51 @@ class Piece:
 
     def vector(self, index: int) -> Array:
         """The task vector θ − θ_0 of one model where the technique is relative, otherwise its weights; new memory."""
-        source, tensor = self.window.experts[index], self.tensor
-        x = read(source, tensor.name, self.start, self.stop).reshape(self.shape)
+        if self.size > _PART:
+            whole = np.empty(self.size, np.float32)
+            for part in self.parts():
+                whole[part.start - self.start : part.stop - self.start] = part.vector(index)
+            return whole.reshape(self.shape)
+        x = read(self.window.experts[index], self.tensor.name, self.start, self.stop).reshape(self.shape)
         return np.subtract(x, self.base, out=x) if self.window.relative else x
 
-    def vectors(self) -> Array:
-        """`vector` of all models, stacked: (models, …)."""
-        stack = np.empty((self.count, *self.shape), np.float32)
-        for i in range(self.count):
-            stack[i] = self.vector(i)
+    def vectors(self, which: Sequence[int] | None = None) -> Array:
+        """`vector` of all models, or of some, stacked: (models, …)."""
+        models = range(self.count) if which is None else which
+        stack = np.empty((len(models), *self.shape), np.float32)
+        for row, i in zip(stack, models, strict=True):
+            row[...] = self.vector(i)
         return stack
 
+    def parts(self) -> Iterator[Piece]:
+        """The same entries in slices that are cheap to hold; itself where it is one."""
+        if self.size <= _PART:
+            yield self
+            return
+        for start in range(self.start, self.stop, _PART):
+            stop = min(self.stop, start + _PART)
+            yield Piece(self.window, self.tensor, start, stop, (stop - start,))
 
+
+@dataclass(eq=False, kw_only=True)
 class Window:
     """Some tensors that are merged together, with the statistics passes that a technique may make over them."""
 
-    def __init__(
-        self,
-        base: Source | None,
-        experts: Sequence[Source],
-        tensors: Sequence[Tensor],
-        *,
-        relative: bool,
-        weights: Sequence[float],
-        keys: Callable[[int, str], int],
-        scratch: Path,
-        cleanup: ExitStack,
-        pool: ThreadPoolExecutor | None,
-        threads: int,
-    ) -> None:
-        self.base = base
-        self.experts = experts
-        self.tensors = tensors
-        self.relative = relative
-        self.weights = weights
-        self.keys = keys
-        """(expert, tensor name) → 128-bit key for random numbers."""
-        self.scratch = scratch
-        """A folder for temporary files."""
-        self.cleanup = cleanup
-        """Runs when the window's tensors are done."""
-        self._pool = pool
-        self._threads = threads
+    base: Source | None
+    experts: Sequence[Source]
+    tensors: Sequence[Tensor]
+    relative: bool
+    stacked: bool
+    """Whether a piece of all models is held at once: pieces are then the shorter, the more models there are."""
+    weights: Sequence[float]
+    keys: Callable[[int, str], int]
+    """(expert, tensor name) → 128-bit key for random numbers."""
+    scratch: Path
+    """A folder for temporary files."""
+    cleanup: ExitStack
+    """Runs when the window's tensors are done."""
+    pool: ThreadPoolExecutor | None
+    threads: int
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -112,6 +120,8 @@ class Window:
 
     def pieces(self, unit: Unit, length: int) -> Iterator[Piece]:
         """All tensors cut into pieces of about ``length`` entries, or of whole rows or tensors."""
+        if self.stacked:
+            length = self._shortened(length)
         for tensor in self.tensors:
             size, shape = tensor.size, tensor.shape
             if unit == "tensor":
@@ -124,37 +134,63 @@ class Window:
                 cut = (stop - start,) if unit == "slice" else ((stop - start) // columns, columns)
                 yield Piece(self, tensor, start, stop, cut)
 
-    def each(self, compute: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
-        """``compute`` of every piece, in parallel; results in order."""
-        results: list[Any] = [None] * len(pieces)
+    def _shortened(self, length: int) -> int:
+        return max(1, length * _STACKED // max(_STACKED, len(self.experts)))
+
+    def each(
+        self,
+        compute: Callable[[Piece], Result],
+        pieces: Iterable[Piece],
+        use: Callable[[Piece, Result], None] = lambda _piece, _result: None,
+    ) -> None:
+        """``compute`` every piece, in parallel; ``use`` takes the results one at a time, in order, as they come."""
         # Each works on a copy of its piece, so that the base that it caches is let go.
-        if self._pool is None:
-            return [compute(copy(piece)) for piece in pieces]
-        numbers = itertools.count()
+        if self.pool is None:
+            for piece in pieces:
+                use(piece, compute(copy(piece)))
+            return
+        queue = enumerate(pieces)
+        lock = threading.Lock()
+        early: dict[int, tuple[Piece, Result]] = {}
+        due = 0
         failed = False
 
         def work() -> None:
-            nonlocal failed
-            while not failed and (i := next(numbers)) < len(pieces):
-                try:
-                    results[i] = compute(copy(pieces[i]))
-                except BaseException:
-                    failed = True
-                    raise
+            nonlocal due, failed
+            try:
+                while True:
+                    with lock:
+                        place, piece = next(queue, (-1, None))
+                    if piece is None or failed:
+                        return
+                    result = compute(copy(piece))
+                    with lock:
+                        early[place] = piece, result
+                        while due in early:
+                            use(*early.pop(due))
+                            due += 1
+            except BaseException:
+                failed = True
+                raise
 
-        for future in [self._pool.submit(work) for _ in range(self._threads)]:
+        for future in [self.pool.submit(work) for _ in range(self.threads)]:
             future.result()
-        return results
 
     def reduce(
-        self, compute: Callable[[Piece], Any], combine: Callable[[Any, Any], Any] = np.add, unit: Unit = "slice"
+        self,
+        compute: Callable[[Piece], Any],
+        combine: Callable[[Any, Any], Any] = np.add,
+        unit: Unit = "slice",
+        length: int = STATISTICS_SLICE,
     ) -> dict[str, Any]:
         """``compute`` (an array in float64) of all pieces, combined over each group: sums, unless told otherwise."""
-        pieces = list(self.pieces(unit, STATISTICS_SLICE))
         groups: dict[str, Any] = {}
-        for piece, value in zip(pieces, self.each(compute, pieces), strict=True):
+
+        def use(piece: Piece, value: Any) -> None:
             group = piece.tensor.group
             groups[group] = combine(groups[group], value) if group in groups else value
+
+        self.each(compute, self.pieces(unit, length), use)
         return groups
 
     def gram(self) -> dict[str, Float64]:
@@ -170,7 +206,7 @@ class Window:
             total: Float64 = (stacked @ stacked.transpose(0, 2, 1)).sum(axis=0)
             return total
 
-        return self.reduce(products)
+        return self.reduce(products, length=self._shortened(STATISTICS_SLICE))
 
     def norms(self) -> dict[str, Float64]:
         """Each model's norm over each group, (models,) in float64."""
@@ -178,13 +214,14 @@ class Window:
         return {group: np.sqrt(total) for group, total in squares.items()}
 
     def largest(
-        self, values: Callable[[Piece], Array], ranks: Mapping[str, tuple[int, ...]]
+        self, values: Callable[[Piece, Sequence[int]], Array], ranks: Mapping[str, tuple[int, ...]], rows: int
     ) -> dict[str, NDArray[np.float32]]:
-        """Exact order statistics of each group: for every row of ``values`` (rows, entries; ≥ 0), its r-th largest.
+        """Exact order statistics of each group: for each of ``rows`` rows of values ≥ 0, its r-th largest.
 
-        ``ranks`` has the r's (1 ≤ r ≤ size) of each group. Returns (rows, ranks) per group.
+        ``values`` gives those rows of a piece that are asked for, (rows, entries); ``ranks`` has the r's (1 ≤ r ≤ size)
+        of each group. Returns (rows, ranks) per group.
         """
-        return select.largest(self, values, ranks)
+        return select.largest(self, values, ranks, rows)
 
 
 def square(x: Array) -> float:

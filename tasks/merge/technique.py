@@ -67,6 +67,8 @@ class Technique(BaseModel, ABC):
     """What a piece may be cut into: any slice, whole rows, or whole tensors."""
     relative: ClassVar[bool] = True
     """Whether it merges task vectors θ_k − θ_0; otherwise it merges weights as they are."""
+    stacked: ClassVar[bool] = False
+    """Whether it holds a piece of all models at once (`Piece.vectors`): the more models, the shorter the pieces."""
     weighted: ClassVar[bool] = False
     """Whether models may be given weights."""
     random: ClassVar[bool] = False
@@ -121,7 +123,8 @@ class Technique(BaseModel, ABC):
 class Accumulator(Technique):
     """A technique with an exact sequential form: a state, an update with one expert, and what the state amounts to.
 
-    The batch form is the same code over all experts, so that both give the same bits.
+    The batch form is the same code over all experts, so that both give the same bits; one that overrides `plan` for a
+    faster batch form says how close they are.
     """
 
     state: ClassVar[tuple[str, ...]]

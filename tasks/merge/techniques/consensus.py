@@ -23,6 +23,8 @@ class Consensus(Scoped):
     name: ClassVar[str] = "consensus"
     source: ClassVar[str] = "Wang et al. 2024, Localizing task information (arXiv 2405.07813), sections 3 and 4"
 
+    stacked: ClassVar[bool] = True
+
     on: Literal["task_arithmetic", "ties"] = "task_arithmetic"
     lambda_: float = Field(default=0.4, ge=0)
     k: int = Field(default=2, ge=0)

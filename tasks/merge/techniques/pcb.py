@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks.merge.parts import Scoped
+from tasks.merge.parts import Scoped, weighted_mean
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Array, Density, Scope
 
@@ -23,6 +24,8 @@ class Pcb(Scoped):
     name: ClassVar[str] = "pcb"
     source: ClassVar[str] = "Du et al. 2024, Parameter competition balancing (arXiv 2410.02396), section 3"
 
+    stacked: ClassVar[bool] = True
+
     scope: Scope = "model"
     density: Density = 0.2
     scale: float = 1.0
@@ -31,59 +34,64 @@ class Pcb(Scoped):
         n = len(window.experts)
         pairs = [(i, j) for i in range(n) for j in range(i, n)]
 
-        def products(piece: Piece) -> tuple[Array, Array]:
-            x = piece.vectors()
-            return x, np.stack([x[i] * x[j] for i, j in pairs])
+        def extremes(piece: Piece) -> NDArray[np.float64]:
+            x, found = piece.vectors(), np.zeros((2, n, n))
+            for i, j in pairs:
+                product = x[i] * x[j]
+                found[:, i, j] = product.min(), -product.max()
+            return found
 
-        def extremes(piece: Piece) -> np.ndarray:
-            _, p = products(piece)
-            return np.stack([p.min(axis=1), -p.max(axis=1)]).astype(np.float64)
-
-        ranges = {}
+        ranges: dict[str, tuple[Array, Array]] = {}
         for group, (low, negative_high) in window.reduce(extremes, np.minimum).items():
             span = -negative_high - low
-            ranges[group] = low.astype(np.float32), np.divide(1.0, span, out=np.zeros_like(span), where=span > 0)
+            inverse = np.divide(1.0, span, out=np.zeros_like(span), where=span > 0)
+            ranges[group] = low.astype(np.float32), inverse.astype(np.float32)
 
-        def exponentials(piece: Piece) -> tuple[Array, Array, Array]:
-            x, p = products(piece)
+        def exponential(piece: Piece, x: Array, i: int, j: int, times: int = 1) -> Array:
+            """exp(times·norm(τ_i τ_j))."""
             low, inverse = ranges[piece.tensor.group]
-            p -= low[:, None]
-            p *= inverse.astype(np.float32)[:, None]
-            own = np.exp(n * p[[k for k, (i, j) in enumerate(pairs) if i == j]])
-            return x, own, np.exp(p, out=p)
+            product: Array = x[i] * x[j]
+            product -= low[i, j]
+            product *= inverse[i, j]
+            product *= times
+            return np.exp(product, out=product)
 
-        def sums(piece: Piece) -> np.ndarray:
-            _, own, shared = exponentials(piece)
-            return np.concatenate([own.sum(axis=1, dtype=np.float64), shared.sum(axis=1, dtype=np.float64)])
+        def sums(piece: Piece) -> NDArray[np.float64]:
+            x, found = piece.vectors(), np.zeros((2, n, n))
+            for i, j in pairs:
+                found[0, i, j] = exponential(piece, x, i, j).sum(dtype=np.float64)
+            for i in range(n):
+                found[1, i, i] = exponential(piece, x, i, i, times=n).sum(dtype=np.float64)
+            return found
 
-        factors = {
-            group: (window.sizes[group] / total).astype(np.float32) for group, total in window.reduce(sums).items()
-        }
+        shares: dict[str, Array] = {}
+        for group, total in window.reduce(sums).items():
+            shares[group] = np.divide(window.sizes[group], total, out=total, where=total > 0).astype(np.float32)
 
-        def competition(piece: Piece) -> tuple[Array, Array]:
-            x, own, shared = exponentials(piece)
-            factor = factors[piece.tensor.group]
-            inter = np.zeros_like(x)
-            for k, (i, j) in enumerate(pairs):
-                shared[k] *= factor[n + k]
-                inter[i] += shared[k]
-                if i != j:
-                    inter[j] += shared[k]
-            own *= factor[:n, None]
-            own *= inter
-            return x, own
+        def competition(piece: Piece, x: Array, rows: Sequence[int]) -> Array:
+            """β of some experts."""
+            inter, intra = shares[piece.tensor.group]
+            beta = np.zeros((len(rows), *piece.shape), np.float32)
+            of = dict(zip(rows, beta, strict=True))
+            for i, j in pairs:
+                if i in of or j in of:
+                    shared = exponential(piece, x, i, j)
+                    shared *= inter[i, j]
+                    for k in {i, j} & of.keys():
+                        of[k] += shared
+            for i in rows:
+                own = exponential(piece, x, i, i, times=n)
+                own *= intra[i, i]
+                of[i] *= own
+            return beta
 
         ranks = {group: (max(1, int(self.density * size)),) for group, size in window.sizes.items()}
-        thresholds = window.largest(lambda piece: competition(piece)[1], ranks)
+        thresholds = window.largest(lambda piece, rows: competition(piece, piece.vectors(), rows), ranks, rows=n)
 
         def merged(piece: Piece) -> Array:
-            x, beta = competition(piece)
+            x = piece.vectors()
+            beta = competition(piece, x, range(n))
             beta *= beta >= thresholds[piece.tensor.group]
-            total: Array = beta.sum(axis=0)
-            total[total == 0] = 1
-            x *= beta
-            result: Array = x.sum(axis=0) / total
-            result *= self.scale
-            return result
+            return weighted_mean(x, beta) * self.scale
 
         return merged

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from tasks.merge.parts import Scoped
+from tasks.merge.parts import Scoped, weighted_mean
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Array, Density
 
@@ -23,6 +23,8 @@ class Sce(Scoped):
     name: ClassVar[str] = "sce"
     source: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990), section 3.3; mergekit's sce"
 
+    stacked: ClassVar[bool] = True
+
     density: Density = 1.0
     floor: float = Field(default=0.0, ge=0)
     """Mean square, of all experts together, below which all weigh the same; mergekit has 1e-6."""
@@ -34,7 +36,7 @@ class Sce(Scoped):
             moved = window.reduce(lambda piece: np.count_nonzero(_variance(piece.vectors())))
             ranks = {group: (int(self.density * count),) if count else () for group, count in moved.items()}
             ranks = {group: wanted if wanted and wanted[0] else () for group, wanted in ranks.items()}
-            found = window.largest(lambda piece: _variance(piece.vectors())[None], ranks)
+            found = window.largest(lambda piece, _: _variance(piece.vectors())[None], ranks, rows=1)
             thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in found.items()}
 
         def selected(piece: Piece) -> Array:
@@ -54,12 +56,7 @@ class Sce(Scoped):
             x = selected(piece)
             up = x.sum(axis=0) >= 0
             agree = np.where(up, x > 0, x < 0) * weights[piece.tensor.group]
-            total: Array = agree.sum(axis=0)
-            total[total == 0] = 1
-            agree *= x
-            result: Array = agree.sum(axis=0) / total
-            result *= self.scale
-            return result
+            return weighted_mean(x, agree) * self.scale
 
         return merged
 
