@@ -2,6 +2,7 @@
 
     python benchmarks/merge.py --cache DIR                      # makes experts and a peer's environment under DIR
     python benchmarks/merge.py --cache DIR --only ties,linear   # some techniques; --no-peer: ours alone
+    python benchmarks/merge.py --cache DIR --device cuda        # ours on a GPU, a row of its own each
     python benchmarks/merge.py --cache DIR --table              # the table of all that was measured so far
     python benchmarks/merge.py --cache DIR --compare            # one configuration through both: the same result?
 
@@ -199,9 +200,10 @@ def peer(cache: Path) -> Path:
     return python
 
 
-def our_command(technique: str, models: Path, count: int, out: Path) -> list[str]:
+def our_command(technique: str, models: Path, count: int, out: Path, device: str) -> list[str]:
     experts = [str(models / f"{i + 1}.safetensors") for i in range(2 if technique == "slerp" else count)]
     command = [sys.executable, "-m", "flows", "merge", "--technique", technique, "--out", str(out)]
+    command += ["--device", device]
     if technique not in ("linear", "slerp", "karcher"):
         command += ["--base", str(models / "base.safetensors")]
     for expert in experts:
@@ -319,6 +321,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--only", help="comma-separated techniques; also floor, startup, sequential:NAME")
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--device", default="cpu", help="where ours computes; on another than the CPU, ours alone")
     parser.add_argument("--table", action="store_true", help="print the table of what was measured, and stop")
     parser.add_argument("--compare", action="store_true", help="compare results instead of speed")
     arguments = parser.parse_args()
@@ -336,14 +339,17 @@ def main() -> None:
     make_models(models, arguments.experts)
     wanted = arguments.only.split(",") if arguments.only else ["startup", "floor", *OURS]
     label = "" if arguments.experts == 8 else f" N={arguments.experts}"
+    on_cpu = arguments.device == "cpu"
+    label += "" if on_cpu else f" on {arguments.device}"
+    with_peer = on_cpu and not arguments.no_peer
     for name in wanted:
         entry = results.setdefault(name + label, {})
-        entry.update(_measure_one(name, models, arguments.experts, cache, not arguments.no_peer))
+        entry.update(_measure_one(name, models, arguments.experts, cache, with_peer, arguments.device))
         path.write_text(json.dumps(results, indent=2))
         print(name + label, json.dumps(entry), flush=True)
 
 
-def _measure_one(name: str, models: Path, count: int, cache: Path, with_peer: bool) -> dict[str, Any]:
+def _measure_one(name: str, models: Path, count: int, cache: Path, with_peer: bool, device: str) -> dict[str, Any]:
     out, entry = cache / "out.safetensors", {}
     inputs = [str(models / f"{i + 1}.safetensors") for i in range(count)]
     warm([*inputs, str(models / "base.safetensors")])
@@ -364,7 +370,7 @@ def _measure_one(name: str, models: Path, count: int, cache: Path, with_peer: bo
             shutil.rmtree(cache / "states" / technique / str(t - 1), ignore_errors=True)
         shutil.rmtree(cache / "states")
     else:
-        entry["ours"] = asdict(measure(our_command(name, models, count, out), cache))
+        entry["ours"] = asdict(measure(our_command(name, models, count, out, device), cache))
         if with_peer and name in PEERS:
             folder = cache / "peer-out"
             try:

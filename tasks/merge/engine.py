@@ -21,6 +21,7 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.merge import registry
 from tasks.merge.blas import one_thread
+from tasks.merge.device import Device, find_device
 from tasks.merge.layout import Layout, Tensor, layout
 from tasks.merge.sequential import Past, accumulate
 from tasks.merge.sinks import DictSink, FileSink, Sink
@@ -31,9 +32,6 @@ from tasks.progress import Progress, silent
 
 Model = Path | str | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
-
-SLICE = 1 << 17
-"""Entries of a tensor merged at a time: few enough for the caches, enough that threads seldom wait for each other."""
 
 _WINDOW = 1 << 24
 _COPIED_AT_ONCE = 1 << 22
@@ -49,6 +47,8 @@ class Report:
     settings: dict[str, Any]
     form: str
     """``batch``: all experts were read; ``sequential``: one expert and the running state."""
+    device: str
+    """What computed: ``cpu``, or the GPU by name."""
     experts: int
     """How many experts the merge holds."""
     merged: int
@@ -88,7 +88,8 @@ def merge(
     dtype: str | None = None,
     seed: int = 0,
     threads: int | None = None,
-    slice_entries: int = SLICE,
+    device: str | Device = "cpu",
+    slice_entries: int | None = None,
     shard_bytes: int = 5_000_000_000,
     dry_run: bool = False,
     progress: Progress = silent,
@@ -108,7 +109,9 @@ def merge(
             is in float32.
         seed: of techniques that drop at random.
         threads: by default as many as this process may use. Neither threads nor slices change a bit of the result.
-        slice_entries: entries of a tensor merged at a time.
+        device: ``cpu``, ``cuda`` or ``cuda:1`` (needs CuPy, `tasks.merge.device`). What is dropped at random is the
+            same on all; a GPU's sums and products differ in their last bits.
+        slice_entries: entries of a tensor merged at a time; by default the device's.
         dry_run: check everything that the headers tell, and only report.
 
     Raises:
@@ -117,6 +120,7 @@ def merge(
     chosen = registry.create(technique, settings or {}) if isinstance(technique, str) else technique
     _check_count(chosen, len(experts), base is not None)
     used = _weights(chosen, len(experts), weights)
+    where = find_device(device)
     with ExitStack() as stack:
         sources = [_open(model, f"expert {i + 1}", stack) for i, model in enumerate(experts)]
         base_source = _open(base, "base", stack) if base is not None else None
@@ -125,13 +129,13 @@ def merge(
         plan = layout(reference, others, chosen.grouping, chosen.lines, _dtype(dtype))
         hashes = _hashes(chosen, sources, threads) if not dry_run else []
         inputs = [*sources, *([base_source] if base_source is not None and chosen.needs_base else [])]
-        report = _report(chosen, plan, inputs, "batch", len(sources), hashes)
+        report = _report(chosen, plan, inputs, "batch", where, len(sources), hashes)
         if dry_run:
             return Merged(report)
         scratch = _scratch(Path(out).parent if out is not None else None, stack) if _needs_scratch(chosen) else Path()
         sink: FileSink | DictSink
         sink = DictSink(plan.entries) if out is None else FileSink(Path(out), plan.entries, shard_bytes)
-        with _whole_or_nothing([sink], out), _Pool(threads) as pool:
+        with _whole_or_nothing([sink], out), _Pool(threads or where.threads) as pool:
             tick = _ticker(progress, report.parameters)
             for tensors in _cut(plan):
                 with ExitStack() as cleanup:
@@ -145,6 +149,7 @@ def merge(
                         keys=_keys(chosen, hashes, seed),
                         pool=pool.executor,
                         threads=pool.threads,
+                        device=where,
                         scratch=scratch,
                         cleanup=cleanup,
                     )
@@ -166,7 +171,8 @@ def advance(
     *,
     seed: int = 0,
     threads: int | None = None,
-    slice_entries: int = SLICE,
+    device: str | Device = "cpu",
+    slice_entries: int | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Take one more expert into a running state: reads that expert and the state, whatever the number before it.
@@ -183,16 +189,17 @@ def advance(
     Raises:
         UserError: the state is of another technique, other settings or another model, or a file is unreadable.
     """
+    where = find_device(device)
     with ExitStack() as stack:
         source, reference = stack.enter_context(FileSource(expert)), stack.enter_context(FileSource(base))
         plan = layout(reference, {"the expert": source}, technique.grouping, technique.lines, None)
         past = _load_past(technique, previous, plan, stack)
         hashes = _hashes(technique, [source], threads)
         inputs = [source, *past.arrays.values(), *([reference] if technique.needs_base else [])]
-        report = _report(technique, plan, inputs, "sequential", past.count + 1, hashes)
+        report = _report(technique, plan, inputs, "sequential", where, past.count + 1, hashes)
         entries = {t.name: Entry("F32", t.shape) for t in plan.merged}
         weight = technique.weights(past.count + 1)[past.count]
-        with _whole_or_nothing([], out) as opened, _Pool(threads) as pool:
+        with _whole_or_nothing([], out) as opened, _Pool(threads or where.threads) as pool:
             arrays: dict[str, FileSink] = {}
             for name in technique.state:
                 arrays[name] = FileSink(state / f"{name}.safetensors", entries)
@@ -211,6 +218,7 @@ def advance(
                     keys=_keys(technique, hashes, seed),
                     pool=pool.executor,
                     threads=pool.threads,
+                    device=where,
                     scratch=Path(),
                     cleanup=stack,
                 )
@@ -266,13 +274,20 @@ def _open(model: Model, label: str, stack: ExitStack) -> Source:
 
 
 def _report(
-    technique: Technique, plan: Layout, inputs: Sequence[Source], form: str, experts: int, hashes: list[str]
+    technique: Technique,
+    plan: Layout,
+    inputs: Sequence[Source],
+    form: str,
+    where: Device,
+    experts: int,
+    hashes: list[str],
 ) -> Report:
     read = sum(s.entries[t.name].size * WIDTH[s.entries[t.name].dtype] for s in inputs for t in plan.merged)
     return Report(
         technique=technique.name,
         settings=technique.model_dump(mode="json"),
         form=form,
+        device=where.name,
         experts=experts,
         merged=len(plan.merged),
         parameters=sum(t.size for t in plan.merged),
@@ -288,12 +303,12 @@ def _write(
     technique: Technique,
     compute: Callable[[Piece], Array],
     sink: Sink,
-    slice_entries: int,
+    slice_entries: int | None,
     tick: Callable[[int], None],
 ) -> None:
     def one(piece: Piece) -> None:
         tensor = piece.tensor
-        merged = np.asarray(compute(piece), np.float32).reshape(-1)
+        merged = compute(piece).astype(np.float32, copy=False).reshape(-1)
         for part in piece.parts():
             x = merged[part.start - piece.start : part.stop - piece.start]
             if technique.needs_base:
@@ -308,10 +323,10 @@ def _write(
                 raise UserError(
                     f"the merged tensor {tensor.name!r} overflows {tensor.dtype}; choose a smaller scale or float32"
                 )
-            sink.write(tensor.name, part.start * WIDTH[tensor.dtype], encoded)
+            sink.write(tensor.name, part.start * WIDTH[tensor.dtype], window.device.get(encoded))
         tick(piece.size)
 
-    window.each(one, window.pieces(technique.unit, slice_entries))
+    window.each(one, window.pieces(technique.unit, slice_entries or window.device.slice_entries))
 
 
 def _copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:

@@ -22,7 +22,7 @@ _NOISE = 1e-7
 
 def product(x: Array, y: Array) -> Float64:
     """XᵀY in float64."""
-    total = np.zeros((x.shape[1], y.shape[1]))
+    total = np.zeros((x.shape[1], y.shape[1]), like=x)
     for rows in _blocks(x):
         total += x[rows].T.astype(np.float64) @ y[rows].astype(np.float64)
     return total
@@ -30,7 +30,7 @@ def product(x: Array, y: Array) -> Float64:
 
 def gram(x: Array) -> Float64:
     """XᵀX in float64."""
-    total = np.zeros((x.shape[1], x.shape[1]))
+    total = np.zeros((x.shape[1], x.shape[1]), like=x)
     for rows in _blocks(x):
         block = x[rows].astype(np.float64)
         total += block.T @ block
@@ -65,7 +65,7 @@ def orthonormalize(x: Array) -> Float64:
     squares, vectors = np.linalg.eigh(gram(x))
     s = np.sqrt(np.maximum(squares, 0))
     if s.size and s[-1] > 0:
-        inverse = np.divide(1.0, s, out=np.zeros_like(s), where=s > _NOISE * s[-1])
+        inverse = (s > _NOISE * s[-1]) / np.maximum(s, _NOISE * s[-1])  # CuPy's functions know no where=
         multiply(x, (vectors * inverse) @ vectors.T)
     return s
 

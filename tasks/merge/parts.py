@@ -129,11 +129,11 @@ class MagnitudePruned(Sparsified):
         # Magnitude and place in one integer: a plain sort ranks them, ties by place, faster than an argsort.
         keys = np.abs(x).view(np.uint32).astype(np.uint64)
         keys <<= np.uint64(32)
-        keys |= np.arange(length, dtype=np.uint64)
+        keys |= np.arange(length, dtype=np.uint64, like=keys)
         keys.sort(axis=-1)
         place = keys.astype(np.uint32).astype(np.intp)
         probability = np.empty_like(x)
-        np.put_along_axis(probability, place, np.broadcast_to(keep, x.shape), axis=-1)
+        np.put_along_axis(probability, place, np.broadcast_to(np.asarray(keep, like=x), x.shape), axis=-1)
         x *= expert.random16() < probability
         x *= _DRAWS
         x /= probability

@@ -7,12 +7,14 @@ two passes of histograms over the bits of the floats, which are ordered as their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.merge.device import HOST
 
 if TYPE_CHECKING:
     from tasks.merge.stream import Piece, Window
@@ -27,7 +29,6 @@ _SAMPLED = 64
 _RUN = 1024
 _DEVIATIONS = 6.0
 """Half the width of a bracket, in standard deviations of the sample's quantile."""
-_PIECE = 1 << 17
 _ROWS = 8
 """Rows searched together: what is collected of them is held, and should not grow with the number of models."""
 
@@ -79,6 +80,7 @@ def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]
 
     pieces = []
     stands: dict[str, float] = {}  # how many entries of a tensor each sampled one stands for
+    on_host = window.on(HOST)  # runs are short: not worth a GPU's while
     for tensor in window.tensors:
         size = tensor.size
         if size <= _WHOLE:
@@ -88,14 +90,14 @@ def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]
         runs = max(_WHOLE, size // _SAMPLED) // _RUN
         for i in range(runs):
             start = (size - _RUN) * i // (runs - 1)
-            pieces.append(Piece(window, tensor, start, start + _RUN, (_RUN,)))
+            pieces.append(Piece(on_host, tensor, start, start + _RUN, (_RUN,)))
         stands[tensor.name] = size / (runs * _RUN)
     found: dict[str, list[tuple[Values, float]]] = {}
 
     def use(piece: Piece, value: Values) -> None:
         found.setdefault(piece.tensor.group, []).append((value, stands[piece.tensor.name]))
 
-    window.each(values, pieces, use)
+    window.each(lambda piece: window.device.get(values(piece)), pieces, use)
     searches: _Searches = {}
     for group in list(found):
         samples, size = found.pop(group), window.sizes[group]
@@ -137,7 +139,8 @@ def _bracket(
 
 def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
     open_groups = {g for g, rows in searches.items() if any(s.answer is None for row in rows for s in row)}
-    pieces = (p for p in window.pieces("slice", _PIECE) if p.tensor.group in open_groups)
+    pieces = (p for p in _pieces(window) if p.tensor.group in open_groups)
+    get = window.device.get
 
     def inside(piece: Piece) -> list[list[tuple[int, int, Values | None]]]:
         x = values(piece)
@@ -145,13 +148,13 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
         results: list[list[tuple[int, int, Values | None]]] = [[] for _ in rows]
         for j in range(len(rows[0])):
             # All rows in one operation each: threads get in each other's way over many short ones.
-            beyond = x > np.array([[row[j].high] for row in rows])
-            mask = x >= np.array([[row[j].low] for row in rows])
+            beyond = x > np.asarray([[row[j].high] for row in rows], np.float32, like=x)
+            mask = x >= np.asarray([[row[j].low] for row in rows], np.float32, like=x)
             mask ^= beyond
             above = [int(np.count_nonzero(row)) for row in beyond]
             counts = [int(np.count_nonzero(row)) for row in mask]
             narrow = max(counts) <= max(1024, x.shape[1] // 4)
-            found = np.split(x[mask], np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
+            found = np.split(get(x[mask]), np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
             for result, row, k, n, part in zip(results, rows, above, counts, found, strict=True):
                 result.append((k, n, part.copy() if part is not None and row[j].low < row[j].high else None))
         return results
@@ -186,7 +189,7 @@ def _count(window: Window, values: _Rows, searches: _Searches) -> None:
         if search.answer is None
     }
     for (group, i, rank), search in left.items():
-        pieces = [p for p in window.pieces("slice", _PIECE) if p.tensor.group == group]
+        pieces = [p for p in _pieces(window) if p.tensor.group == group]
         upper = _histogram(window, values, pieces, i, None)
         from_top = np.cumsum(upper[::-1])
         place = int(np.searchsorted(from_top, rank))
@@ -197,16 +200,21 @@ def _count(window: Window, values: _Rows, searches: _Searches) -> None:
         search.answer = float(np.array(bucket << 16 | low_bits, np.uint32).view(np.float32))
 
 
+def _pieces(window: Window) -> Iterator[Piece]:
+    return window.pieces("slice", window.device.search_entries)
+
+
 def _histogram(window: Window, values: _Rows, pieces: list[Piece], row: int, bucket: int | None) -> NDArray[np.int64]:
     total = np.zeros(1 << 16, np.int64)
 
-    def bins(piece: Piece) -> NDArray[np.int64]:
+    def count(piece: Piece) -> NDArray[np.int64]:
         keys = np.ascontiguousarray(values(piece)[row]).view(np.uint32)
         high = keys >> np.uint32(16)
-        return np.bincount(high if bucket is None else keys[high == bucket] & np.uint32(0xFFFF), minlength=1 << 16)
+        bins = high if bucket is None else keys[high == bucket] & np.uint32(0xFFFF)
+        return window.device.get(np.bincount(bins, minlength=1 << 16))
 
     def use(_: Piece, counts: NDArray[np.int64]) -> None:
         np.add(total, counts, out=total)
 
-    window.each(bins, pieces, use)
+    window.each(count, pieces, use)
     return total

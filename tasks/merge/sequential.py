@@ -32,10 +32,10 @@ class Past:
 
     def state(self, technique: Accumulator, piece: Piece) -> State:
         if not self.arrays:
-            return {array: np.zeros(piece.shape, np.float32) for array in technique.state}
-        name = piece.tensor.name
+            return {array: piece.zeros() for array in technique.state}
+        name, device = piece.tensor.name, piece.window.device
         return {
-            array: read(self.arrays[array], name, piece.start, piece.stop).reshape(piece.shape)
+            array: read(self.arrays[array], name, piece.start, piece.stop, device).reshape(piece.shape)
             for array in technique.state
         }
 
@@ -87,7 +87,7 @@ def accumulate(
             )
             technique.update(state, piece.vector(i), expert)
         for array, sink in sinks.items():
-            sink.write(piece.tensor.name, piece.start * 4, state[array])
+            sink.write(piece.tensor.name, piece.start * 4, window.device.get(state[array]))
         return state
 
     def summary(piece: Piece, squares: Mapping[str, float]) -> Summary:
@@ -105,9 +105,11 @@ def accumulate(
     squares = window.reduce(settle, unit=technique.unit)
 
     def finished(piece: Piece) -> Array:
-        state = {array: np.empty(piece.shape, np.float32) for array in technique.state}
-        for array, values in state.items():
+        state: State = {}
+        for array in technique.state:
+            values = np.empty(piece.shape, np.float32)
             sinks[array].read_back(piece.tensor.name, piece.start * 4, values)
+            state[array] = window.device.put(values)
         of_group = dict(zip(technique.state_norms, squares[piece.tensor.group].tolist(), strict=True))
         return technique.finalise(state, summary(piece, of_group))
 

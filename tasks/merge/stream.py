@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.merge import select
+from tasks.merge.device import Device
 from tasks.merge.layout import Tensor
 from tasks.merge.sources import Source, read
 from tasks.merge.technique import Array, Unit
@@ -27,8 +28,6 @@ from tasks.merge.technique import Array, Unit
 Result = TypeVar("Result")
 Float64 = NDArray[np.float64]
 
-STATISTICS_SLICE = 1 << 15
-"""Entries in a piece of a statistics pass; fixed, since it decides the order of float sums."""
 _GRAM_STRIP = 4096
 _PART = 1 << 20
 """Entries read at a time: a piece may be a whole tensor, and what is needed beside it should not be."""
@@ -59,25 +58,25 @@ class Piece:
     def base(self) -> Array:
         """θ_0; zeros where there is no base."""
         if self.window.base is None:
-            return np.zeros(self.shape, np.float32)
-        return read(self.window.base, self.tensor.name, self.start, self.stop).reshape(self.shape)
+            return self.zeros()
+        return self._read(self.window.base)
 
     def vector(self, index: int) -> Array:
         """The task vector θ − θ_0 of one model where the technique is relative, otherwise its weights; new memory."""
         if self.size > _PART:
-            whole = np.empty(self.size, np.float32)
+            whole = np.empty(self.size, np.float32, like=self.window.device.like)
             for part in self.parts():
                 whole[part.start - self.start : part.stop - self.start] = part.vector(index)
             return whole.reshape(self.shape)
-        x = read(self.window.experts[index], self.tensor.name, self.start, self.stop).reshape(self.shape)
+        x = self._read(self.window.experts[index])
         return np.subtract(x, self.base, out=x) if self.window.relative else x
 
     def vectors(self, which: Sequence[int] | None = None) -> Array:
         """`vector` of all models, or of some, stacked: (models, …)."""
         models = range(self.count) if which is None else which
-        stack = np.empty((len(models), *self.shape), np.float32)
-        for row, i in zip(stack, models, strict=True):
-            row[...] = self.vector(i)
+        stack = np.empty((len(models), *self.shape), np.float32, like=self.window.device.like)
+        for place, i in enumerate(models):
+            stack[place] = self.vector(i)
         return stack
 
     def parts(self) -> Iterator[Piece]:
@@ -88,6 +87,13 @@ class Piece:
         for start in range(self.start, self.stop, _PART):
             stop = min(self.stop, start + _PART)
             yield Piece(self.window, self.tensor, start, stop, (stop - start,))
+
+    def zeros(self) -> Array:
+        """Float32 zeros of the piece's shape, where its arrays are."""
+        return np.zeros(self.shape, np.float32, like=self.window.device.like)
+
+    def _read(self, source: Source) -> Array:
+        return read(source, self.tensor.name, self.start, self.stop, self.window.device).reshape(self.shape)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -109,6 +115,11 @@ class Window:
     """Runs when the window's tensors are done."""
     pool: ThreadPoolExecutor | None
     threads: int
+    device: Device
+
+    def on(self, device: Device) -> Window:
+        """The same, its arrays on another device."""
+        return replace(self, device=device)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -143,11 +154,15 @@ class Window:
         pieces: Iterable[Piece],
         use: Callable[[Piece, Result], None] = lambda _piece, _result: None,
     ) -> None:
-        """``compute`` every piece, in parallel; ``use`` takes the results one at a time, in order, as they come."""
+        """``compute`` every piece, in parallel; ``use`` takes the results one at a time, in order, as they come.
+
+        A result that ``use`` takes is to be on the host (`Device.get`): each thread has its own queue on a GPU.
+        """
         # Each works on a copy of its piece, so that the base that it caches is let go.
         if self.pool is None:
-            for piece in pieces:
-                use(piece, compute(copy(piece)))
+            with self.device.active():
+                for piece in pieces:
+                    use(piece, compute(copy(piece)))
             return
         queue = enumerate(pieces)
         lock = threading.Lock()
@@ -158,17 +173,18 @@ class Window:
         def work() -> None:
             nonlocal due, failed
             try:
-                while True:
-                    with lock:
-                        place, piece = next(queue, (-1, None))
-                    if piece is None or failed:
-                        return
-                    result = compute(copy(piece))
-                    with lock:
-                        early[place] = piece, result
-                        while due in early:
-                            use(*early.pop(due))
-                            due += 1
+                with self.device.active():
+                    while True:
+                        with lock:
+                            place, piece = next(queue, (-1, None))
+                        if piece is None or failed:
+                            return
+                        result = compute(copy(piece))
+                        with lock:
+                            early[place] = piece, result
+                            while due in early:
+                                use(*early.pop(due))
+                                due += 1
             except BaseException:
                 failed = True
                 raise
@@ -181,16 +197,20 @@ class Window:
         compute: Callable[[Piece], Any],
         combine: Callable[[Any, Any], Any] = np.add,
         unit: Unit = "slice",
-        length: int = STATISTICS_SLICE,
+        length: int | None = None,
     ) -> dict[str, Any]:
-        """``compute`` (an array in float64) of all pieces, combined over each group: sums, unless told otherwise."""
+        """``compute`` (an array in float64) of all pieces, combined over each group: sums, unless told otherwise.
+
+        The outcome is on the host.
+        """
         groups: dict[str, Any] = {}
 
         def use(piece: Piece, value: Any) -> None:
             group = piece.tensor.group
             groups[group] = combine(groups[group], value) if group in groups else value
 
-        self.each(compute, self.pieces(unit, length), use)
+        pieces = self.pieces(unit, length or self.device.statistics_entries)
+        self.each(lambda piece: self.device.get(compute(piece)), pieces, use)
         return groups
 
     def gram(self) -> dict[str, Float64]:
@@ -199,14 +219,14 @@ class Window:
         def products(piece: Piece) -> Float64:
             n, size = piece.count, piece.size
             strips = -(-size // _GRAM_STRIP)
-            x = np.zeros((n, strips * _GRAM_STRIP))
+            x = np.zeros((n, strips * _GRAM_STRIP), like=self.device.like)
             for i in range(n):
                 x[i, :size] = piece.vector(i)
             stacked = x.reshape(n, strips, _GRAM_STRIP).transpose(1, 0, 2)
             total: Float64 = (stacked @ stacked.transpose(0, 2, 1)).sum(axis=0)
             return total
 
-        return self.reduce(products, length=self._shortened(STATISTICS_SLICE))
+        return self.reduce(products, length=self._shortened(self.device.statistics_entries))
 
     def norms(self) -> dict[str, Float64]:
         """Each model's norm over each group, (models,) in float64."""
@@ -227,4 +247,4 @@ class Window:
 def square(x: Array) -> float:
     """‖x‖², summed in float64."""
     flat = x.reshape(-1)
-    return float(np.einsum("i,i->", flat, flat, dtype=np.float64, casting="same_kind"))
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))

@@ -183,13 +183,16 @@ class Expert:
         return self.weight / self.total if self.weight else 0.0
 
     def random16(self) -> NDArray[np.uint16]:
-        """Uniform 16-bit integers, one an entry: a function of seed, technique, tensor, expert and position alone."""
+        """Uniform 16-bit integers, one an entry: a function of seed, technique, tensor, expert and position alone.
+
+        They are drawn on the host whatever the device, so that a GPU drops the same entries.
+        """
         first, shape = self.piece.start // 16, self.piece.shape
         skipped = self.piece.start - first * 16
         # Philox is counter based: one count is four 64-bit words, sixteen of our integers.
         words = np.random.Philox(key=self.key, counter=first).random_raw(-(-(skipped + self.piece.size) // 4))
         draws: NDArray[np.uint16] = words.astype("<u8", copy=False).view("<u2")
-        return draws[skipped : skipped + self.piece.size].reshape(shape)
+        return self.piece.window.device.put(draws[skipped : skipped + self.piece.size].reshape(shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ def test_what_is_missing_is_said() -> None:
         run("merge", "-t", "ties", *MODELS)
     with pytest.raises(UserError, match="say what to merge"):
         run("merge", "-o", "m.safetensors")
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
+        run("merge", "-t", "ties", *MODELS, "--device", "gpu", "-o", "m.safetensors")
     with pytest.raises(UserError, match="--set takes KEY=VALUE, got 'density'"):
         run("merge", "-t", "ties", *MODELS, "--set", "density", "-o", "m.safetensors")
 

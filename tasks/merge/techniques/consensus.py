@@ -38,7 +38,7 @@ class Consensus(Scoped):
         def merged(piece: Piece) -> Array:
             vectors = piece.vectors()
             total = vectors.sum(axis=0) if ties is None else ties(piece)
-            votes = np.zeros(piece.shape, np.int32)
+            votes = np.zeros_like(total, dtype=np.int32)
             for vector in vectors:
                 votes += np.abs(vector) >= self.lambda_ * np.abs(total - vector)
             total *= votes >= self.k

@@ -59,7 +59,7 @@ class Karcher(Weighted, Accumulator):
         factors = {group: self.factors(gram, np.array(window.weights)) for group, gram in window.gram().items()}
 
         def merged(piece: Piece) -> Array:
-            total = np.zeros(piece.shape, np.float32)
+            total = piece.zeros()
             for i, factor in enumerate(factors[piece.tensor.group].tolist()):
                 x = piece.vector(i)
                 x *= factor

@@ -38,7 +38,7 @@ class Pcb(Scoped):
             x, found = piece.vectors(), np.zeros((2, n, n))
             for i, j in pairs:
                 product = x[i] * x[j]
-                found[:, i, j] = product.min(), -product.max()
+                found[:, i, j] = float(product.min()), -float(product.max())
             return found
 
         ranges: dict[str, tuple[Array, Array]] = {}
@@ -59,9 +59,9 @@ class Pcb(Scoped):
         def sums(piece: Piece) -> NDArray[np.float64]:
             x, found = piece.vectors(), np.zeros((2, n, n))
             for i, j in pairs:
-                found[0, i, j] = exponential(piece, x, i, j).sum(dtype=np.float64)
+                found[0, i, j] = float(exponential(piece, x, i, j).sum(dtype=np.float64))
             for i in range(n):
-                found[1, i, i] = exponential(piece, x, i, i, times=n).sum(dtype=np.float64)
+                found[1, i, i] = float(exponential(piece, x, i, i, times=n).sum(dtype=np.float64))
             return found
 
         shares: dict[str, Array] = {}
@@ -71,7 +71,7 @@ class Pcb(Scoped):
         def competition(piece: Piece, x: Array, rows: Sequence[int]) -> Array:
             """β of some experts."""
             inter, intra = shares[piece.tensor.group]
-            beta = np.zeros((len(rows), *piece.shape), np.float32)
+            beta = np.zeros((len(rows), *piece.shape), np.float32, like=x)
             of = dict(zip(rows, beta, strict=True))
             for i, j in pairs:
                 if i in of or j in of:
@@ -91,7 +91,7 @@ class Pcb(Scoped):
         def merged(piece: Piece) -> Array:
             x = piece.vectors()
             beta = competition(piece, x, range(n))
-            beta *= beta >= thresholds[piece.tensor.group]
+            beta *= beta >= np.asarray(thresholds[piece.tensor.group], like=beta)
             return weighted_mean(x, beta) * self.scale
 
         return merged

@@ -37,11 +37,12 @@ class Tsv(Technique):
                 total += piece.vector(i)
             return total * (self.scale / piece.count)
         each, n = max(1, min(piece.shape) // piece.count), piece.count
-        u = np.zeros((piece.shape[0], each * n), np.float32)
-        v = np.zeros((piece.shape[1], each * n), np.float32)
-        s = np.zeros(each * n)
+        first = piece.vector(0)
+        u = np.zeros((piece.shape[0], each * n), np.float32, like=first)
+        v = np.zeros((piece.shape[1], each * n), np.float32, like=first)
+        s = np.zeros(each * n, like=first)
         for i in range(n):
-            left, values, right = top(piece.vector(i), each)
+            left, values, right = top(piece.vector(i) if i else first, each)
             place = slice(i * each, i * each + len(values))
             u[:, place], s[place], v[:, place] = left, values, right
         orthonormalize(u)
