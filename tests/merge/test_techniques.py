@@ -215,6 +215,13 @@ def test_model_stock_clamps_its_ratio() -> None:
     close(merged("model_stock", [one, opposed]), zero)
 
 
+def test_tsv_where_experts_have_fewer_directions_than_their_share() -> None:
+    """Of rank one, twice, and zero: each half of what both know counts once, and zeros add nothing."""
+    zero = {"w": np.zeros((12, 9), np.float32)}
+    one = {"w": np.outer(np.arange(1, 13), np.arange(3, 12)).astype(np.float32)}
+    close(merged("tsv", [one, zero, one], base=zero), one, 1e-5)
+
+
 def test_magmax_gives_ties_to_the_later_expert() -> None:
     zero = {"w": np.zeros(2, np.float32)}
     first, second = {"w": np.float32([1, -1])}, {"w": np.float32([-1, 1])}

@@ -56,13 +56,16 @@ class Opcm(Accumulator):
         s, v = right_vectors(running)
         if not len(s):
             return
-        seen = (v.T @ product(running, x) @ v) / s[:, None]
         leading = int(np.argmax(np.cumsum(s) / s.sum() > self.alpha))
-        removed = np.diag(np.diag(seen))
-        removed[:leading, :leading] = seen[:leading, :leading]
-        subtract_product(x, running, (v / s) @ removed @ v.T)
+        moved = product(running, x) @ v
+        diagonal = np.einsum("ij,ij->j", v, moved) / s
+        removed = diagonal[:, None] * v.T  # Z Vᵀ
+        top = v[:, :leading]
+        removed[:leading] = (top.T @ moved[:, :leading] / s[:leading, None]) @ top.T
+        subtract_product(x, running, (v / s) @ removed)
 
     @override
     def finalise(self, state: State, summary: Summary) -> Array:
-        length = math.sqrt(summary.squares["running"])
-        return state["running"] * (summary.norms / summary.count / length if length else 0.0)
+        running, length = state["running"], math.sqrt(summary.squares["running"])
+        running *= summary.norms / summary.count / length if length else 0.0
+        return running

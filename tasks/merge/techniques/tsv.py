@@ -17,7 +17,9 @@ class Tsv(Technique):
     """Per matrix, the top rank/N singular triplets of every τ_k, the vectors of all made orthonormal together.
 
     U⊥ diag(s_1, …, s_N) V⊥ᵀ, where U⊥ and V⊥ are the polar factors of the concatenated U_k and V_k; other tensors:
-    the mean.
+    the mean. A task vector of rank below rank/N gives all the triplets that it has: singular values under 1e-7 of its
+    largest are rounding, and their places stay zero in U, s and V. So do directions that the concatenated vectors lack
+    (experts that share all their own, or are zero): the polar factor is zero there, and nothing is merged along them.
     """
 
     name: ClassVar[str] = "tsv"
