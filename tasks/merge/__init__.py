@@ -12,7 +12,8 @@ from __future__ import annotations
 from tasks.merge.engine import Merged, Report, advance, merge
 from tasks.merge.protocol import check, has_sequential_form
 from tasks.merge.registry import available, create, find
-from tasks.merge.technique import Accumulator, Technique
+from tasks.merge.sequential import Accumulator
+from tasks.merge.technique import Technique
 
 __all__ = [
     "Accumulator",

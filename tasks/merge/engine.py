@@ -23,11 +23,12 @@ from tasks.merge import registry
 from tasks.merge.blas import one_thread
 from tasks.merge.device import Device, find_device
 from tasks.merge.layout import Layout, Tensor, layout
-from tasks.merge.sequential import Past, accumulate
+from tasks.merge.sequential import Accumulator, Past, accumulate
 from tasks.merge.sinks import DictSink, FileSink, Sink
 from tasks.merge.sources import WIDTH, DictSource, Entry, FileSource, Source, as_given, content_hash, encode, fits
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Accumulator, Array, Technique
+from tasks.merge.technique import Technique
+from tasks.merge.types import Array
 from tasks.progress import Progress, silent
 
 Model = Path | str | Mapping[str, Any]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tasks.errors import UserError
 from tasks.merge.sources import FLOATS, Entry, Source
-from tasks.merge.technique import Lines, Scope
+from tasks.merge.technique import Lines
+from tasks.merge.types import Scope
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")

@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tasks.merge.technique import Array
-
-Float64 = NDArray[np.float64]
+from tasks.merge.types import Array, Float64
 
 _ROWS = 1024
 _NOISE = 1e-7

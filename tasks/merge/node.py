@@ -10,7 +10,8 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.merge import engine, registry
 from tasks.merge.protocol import check, for_all
-from tasks.merge.technique import Accumulator, Technique
+from tasks.merge.sequential import Accumulator
+from tasks.merge.technique import Technique
 from tasks.params import Params
 from tasks.progress import Progress, silent
 

@@ -9,19 +9,9 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from tasks.errors import UserError
-from tasks.merge.technique import (
-    Accumulator,
-    Array,
-    Density,
-    Expert,
-    Scope,
-    Share,
-    State,
-    Summary,
-    Technique,
-    Unit,
-    Weighted,
-)
+from tasks.merge.sequential import Accumulator, Expert, State, Summary
+from tasks.merge.technique import Density, Share, Technique, Weighted
+from tasks.merge.types import Array, Scope, Unit
 
 _DRAWS = 1 << 16
 """A random number is one of so many; keep probabilities are rounded to that, and divided by as rounded."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.merge import registry
-from tasks.merge.technique import Accumulator, Technique
+from tasks.merge.sequential import Accumulator
+from tasks.merge.technique import Technique
 from tasks.params import Time
 
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.merge.device import HOST
+from tasks.merge.stream import Piece, Window
+from tasks.merge.types import Array
 
-if TYPE_CHECKING:
-    from tasks.merge.stream import Piece, Window
-
-Values = NDArray[np.float32]
-_Rows = Callable[["Piece"], Values]
+_Rows = Callable[[Piece], Array]
 
 _WHOLE = 1 << 14
 """Tensors up to this size are taken whole as their sample."""
@@ -35,11 +32,15 @@ _ROWS = 8
 
 def largest(
     window: Window,
-    values: Callable[[Piece, Sequence[int]], Values],
+    values: Callable[[Piece, Sequence[int]], Array],
     ranks: Mapping[str, tuple[int, ...]],
     rows: int,
-) -> dict[str, Values]:
-    """See `Window.largest`."""
+) -> dict[str, Array]:
+    """Exact order statistics of each group: for each of ``rows`` rows of values ≥ 0, its r-th largest.
+
+    ``values`` gives those rows of a piece that are asked for, (rows, entries); ``ranks`` has the r's (1 ≤ r ≤ size) of
+    each group. Returns (rows, ranks) per group.
+    """
     found: dict[str, list[list[float | None]]] = {}
     for first in range(0, rows, _ROWS):
         some = range(first, min(rows, first + _ROWS))
@@ -48,7 +49,7 @@ def largest(
     return {group: np.array(answers, np.float32) for group, answers in found.items()}
 
 
-def _of(values: Callable[[Piece, Sequence[int]], Values], rows: Sequence[int], piece: Piece) -> Values:
+def _of(values: Callable[[Piece, Sequence[int]], Array], rows: Sequence[int], piece: Piece) -> Array:
     return values(piece, rows)
 
 
@@ -76,8 +77,6 @@ _Searches = dict[str, list[list[_Search]]]
 
 
 def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]) -> _Searches:
-    from tasks.merge.stream import Piece
-
     pieces = []
     stands: dict[str, float] = {}  # how many entries of a tensor each sampled one stands for
     on_host = window.on(HOST)  # runs are short: not worth a GPU's while
@@ -92,9 +91,9 @@ def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]
             start = (size - _RUN) * i // (runs - 1)
             pieces.append(Piece(on_host, tensor, start, start + _RUN, (_RUN,)))
         stands[tensor.name] = size / (runs * _RUN)
-    found: dict[str, list[tuple[Values, float]]] = {}
+    found: dict[str, list[tuple[Array, float]]] = {}
 
-    def use(piece: Piece, value: Values) -> None:
+    def use(piece: Piece, value: Array) -> None:
         found.setdefault(piece.tensor.group, []).append((value, stands[piece.tensor.name]))
 
     window.each(lambda piece: window.device.get(values(piece)), pieces, use)
@@ -111,7 +110,7 @@ def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]
 
 
 def _bracket(
-    sample: Values, stands_for: NDArray[np.float64], spread: float, size: int, ranks: tuple[int, ...]
+    sample: Array, stands_for: NDArray[np.float64], spread: float, size: int, ranks: tuple[int, ...]
 ) -> list[_Search]:
     searches = [_Search(rank) for rank in ranks]
     if spread == 0.0:  # the sample is everything
@@ -142,10 +141,10 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
     pieces = (p for p in _pieces(window) if p.tensor.group in open_groups)
     get = window.device.get
 
-    def inside(piece: Piece) -> list[list[tuple[int, int, Values | None]]]:
+    def inside(piece: Piece) -> list[list[tuple[int, int, Array | None]]]:
         x = values(piece)
         rows = searches[piece.tensor.group]
-        results: list[list[tuple[int, int, Values | None]]] = [[] for _ in rows]
+        results: list[list[tuple[int, int, Array | None]]] = [[] for _ in rows]
         for j in range(len(rows[0])):
             # All rows in one operation each: threads get in each other's way over many short ones.
             beyond = x > np.asarray([[row[j].high] for row in rows], np.float32, like=x)
@@ -159,7 +158,7 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
                 result.append((k, n, part.copy() if part is not None and row[j].low < row[j].high else None))
         return results
 
-    gathered: dict[str, list[list[list[tuple[int, int, Values | None]]]]] = {}
+    gathered: dict[str, list[list[list[tuple[int, int, Array | None]]]]] = {}
     window.each(inside, pieces, lambda piece, result: gathered.setdefault(piece.tensor.group, []).append(result))
     for group, results in gathered.items():
         for i, row in enumerate(searches[group]):

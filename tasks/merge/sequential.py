@@ -1,21 +1,118 @@
-"""Accumulators at work: over all experts at once, or over one more expert and the state that the earlier ones left.
+"""Techniques with a sequential form: at work over all experts at once, or over one more expert and a running state.
 
 Both run the same code on the same numbers, so they give the same bits.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
+from tasks.merge import select
 from tasks.merge.sinks import FileSink
 from tasks.merge.sources import Entry, Source, read
 from tasks.merge.stream import Piece, Window, square
-from tasks.merge.technique import Accumulator, Array, Expert, State, Summary
+from tasks.merge.technique import Technique
+from tasks.merge.types import Array
+
+State = dict[str, Array]
+"""The running state of a sequential form: arrays of one piece's shape, changed in place."""
+
+
+class Accumulator(Technique):
+    """A technique with an exact sequential form: a state, an update with one expert, and what the state amounts to.
+
+    The batch form is the same code over all experts, so that both give the same bits; one that overrides `plan` for a
+    faster batch form says how close they are.
+    """
+
+    state: ClassVar[tuple[str, ...]]
+    """Names of the arrays of the running state, all zero at first."""
+    state_norms: ClassVar[tuple[str, ...]] = ()
+    """Arrays whose squared norm `finalise` needs (`Summary.squares`): over `grouping`, after the last update."""
+
+    @property
+    def sequential(self) -> bool:
+        return True
+
+    def ranks(self, size: int) -> tuple[int, ...]:  # noqa: ARG002
+        """Ranks r (1 ≤ r ≤ size) of magnitudes wanted: `Expert.thresholds` holds each r-th largest |x| of the group."""
+        return ()
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether `update` needs `Expert.norm`."""
+        return False
+
+    @abstractmethod
+    def update(self, state: State, x: Array, expert: Expert) -> None:
+        """Take one expert's piece (its task vector where `relative`) into the state, in place."""
+
+    @abstractmethod
+    def finalise(self, state: State, summary: Summary) -> Array:
+        """What the state amounts to: the merged task vector where `relative`, otherwise the merged weights.
+
+        The state is stored by then; its arrays may be used up.
+        """
+
+    def plan(self, window: Window) -> Callable[[Piece], Array]:
+        return batch_plan(self, window)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """What an `Accumulator` may know of the expert it is given, for one piece."""
+
+    piece: Piece
+    weight: float
+    total: float
+    """Sum of the weights so far, this one included."""
+    thresholds: Sequence[float]
+    """As `Accumulator.ranks` asked."""
+    norm: float
+    """‖x‖ over the group, where `Accumulator.needs_norms`."""
+    key: int
+    """128-bit key of this expert's random numbers in this tensor."""
+
+    @property
+    def share(self) -> float:
+        """This expert's share of the weights so far."""
+        return self.weight / self.total if self.weight else 0.0
+
+    def random16(self) -> NDArray[np.uint16]:
+        """Uniform 16-bit integers, one an entry: a function of seed, technique, tensor, expert and position alone.
+
+        They are drawn on the host whatever the device, so that a GPU drops the same entries.
+        """
+        first, shape = self.piece.start // 16, self.piece.shape
+        skipped = self.piece.start - first * 16
+        # Philox is counter based: one count is four 64-bit words, sixteen of our integers.
+        words = np.random.Philox(key=self.key, counter=first).random_raw(-(-(skipped + self.piece.size) // 4))
+        draws: NDArray[np.uint16] = words.astype("<u8", copy=False).view("<u2")
+        return self.piece.window.device.put(draws[skipped : skipped + self.piece.size].reshape(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is known of all experts together when the state is turned into a model; over the group of the piece."""
+
+    piece: Piece
+    count: int
+    """Number of experts."""
+    total: float
+    """Sum of their weights."""
+    norms: float
+    """Σ weight·‖x‖, where `Accumulator.needs_norms`."""
+    moved: int
+    """Number of experts with ‖x‖ > 0, where `Accumulator.needs_norms`."""
+    squares: Mapping[str, float]
+    """Squared norms of the arrays named in `Accumulator.state_norms`."""
 
 
 @dataclass
@@ -60,7 +157,7 @@ def accumulate(
     Returns what computes a piece of the merged model; it also writes the state where no norm of it is needed first.
     """
     ranks = {group: technique.ranks(size) for group, size in window.sizes.items()}
-    thresholds = window.largest(_magnitudes, ranks, len(window.experts)) if any(ranks.values()) else {}
+    thresholds = select.largest(window, _magnitudes, ranks, len(window.experts)) if any(ranks.values()) else {}
     norms = window.norms() if technique.needs_norms else {}
     count = past.count + len(window.experts)
     # Negative weights last, so that the total so far stays positive.

@@ -7,7 +7,7 @@ of a fixed size, in order, so that they do not depend on how the merge itself is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import copy
@@ -17,17 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tasks.merge import select
 from tasks.merge.device import Device
 from tasks.merge.layout import Tensor
 from tasks.merge.sources import Source, read
-from tasks.merge.technique import Array, Unit
+from tasks.merge.types import Array, Float64, Unit
 
 Result = TypeVar("Result")
-Float64 = NDArray[np.float64]
-
 _GRAM_STRIP = 4096
 _PART = 1 << 20
 """Entries read at a time: a piece may be a whole tensor, and what is needed beside it should not be."""
@@ -63,7 +59,7 @@ class Piece:
 
     def vector(self, index: int) -> Array:
         """The task vector θ − θ_0 of one model where the technique is relative, otherwise its weights; new memory."""
-        if self.size > _PART:
+        if self.size > self._part:
             whole = np.empty(self.size, np.float32, like=self.window.device.like)
             for part in self.parts():
                 whole[part.start - self.start : part.stop - self.start] = part.vector(index)
@@ -81,12 +77,16 @@ class Piece:
 
     def parts(self) -> Iterator[Piece]:
         """The same entries in slices that are cheap to hold; itself where it is one."""
-        if self.size <= _PART:
+        if self.size <= self._part:
             yield self
             return
-        for start in range(self.start, self.stop, _PART):
-            stop = min(self.stop, start + _PART)
+        for start in range(self.start, self.stop, self._part):
+            stop = min(self.stop, start + self._part)
             yield Piece(self.window, self.tensor, start, stop, (stop - start,))
+
+    @property
+    def _part(self) -> int:
+        return max(_PART, self.window.device.slice_entries)
 
     def zeros(self) -> Array:
         """Float32 zeros of the piece's shape, where its arrays are."""
@@ -232,16 +232,6 @@ class Window:
         """Each model's norm over each group, (models,) in float64."""
         squares = self.reduce(lambda p: np.array([square(p.vector(i)) for i in range(p.count)]))
         return {group: np.sqrt(total) for group, total in squares.items()}
-
-    def largest(
-        self, values: Callable[[Piece, Sequence[int]], Array], ranks: Mapping[str, tuple[int, ...]], rows: int
-    ) -> dict[str, NDArray[np.float32]]:
-        """Exact order statistics of each group: for each of ``rows`` rows of values ≥ 0, its r-th largest.
-
-        ``values`` gives those rows of a piece that are asked for, (rows, entries); ``ranks`` has the r's (1 ≤ r ≤ size)
-        of each group. Returns (rows, ranks) per group.
-        """
-        return select.largest(self, values, ranks, rows)
 
 
 def square(x: Array) -> float:

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from tasks.merge.parts import Scoped
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Array, Density
+from tasks.merge.technique import Density
 from tasks.merge.techniques.ties import Ties
+from tasks.merge.types import Array
 
 
 class Consensus(Scoped):

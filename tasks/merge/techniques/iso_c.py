@@ -7,7 +7,8 @@ from typing import ClassVar
 from typing_extensions import override
 
 from tasks.merge.matrices import orthonormalize
-from tasks.merge.technique import Accumulator, Array, Expert, State, Summary, Unit
+from tasks.merge.sequential import Accumulator, Expert, State, Summary
+from tasks.merge.types import Array, Unit
 
 
 class IsoC(Accumulator):

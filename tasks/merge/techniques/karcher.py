@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tasks.merge.sequential import Accumulator, Expert, State, Summary
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Accumulator, Array, Expert, State, Summary, Weighted
+from tasks.merge.technique import Weighted
+from tasks.merge.types import Array
 
 _ALIKE = 1e-7
 

@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 from typing_extensions import override
 
-from tasks.merge.technique import Accumulator, Array, Expert, State, Summary, Weighted
+from tasks.merge.sequential import Accumulator, Expert, State, Summary
+from tasks.merge.technique import Weighted
+from tasks.merge.types import Array
 
 Recency = Literal["uniform", "linear", "sqrt", "square", "cube", "x5", "x10", "exponential", "log"]
 

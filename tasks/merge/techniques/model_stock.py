@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from typing_extensions import override
 
+from tasks.merge.sequential import Accumulator, Expert, State, Summary
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Accumulator, Array, Expert, State, Summary
+from tasks.merge.types import Array
 
 
 class ModelStock(Accumulator):

@@ -9,7 +9,9 @@ import numpy as np
 from typing_extensions import override
 
 from tasks.merge.matrices import product, right_vectors, subtract_product
-from tasks.merge.technique import Accumulator, Array, Expert, Scope, Share, State, Summary, Unit
+from tasks.merge.sequential import Accumulator, Expert, State, Summary
+from tasks.merge.technique import Share
+from tasks.merge.types import Array, Scope, Unit
 
 
 class Opcm(Accumulator):

@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.merge import select
 from tasks.merge.parts import Scoped, weighted_mean
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Array, Density, Scope
+from tasks.merge.technique import Density
+from tasks.merge.types import Array, Scope
 
 
 class Pcb(Scoped):
@@ -86,7 +88,9 @@ class Pcb(Scoped):
             return beta
 
         ranks = {group: (max(1, int(self.density * size)),) for group, size in window.sizes.items()}
-        thresholds = window.largest(lambda piece, rows: competition(piece, piece.vectors(), rows), ranks, rows=n)
+        thresholds = select.largest(
+            window, lambda piece, rows: competition(piece, piece.vectors(), rows), ranks, rows=n
+        )
 
         def merged(piece: Piece) -> Array:
             x = piece.vectors()

@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from tasks.merge import select
 from tasks.merge.parts import Scoped, weighted_mean
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Array, Density
+from tasks.merge.technique import Density
+from tasks.merge.types import Array
 
 
 class Sce(Scoped):
@@ -36,7 +38,7 @@ class Sce(Scoped):
             moved = window.reduce(lambda piece: np.count_nonzero(_variance(piece.vectors())))
             ranks = {group: (int(self.density * count),) if count else () for group, count in moved.items()}
             ranks = {group: wanted if wanted and wanted[0] else () for group, wanted in ranks.items()}
-            found = window.largest(lambda piece, _: _variance(piece.vectors())[None], ranks, rows=1)
+            found = select.largest(window, lambda piece, _: _variance(piece.vectors())[None], ranks, rows=1)
             thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in found.items()}
 
         def selected(piece: Piece) -> Array:

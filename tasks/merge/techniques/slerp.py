@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from tasks.errors import UserError
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Array, Share, Technique
+from tasks.merge.technique import Share, Technique
+from tasks.merge.types import Array
 
 _PARALLEL = 0.9995
 

@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from tasks.merge.matrices import orthonormalize, top
 from tasks.merge.stream import Piece, Window
-from tasks.merge.technique import Array, Technique, Unit
+from tasks.merge.technique import Technique
+from tasks.merge.types import Array, Unit
 
 
 class Tsv(Technique):

@@ -1,0 +1,16 @@
+"""The plain words that all modules of merging share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+Unit = Literal["slice", "row", "tensor"]
+"""What a piece may be cut into: any slice, whole rows, or whole tensors."""
+Scope = Literal["tensor", "tower", "model"]
+"""Over what statistics are taken."""
