@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge import registry
@@ -127,7 +128,7 @@ def merge(
         base_source = _open(base, "base", stack) if base is not None else None
         reference = base_source or sources[0]
         others = {f"expert {i + 1}": s for i, s in enumerate(sources) if s is not reference}
-        plan = layout(reference, others, chosen.grouping, chosen.lines, _dtype(dtype))
+        plan = layout(reference, others, chosen.grouping, _dtype(dtype))
         hashes = _hashes(chosen, sources, threads) if not dry_run else []
         inputs = [*sources, *([base_source] if base_source is not None and chosen.needs_base else [])]
         report = _report(chosen, plan, inputs, "batch", where, len(sources), hashes)
@@ -138,7 +139,7 @@ def merge(
         sink = DictSink(plan.entries) if out is None else FileSink(Path(out), plan.entries, shard_bytes)
         with _whole_or_nothing([sink], out), _Pool(threads or where.threads) as pool:
             tick = _ticker(progress, report.parameters)
-            for tensors in _cut(plan):
+            for tensors in _cut(plan, whole=_alpha_is_norm(chosen)):
                 with ExitStack() as cleanup:
                     window = Window(
                         base=base_source if chosen.needs_base else None,
@@ -188,12 +189,15 @@ def advance(
         out: where the merge of all experts so far goes.
 
     Raises:
-        UserError: the state is of another technique, other settings or another model, or a file is unreadable.
+        UserError: the technique has no sequential form; the state is of another technique, other settings or another
+            model; or a file is unreadable.
     """
+    if not technique.sequential:
+        raise UserError(f"{technique.name} has no sequential form with these settings; merge all experts at once")
     where = find_device(device)
     with ExitStack() as stack:
         source, reference = stack.enter_context(FileSource(expert)), stack.enter_context(FileSource(base))
-        plan = layout(reference, {"the expert": source}, technique.grouping, technique.lines, None)
+        plan = layout(reference, {"the expert": source}, technique.grouping, None)
         past = _load_past(technique, previous, plan, stack)
         hashes = _hashes(technique, [source], threads)
         inputs = [source, *past.arrays.values(), *([reference] if technique.needs_base else [])]
@@ -208,7 +212,7 @@ def advance(
             sink = FileSink(out, plan.entries)
             opened.append(sink)
             tick = _ticker(progress, report.parameters)
-            for tensors in _cut(plan):
+            for tensors in _cut(plan, whole=False):
                 window = Window(
                     base=reference if technique.needs_base else None,
                     experts=[source],
@@ -307,6 +311,11 @@ def _write(
     slice_entries: int | None,
     tick: Callable[[int], None],
 ) -> None:
+    lines = technique.lines
+    alpha = 1.0
+    if lines is not None:
+        alpha = _norm_ratio(window, technique, compute) if lines.alpha == "norm" else lines.alpha
+
     def one(piece: Piece) -> None:
         tensor = piece.tensor
         merged = compute(piece).astype(np.float32, copy=False).reshape(-1)
@@ -316,8 +325,8 @@ def _write(
                 base = part.base.reshape(-1)
                 if not technique.relative:
                     x = x - base
-                if tensor.factor != 1:
-                    x = x * np.float32(tensor.factor)
+                if lines is not None:
+                    x = x * np.float32(alpha + lines.beta * tensor.depth)
                 x = np.add(x, base, out=x)
             encoded = encode(x, tensor.dtype)
             if not fits(encoded, tensor.dtype):
@@ -330,6 +339,30 @@ def _write(
     window.each(one, window.pieces(technique.unit, slice_entries or window.device.slice_entries))
 
 
+def _alpha_is_norm(technique: Technique) -> bool:
+    return technique.lines is not None and technique.lines.alpha == "norm"
+
+
+def _norm_ratio(window: Window, technique: Technique, compute: Callable[[Piece], Array]) -> float:
+    """‖Σ τ_k‖ / (N ‖τ‖) over the window, in L1 norms: LiNeS's alpha."""
+
+    def lengths(piece: Piece) -> NDArray[np.float64]:
+        merged, found = compute(piece).reshape(-1), np.zeros(2)
+        for part in piece.parts():
+            tau = merged[part.start - piece.start : part.stop - piece.start]
+            total = part.vector(0)
+            for i in range(1, piece.count):
+                total += part.vector(i)
+            if not technique.relative:
+                tau = tau - part.base.reshape(-1)
+                total -= piece.count * part.base
+            found += [float(np.abs(x).sum(dtype=np.float64)) for x in (total, tau)]
+        return found
+
+    total, merged = sum(window.reduce(lengths, unit=technique.unit).values())
+    return float(total / merged / len(window.experts)) if merged else 0.0
+
+
 def _copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:
     for name in plan.kept:
         entry = plan.entries[name]
@@ -340,11 +373,11 @@ def _copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:
             sink.write(name, start, buffer)
 
 
-def _cut(plan: Layout) -> Iterator[list[Tensor]]:
+def _cut(plan: Layout, whole: bool) -> Iterator[list[Tensor]]:
     """Windows: tensors whose statistics are taken together, some million entries for locality on a cold disk."""
     window: list[Tensor] = []
     size = 0
-    whole = any(t.group != t.name for t in plan.merged)
+    whole = whole or any(t.group != t.name for t in plan.merged)
     for tensor in plan.merged:
         window.append(tensor)
         size += tensor.size

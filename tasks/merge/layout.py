@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from tasks.errors import UserError
 from tasks.merge.sources import FLOATS, Entry, Source
-from tasks.merge.technique import Lines
 from tasks.merge.types import Scope
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
@@ -26,8 +25,8 @@ class Tensor:
     """Of the output, as safetensors names it."""
     group: str
     """What its statistics are taken over: its own name, its tower's, or the model's."""
-    factor: float
-    """LiNeS's scale of its merged task vector; 1 without LiNeS."""
+    depth: float
+    """l/(L−1) for block l of L, from 0 to 1; 0 outside the blocks."""
 
     @property
     def size(self) -> int:
@@ -58,9 +57,7 @@ def block(name: str) -> tuple[str, int] | None:
     return (name[: match.start(1)], int(match.group(1))) if match else None
 
 
-def layout(
-    reference: Source, others: Mapping[str, Source], grouping: Scope, lines: Lines | None, dtype: str | None
-) -> Layout:
+def layout(reference: Source, others: Mapping[str, Source], grouping: Scope, dtype: str | None) -> Layout:
     """Sort the reference's tensors into merged and kept; ``others`` go by what the report calls them.
 
     The rule: a tensor is merged where it holds floating-point numbers and every model has it in one shape (a 0-d and
@@ -86,12 +83,10 @@ def layout(
             entries[name] = entry
             continue
         at = block(name)
-        factor = 1.0
-        if lines is not None:
-            factor = lines.factor(at[1], depth[at[0]]) if at else lines.factor(None, 0)
+        deep = at[1] / max(1, depth[at[0]] - 1) if at else 0.0
         group = {"tensor": name, "tower": tower(name), "model": "model"}[grouping]
         entries[name] = Entry(dtype or entry.dtype, entry.shape)
-        merged.append(Tensor(name, entry.shape, dtype or entry.dtype, group, factor))
+        merged.append(Tensor(name, entry.shape, dtype or entry.dtype, group, deep))
     if not merged:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(kept.items())[:3])
         raise UserError(f"{reference.label}: none of its tensors can be merged ({reasons or 'it has none'})")

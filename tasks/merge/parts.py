@@ -10,9 +10,12 @@ from typing_extensions import override
 
 from tasks.errors import UserError
 from tasks.merge.sequential import Accumulator, Expert, State, Summary
-from tasks.merge.technique import Density, Share, Technique, Weighted
+from tasks.merge.technique import Density, Lines, Share, Technique, Weighted
 from tasks.merge.types import Array, Scope, Unit
 
+_STEPS = 5
+"""Time steps after which a warning says how much is left."""
+_ROUNDING = 1e-9
 _DRAWS = 1 << 16
 """A random number is one of so many; keep probabilities are rounded to that, and divided by as rounded."""
 
@@ -74,12 +77,32 @@ class Banded(Sparsified, Scoped):
         return x
 
 
-class Dropped(Sparsified):
-    """Keep each entry with probability ``density``, divided by it."""
+class DroppedAtRandom(Sparsified):
+    """Keep ``density`` of the entries, by chance, and scale them up.
+
+    Applied to its own output again and again, what is not learnt anew decays.
+    """
 
     random: ClassVar[bool] = True
 
     density: Density = 0.5
+
+    def recursion(self, trained_from_running: bool) -> list[str]:
+        warnings = super().recursion(trained_from_running)
+        if self.density == 1:
+            return warnings
+        # An expert that started from the running model holds its entries too, and keeps them in draws of its own.
+        left = (1 - (1 - self.density) ** 2 if trained_from_running else self.density) ** _STEPS
+        return [
+            *warnings,
+            f"{self.name}: in an EMA recursion it drops entries of its own output at every time step: after {_STEPS} "
+            f"of them {left:.1%} of the entries of what an expert learned are left, scaled up; deploy: all with "
+            "init: zs or ft, or another technique, keeps them",
+        ]
+
+
+class Dropped(DroppedAtRandom):
+    """Keep each entry with probability ``density``, divided by it."""
 
     def sparsify(self, x: Array, expert: Expert) -> Array:
         keep = max(1, round(self.density * _DRAWS))
@@ -89,17 +112,15 @@ class Dropped(Sparsified):
         return x
 
 
-class MagnitudePruned(Sparsified):
+class MagnitudePruned(DroppedAtRandom):
     """Keep with a probability that rises with the rank of the magnitude inside its row, divided by it.
 
     From density − epsilon/2 for a row's smallest entry to density + epsilon/2 for its largest. A row is what the
     first axis counts; a vector is one row.
     """
 
-    random: ClassVar[bool] = True
     unit: ClassVar[Unit] = "row"
 
-    density: Density = 0.5
     epsilon: float = Field(default=0.15, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -151,17 +172,8 @@ class Summed(Sparsified, Weighted):
 
     def recursion(self, trained_from_running: bool) -> list[str]:
         new, running = self.weights(2)
-        scale = abs(self.scale / (new + running) if self.normalize else self.scale)
-        # τ_EMA ← λ(w_new τ_new + w_run τ_EMA), where τ_new holds τ_EMA too if training started there.
-        gain = scale * (new + running if trained_from_running else running)
-        if gain > 1:
-            raise UserError(
-                f"{self.name}: in an EMA recursion scale {self.scale:g} multiplies the running task vector by {gain:g} "
-                "at every time step, so it diverges; use scale 0.5 or less (TIME uses 0.1), or linear"
-            )
-        if scale > 0.5 and gain > 0.5:
-            return [f"{self.name}: in an EMA recursion with scale {self.scale:g} task vectors add up; TIME uses 0.1"]
-        return []
+        total = new + running if self.normalize else 1.0
+        return _growth(self, self.scale, new / total, running / total, trained_from_running)
 
 
 class SignElected(Sparsified, Weighted):
@@ -180,6 +192,13 @@ class SignElected(Sparsified, Weighted):
     @property
     def normalizes(self) -> bool:
         return False  # it divides by the agreeing weight, entry by entry
+
+    def recursion(self, trained_from_running: bool) -> list[str]:
+        new, running = self.weights(2)
+        if self.normalize:
+            # A mean is no longer than what it is of; and an entry that the running model alone has stays whole.
+            return _growth(self, self.scale, 0.0, 1.0, trained_from_running)
+        return _growth(self, self.scale, new, running, trained_from_running)
 
     def update(self, state: State, x: Array, expert: Expert) -> None:
         x = self.sparsify(x, expert)
@@ -225,12 +244,42 @@ def weighted_mean(x: Array, weights: Array) -> Array:
     return mean
 
 
-class DecaysInRecursion(Technique):
-    """Drops at random: applied to its own output again and again, what is not learnt anew decays."""
+# --- In an EMA recursion ------------------------------------------------------------------------------------------
 
-    def recursion(self, trained_from_running: bool) -> list[str]:
-        return [
-            *super().recursion(trained_from_running),
-            f"{self.name}: in an EMA recursion it drops entries of its own output at every time step, so that early "
-            "experts decay to noise; deploy: all, or another technique, keeps them",
-        ]
+
+def _growth(technique: Technique, scale: float, new: float, running: float, trained_from_running: bool) -> list[str]:
+    """Whether the recursion τ_EMA ← λ (new τ_new + running τ_EMA), which λ = ``scale`` makes, stays bounded.
+
+    Where training starts from the running model, τ_new is τ_EMA plus what was learned. Trimmed entries only make it
+    shorter.
+
+    Raises:
+        UserError: it diverges.
+    """
+    reach, cause = abs(scale), f"scale {scale:g}"
+    lines = technique.lines or Lines(alpha=1, beta=0)
+    if lines.alpha == "norm":
+        if trained_from_running and lines.beta > 0:
+            raise UserError(
+                f"{technique.name}: LiNeS with alpha: norm keeps the first block of the running task vector and makes "
+                "the deeper ones longer at every time step of an EMA recursion with init: ema, so it diverges; give "
+                "alpha a number"
+            )
+        return []
+    reach *= max(abs(lines.alpha), abs(lines.alpha + lines.beta))
+    cause += " with LiNeS" if technique.lines else ""
+    gain = reach * (new + running if trained_from_running else running)
+    if gain > 1 + _ROUNDING:
+        raise UserError(
+            f"{technique.name}: in an EMA recursion {cause} multiplies the running task vector by {gain:.3g} at every "
+            f"time step, so it diverges; use a scale of at most {abs(scale) / gain:.3g}, or linear"
+        )
+    if trained_from_running or reach * (new + running) <= 1 + _ROUNDING:
+        return []
+    grows = (
+        "without bound" if gain > 1 - _ROUNDING else f"up to {reach * new / (1 - gain):.3g} times an expert's length"
+    )
+    return [
+        f"{technique.name}: in an EMA recursion with {cause} task vectors add up: the running one grows {grows}; a "
+        f"scale of at most {abs(scale) / (reach * (new + running)):.3g} keeps it as long as the experts'"
+    ]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tasks.errors import UserError
 from tasks.merge.technique import Technique
@@ -55,17 +55,31 @@ def create(name: str, settings: Mapping[str, Any]) -> Technique:
     try:
         return technique.model_validate(dict(settings))
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(technique, e) for e in error.errors())) from None
+        problems: dict[str, list[str]] = {}
+        for one in error.errors():
+            problem, wanted = _problem(technique, one)
+            problems.setdefault(problem, []).append(wanted)
+        raise UserError("; ".join(problem + ", or ".join(wanted) for problem, wanted in problems.items())) from None
 
 
-def _sentence(technique: type[Technique], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+def _problem(technique: type[Technique], error: Any) -> tuple[str, str]:
+    """What is wrong, and what would be right: a setting of several types has one error for each."""
+    section: type[BaseModel] = technique
+    path = ""
+    for part in error["loc"]:
+        if part not in section.model_fields:
+            break
+        path += f".{part}" if path else part
+        types = [t for t in get_args(section.model_fields[part].annotation) if inspect.isclass(t)]
+        section = next((t for t in types if issubclass(t, BaseModel)), section)
     if error["type"] == "extra_forbidden":
-        return f"{technique.name} has no setting {key!r}; it accepts {', '.join(technique.model_fields)}"
+        prefix = f"{path}." if path else ""
+        accepted = ", ".join(f"{prefix}{name}" for name in section.model_fields)
+        return f"{technique.name} has no setting {prefix + str(part)!r}; it accepts ", accepted
     message = error["msg"].removeprefix("Value error, ")
-    if not key:
-        return f"{technique.name}: {message}"
-    return f"{technique.name}: {key} got {error['input']!r:.80}; {message[0].lower()}{message[1:]}"
+    if not path:
+        return f"{technique.name}: ", message
+    return f"{technique.name}: {path} got {error['input']!r:.80}; ", f"{message[0].lower()}{message[1:]}"
 
 
 def _from_file(name: str) -> type[Technique]:

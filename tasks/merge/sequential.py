@@ -39,7 +39,7 @@ class Accumulator(Technique):
 
     @property
     def sequential(self) -> bool:
-        return True
+        return self.lines is None or self.lines.alpha != "norm"
 
     def ranks(self, size: int) -> tuple[int, ...]:  # noqa: ARG002
         """Ranks r (1 ≤ r ≤ size) of magnitudes wanted: `Expert.thresholds` holds each r-th largest |x| of the group."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,19 +26,19 @@ Density = Annotated[float, Field(gt=0, le=1)]
 class Lines(BaseModel):
     """LiNeS: block l of L of a merged task vector is scaled by alpha + beta·l/(L−1); what is no block, by alpha.
 
-    Source: Wang et al. 2024 (arXiv 2410.17146), section 4; the defaults are TIME's (arXiv 2412.06712).
+    With alpha: norm it is ‖Σ τ_k‖ / (N ‖τ‖), τ the technique's merged task vector of N experts: the shallowest layers
+    are as long as in a plain average, whatever the technique and its scale; the paper then tunes beta alone. The norms
+    are over the whole model and L1, as in the authors' code (the paper writes ‖·‖). It takes one more pass, and has no
+    sequential form, since no state holds Σ τ_k.
+
+    Source: Wang et al. 2024 (arXiv 2410.17146), section 4, and 5.2 for alpha: norm; the defaults are TIME's (arXiv
+    2412.06712).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    alpha: float = 0.5
+    alpha: float | Literal["norm"] = 0.5
     beta: float = 0.5
-
-    def factor(self, layer: int | None, layers: int) -> float:
-        """The scale of one tensor; ``layer`` counts from 0, and is None outside the blocks."""
-        if layer is None or layers < 2:
-            return self.alpha
-        return self.alpha + self.beta * layer / (layers - 1)
 
 
 class Technique(BaseModel, ABC):
@@ -48,7 +48,7 @@ class Technique(BaseModel, ABC):
     `Accumulator`. Every array that it gets is float32; models are numbered from 0 in the order given.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     source: ClassVar[str]

@@ -74,6 +74,16 @@ def elect(tau: Stack, scale: float, *, mean: bool = True) -> np.ndarray:
     return scale * (total / np.maximum(1, agree.sum(axis=0)) if mean else total)
 
 
+def lines_by_norm(taus: list[dict[str, np.ndarray]], merged: dict[str, np.ndarray]) -> float:
+    """LiNeS's alpha over whole models, from the experts' task vectors and the merged one."""
+
+    def length(model: dict[str, np.ndarray]) -> float:
+        return sum(float(np.abs(t.astype(np.float64)).sum()) for t in model.values())
+
+    total = {name: sum(t[name].astype(np.float64) for t in taus) for name in merged}
+    return length(total) / (len(taus) * length(merged))
+
+
 def magmax(tau: Stack, scale: float) -> np.ndarray:
     return scale * np.take_along_axis(tau, np.abs(tau).argmax(axis=0)[None], axis=0)[0]
 

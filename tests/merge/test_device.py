@@ -22,7 +22,7 @@ from tests.merge.models import Model, base, close, experts, same
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in sorted(available())),
     ("linear", {"lines": {}, "recency": "square"}),
-    ("karcher", {"iterations": 0}),
+    ("karcher", {"iterations": 0, "lines": {"alpha": "norm"}}),
     ("ties", {"scope": "tower", "normalize": False}),
     ("breadcrumbs", {"scope": "model", "normalize": True}),
     ("consensus", {"on": "ties", "scope": "tower"}),

@@ -118,6 +118,11 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out2.safetensors").exists()
 
 
+def test_a_technique_without_a_sequential_form_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ties has no sequential form with these settings"):
+        sequence(tmp_path, "ties", {"lines": {"alpha": "norm"}}, experts(1))
+
+
 def test_draws_depend_on_the_expert_and_not_on_its_place() -> None:
     x, y = experts(2)
     for name in ("dare_linear", "della_linear"):

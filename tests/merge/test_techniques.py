@@ -244,6 +244,41 @@ class TestLines:
             factor = 0.75 if ".1." in name else 0.25
             np.testing.assert_allclose(scaled[name] - zero[name], factor * (plain[name] - zero[name]), atol=1e-5)
 
+    @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "linear", "model_stock", "iso_c"])
+    def test_alpha_by_norm_is_the_papers_ratio(self, name: str) -> None:
+        zero, models = base(), experts(3)
+        taus = [{n: m[n].astype(np.float64) - zero[n] for n in m} for m in models]
+        plain = merged(name, models)
+        tau = {n: plain[n].astype(np.float64) - zero[n] for n in zero}
+        alpha = references.lines_by_norm(taus, tau)
+        depth = {n: 1.0 if ".1." in n else 0.0 for n in zero}
+        expected = {n: zero[n] + (alpha + 0.3 * depth[n]) * tau[n] for n in zero}
+        scaled = merged(name, models, settings={"lines": {"alpha": "norm", "beta": 0.3}})
+        close(scaled, expected)
+
+    def test_alpha_by_norm_undoes_scale_and_is_a_mean_outside_the_deeper_blocks(self) -> None:
+        models = experts(4)
+        settings = {"lines": {"alpha": "norm", "beta": 0}, "scale": 0.07}
+        close(merged("task_arithmetic", models, settings=settings), merged("linear", models))
+
+    @pytest.mark.parametrize("name", ["ties", "linear", "karcher"])
+    def test_alpha_by_norm_has_no_sequential_form(self, name: str) -> None:
+        settings = {"lines": {"alpha": "norm"}}
+        assert not create(name, settings).sequential
+        wanted = {"iterations": 0} if name == "karcher" else {}
+        assert create(name, {"lines": {}, **wanted}).sequential
+
+    def test_alpha_by_norm_of_models_that_have_not_moved(self) -> None:
+        result = merged("ties", [base(), base()], settings={"lines": {"alpha": "norm"}})
+        assert same(result, base())
+
+    @given(length=st.integers(1, 2000), threads=st.integers(1, 3))
+    @settings(max_examples=5, deadline=None)
+    def test_alpha_by_norm_depends_on_neither_slices_nor_threads(self, length: int, threads: int) -> None:
+        chosen = {"lines": {"alpha": "norm"}}
+        sliced = merged("ties", experts(2), settings=chosen, slice_entries=length, threads=threads)
+        assert same(sliced, merged("ties", experts(2), settings=chosen, threads=1))
+
     @pytest.mark.parametrize("name", ["linear", "slerp", "karcher"])
     def test_on_interpolation_it_scales_task_vectors_never_raw_weights(self, name: str) -> None:
         zero, models = base(), experts(2)
@@ -274,6 +309,12 @@ def test_wrong_settings_name_key_value_and_what_is_accepted() -> None:
         create("ties", {"denisty": 0.2})
     with pytest.raises(UserError, match=r"ties: density got 1.5; .*less than or equal to 1"):
         create("ties", {"density": 1.5})
+    with pytest.raises(UserError, match=r"no setting 'lines\.alpa'; it accepts lines\.alpha, lines\.beta"):
+        create("ties", {"lines": {"alpa": 1}})
+    with pytest.raises(UserError, match=r"lines\.alpha got 'nrm'; input should be a valid number.*, or .*'norm'"):
+        create("ties", {"lines": {"alpha": "nrm"}})
+    with pytest.raises(UserError, match="scale got nan; input should be a finite number"):
+        create("ties", {"scale": float("nan")})
     with pytest.raises(UserError, match="slerp: t and weight say the same"):
         create("slerp", {"t": 0.2, "weight": 0.8})
     with pytest.raises(UserError, match="density ± epsilon/2"):

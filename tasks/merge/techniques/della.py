@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.merge.parts import DecaysInRecursion, MagnitudePruned, SignElected, Summed
+from tasks.merge.parts import MagnitudePruned, SignElected, Summed
 
 _SOURCE = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617), section 3"
 
 
-class Della(DecaysInRecursion, MagnitudePruned, SignElected):
+class Della(MagnitudePruned, SignElected):
     """θ_0 + λ · sum of the kept, rescaled entries that agree with the elected sign.
 
     The keep probability spans epsilon, as in the paper; in mergekit it spans twice its epsilon.
@@ -21,7 +21,7 @@ class Della(DecaysInRecursion, MagnitudePruned, SignElected):
     normalize: bool = False
 
 
-class DellaLinear(DecaysInRecursion, MagnitudePruned, Summed):
+class DellaLinear(MagnitudePruned, Summed):
     """θ_0 + λ Σ w_k τ̂_k with DELLA's τ̂."""
 
     name: ClassVar[str] = "della_linear"

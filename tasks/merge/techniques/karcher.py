@@ -43,7 +43,7 @@ class Karcher(Weighted, Accumulator):
 
     @property
     def sequential(self) -> bool:
-        return self.iterations == 0
+        return super().sequential and self.iterations == 0
 
     def update(self, state: State, x: Array, expert: Expert) -> None:
         if expert.norm:

@@ -56,7 +56,7 @@ class Linear(Weighted, Accumulator):
     @property
     def sequential(self) -> bool:
         # Reversed, the weights of earlier experts depend on how many follow.
-        return not self.reverse or self.recency == "uniform"
+        return super().sequential and (not self.reverse or self.recency == "uniform")
 
     def weights(self, count: int) -> list[float]:
         if self.weight is not None:
