@@ -91,6 +91,7 @@ def status(as_json: AsJson = False) -> None:
 
 app.command()(cli_states.states)
 app.command()(cli_states.restore)
+app.command()(cli_states.verify)
 app.command()(cli_states.rollback)
 app.command()(cli_merge.merge)
 app.command()(cli_merge.techniques)

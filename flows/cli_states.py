@@ -1,4 +1,4 @@
-"""The verbs for recorded states: ``states``, ``restore`` and ``rollback``."""
+"""The verbs for recorded states: ``states``, ``restore``, ``verify`` and ``rollback``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from flows import here
 
 out = Console(highlight=False, markup=False)
 
-Name = Annotated[
-    str, typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
-]
+NAME = typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
+Name = Annotated[str, NAME]
 Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
@@ -49,6 +48,39 @@ def restore(
     restored = past.restore(project, timeline or here.timeline(project), state, to)
     source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
     out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
+
+
+def verify(
+    state: Annotated[str | None, NAME] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every state of the timeline, of all its lines.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read what is stored, in cache and store; run nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    timeline: Timeline = None,
+) -> None:
+    """Run a state's nodes again and compare every hash; status 1 if anything is not as recorded."""
+    from flows import findings, past
+    from tasks import console
+
+    project = here.project()
+    states = past.chosen(project, timeline or here.timeline(project), state, every=every)
+    with console.shown() as progress:
+        if quick:
+            stored = past.quick(project, states, progress)
+            same = all(one.same for one in stored.values())
+            rows, lines = findings.stored_rows(stored), list(findings.stored_lines(stored))
+        else:
+            again = [past.verify(project, one, progress) for one in states if not (every and past.remade(one))]
+            same = all(one.same for one in again)
+            rows = [findings.recomputed_row(one) for one in again]
+            lines = [line for one in again for line in findings.recomputed_lines(one)]
+    if as_json:
+        out.print_json(json.dumps(rows))
+    else:
+        out.print("\n".join(lines), soft_wrap=True)
+    if not same:
+        raise typer.Exit(1)
 
 
 def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None:

@@ -3,27 +3,104 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tasks.cache import Cache
+from tasks.errors import UserError
 from tasks.params import load
-from tasks.record import config, layout, lock, store, worktree
+from tasks.progress import Progress
+from tasks.record import config, embedded, integrity, layout, lock, store, worktree
 from tasks.record import restore as restoring
 from tasks.record import rollback as rolling
 from tasks.record import states as recorded
+from tasks.record import verify as verifying
+from tasks.record.config import Remote
+from tasks.record.integrity import Integrity
 from tasks.record.restore import Restored
 from tasks.record.states import State
+from tasks.record.verify import Need, Verification
 
 
 def restore(project: Path, timeline: str, name: str, to: Path | None) -> Restored:
     """Restore a state, by default into a folder beside the project."""
     state = recorded.find(project, timeline, name)
     folder = to.absolute() if to else restoring.default_folder(project, state)
-    with contextlib.ExitStack() as stack:
-        remote = None
-        if restoring.missing(state, Cache(config.cache_dir(project))):
-            remote = stack.enter_context(store.open_store(project, state.params["store"]["remote"]))
+    with opened_for(project, [(state, state.entries)]) as remote:
         return restoring.restore(project, state, folder, remote)
+
+
+def verify(project: Path, state: State, progress: Progress) -> Verification:
+    """Run a state's nodes again; what the cache has damaged of their inputs is fetched again."""
+    try:
+        needs = verifying.needs(state)
+        cache = Cache(config.cache_dir(project))
+        for one, paths in needs:
+            for path in paths:
+                cache.drop_damaged(one.entries[path])
+        with opened_for(project, needs) as remote:
+            return verifying.verify(project, state, remote, progress)
+    except UserError as error:  # of this state: others may do better
+        return Verification(state, failure=str(error))
+
+
+def chosen(project: Path, timeline: str, name: str | None, *, every: bool) -> list[State]:
+    """The state that a command names, or every state of the timeline.
+
+    Raises:
+        UserError: neither or both; or there is none.
+    """
+    if every == (name is not None):
+        raise UserError("say which state (3, say), or --all")
+    if name is not None:
+        return [recorded.find(project, timeline, name)]
+    states = recorded.all_states(project, timeline)
+    if not states:
+        raise UserError(f"timeline {timeline!r} has no states yet")
+    return states
+
+
+def remade(state: State) -> bool:
+    """Whether a state is a rollback's: another's tree once more, so there is nothing to run that was not run there."""
+    gone = state.manifest.get("rollback")
+    return gone is not None and recorded.find(state.project, state.timeline, gone["to"]).entries == state.entries
+
+
+def quick(project: Path, states: Iterable[State], progress: Progress) -> dict[str, Integrity]:
+    """Read every stored byte of some states, in the cache and in their remotes; what was found, by remote."""
+    by_remote: dict[str, list[State]] = {}
+    for state in states:
+        by_remote.setdefault(state.params["store"]["remote"], []).append(state)
+    cache = Cache(config.cache_dir(project))
+    found = {}
+    for name, kept in by_remote.items():
+        _require_embedded(project, name, kept[0])
+        with store.open_store(project, name) as remote:
+            found[name] = integrity.check(kept, cache, remote, progress)
+    return found
+
+
+@contextlib.contextmanager
+def opened_for(project: Path, needs: Iterable[Need]) -> Iterator[Remote | None]:
+    """The store that states are kept in, if the cache lacks something that is needed of one; else None."""
+    cache = Cache(config.cache_dir(project))
+    lacking = next((state for state, paths in needs if restoring.missing(state, cache, paths)), None)
+    if lacking is None:
+        yield None
+        return
+    name = lacking.params["store"]["remote"]
+    _require_embedded(project, name, lacking)
+    with store.open_store(project, name) as remote:
+        yield remote
+
+
+def _require_embedded(project: Path, name: str, state: State) -> None:
+    """An embedded store that nothing was ever put into would only be started to say that it lacks everything."""
+    if name == config.EMBEDDED and not (embedded.folder(project) / "data").exists():
+        raise UserError(
+            f"{state.tag} is kept in the embedded store of the clone that recorded it, and this clone has none; "
+            "if that one is on this machine, `chronomerge remote use ITS-FOLDER`, then try again"
+        )
 
 
 def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[State, State | None]:

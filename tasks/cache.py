@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from tasks.errors import UserError
 
 IGNORED = frozenset({"__pycache__"})
 """Never part of a folder's content; ``.dvcignore`` names the same."""
+
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ def _folder_object(listing: dict[str, str]) -> bytes:
     return json.dumps(rows, sort_keys=True).encode()
 
 
+def listing(text: str, md5: str) -> dict[str, str]:
+    """Relative path → md5 of the files of a folder, from its ``.dir`` object.
+
+    Raises:
+        UserError: a path leads outside the folder.
+    """
+    files = {row["relpath"]: row["md5"] for row in json.loads(text)}
+    for name in files:
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise UserError(f"stored folder {md5} holds the path {name!r}, which leads outside it")
+    return files
+
+
 def hash_of(path: Path) -> Entry:
     """The entry that a file or folder would have, without storing anything."""
     if path.is_dir():
@@ -85,6 +101,13 @@ class Cache:
         self._objects = folder / "files" / "md5"
 
     def path(self, md5: str) -> Path:
+        """Where an object lies, or would.
+
+        Raises:
+            UserError: this is no md5, and could lead anywhere.
+        """
+        if not _MD5.fullmatch(md5):
+            raise UserError(f"{md5!r} is no content hash; the state that names it is damaged")
         return self._objects / md5[:2] / md5[2:]
 
     def put(self, path: Path) -> Entry:
@@ -131,13 +154,8 @@ class Cache:
         made.replace(stored)
 
     def members(self, entry: Entry) -> dict[str, str]:
-        """Relative path → md5 of a stored folder; paths that lead outside it are refused."""
-        rows = json.loads(self.path(entry.md5).read_bytes())
-        listing = {row["relpath"]: row["md5"] for row in rows}
-        for name in listing:
-            if name.startswith("/") or ".." in Path(name).parts:
-                raise UserError(f"stored folder {entry.md5} holds the path {name!r}, which leads outside it")
-        return listing
+        """Relative path → md5 of a stored folder; see `listing`."""
+        return listing(self.path(entry.md5).read_text(), entry.md5)
 
     def part(self, entry: Entry, relpath: str) -> Entry | None:
         """The entry of a file or subfolder within a stored folder, or None; a subfolder is stored as its own."""

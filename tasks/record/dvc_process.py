@@ -18,12 +18,18 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs import localfs
 
+from tasks.record.paths import is_inside
+
 JOBS = 2
 """Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
 
 
 class TransferError(Exception):
     """A transfer failed; networks and stores recover, so another try makes sense."""
+
+
+class OutsideError(Exception):
+    """A path leads outside the folder that is checked out."""
 
 
 def record(repo: Repo, *, tracked: list[str], hashes: dict[str, str]) -> dict[str, Any]:
@@ -45,16 +51,26 @@ def record(repo: Repo, *, tracked: list[str], hashes: dict[str, str]) -> dict[st
     return {"pushed": pushed}
 
 
-def fetch(repo: Repo) -> dict[str, Any]:
-    """Bring everything the checked-out commit refers to into the cache."""
+def fetch(repo: Repo, *, targets: list[str] | None = None) -> dict[str, Any]:
+    """Bring everything the checked-out commit refers to (of some paths in it) into the cache."""
     try:
-        return {"fetched": repo.fetch(jobs=JOBS)}
+        return {"fetched": repo.fetch(targets, jobs=JOBS)}
     except Exception as error:
         raise TransferError(f"fetch failed: {error}") from error
 
 
 def checkout(repo: Repo) -> dict[str, Any]:
-    """Place everything the checked-out commit refers to in the working tree, from the cache."""
+    """Place everything the checked-out commit refers to in the working tree, from the cache.
+
+    DVC itself would follow a folder's list of files to wherever that leads; see `tasks.record.paths`.
+    """
+    for out in repo.index.outs:
+        if not out.is_in_repo:
+            raise OutsideError(f"{out.stage.relpath} puts a file outside the folder, at {out.def_path}")
+        if out.hash_info and out.hash_info.isdir:
+            for parts, _, _ in out.get_obj() or ():
+                if not is_inside("/".join(parts)):
+                    raise OutsideError(f"{out.def_path} lists a file outside it, at {'/'.join(parts)}")
     repo.checkout(force=True)
     return {}
 

@@ -14,6 +14,9 @@ from tasks.cache import Cache, Entry
 from tasks.record import layout
 from tasks.record.states import State
 
+READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL)
+"""What `after` reads of the previous state."""
+
 
 @dataclass(frozen=True)
 class Seed:

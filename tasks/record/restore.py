@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.cache import Cache
+from tasks.cache import Cache, Entry
 from tasks.errors import UserError
-from tasks.record import config
+from tasks.record import config, layout, paths
 from tasks.record.config import Remote
 from tasks.record.dvc import Dvc
-from tasks.record.git import git
+from tasks.record.git import common_dir, git
 from tasks.record.states import State
 from tasks.record.worktree import forget, remove
 
@@ -24,9 +25,13 @@ class Restored:
     fetched: int
 
 
-def missing(state: State, cache: Cache) -> list[str]:
-    """The objects of a state that the cache lacks; a folder that is not listed here counts as one."""
-    return sorted({md5 for entry in state.entries.values() for md5 in cache.missing(entry)})
+def missing(state: State, cache: Cache, only: Collection[str] | None = None) -> list[str]:
+    """The objects of a state, or of some paths of it, that the cache lacks; a folder not listed here counts as one."""
+    return sorted({md5 for entry in _wanted(state, only).values() for md5 in cache.missing(entry)})
+
+
+def _wanted(state: State, only: Collection[str] | None) -> dict[str, Entry]:
+    return {path: entry for path, entry in state.entries.items() if only is None or path in only}
 
 
 def default_folder(project: Path, state: State) -> Path:
@@ -40,19 +45,26 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
     ``remote`` may be None when the cache has everything (see `missing`).
 
     Raises:
-        UserError: the folder holds something already; or the remote gave other bytes than the state names.
+        UserError: the folder holds something already, or is ours; the state has a path that leads outside it; or the
+            remote gave other bytes than the state names.
         RemoteError: the remote does not hold what the state refers to, or cannot be reached.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; name another folder with --to")
+    for own in (layout.private(project), project / ".dvc", common_dir(project)):
+        if folder.resolve().is_relative_to(own.resolve()):
+            raise UserError(
+                f"{folder} is in {own}, which is not for you to keep things in; name another folder with --to"
+            )
+    paths.check(state)
     cache = Cache(config.cache_dir(project))
     forget(project, folder)  # restored there before, and deleted since
     git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
     try:
         if remote:
             config.write_workspace(folder, project, remote)
-        else:
-            config.write_local(folder, {"cache": {"dir": str(cache.folder)}})
+        # Never a symbolic link into the cache: on another file system, files are copied.
+        config.write_local(folder, {"cache": {"dir": str(cache.folder), "type": "hardlink,copy"}})
         with Dvc(project) as dvc:
             fetched = fetch(state, cache, dvc, folder)
             dvc("checkout", folder)
@@ -62,17 +74,18 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
     return Restored(state, folder, fetched)
 
 
-def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path) -> int:
-    """Bring what the cache lacks of a state from the remote; returns bytes. ``worktree`` has the state checked out.
+def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection[str] | None = None) -> int:
+    """Bring what the cache lacks of a state (of some paths of it) from the remote; returns bytes.
 
-    What comes is hashed before it is trusted: a wrong byte is dropped and named.
+    What comes is hashed before it is trusted: a wrong byte is dropped and named. ``worktree`` is at the state.
     """
-    before = missing(state, cache)
+    before = missing(state, cache, only)
     if not before:
         return 0
-    dvc("fetch", worktree)
+    dvc("fetch", worktree, targets=sorted(only) if only else None)
     fetched = set(before)
-    for path, entry in state.entries.items():
+    wanted = _wanted(state, only)
+    for path, entry in wanted.items():
         if cache.missing(entry):
             raise UserError(f"the remote does not hold {path} of {state.tag}")
         if entry.is_folder and entry.md5 in before:  # what it lists was not known to be missing
@@ -82,4 +95,4 @@ def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path) -> int:
             raise UserError(
                 f"the remote gave wrong bytes for {path} of {state.tag} (object {damaged[0]}); they were not kept"
             )
-    return sum(size for md5, size in cache.objects(state.entries.values()).items() if md5 in fetched)
+    return sum(size for md5, size in cache.objects(wanted.values()).items() if md5 in fetched)

@@ -53,13 +53,22 @@ class State:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Path → content of every input and output that DVC keeps, from ``dvc.lock`` and the ``.dvc`` files."""
+        kept = [out for out in self._outs if out["path"] not in layout.RECORDED]  # metrics are kept by git
+        return {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in kept}
+
+    @property
+    def locked(self) -> dict[str, str]:
+        """Path → md5 of every input and output, metrics too, as DVC's files name them."""
+        return {out["path"]: out["md5"] for out in self._outs}
+
+    @cached_property
+    def _outs(self) -> list[dict[str, Any]]:
         lock = YAML(typ="safe").load(show(self.project, self.commit, "dvc.lock"))
         outs = [out for stage in lock["stages"].values() for out in stage.get("outs", ())]
-        outs = [out for out in outs if out["path"] not in layout.RECORDED]  # metrics are kept by git
         for path in layout.INPUTS:
             pointer = YAML(typ="safe").load(show(self.project, self.commit, f"{path}.dvc"))
             outs.append({**pointer["outs"][0], "path": path})
-        return {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in outs}
+        return outs
 
 
 def all_states(project: Path, timeline: str) -> list[State]:
@@ -122,6 +131,12 @@ def find(project: Path, timeline: str, name: str | int) -> State:
     if elsewhere:
         there += f", and {', '.join(elsewhere)} on other lines"
     raise UserError(f"timeline {timeline!r} has no state {name} (recorded: {there})")
+
+
+def previous_of(state: State) -> State | None:
+    """The state that a state goes on from; None at step 0."""
+    tag = state.manifest["previous"]
+    return find(state.project, state.timeline, tag) if tag else None
 
 
 def last(project: Path, timeline: str) -> State | None:

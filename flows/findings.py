@@ -1,0 +1,111 @@
+"""What verification has found, in words and as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flows.views import size
+from tasks.record.integrity import Finding, Integrity, Place
+from tasks.record.verify import NodeCheck, Verification
+
+SHOWN = 10
+"""Findings of a kind that people get to see; programs get all."""
+
+
+def recomputed_row(found: Verification) -> dict[str, Any]:
+    return {
+        "tag": found.state.tag,
+        "same": found.same,
+        "nodes": [
+            {
+                "node": check.node,
+                "same": not check.differing,
+                "outputs": {path: {"recorded": was, "now": now} for path, (was, now) in check.outputs.items()},
+            }
+            for check in found.nodes
+        ],
+        "first_to_differ": found.first.node if found.first else None,
+        "reasons": list(found.reasons),
+        "not_from_previous": list(found.history),
+        "contradictions": list(found.contradictions),
+        "failure": found.failure,
+        "seconds": found.seconds,
+    }
+
+
+def recomputed_lines(found: Verification) -> Iterator[str]:
+    """One line where all is as recorded, else what differs, node by node, and why it may."""
+    if found.same:
+        yield f"{found.state.tag}: all {len(found.nodes)} nodes make the same bytes again ({found.seconds:.0f} s)"
+        return
+    verdict = "NOT as recorded" if found.first or found.history or found.contradictions else "could not be run again"
+    yield f"{found.state.tag}: {verdict} ({found.seconds:.0f} s)"
+    for check in found.nodes:
+        yield f"  {check.node:<20} {'differs: ' + _differing(check) if check.differing else 'same'}"
+    if found.failure:
+        yield f"  {found.failure}"
+    if found.first:
+        yield f"  first to differ: {found.first.node}; the nodes after it read what it made. It may be because:"
+        yield from (f"  - {reason}" for reason in found.reasons)
+    if found.history:
+        yield f"  data/history does not follow from {found.state.manifest['previous']}: {', '.join(found.history)}"
+    if found.contradictions:
+        yield f"  manifest.json and DVC's files name different content for {', '.join(found.contradictions)}"
+
+
+def _differing(check: NodeCheck) -> str:
+    return ", ".join(
+        f"{path} ({(was or 'nothing')[:7]} recorded, {(now or 'nothing')[:7]} now)"
+        for path, (was, now) in check.outputs.items()
+        if was != now
+    )
+
+
+def stored_rows(found: Mapping[str, Integrity]) -> list[dict[str, Any]]:
+    return [
+        {
+            "store": name,
+            "same": one.same,
+            "objects": one.objects,
+            "cache": _place_row(one.cache),
+            "remote": _place_row(one.remote),
+        }
+        for name, one in found.items()
+    ]
+
+
+def _place_row(place: Place) -> dict[str, Any]:
+    def rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+        return [
+            {"object": one.md5, "needed_by": [{"tag": tag, "path": path} for tag, path in one.needed_by]}
+            for one in findings
+        ]
+
+    return {
+        "whole": place.whole,
+        "bytes": place.bytes,
+        "damaged": rows(place.damaged),
+        "missing": rows(place.missing),
+    }
+
+
+def stored_lines(found: Mapping[str, Integrity]) -> Iterator[str]:
+    """A line for each place, then one for each object that is damaged or missing."""
+    for name, one in found.items():
+        for where, place in (("the cache", one.cache), (f"store {name}", one.remote)):
+            yield f"{where}: {place.whole} of {one.objects} objects are whole ({size(place.bytes)} read)"
+            yield from _findings("damaged", place.damaged)
+            yield from _findings("missing", place.missing)
+        if one.cache.missing and not one.remote.missing:
+            yield "What the cache lacks is fetched when it is needed."
+        if not one.same:
+            yield "`chronomerge doctor --repair` mends what one of the two still has."
+
+
+def _findings(what: str, findings: Sequence[Finding]) -> Iterator[str]:
+    for one in findings[:SHOWN]:
+        (tag, path), others = one.needed_by[0], len(one.needed_by) - 1
+        yield f"  {what}: {path} of {tag}" + (f" and {others} more" if others else "") + f" (object {one.md5})"
+    if len(findings) > SHOWN:
+        yield f"  {what}: {len(findings) - SHOWN} more objects (--json lists them)"

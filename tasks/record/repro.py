@@ -1,0 +1,56 @@
+"""``dvc repro`` in a process of its own: every node of a folder's ``dvc.yaml``, run again whatever is known of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks.nodes import declared
+from tasks.progress import Progress
+from tasks.record.store import ENVIRONMENT
+
+
+def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[list[str], str | None]:
+    """Run all nodes by force; nothing is put into DVC's cache, and nothing taken from its memory of earlier runs.
+
+    Returns the nodes in the order they were started and, where the last of them failed, a sentence that says why. What
+    it prints goes to ``verify.log`` in ``logs``; ``scratch`` takes what DVC keeps for itself.
+    """
+    total = len(declared(folder))
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache"]
+    environment = {
+        **os.environ, **ENVIRONMENT, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(scratch / "dvc"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # nodes call `python`
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")])),
+    }  # fmt: skip
+    started: list[str] = []
+    reason = "dvc repro did not start"
+    logs.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        with (logs / "verify.log").open("w") as log:
+            for line in process.stdout:
+                log.write(line)
+                if found := re.match(r"Running stage '(.+)':", line):
+                    started.append(found[1])
+                    progress(started[-1], len(started) - 1, total)
+                elif line.lower().startswith("error: ") and not reason.startswith("error: "):  # a node's own goes first
+                    reason = line.strip()
+        status = process.wait()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+    if status == 0:
+        progress("", total, total)
+        return started, None
+    where = started[-1] if started else "dvc"
+    return started, f"{where} failed: {reason.removeprefix('error: ')} (the log is {logs / 'verify.log'})"

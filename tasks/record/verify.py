@@ -1,0 +1,195 @@
+"""Verification: a state's nodes are run again, from its own code and inputs, and every hash is compared.
+
+The recomputation is DVC's (``dvc repro --force``), in a process of its own and a worktree at the state's commit. The
+inputs are copied there, never linked, and DVC gets an empty cache: whatever that code does, the project's cache and
+the user's files are out of its reach.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from tasks import models, nodes
+from tasks.cache import Cache, hash_of
+from tasks.progress import Progress, silent
+from tasks.record import config, history, layout, paths, restore, states
+from tasks.record.config import Remote
+from tasks.record.dvc import Dvc
+from tasks.record.git import git
+from tasks.record.repro import repro
+from tasks.record.states import State
+from tasks.record.worktree import remove
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """One node, run again: path of each output → (md5 as recorded, md5 now), None where there is none."""
+
+    node: str
+    outputs: Mapping[str, tuple[str | None, str | None]]
+
+    @property
+    def differing(self) -> list[str]:
+        return [path for path, (recorded, now) in self.outputs.items() if recorded != now]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What running a state again has shown."""
+
+    state: State
+    nodes: tuple[NodeCheck, ...] = ()
+    """Those that ran to their end, in that order."""
+    history: tuple[str, ...] = ()
+    """Paths of ``data/history`` that do not follow from the previous state."""
+    contradictions: tuple[str, ...] = ()
+    """Paths for which manifest.json and DVC's own files name different content."""
+    failure: str | None = None
+    """Why the nodes could not all be run."""
+    reasons: tuple[str, ...] = ()
+    """Why the first node that differs may differ, a sentence each."""
+    seconds: float = 0.0
+
+    @property
+    def first(self) -> NodeCheck | None:
+        """The first node whose outputs differ; those after it may differ only because they read them."""
+        return next((check for check in self.nodes if check.differing), None)
+
+    @property
+    def same(self) -> bool:
+        return not (self.first or self.history or self.contradictions or self.failure)
+
+
+Need = tuple[State, Collection[str]]
+"""A state, and which of its paths are needed."""
+
+
+def needs(state: State) -> list[Need]:
+    """What `verify` reads: the state's inputs, and what they should follow from."""
+    previous = states.previous_of(state)
+    return [*([(previous, history.READS)] if previous else []), (state, layout.INPUTS)]
+
+
+def verify(project: Path, state: State, remote: Remote | None, progress: Progress = silent) -> Verification:
+    """Run a state's nodes again and compare what they make with what is recorded.
+
+    ``remote`` may be None where the cache has all that it `needs`.
+
+    Raises:
+        UserError: an input cannot be had, or a path of the state leads outside its folder.
+        RemoteError: the remote cannot be reached.
+    """
+    started = time.monotonic()
+    paths.check(state)
+    cache = Cache(config.cache_dir(project))
+    with _worktree(project, state) as (folder, scratch):
+        if remote:
+            config.write_workspace(folder, project, remote)
+            with Dvc(project) as dvc:
+                for one, wanted in needs(state):
+                    git(folder, "checkout", "--quiet", "--detach", one.commit)
+                    restore.fetch(one, cache, dvc, folder, wanted)
+        broken = _unlike_history(state, cache, scratch)
+        _place(state, cache, folder, scratch)
+        ran, failure = repro(folder, scratch, layout.private(project) / "logs", _told(state, progress))
+        declared, locked = nodes.declared(folder), state.locked
+        checks = [
+            NodeCheck(name, {path: (locked.get(path), _md5(folder / path)) for path in declared[name].outputs})
+            for name in (ran[:-1] if failure else ran)
+        ]
+    seconds = round(time.monotonic() - started, 1)
+    found = Verification(state, tuple(checks), broken, _contradictions(state, locked), failure, seconds=seconds)
+    return replace(found, reasons=_reasons(state, found.first.node)) if found.first else found
+
+
+@contextmanager
+def _worktree(project: Path, state: State) -> Iterator[tuple[Path, Path]]:
+    """A worktree at a state's commit, and a folder beside it; what dead processes left of theirs goes first."""
+    place = layout.private(project) / "verify"
+    for left in place.glob("*-*"):
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            _remove(project, left)
+    home = place / f"{Path(state.tag).name}-{os.getpid()}"
+    try:
+        git(project, "worktree", "add", "--quiet", "--detach", str(home / "tree"), state.commit)
+        (home / "scratch").mkdir()
+        yield home / "tree", home / "scratch"
+    finally:
+        _remove(project, home)
+
+
+def _remove(project: Path, home: Path) -> None:
+    remove(project, home / "tree")
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]:
+    """The paths in a state's history that are not what its predecessor hands on."""
+    previous = states.previous_of(state)
+    if previous is None:
+        return ()
+    recorded = cache.members(state.entries[layout.HISTORY])
+    batch = any(path.startswith("weights/experts/") for path in recorded)
+    follows = cache.members(history.after(previous, cache, scratch, all_experts=batch))
+    return tuple(sorted(path for path in {*recorded, *follows} if recorded.get(path) != follows.get(path)))
+
+
+def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
+    """A worktree as it was before the nodes ran, with copies of the inputs and a cache of its own."""
+    git(folder, "checkout", "--quiet", "--detach", state.commit)
+    config.write_local(folder, {"cache": {"dir": str(scratch / "cache"), "type": "copy"}})
+    for path, md5 in cache.files({path: state.entries[path] for path in layout.INPUTS}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cache.path(md5), folder / path)
+    (folder / "metrics.json").unlink()
+    threads = {facts["threads"] for facts in state.manifest["device"].values()}
+    if len(threads) == 1:  # results are bit-exact at equal counts, and this machine may have another number of cores
+        params = folder / "params.yaml"
+        params.write_text(re.sub(r"^threads:.*$", f"threads: {threads.pop()}", params.read_text(), flags=re.MULTILINE))
+
+
+def _told(state: State, progress: Progress) -> Progress:
+    def tell(what: str, done: int, total: int, note: str = "") -> None:
+        progress(f"verify {state.tag}", done, total, f"{what} {note}".rstrip())
+
+    return tell
+
+
+def _md5(path: Path) -> str | None:
+    return hash_of(path).md5 if path.exists() else None
+
+
+def _contradictions(state: State, locked: Mapping[str, str]) -> tuple[str, ...]:
+    named = {path: entry["md5"] for kind in ("inputs", "outputs") for path, entry in state.manifest[kind].items()}
+    return tuple(sorted(path for path in {*named, *locked} if named.get(path) != locked.get(path)))
+
+
+def _reasons(state: State, node: str) -> tuple[str, ...]:
+    """What is not as it was when a node was recorded, as far as its manifest tells."""
+    then, recorded = state.manifest["versions"], state.manifest["recorded"]
+    here = nodes.versions()
+    found = [
+        f"{name} was {then.get(name, 'not there')}, here it is {here.get(name, 'not there')}"
+        for name in sorted({*then, *here})
+        if then.get(name) != here.get(name)
+    ]
+    facts = state.manifest["device"].get(node, {})
+    now = models.device_facts(facts.get("threads"))
+    if facts.get("name", now["name"]) != now["name"]:
+        found.append(f"it ran on {facts['name']}, here on {now['name']}")
+    if recorded["host"] != socket.gethostname():
+        found.append(f"it was recorded on {recorded['host']}: another processor may round otherwise")
+    return tuple(found) or (
+        f"versions, device, threads and host are those recorded: {node} depends on something else than its params and "
+        "inputs (an unseeded choice, the time, a file elsewhere), or the recorded bytes never came from this code",
+    )
