@@ -22,15 +22,23 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process w
 
 def states(
     all_lines: Annotated[bool, typer.Option("--all", help="What rollbacks left behind, too.")] = False,
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="What changed between two states instead.")
+    ] = None,
     as_json: AsJson = False,
     timeline: Timeline = None,
 ) -> None:
     """The recorded states of a timeline."""
-    from flows import views
+    from flows import comparison, views
+    from tasks.record import difference
+    from tasks.record import states as recorded
 
     project = here.project()
     name = timeline or here.timeline(project)
-    if as_json:
+    if diff:
+        found = difference.between(*(recorded.find(project, name, one) for one in diff))
+        out.print_json(json.dumps(comparison.row(found))) if as_json else out.print(comparison.table(found))
+    elif as_json:
         out.print_json(json.dumps(views.states_rows(project, name, all_lines=all_lines)))
     else:
         out.print(views.states_table(project, name, all_lines=all_lines))

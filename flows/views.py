@@ -120,7 +120,9 @@ def what_next(project: Path, timeline: str) -> str:
         "Try next (after `source .venv/bin/activate`):",
         f"  chronomerge restore {middle}            state {middle}, bit for bit, in a folder beside this one",
         f"  git show {last.tag}:manifest.json  what made the newest state",
-        f"  git diff {first.tag} {last.tag} -- metrics.json",
+        f"  chronomerge states --diff {first.name} {last.name}    what changed between two states",
+        f"  chronomerge verify {last.name}             makes it again, and compares every byte",
+        f"  chronomerge rollback {middle}           goes on from there; what came after stays",
         "  edit params.yaml (timeline, stream, time) and `chronomerge run`",
     ])  # fmt: skip
 

@@ -99,7 +99,7 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
                 for one, wanted in needs(state):
                     git(folder, "checkout", "--quiet", "--detach", one.commit)
                     restore.fetch(one, cache, dvc, folder, wanted)
-        broken = _unlike_history(state, cache, scratch)
+        broken = unlike_history(state, cache, scratch)
         _place(state, cache, folder, scratch)
         ran, failure = repro(folder, scratch, layout.private(project) / "logs", _told(state, progress))
         declared, locked = nodes.declared(folder), state.locked
@@ -110,6 +110,17 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
     seconds = round(time.monotonic() - started, 1)
     found = Verification(state, tuple(checks), broken, _contradictions(state, locked), failure, seconds=seconds)
     return replace(found, reasons=_reasons(state, found.first.node)) if found.first else found
+
+
+def unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]:
+    """The paths in a state's history that are not what its predecessor hands on; both states' data are in the cache."""
+    previous = states.previous_of(state)
+    if previous is None:
+        return ()
+    recorded = cache.members(state.entries[layout.HISTORY])
+    batch = any(path.startswith("weights/experts/") for path in recorded)
+    follows = cache.members(history.after(previous, cache, scratch, all_experts=batch))
+    return tuple(sorted(path for path in {*recorded, *follows} if recorded.get(path) != follows.get(path)))
 
 
 @contextmanager
@@ -131,17 +142,6 @@ def _worktree(project: Path, state: State) -> Iterator[tuple[Path, Path]]:
 def _remove(project: Path, home: Path) -> None:
     remove(project, home / "tree")
     shutil.rmtree(home, ignore_errors=True)
-
-
-def _unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]:
-    """The paths in a state's history that are not what its predecessor hands on."""
-    previous = states.previous_of(state)
-    if previous is None:
-        return ()
-    recorded = cache.members(state.entries[layout.HISTORY])
-    batch = any(path.startswith("weights/experts/") for path in recorded)
-    follows = cache.members(history.after(previous, cache, scratch, all_experts=batch))
-    return tuple(sorted(path for path in {*recorded, *follows} if recorded.get(path) != follows.get(path)))
 
 
 def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:

@@ -60,21 +60,6 @@ def test_dvc_agrees_that_nothing_is_left_to_do(run: Path, tmp_path: Path) -> Non
     assert git(tmp_path / "state", "status", "--porcelain") == ""
 
 
-def test_dvc_repro_makes_the_same_bytes_from_nothing(run: Path, tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    chronomerge(run, "restore", "1", "--to", str(state))
-    shutil.rmtree(state / "data" / "step")
-    (state / "metrics.json").unlink()
-    path = os.pathsep.join([str(Path(projects.program("dvc")).parent), os.environ["PATH"]])  # `python` is ours
-    done = subprocess.run(
-        [projects.program("dvc"), "repro", "--force"],
-        cwd=state, capture_output=True, text=True, env={**os.environ, "PATH": path},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Running stage") == 6
-    assert git(state, "status", "--porcelain") == ""  # dvc.lock and metrics.json as they were
-
-
 def test_a_clone_restores_what_the_manifest_says(run: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(run), "clone")

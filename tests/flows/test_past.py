@@ -1,0 +1,202 @@
+"""Going through a timeline that ran for real: verify, roll back and go on, compare, restore to odd places."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows import comparison, past, views
+from tasks.cache import Cache
+from tasks.errors import UserError
+from tasks.record import config, difference, layout, lock, states, verify
+from tasks.record.git import git as plumbing
+from tests import project as projects
+from tests.project import chronomerge, git
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def copy(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, whose timeline may grow and go back."""
+    folder = tmp_path_factory.mktemp("copy") / "project"
+    shutil.copytree(run, folder, symlinks=True)
+    git(folder, "worktree", "prune")
+    return folder
+
+
+def test_every_byte_is_made_again(run: Path) -> None:
+    """By a real ``dvc repro`` of the state's own code; and nothing of the project is touched."""
+    done = chronomerge(run, "verify", "1", "--json")
+    found = json.loads(done.stdout)[0]
+    assert found["same"]
+    assert [node["node"] for node in found["nodes"]] == [
+        "prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate"
+    ]  # fmt: skip
+    assert "verify state/tiny/0001 6/6" in done.stderr
+    assert git(run, "status", "--porcelain") == ""
+    assert git(run, "worktree", "list", "--porcelain").count("worktree ") == 1
+
+
+def test_a_flipped_byte_is_found_by_reading_what_is_stored(copy: Path) -> None:
+    assert chronomerge(copy, "verify", "--all", "--quick").returncode == 0
+    cache = Cache(config.cache_dir(copy))
+    stored = cache.path(states.find(copy, "tiny", 2).entries[layout.EXPERT].md5)
+    good = stored.read_bytes()
+    stored.chmod(0o644)
+    stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    done = chronomerge(copy, "verify", "2", "--quick", check=False)
+    stored.write_bytes(good)
+    assert done.returncode == 1
+    assert f"damaged: {layout.EXPERT} of state/tiny/0002" in done.stdout
+
+
+def test_which_states_are_meant(copy: Path) -> None:
+    assert [state.tag for state in past.chosen(copy, "tiny", "2", every=False)] == ["state/tiny/0002"]
+    assert len(past.chosen(copy, "tiny", None, every=True)) == 3
+    with pytest.raises(UserError, match="say which state"):
+        past.chosen(copy, "tiny", None, every=False)
+    with pytest.raises(UserError, match="'nothing' has no states yet"):
+        past.chosen(copy, "nothing", None, every=True)
+
+
+def test_a_history_that_does_not_follow_is_named(run: Path, tmp_path: Path) -> None:
+    cache = Cache(config.cache_dir(run))
+    two = states.find(run, "tiny", 2)
+    assert verify.unlike_history(two, cache, tmp_path) == ()
+    one = states.find(run, "tiny", 1)
+    two.entries[layout.HISTORY] = one.entries[layout.HISTORY]
+    named = verify.unlike_history(two, cache, tmp_path)
+    assert "weights/expert.safetensors" in named
+    assert "pools/pools.json" in named
+    assert "model/model.json" not in named
+
+
+def test_a_rollback_while_somebody_writes_is_refused(copy: Path) -> None:
+    before = git(copy, "for-each-ref")
+    with lock.writing(copy, "tiny"), pytest.raises(UserError, match="is being written by process"):
+        past.rollback(copy, "elsewhere", "state/tiny/0001", wait=False)
+    assert git(copy, "for-each-ref") == before
+
+
+def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path, prefect_api: dict[str, str]) -> None:
+    """A bad arrival is taken back, another one follows; then the first one all the same: its bytes are known."""
+    done = chronomerge(copy, "rollback", "1")
+    assert "state/tiny/0001.2 is state/tiny/0001 again, and step 2 starts from it" in done.stdout
+    assert chronomerge(copy, "rollback", "1").stdout.startswith("nothing to do")
+    other = {"name": "other", "update": ["images:drawings/base#train"]}
+    projects.write_params(copy, stream=[projects.PARAMS["stream"][0], other])
+    chronomerge(copy, "run", **prefect_api)
+    one, two = states.find(copy, "tiny", "1.1"), states.find(copy, "tiny", "2")
+    assert (two.tag, two.manifest["previous"], two.manifest["arrival"]) == (
+        "state/tiny/0002.2",
+        "state/tiny/0001.2",
+        "other",
+    )
+    assert two.entries[layout.HISTORY] == states.find(copy, "tiny", "2.1").entries[layout.HISTORY]
+    assert past.remade(states.find(copy, "tiny", "1.2"))
+    assert not past.remade(one)
+    assert not past.remade(two)
+
+    assert past.rollback(copy, "tiny", "1.1", wait=False)[1] is not None
+    projects.write_params(copy)
+    again = chronomerge(copy, "run", **prefect_api)
+    assert "recorded state/tiny/0002.3" in again.stdout
+    assert "train" not in again.stderr
+    assert states.find(copy, "tiny", "2").entries == states.find(copy, "tiny", "2.1").entries
+
+    rows = json.loads(chronomerge(copy, "states", "--json").stdout)
+    assert [row["tag"] for row in rows] == ["state/tiny/0000", "state/tiny/0001.3", "state/tiny/0002.3"]
+    every = views.states_rows(copy, "tiny", all_lines=True)
+    assert [(row["name"], row["current"]) for row in every] == [
+        ("0", True), ("1", False), ("2", False), ("1.2", False), ("2.2", False), ("1.3", True), ("2.3", True),
+    ]  # fmt: skip
+    assert every[3]["bytes"]["new"] == every[5]["bytes"]["new"] == 0
+    text = shown(views.states_table(copy, "tiny"))
+    assert "line 3: rolled back from state/tiny/0002.2 to state/tiny/0001" in text
+    assert "4 more states (--all)" in text
+
+
+def shown(renderable: object) -> str:
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
+
+
+def test_the_table_fits_a_terminal(run: Path) -> None:
+    lines = shown(views.states_table(run, "tiny")).splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if "second" in line)
+    manifest = states.find(run, "tiny", 2).manifest
+    assert manifest["code"]["commit"][:7] in row
+    assert manifest["inputs"][layout.RAW_ARRIVAL]["md5"][:7] in row
+    assert "72" in row  # samples
+
+
+def test_what_changed_between_two_states(run: Path) -> None:
+    found = comparison.row(difference.between(states.find(run, "tiny", 0), states.find(run, "tiny", 2)))
+    assert found["params"] == {}
+    assert found["code"]["files"] == []
+    assert found["machine"] == {}
+    assert "data/raw/evaluation" not in found["data"]
+    assert found["data"]["data/raw/arrival"]["old"]["md5"] != found["data"]["data/raw/arrival"]["new"]["md5"]
+    metrics = states.find(run, "tiny", 2).metrics
+    assert found["metrics"]["A_KA"]["new"] == metrics["A_KA"]
+    assert set(found["metrics"]) >= set(metrics["top1"])
+    done = chronomerge(run, "states", "--diff", "0", "2")
+    assert "params: the same" in done.stdout
+    assert "data/step/expert.safetensors" in done.stdout
+
+
+def test_changed_params_and_code_are_listed(copy: Path) -> None:
+    """Two timelines compared; the code differs by a file that was never committed."""
+    old = states.find(copy, "tiny", "0")
+    params = git(copy, "show", f"{old.commit}:params.yaml").replace("lr: 0.0005", "lr: 0.01")
+    env = {"GIT_INDEX_FILE": str(copy / "index")}
+    plumbing(copy, "read-tree", old.commit, env=env)
+    for path, text in {"params.yaml": params, "tasks/new.py": "1\n2\n"}.items():
+        blob = plumbing(copy, "hash-object", "-w", "--stdin", stdin=text)
+        plumbing(copy, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
+    tree = plumbing(copy, "write-tree", env=env)
+    new = states.make(copy, "other", 0, 1, tree, [old.commit], "other", None)
+    found = difference.between(old, new)
+    assert found.params == {"train.lr": (0.0005, 0.01)}
+    assert [(file.path, file.added, file.removed) for file in found.files] == [("tasks/new.py", 2, 0)]
+    assert found.data == {}
+    assert "train.lr  0.0005" in shown(comparison.table(found))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")
+def test_on_another_file_system_files_are_copies(run: Path) -> None:
+    there = Path("/dev/shm") / f"chronomerge-test-{os.getpid()}"
+    try:
+        restored = past.restore(run, "tiny", "1", there)
+        weights = there / layout.EXPERT
+        assert not weights.is_symlink()
+        assert weights.stat().st_nlink == 1
+        assert restored.fetched == 0
+        assert git(there, "status", "--porcelain") == ""
+    finally:
+        shutil.rmtree(there, ignore_errors=True)
+        git(run, "worktree", "prune")
+
+
+def test_where_a_state_may_not_go(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    git(run, "worktree", "add", "--quiet", "--detach", str(mine), "main")
+    try:
+        (mine / "params.yaml").write_text("edited")
+        for folder, reason in (
+            (mine, "is not empty"), (run, "is not empty"),
+            (run / ".chronomerge" / "x", "is not for you"), (run / ".git" / "x", "is not for you"),
+        ):  # fmt: skip
+            with pytest.raises(UserError, match=reason):
+                past.restore(run, "tiny", "1", folder)
+        assert (mine / "params.yaml").read_text() == "edited"
+    finally:
+        git(run, "worktree", "remove", "--force", str(mine))
