@@ -154,8 +154,18 @@ class Cache:
         made.replace(stored)
 
     def members(self, entry: Entry) -> dict[str, str]:
-        """Relative path → md5 of a stored folder; see `listing`."""
-        return listing(self.path(entry.md5).read_text(), entry.md5)
+        """Relative path → md5 of a stored folder; see `listing`.
+
+        Raises:
+            UserError: the stored listing is damaged, or holds a path that leads outside the folder.
+        """
+        content = self.path(entry.md5).read_bytes()
+        if hashlib.md5(content).hexdigest() != entry.md5.removesuffix(".dir"):
+            raise UserError(
+                f"{self.path(entry.md5)} is damaged: its bytes are not those of its name; delete it, so that it is "
+                "fetched again"
+            )
+        return listing(content.decode(), entry.md5)
 
     def part(self, entry: Entry, relpath: str) -> Entry | None:
         """The entry of a file or subfolder within a stored folder, or None; a subfolder is stored as its own."""
@@ -204,9 +214,17 @@ class Cache:
                 sizes[md5] = self.path(md5).stat().st_size
         return sizes
 
+    def md5s(self, entries: Iterable[Entry]) -> set[str]:
+        """The objects that entries are made of, the listings of folders among them."""
+        found = set()
+        for entry in entries:
+            found |= {entry.md5, *(self.members(entry).values() if entry.is_folder else ())}
+        return found
+
     def missing(self, entry: Entry) -> list[str]:
-        """The objects of an entry that are not here, by md5; the contents of those that are, are not read."""
-        if not self.path(entry.md5).exists():
+        """The objects of an entry that are not here, by md5; files that are here are not read, but listings are:
+        a damaged one counts as missing."""
+        if not (self._matches(entry.md5) if entry.is_folder else self.path(entry.md5).exists()):
             return [entry.md5]
         objects = set(self.members(entry).values()) if entry.is_folder else set()
         return sorted(md5 for md5 in objects if not self.path(md5).exists())

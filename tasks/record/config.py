@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from configobj import ConfigObj, ConfigObjError
@@ -17,6 +17,9 @@ from tasks.errors import UserError
 
 EMBEDDED = "embedded"
 """The name of the remote that is our own server."""
+
+TIMEOUTS = {"connect_timeout": "10", "read_timeout": "30"}
+"""Seconds to wait for a connection, and for the next bytes of an answer; a remote's own options go first."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def write_remote(project: Path, made: Remote) -> None:
 def write_workspace(workspace: Path, project: Path, made: Remote) -> None:
     """Configure DVC in a worktree of the project: the project's cache, hardlinks, and one remote as the default."""
     write_local(workspace, {"core": {"remote": made.name}, "cache": {"dir": str(cache_dir(project))}})
-    write_remote(workspace, made)
+    patient = {**TIMEOUTS, **made.options} if made.is_s3 else made.options
+    write_remote(workspace, replace(made, options=patient))
 
 
 def cache_dir(project: Path) -> Path:

@@ -25,7 +25,7 @@ class Dvc:
     def __init__(self, project: Path):
         self.log = project / ".chronomerge" / "logs" / "dvc.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **ENVIRONMENT, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
+        environment = {**ENVIRONMENT, **os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
         environment["DVC_SITE_CACHE_DIR"] = str(project / ".chronomerge" / "dvc")  # it keeps one for each worktree
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -18,45 +18,36 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs import localfs
 
+from tasks.record import transfer
 from tasks.record.paths import is_inside
-
-JOBS = 2
-"""Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
-
-
-class TransferError(Exception):
-    """A transfer failed; networks and stores recover, so another try makes sense."""
+from tasks.record.transfer import TransferError
 
 
 class OutsideError(Exception):
     """A path leads outside the folder that is checked out."""
 
 
-def record(repo: Repo, *, tracked: list[str], hashes: dict[str, str]) -> dict[str, Any]:
-    """Track inputs, write ``dvc.lock`` from what is there, push, and check that the remote holds it all.
+def record(
+    repo: Repo, *, tracked: list[str], hashes: dict[str, str], objects: list[str], known: list[str]
+) -> dict[str, Any]:
+    """Track inputs, write ``dvc.lock`` from what is there, and make the store hold every byte of it.
 
-    ``hashes`` (path → md5 of files just put into the cache) spares DVC from reading them again.
+    ``hashes`` (path → md5 of files just put into the cache) spares DVC from reading them again; ``objects`` are all
+    that this makes of them, and ``known`` are those of the previous state.
     """
     for path, md5 in hashes.items():
         repo.state.save(str(Path(path).absolute()), localfs, HashInfo("md5", md5))
     repo.add(tracked)
     repo.commit(force=True)
-    try:
-        pushed = repo.push(jobs=JOBS)
-        not_there = repo.status(cloud=True, jobs=JOBS)
-    except Exception as error:
-        raise TransferError(f"push failed: {error}") from error
-    if not_there:
-        raise TransferError(f"the remote still lacks {', '.join(sorted(not_there))} after the push")
-    return {"pushed": pushed}
+    locked = {out.hash_info.value for out in repo.index.outs if out.use_cache}
+    if not locked <= set(objects):
+        raise ValueError(f"it finds other bytes than were stored: {', '.join(sorted(locked - set(objects)))}")
+    return {"pushed": transfer.push(repo, objects, known)}
 
 
-def fetch(repo: Repo, *, targets: list[str] | None = None) -> dict[str, Any]:
-    """Bring everything the checked-out commit refers to (of some paths in it) into the cache."""
-    try:
-        return {"fetched": repo.fetch(targets, jobs=JOBS)}
-    except Exception as error:
-        raise TransferError(f"fetch failed: {error}") from error
+def fetch(repo: Repo, *, md5s: list[str]) -> dict[str, Any]:
+    """Bring objects from the store into the cache, whole or not at all; ``absent`` are those that it lacks."""
+    return {"absent": transfer.fetch(repo, md5s)}
 
 
 def checkout(repo: Repo) -> dict[str, Any]:
@@ -89,7 +80,8 @@ def main() -> None:
                 answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
         except Exception as error:  # the parent decides what it means
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}", "can_pass": isinstance(error, TransferError)}
+            can_pass = isinstance(error, TransferError)
+            answer = {"error": str(error) if can_pass else f"{type(error).__name__}: {error}", "can_pass": can_pass}
         print(json.dumps(answer), file=answers, flush=True)
 
 

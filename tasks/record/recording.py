@@ -42,7 +42,15 @@ def record(
     content = manifest.build(params, previous, code, inputs, references, training, cache)
     (worktree.folder / "manifest.json").write_text(manifest.text(content))
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
-    dvc("record", worktree.folder, tracked=list(layout.INPUTS), hashes=cache.files({**inputs, **outputs}))
+    made = {**inputs, **outputs}
+    dvc(
+        "record",
+        worktree.folder,
+        tracked=list(layout.INPUTS),
+        hashes=cache.files(made),
+        objects=sorted(cache.md5s(made.values())),
+        known=sorted(cache.md5s(previous.entries.values())) if previous else [],
+    )
     return states.commit(
         worktree.folder,
         project,

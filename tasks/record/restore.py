@@ -15,6 +15,9 @@ from tasks.record.git import common_dir, git
 from tasks.record.states import State
 from tasks.record.worktree import forget, remove
 
+TRIES = 3
+"""How often an object is asked for that comes with wrong bytes."""
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -77,22 +80,35 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
 def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection[str] | None = None) -> int:
     """Bring what the cache lacks of a state (of some paths of it) from the remote; returns bytes.
 
-    What comes is hashed before it is trusted: a wrong byte is dropped and named. ``worktree`` is at the state.
+    What comes is hashed before it is trusted; wrong bytes are dropped, asked for again, and named in the end.
+    ``worktree`` has the store as its default remote.
+
+    Raises:
+        UserError: the store lacks an object, or gives wrong bytes for it every time.
+        RemoteError: the store cannot be reached, or breaks off.
     """
-    before = missing(state, cache, only)
-    if not before:
-        return 0
-    dvc("fetch", worktree, targets=sorted(only) if only else None)
-    fetched = set(before)
-    wanted = _wanted(state, only)
-    for path, entry in wanted.items():
-        if cache.missing(entry):
-            raise UserError(f"the remote does not hold {path} of {state.tag}")
-        if entry.is_folder and entry.md5 in before:  # what it lists was not known to be missing
-            fetched |= set(cache.members(entry).values())
-        damaged = cache.drop_damaged(entry, only=fetched)
-        if damaged:
-            raise UserError(
-                f"the remote gave wrong bytes for {path} of {state.tag} (object {damaged[0]}); they were not kept"
-            )
-    return sum(size for md5, size in cache.objects(wanted.values()).items() if md5 in fetched)
+    fetched: set[str] = set()
+    while lacking := set(missing(state, cache, only)):  # listings first, then what they list
+        for _ in range(TRIES):
+            absent = dvc("fetch", worktree, md5s=sorted(lacking))["absent"]
+            if absent:
+                raise UserError(f"the store does not hold {_named(state, cache, absent[0])}")
+            wrong = lacking.intersection(missing(state, cache, only))
+            if not wrong:
+                break
+        else:
+            name = _named(state, cache, min(wrong))
+            raise UserError(f"the store gives wrong bytes for {name}; they were not kept")
+        fetched |= lacking
+    return sum(size for md5, size in cache.objects(_wanted(state, only).values()).items() if md5 in fetched)
+
+
+def _named(state: State, cache: Cache, md5: str) -> str:
+    """What an object is to a state, for people."""
+    paths = (
+        path
+        for path, entry in state.entries.items()
+        if md5 == entry.md5
+        or (entry.is_folder and entry.md5 not in cache.missing(entry) and md5 in cache.md5s([entry]))
+    )
+    return f"{next(paths)} of {state.tag} (object {md5})"

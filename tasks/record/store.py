@@ -16,8 +16,15 @@ from tasks.record.config import Remote
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-ENVIRONMENT = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
-"""Many S3-compatible stores do not know the newest checksums that clients send by default."""
+ENVIRONMENT = {
+    # Many S3-compatible stores do not know the newest checksums that clients send by default.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    # Back off 1, 2, 4, … s (times a random part) after dropped connections, 500, 503 and their like.
+    "AWS_RETRY_MODE": "standard",
+    "AWS_MAX_ATTEMPTS": "5",
+}
+"""What AWS's own environment variables say for every client of a store; the user's own come first."""
 
 
 @contextmanager
@@ -37,8 +44,8 @@ def open_store(project: Path, name: str) -> Iterator[Remote]:
         yield remote
 
 
-def client(remote: Remote) -> S3Client:
-    """A boto3 client with the remote's own options, as DVC would use them."""
+def client(remote: Remote, attempts: int | None = None) -> S3Client:
+    """A boto3 client with the remote's own options, as DVC would use them; ``attempts`` at most at each request."""
     import boto3
     from botocore.config import Config
 
@@ -50,8 +57,11 @@ def client(remote: Remote) -> S3Client:
         profile_name=options.get("profile"),
         region_name=options.get("region"),
     )
+    timeouts = {key: float(options.get(key, default)) for key, default in config.TIMEOUTS.items()}
+    environment = {**ENVIRONMENT, **os.environ}
     settings = Config(
-        connect_timeout=5, read_timeout=30, retries={"max_attempts": 3},
+        connect_timeout=timeouts["connect_timeout"], read_timeout=timeouts["read_timeout"],
+        retries={"mode": "standard", "total_max_attempts": attempts or int(environment["AWS_MAX_ATTEMPTS"])},
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip
     return session.client("s3", endpoint_url=options.get("endpointurl"), config=settings)
@@ -72,7 +82,7 @@ def check(remote: Remote) -> None:
     )
     key = "/".join(filter(None, [remote.prefix, f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"]))
     try:
-        s3 = client(remote)
+        s3 = client(remote, attempts=3)  # somebody may be waiting for the answer
         if remote.name == config.EMBEDDED and not any(
             bucket["Name"] == remote.bucket for bucket in s3.list_buckets()["Buckets"]
         ):

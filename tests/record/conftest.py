@@ -1,9 +1,13 @@
-"""A repository to record states in, and a git remote that several machines share."""
+"""A repository to record states in, a git remote that several machines share, one S3 server and one DVC process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tasks.record import store
+from tasks.record.config import Remote
+from tasks.record.dvc import Dvc
 from tasks.record.git import git
 
 
@@ -24,3 +28,22 @@ def shared(tmp_path: Path, project: Path) -> Path:
     git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
     git(project, "push", "--quiet", "origin", "HEAD:main")
     return tmp_path / "shared.git"
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """A real S3 server."""
+    home = tmp_path_factory.mktemp("s3")
+    (home / ".dvc").mkdir()
+    with store.open_store(home, "embedded") as remote:
+        yield remote
+
+
+@pytest.fixture(scope="session")
+def dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dvc]:
+    """A DVC process that gives up soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_MAX_ATTEMPTS", "3")
+        process = Dvc(tmp_path_factory.mktemp("dvc"))
+    with process:
+        yield process

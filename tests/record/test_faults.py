@@ -1,0 +1,139 @@
+"""A store that misbehaves: what can be tried again is, a wrong byte is never kept, and the rest is one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tasks.cache import Cache, hash_of
+from tasks.errors import UserError
+from tasks.record import config, restore, states, store, worktree
+from tasks.record.config import Remote
+from tasks.record.dvc import Dvc, RemoteError
+from tests.record import made_up
+from tests.record.faults import Fault, Plan, proxied
+
+pytestmark = pytest.mark.slow
+
+LISTING, FILE = r"/files/md5/../[0-9a-f]{30}\.dir", r"/files/md5/../[0-9a-f]{30}$"
+PARTS = r"/files/md5/../[0-9a-f]{30}\?uploadId"
+ONE_LINE = r"^store 'proxied' \(s3://[^ ]+\): [^\n]+$"
+
+
+@dataclass
+class Held:
+    """A project with one state and a cache, and its store behind a proxy that does what ``plan`` says."""
+
+    project: Path
+    remote: Remote
+    plan: Plan
+    dvc: Dvc
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(config.cache_dir(self.project))
+
+    def record(self, expert: int = 5000) -> states.State:
+        return made_up.record(self.project, self.remote, self.dvc, expert)
+
+    def fetch(self) -> int:
+        """Drop the cache, bring the newest state from the store and check every byte; returns how many came."""
+        shutil.rmtree(self.cache.folder)
+        state = states.last(self.project, "x")
+        assert state is not None
+        with worktree.of_state(self.project, state, self.remote) as there:
+            count = restore.fetch(state, self.cache, self.dvc, there)
+        assert all(self.cache.intact(entry) for entry in state.entries.values())
+        return count
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, s3: Remote, dvc: Dvc) -> Iterator[Held]:
+    plan = Plan()
+    with proxied(s3, plan, "faults") as remote:
+        held = Held(made_up.project(tmp_path_factory.mktemp("faults") / "project", remote), remote, plan, dvc)
+        held.record()
+        yield held
+
+
+@pytest.fixture
+def held(shared: Held) -> Iterator[Held]:
+    shared.plan.happened.clear()
+    shared.plan.asked.clear()
+    yield shared
+    shared.plan.faults, shared.plan.rate = [], 0.0
+
+
+def test_what_passes_is_tried_again(held: Held) -> None:
+    """Of all requests an eighth fails, in all the ways that networks and stores have."""
+    held.plan.rate, held.plan.kinds = 0.12, ("drop", "500", "503", "truncate", "lost", "slow")
+    held.record()
+    assert held.fetch() > 5000
+    assert len({line.split()[0] for line in held.plan.happened}) >= 3, held.plan.happened
+
+
+def test_wrong_bytes_are_asked_for_again(held: Held) -> None:
+    held.plan.faults = [Fault(kind, "GET", what, times=1) for what in (LISTING, FILE) for kind in ("flip", "short")]
+    held.fetch()
+    assert len(held.plan.happened) == 4
+
+
+@pytest.mark.parametrize("what", [FILE, LISTING])
+def test_wrong_bytes_every_time_are_named_and_not_kept(held: Held, what: str) -> None:
+    held.plan.faults = [Fault("flip", "GET", what)]
+    with pytest.raises(UserError, match=r"^the store gives wrong bytes for data/[a-z./]+ of state/x/\d+ \(object \w+"):
+        held.fetch()
+    for stored in held.cache.folder.glob("files/md5/*/*"):
+        assert hash_of(stored).md5 == (stored.parent.name + stored.name).removesuffix(".dir")
+    held.plan.faults = []
+    held.fetch()
+
+
+def test_a_store_that_keeps_other_bytes_is_found_out(held: Held) -> None:
+    """What was sent and what is held are compared, in one piece or in parts; the same call again mends it."""
+    before = states.last(held.project, "x")
+    held.plan.faults = [Fault("rot", "PUT", FILE, times=1), Fault("rot", "POST", PARTS, times=1)]
+    with pytest.raises(RemoteError, match=r"^store 'proxied' \(s3://.*other bytes than were sent for 2 objects"):
+        held.record(expert=101 << 20)
+    assert states.last(held.project, "x") == before
+    held.plan.asked.clear()
+    held.record(expert=101 << 20)
+    assert not [line for line in held.plan.asked if line.startswith("GET") and "/files/md5/" in line]  # not read again
+    held.fetch()
+
+
+def test_an_object_that_vanished_is_sent_again(held: Held) -> None:
+    """A folder's listing in the store is no promise that its files are there."""
+    last = held.record()
+    gone = held.cache.members(last.entries["data/history"])["weights/base.safetensors"]
+    key = f"{held.remote.prefix}/files/md5/{gone[:2]}/{gone[2:]}"
+    store.client(held.remote).delete_object(Bucket=held.remote.bucket, Key=key)
+    held.record()
+    held.fetch()
+    store.client(held.remote).delete_object(Bucket=held.remote.bucket, Key=key)
+    with pytest.raises(UserError, match=rf"does not hold data/history of state/x/\d+ \(object {gone}\)"):
+        held.fetch()
+
+
+def test_an_outage_is_one_line_and_the_next_call_goes_on(held: Held) -> None:
+    before = states.last(held.project, "x")
+    held.plan.faults = [Fault("500", "PUT")]
+    with pytest.raises(RemoteError, match=ONE_LINE):
+        held.record()
+    assert states.last(held.project, "x") == before
+    held.plan.faults = [Fault("503")]
+    with pytest.raises(UserError, match=r"store 'proxied' \(s3://[^ ]+ at http://[^ ]+\)"):
+        store.check(held.remote)
+    held.plan.faults = []
+    held.record()
+
+
+def test_a_store_that_hangs_is_given_up(held: Held) -> None:
+    held.plan.faults = [Fault("hang", seconds=3)]
+    impatient = Remote("proxied", held.remote.url, {**held.remote.options, "read_timeout": "1"})
+    with pytest.raises(UserError, match="cannot be reached"):
+        store.check(impatient)
