@@ -10,7 +10,7 @@ from flows import prefect_server
 from tasks import progress
 from tasks.errors import UserError
 from tasks.params import Params, load
-from tasks.record import lock, states, store, worktree
+from tasks.record import claim, layout, lock, states, store, worktree
 from tasks.record.dvc import RemoteError
 from tasks.record.states import State
 
@@ -71,6 +71,12 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
         _check(params, project)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
+        if claim.needed(params.store, remote):
+            stack.enter_context(claim.writing(project, remote, params.timeline, wait=wait))
+            if todo.last:
+                claim.take(remote, todo.last)
+            line = todo.last.line if todo.last else 1
+            claim.require_free(project, remote, layout.short_tag(params.timeline, todo.steps[0], line))
 
         from flows.timeline import timeline
         from tasks import models

@@ -1,9 +1,25 @@
-"""The one error type that a user is meant to read."""
+"""The errors that people are meant to read; none of them gives away a password."""
+
+from __future__ import annotations
+
+import re
 
 
-class UserError(Exception):
+class ReadableError(Exception):
+    """Its message is one for people and logs: what a URL has between ``://`` and ``@`` is left out of it."""
+
+    def __init__(self, message: str):
+        super().__init__(redacted(message))
+
+
+class UserError(ReadableError):
     """Something the user can mend: one sentence that names the file, key or value, and the way out.
 
     The command line prints it as one line and exits with status 2; anything else is a defect of ours and
     keeps its traceback.
     """
+
+
+def redacted(text: str) -> str:
+    """A text without the user names and passwords of its URLs."""
+    return re.sub(r"://[^/\s@]+@", "://***@", text)

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tasks.errors import UserError
+from tasks.errors import ReadableError, UserError
 from tasks.record.store import ENVIRONMENT
 
 
-class RemoteError(Exception):
+class RemoteError(ReadableError):
     """The store could not be reached or did not do as asked: worth another try; the message is DVC's own."""
 
 

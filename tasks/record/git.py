@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tasks.errors import UserError
+from tasks.errors import ReadableError, UserError
 
 _OF_ANOTHER_REPOSITORY = frozenset({
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX",
@@ -16,7 +16,7 @@ _OF_ANOTHER_REPOSITORY = frozenset({
 """Set where a git hook calls us; they would send our git to the user's index."""
 
 
-class GitError(RuntimeError):
+class GitError(ReadableError):
     """A git command failed; the message is git's own."""
 
 

@@ -1,12 +1,14 @@
 """Recording: from finished nodes in a worktree to a temporal state that nothing can halve.
 
 The order is the protocol's: the cache has every output already; then the remote has them and is asked whether it
-does; then git gets tree and commit; then one transaction moves branch and tag. A crash before that transaction
-leaves the previous state, a crash after it the new one, and the same call again finishes or does nothing.
+does; then git gets tree and commit; then other machines agree, through a git remote or the store; then one transaction
+moves branch and tag. A crash before that transaction leaves the previous state, a crash after it the new one, and the
+same call again finishes or does nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 from tasks.cache import Cache, Entry
 from tasks.nodes import Reference
 from tasks.params import Params
-from tasks.record import layout, manifest, states
+from tasks.record import claim, config, layout, manifest, states
 from tasks.record.dvc import Dvc
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
@@ -51,6 +53,7 @@ def record(
         objects=sorted(cache.md5s(made.values())),
         known=sorted(cache.md5s(previous.entries.values())) if previous else [],
     )
+    remote = config.remote(project, params.store.remote)
     return states.commit(
         worktree.folder,
         project,
@@ -60,6 +63,7 @@ def record(
         code.commit,
         _message(params, worktree.folder),
         params.store.git,
+        functools.partial(claim.take, remote) if claim.needed(params.store, remote) else lambda _: None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -168,6 +168,7 @@ def commit(
     code: str,
     message: str,
     shared: str | None,
+    agree: Callable[[State], None] = lambda _: None,
 ) -> State:
     """Make state ``step`` of what lies in a worktree, after ``previous`` and on its line; see `make`.
 
@@ -177,7 +178,7 @@ def commit(
     git(worktree, "add", "--force", "--", *layout.RECORDED)
     parents = [*([previous.commit] if previous else []), code]
     line = previous.line if previous else 1
-    return make(project, timeline, step, line, git(worktree, "write-tree"), parents, message, shared)
+    return make(project, timeline, step, line, git(worktree, "write-tree"), parents, message, shared, agree)
 
 
 def make(
@@ -189,12 +190,13 @@ def make(
     parents: Sequence[str],
     message: str,
     shared: str | None,
+    agree: Callable[[State], None] = lambda _: None,
 ) -> State:
     """Make a state of a tree: its commit, then branch and tag in one transaction.
 
     That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch. With a
     ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several machines one wins;
-    a crash between the two is mended by `synchronize`.
+    a crash between the two is mended by `synchronize`. Without one, ``agree`` asks whoever else must (`claim.take`).
 
     Raises:
         UserError: another writer was first, or the git remote cannot be reached.
@@ -209,6 +211,7 @@ def make(
         raise overtaken
     if shared:
         _publish(state, shared)
+    agree(state)
     update = f"update {branch} {made} {head}" if head else f"create {branch} {made}"
     try:
         git(project, "update-ref", "--stdin", stdin=f"start\n{update}\ncreate {tag} {made}\nprepare\ncommit\n")

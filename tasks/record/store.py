@@ -77,9 +77,9 @@ def check(remote: Remote) -> None:
         return  # DVC's other remotes: its own messages come with the first push
     from botocore.exceptions import BotoCoreError, ClientError
 
-    where = f"store {remote.name!r} ({remote.url}" + (
-        f" at {remote.options['endpointurl']})" if "endpointurl" in remote.options else ")"
-    )
+    where = described(remote)
+    if "@" in remote.options.get("endpointurl", ""):
+        raise UserError(f"{where}: S3 knows no passwords in an endpoint; give access_key_id and secret_access_key")
     key = "/".join(filter(None, [remote.prefix, f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"]))
     try:
         s3 = client(remote, attempts=3)  # somebody may be waiting for the answer
@@ -91,14 +91,29 @@ def check(remote: Remote) -> None:
         body = s3.get_object(Bucket=remote.bucket, Key=key)["Body"].read()
         s3.delete_object(Bucket=remote.bucket, Key=key)
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "?")
-        raise UserError(f"{where}: {_REASONS.get(code, str(error))}") from None
+        raise UserError(f"{where} {reason(error)}") from None
     except (BotoCoreError, ValueError) as error:
-        raise UserError(f"{where} cannot be reached: {error}; is it running, and is its endpoint right?") from None
+        raise UserError(
+            f"{where} cannot be reached: {reason(error)}; is it running, and is its endpoint right?"
+        ) from None
     if body != b"probe":
         raise UserError(f"{where} gives back other bytes than were written; do not trust it")
 
 
+def described(remote: Remote) -> str:
+    """A remote for people: its name, its address, its endpoint."""
+    endpoint = remote.options.get("endpointurl")
+    return f"store {remote.name!r} ({remote.url}" + (f" at {endpoint})" if endpoint else ")")
+
+
+def reason(error: Exception) -> str:
+    """Why a store did not do as asked, on one line."""
+    code = getattr(error, "response", {}).get("Error", {}).get("Code", "?")
+    return _REASONS.get(code) or " ".join(str(error).split())
+
+
+ABSENT = {"NoSuchKey", "404", "NotFound"}
+"""The codes of S3 for an object that is not there."""
 _CREDENTIALS = "refuses these credentials; set them with `chronomerge remote setup` or in the AWS environment variables"
 _REASONS = {
     "InvalidAccessKeyId": _CREDENTIALS,

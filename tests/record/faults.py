@@ -33,9 +33,9 @@ ERRORS = {
 }
 BEFORE = ("drop", *ERRORS, "slow", "hang")
 """What happens before the server hears of a request: the connection ends, an error, a wait, a longer wait."""
-AFTER = ("lost", "truncate", "short", "flip", "rot")
+AFTER = ("lost", "truncate", "short", "flip", "rot", "deaf")
 """What becomes of the answer: it is lost, breaks off, is shorter but looks whole, has a wrong byte; or the server
-answers well but keeps other bytes than it was sent."""
+answers well but keeps other bytes than it was sent, or has not heard of conditions."""
 
 
 @dataclass
@@ -124,6 +124,10 @@ def _handler(remote: Remote, plan: Plan) -> type[BaseHTTPRequestHandler]:
             if kind in ERRORS:
                 return self._refuse(*ERRORS[kind])
             status, headers, answer = self._ask(body)
+            if kind == "deaf" and status == 412:
+                bucket, key = urlsplit(self.path).path.lstrip("/").split("/", 1)
+                made = direct.put_object(Bucket=bucket, Key=key, Body=body)
+                status, headers, answer = 200, {"ETag": made["ETag"], "Content-Length": "0"}, b""
             if kind == "rot" and status == 200:
                 _rot(direct, *urlsplit(self.path).path.lstrip("/").split("/", 1))
             if kind == "lost":

@@ -22,20 +22,20 @@ OUTPUTS = (layout.ARRIVAL, layout.EXPERT, layout.TRAINING, layout.DEPLOYED)
 STAGE = {"stages": {"make": {"cmd": "true", "outs": list(OUTPUTS)}}}
 
 
-def project(folder: Path, remote: Remote | None = None) -> Path:
-    """A repository that DVC accepts, with one stage and one commit; its store is ``remote``."""
+def project(folder: Path, remote: Remote, shared: str | None = None) -> Path:
+    """A repository that DVC accepts, with one stage and one commit; its store is ``remote``, ``shared`` its git
+    remote."""
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     (folder / ".dvc" / ".gitignore").write_text("/config.local*\n/cache\n/tmp\n")
     (folder / ".gitignore").write_text("/.chronomerge/\n/data/**\n!/data/**/\n!/data/**/*.dvc\n")
     YAML(typ="safe").dump(STAGE, folder / "dvc.yaml")
-    named = {"store": {"remote": remote.name}} if remote else {}
-    YAML(typ="safe").dump({**PARAMS, "timeline": "x", **named}, folder / "params.yaml")
+    store = {"remote": remote.name, "git": shared}
+    YAML(typ="safe").dump({**PARAMS, "timeline": "x", "store": store}, folder / "params.yaml")
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "code")
-    if remote:
-        config.write_remote(folder, remote)
+    config.write_remote(folder, remote)
     return folder
 
 
