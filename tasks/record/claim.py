@@ -115,7 +115,9 @@ def take(remote: Remote, state: State) -> None:
     key = _claim(state.tag)
     while not objects.put(key, note):
         held = objects.get(key)
-        if held is None or held.note["commit"] == state.commit:
+        if held is None:
+            continue
+        if held.note["commit"] == state.commit:
             return
         if held.note["repository"] != repository:
             raise _taken(objects, state.tag, held)
