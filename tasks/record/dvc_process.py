@@ -18,7 +18,7 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs import localfs
 
-from tasks.record import transfer
+from tasks.record import inventory, transfer
 from tasks.record.paths import is_inside
 from tasks.record.transfer import TransferError
 
@@ -66,7 +66,25 @@ def checkout(repo: Repo) -> dict[str, Any]:
     return {}
 
 
-ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"record": record, "fetch": fetch, "checkout": checkout}
+def _transfer(action: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """An action that fails only for what a network or a store does."""
+
+    def run(repo: Repo, **arguments: Any) -> dict[str, Any]:
+        try:
+            return action(repo, **arguments)
+        except Exception as error:
+            raise TransferError(f"{action.__name__} failed: {error}") from error
+
+    return run
+
+
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "record": record,
+    "fetch": fetch,
+    "checkout": checkout,
+    "used": inventory.used,
+    **{a.__name__: _transfer(a) for a in (inventory.stored, inventory.take, inventory.send, inventory.discard)},
+}
 
 
 def main() -> None:

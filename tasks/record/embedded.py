@@ -124,6 +124,18 @@ def running(project: Path) -> Server | None:
     return server if server and not server.ending and server.process() and server.answers() else None
 
 
+def in_use(project: Path) -> bool:
+    """Whether any process uses the store now."""
+    home = folder(project)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "in-use").open("a+") as lease:
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _last(project: Path) -> Server | None:
     """The server that was started last, whatever has become of it."""
     try:

@@ -13,6 +13,7 @@ INPUTS = (RAW_ARRIVAL, RAW_EVALUATION, HISTORY)
 """What the flow places before the nodes run; each is tracked by a ``.dvc`` file beside it."""
 
 ARRIVAL = "data/step/arrival"
+INIT = "data/step/init.safetensors"
 EXPERT = "data/step/expert.safetensors"
 RUNNING = "data/step/running"
 DEPLOYED = "data/step/deployed.safetensors"

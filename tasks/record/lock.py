@@ -23,10 +23,9 @@ def writing(project: Path, timeline: str, *, wait: bool = False) -> Iterator[Non
     Raises:
         UserError: somebody else holds it (and ``wait`` is false); names host, process id and since when.
     """
-    folder = git.common_dir(project) / "chronomerge"
-    folder.mkdir(exist_ok=True)
+    folder = _folder(project)
     # The file stays: unlinking a lock file lets two processes lock two files of one name.
-    with (folder / f"{timeline}.lock").open("a+") as file:
+    with present(project, wait=wait), (folder / f"{timeline}.lock").open("a+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,6 +43,50 @@ def writing(project: Path, timeline: str, *, wait: bool = False) -> Iterator[Non
         file.flush()
         yield
         file.truncate(0)
+
+
+@contextmanager
+def present(project: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep `alone` out while the block lasts.
+
+    Raises:
+        UserError: objects are being deleted right now (and ``wait`` is false).
+    """
+    with (_folder(project) / "in-use").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError("`chronomerge gc` is deleting objects of this repository; try again when it ends") from None
+        yield
+
+
+@contextmanager
+def alone(project: Path) -> Iterator[None]:
+    """Nobody writes to any timeline of the repository, in any of its worktrees, while the block lasts.
+
+    Raises:
+        UserError: somebody does; names who.
+    """
+    with (_folder(project) / "in-use").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy = [f"timeline {name!r} by {who}" for name in timelines(project) if (who := holder(project, name))]
+            raise UserError(
+                f"this repository is in use ({'; '.join(busy) or 'by another chronomerge'}); try again when that ends"
+            ) from None
+        yield
+
+
+def timelines(project: Path) -> list[str]:
+    """The timelines that anybody has ever written to here."""
+    return sorted(path.stem for path in _folder(project).glob("*.lock"))
+
+
+def _folder(project: Path) -> Path:
+    folder = git.common_dir(project) / "chronomerge"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def holder(project: Path, timeline: str) -> str | None:

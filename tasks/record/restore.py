@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tasks.cache import Cache, Entry
 from tasks.errors import UserError
-from tasks.record import config, layout, paths
+from tasks.record import config, layout, paths, retention
 from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
+from tasks.record.dvc import Dvc, RemoteError
 from tasks.record.git import common_dir, git
 from tasks.record.states import State
 from tasks.record.worktree import forget, remove
@@ -84,9 +84,17 @@ def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection
     ``worktree`` has the store as its default remote.
 
     Raises:
-        UserError: the store lacks an object, or gives wrong bytes for it every time.
+        UserError: the state let its weights go; or the store lacks an object, or gives wrong bytes for it every time.
         RemoteError: the store cannot be reached, or breaks off.
     """
+    try:
+        return _fetch(state, cache, dvc, worktree, only)
+    except (RemoteError, UserError):
+        retention.require_weights(state)
+        raise
+
+
+def _fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection[str] | None) -> int:
     fetched: set[str] = set()
     while lacking := set(missing(state, cache, only)):  # listings first, then what they list
         for _ in range(TRIES):

@@ -104,6 +104,11 @@ def timelines(project: Path) -> list[str]:
     return sorted({row.removeprefix("refs/tags/state/").rpartition("/")[0] for row in rows})
 
 
+def every(project: Path) -> list[State]:
+    """All states of all timelines."""
+    return [state for timeline in timelines(project) for state in all_states(project, timeline)]
+
+
 def find(project: Path, timeline: str, name: str | int) -> State:
     """A state as a person names it.
 

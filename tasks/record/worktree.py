@@ -97,6 +97,15 @@ def forget(project: Path, folder: Path) -> None:
             shutil.rmtree(note.parent)
 
 
+def folders(project: Path) -> list[Path]:
+    """The project and all its other worktrees that exist, without those that steps run in."""
+    rows = git(project, "worktree", "list", "--porcelain").splitlines()
+    listed = [Path(row.removeprefix("worktree ")) for row in rows if row.startswith("worktree ")]
+    ours = layout.private(Path()).name
+    others = [tree for tree in listed if tree.exists() and ours not in tree.parts]
+    return [project, *(tree for tree in others if tree.resolve() != project.resolve())]
+
+
 def require_not_checked_out(project: Path, timeline: str) -> None:
     """A branch that somebody has checked out must not move under them.
 

@@ -1,0 +1,48 @@
+"""What people do to keep a project in order: free what nothing refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.cache import Cache
+from tasks.errors import UserError
+from tasks.params import load
+from tasks.record import config, embedded, garbage, lock, store
+from tasks.record.dvc import Dvc
+from tasks.record.garbage import Plan
+from tasks.record.objects import Depot
+
+
+def collect(
+    project: Path,
+    *,
+    keep_last: int | None = None,
+    keep_tags: Collection[str] = (),
+    delete: bool = False,
+    everywhere: bool = False,
+) -> Plan:
+    """Find garbage in the project's cache and store, and with ``delete`` free it; ``everywhere``: in the store too.
+
+    Raises:
+        UserError: a run is under way, the store does not answer, or what a state refers to cannot be told.
+        RemoteError: the store does not do as asked.
+    """
+    with lock.alone(project):
+        shared = garbage.fetch_references(project)
+        name = load(project / "params.yaml").store.remote
+        if name == config.EMBEDDED and everywhere and embedded.in_use(project):
+            raise UserError("something uses the embedded store, perhaps a run in another clone; try again when it ends")
+        with depot(project, name) as opened:
+            found = garbage.plan(opened, keep_last=keep_last, keep_tags=keep_tags, everywhere=everywhere)
+            if delete:
+                garbage.sweep(opened, found, shared, everywhere=everywhere)
+            return found
+
+
+@contextmanager
+def depot(project: Path, name: str) -> Iterator[Depot]:
+    """The project's cache and the remote ``name``, opened."""
+    with store.open_store(project, name) as remote, Dvc(project) as dvc:
+        yield Depot(project, Cache(config.cache_dir(project)), remote, dvc)

@@ -1,0 +1,213 @@
+"""Garbage: objects in cache and remote that nothing refers to. `plan` finds them, `sweep` deletes them.
+
+What is referred to: all states of all timelines (but for weights let go, see `tasks.record.retention`), whatever DVC
+finds in the project's other branches, tags and working trees, and what nodes have finished that no state has yet.
+Only objects that were listed and found without use are deleted, never "all but"; and listings of folders go first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from tasks.cache import Entry
+from tasks.errors import UserError
+from tasks.nodes import Reference
+from tasks.params import load
+from tasks.record import config, layout, objects, retention, states, worktree
+from tasks.record.git import GitError, git
+from tasks.record.objects import Depot, Stored
+from tasks.record.states import State
+
+UNFINISHED = timedelta(days=30)
+"""How long the outputs of finished nodes wait for a run to record their step: one that crashed can be taken up."""
+YOUNG = timedelta(days=1)
+"""Objects of a shared remote are left alone for so long: another machine may be about to record them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep deletes, and what it spares and why; objects are md5 → bytes."""
+
+    cache: Mapping[str, int]
+    remote: Mapping[str, int]
+    letting_go: tuple[State, ...]
+    staying: tuple[str, ...]
+    """A sentence for each state that was to let its weights go, but stays whole."""
+    unfinished: Mapping[str, int]
+    """Kept in the cache for runs that have not ended."""
+    young: Mapping[str, int]
+    """Kept in the remote: written less than `YOUNG` ago."""
+    only_here: Mapping[str, int]
+    """Kept in the cache: weights of older states that the remote lacks."""
+
+
+def fetch_references(project: Path) -> list[str]:
+    """Bring states and notes of other machines from the git remotes that timelines name; returns those remotes.
+
+    Raises:
+        UserError: one cannot be reached, or holds another state under a tag of ours.
+    """
+    shared = shared_remotes(project)
+    for remote in shared:
+        refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
+        try:
+            git(project, "fetch", "--quiet", "--no-tags", remote, *refs)
+            retention.fetch_notes(project, remote)
+        except GitError as error:
+            raise UserError(f"store.git: cannot tell what other machines recorded: {error}") from None
+    return shared
+
+
+def shared_remotes(project: Path) -> list[str]:
+    """The git remotes (store.git) that states are pushed to, as the states themselves and ``params.yaml`` say."""
+    found = {state.params["store"]["git"] for state in states.every(project)}
+    return sorted(remote for remote in {*found, load(project / "params.yaml").store.git} if remote)
+
+
+def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], everywhere: bool) -> Plan:
+    """Find what nothing refers to; deletes nothing.
+
+    With neither ``keep_last`` nor ``keep_tags`` all states stay whole. Weights of older states go from the cache alone,
+    where the remote has them, or ``everywhere``: then they are let go for good.
+
+    Raises:
+        UserError: what a state refers to cannot be told, or the cache may have other users.
+    """
+    project = depot.project
+    _require_own_cache(depot)
+    going, staying = retention.choose(project, keep_last, keep_tags) if keep_last or keep_tags else ([], [])
+    here, _ = objects.in_cache(depot.cache)
+    there = objects.in_remote(depot)
+    recorded = states.every(project)
+    gone = set(retention.let_go(project))
+    whole = {state: retention.held(state, gone) for state in recorded}
+    listed = _listed(whole, depot)
+    leaving = gone | {state.commit for state in going}
+    kept = _objects(listed, (e for state in recorded for e in retention.held(state, leaving).values()))
+    kept |= _metrics(recorded) | _used(depot, recorded)
+    unfinished = _unfinished(depot, recorded) - kept
+    kept |= unfinished
+    weights = _objects(listed, (entry for entries in whole.values() for entry in entries.values())) - kept
+    idle = {md5: about for md5, about in there.items() if md5 not in kept}
+    young = {} if depot.remote.name == config.EMBEDDED else _younger(idle, weights)
+    only_here = {md5 for md5 in weights & here.keys() if not everywhere and not _same(here[md5], there.get(md5))}
+    return Plan(
+        cache={md5: about.size for md5, about in here.items() if md5 not in kept | only_here},
+        remote={md5: about.size for md5, about in idle.items() if md5 not in young},
+        letting_go=tuple(going),
+        staying=tuple(staying),
+        unfinished={md5: here[md5].size for md5 in unfinished & here.keys()},
+        young=young,
+        only_here={md5: here[md5].size for md5 in only_here},
+    )
+
+
+def sweep(depot: Depot, found: Plan, shared: Iterable[str], *, everywhere: bool) -> None:
+    """Delete what a plan found: from the cache, and with ``everywhere`` from the remote too.
+
+    Which states let their weights go is noted, and pushed, first. So whenever this is killed, the store holds all that
+    it is said to hold, and the next sweep goes on.
+
+    Raises:
+        UserError: a git remote does not take the notes; nothing is deleted then.
+        RemoteError: the remote does not delete; the cache is as it was.
+    """
+    if everywhere:
+        retention.note(depot.project, found.letting_go)
+        for remote in shared:
+            retention.push_notes(depot.project, remote)
+        if found.remote:
+            depot.discard(found.remote)
+    for md5 in sorted(found.cache, key=lambda md5: not md5.endswith(".dir")):
+        depot.cache.path(md5).unlink(missing_ok=True)
+
+
+def _require_own_cache(depot: Depot) -> None:
+    """A cache outside the repository may serve others, whose references nobody can know here."""
+    folder = depot.cache.folder.resolve()
+    homes = [tree.resolve() for tree in worktree.folders(depot.project)]
+    if not any(folder.is_relative_to(home) for home in homes):
+        raise UserError(
+            f"the DVC cache {folder} lies outside this repository and may serve others too; "
+            "`dvc gc --projects` frees a cache that several share"
+        )
+
+
+def _listed(wanted: Mapping[State, Mapping[str, Entry]], depot: Depot) -> dict[str, set[str]]:
+    """The members of all folders; it must be known what a state refers to, or nothing can be called garbage."""
+    folders = {entry.md5 for entries in wanted.values() for entry in entries.values() if entry.is_folder}
+    listed = objects.members(folders, depot)
+    for state, entries in wanted.items():
+        for path, entry in entries.items():
+            if entry.is_folder and entry.md5 not in listed:
+                raise UserError(
+                    f"{state.tag}: the list of files in {path} (object {entry.md5}) is neither in the cache nor in the "
+                    "remote, so nobody can tell what is garbage; `chronomerge doctor` says more"
+                )
+    return {md5: set(files.values()) for md5, files in listed.items()}
+
+
+def _objects(listed: Mapping[str, set[str]], entries: Iterable[Entry]) -> set[str]:
+    found: set[str] = set()
+    for entry in entries:
+        found |= {entry.md5, *listed.get(entry.md5, ())}
+    return found
+
+
+def _metrics(recorded: Iterable[State]) -> set[str]:
+    """Metrics lie in git; the copies that nodes leave in the cache are small, and serve timelines of equal keys."""
+    return {entry["md5"] for state in recorded for path, entry in state.manifest["outputs"].items()
+            if path not in state.entries}  # fmt: skip
+
+
+def _used(depot: Depot, recorded: Iterable[State]) -> set[str]:
+    """What DVC finds in all else that git knows: branches, tags, stashes, and working trees with their changes."""
+    project, known = depot.project, {state.commit for state in recorded}
+    peeled = "%(if)%(*objecttype)%(then)%(*objecttype) %(*objectname)%(else)%(objecttype) %(objectname)%(end)"
+    rows = (row.split() for row in git(project, "for-each-ref", f"--format={peeled} %(refname)").splitlines())
+    commits = {name for kind, name, ref in rows if kind == "commit" and not ref.startswith("refs/notes/")}
+    revisions = sorted(commits - known)
+    found: set[str] = set()
+    for tree in worktree.folders(project):
+        ask = revisions if tree == project else []
+        found |= set(depot.dvc("used", tree, remote=depot.remote.name, revisions=ask)["objects"])
+    return found
+
+
+def _unfinished(depot: Depot, recorded: Iterable[State]) -> set[str]:
+    """The outputs of finished nodes that no state has, and that a run would take up again (see `UNFINISHED`)."""
+    done = {(path, entry["md5"]) for state in recorded for path, entry in state.manifest["outputs"].items()}
+    waiting = [
+        entry
+        for tree in worktree.folders(depot.project)
+        for reference in _results(tree)
+        if not done.issuperset((path, entry.md5) for path, entry in reference.outs.items())
+        for entry in reference.outs.values()
+    ]
+    listed = objects.members({entry.md5 for entry in waiting if entry.is_folder}, depot)
+    return _objects({md5: set(files.values()) for md5, files in listed.items()}, waiting)
+
+
+def _results(project: Path) -> Iterator[Reference]:
+    """What Prefect has kept of finished nodes; half a file is no result, and the next run drops it."""
+    for path in (layout.private(project) / "results").glob("*"):
+        if time.time() - path.stat().st_mtime < UNFINISHED.total_seconds():
+            try:
+                yield Reference.from_dict(json.loads(json.loads(path.read_bytes())["result"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+def _younger(idle: Mapping[str, Stored], weights: Collection[str]) -> dict[str, int]:
+    """What may be on its way into a state of another machine; weights that are let go are not."""
+    since = time.time() - YOUNG.total_seconds()
+    return {md5: about.size for md5, about in idle.items() if md5 not in weights and about.modified > since}
+
+
+def _same(here: Stored, there: Stored | None) -> bool:
+    return there is not None and here.size == there.size

@@ -1,0 +1,261 @@
+"""Care of a project: garbage, weights of old states, and what `doctor` finds; on copies of one small timeline."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from flows import care
+from tasks.cache import Cache, hash_of
+from tasks.errors import UserError
+from tasks.record import config, garbage, layout, lock, retention, states
+from tasks.record import restore as restoring
+from tasks.record.config import Remote
+from tasks.record.objects import Depot, in_cache, in_remote
+from tasks.record.states import State
+from tests import project as projects
+from tests.project import chronomerge, git
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
+    """States 0 and 1 with a folder for a store, and all that is garbage beside them freed already."""
+    folder = projects.make(tmp_path_factory.mktemp("care") / "project", store={"remote": "disk"})
+    move_store(folder)
+    chronomerge(folder, "run", "--until", "1", **prefect_api)
+    care.collect(folder, delete=True)
+    return folder
+
+
+@pytest.fixture
+def project(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(garbage, "YOUNG", timedelta(0))
+    return move_store(shutil.copytree(recorded, tmp_path / "project", symlinks=True))
+
+
+def move_store(project: Path, to: Path | None = None) -> Path:
+    """Have the store of a project in its own folder ``elsewhere``, or in another's."""
+    config.write_remote(project, Remote("disk", str((to or project) / "elsewhere")))
+    return project
+
+
+@contextmanager
+def opened(project: Path, name: str = "disk") -> Iterator[Depot]:
+    with care.depot(project, name) as depot:
+        yield depot
+
+
+def of(project: Path, step: int) -> State:
+    return states.find(project, "tiny", step)
+
+
+def weights(project: Path, step: int) -> set[str]:
+    """The objects that only an older state needs, of those that `retention` lets go."""
+    own = Cache(config.cache_dir(project)).objects(
+        entry for path, entry in of(project, step).entries.items() if path in retention.WEIGHTS
+    )
+    others = [e for s in states.all_states(project, "tiny") for p, e in s.entries.items()
+              if s.step != step or p not in retention.WEIGHTS]  # fmt: skip
+    return set(own) - set(Cache(config.cache_dir(project)).objects(others))
+
+
+def restores(project: Path, clone: Path, step: int) -> None:
+    """A state comes back in a fresh clone that has only git and the store."""
+    git(clone.parent, "clone", "--quiet", str(project), clone.name)
+    move_store(clone, project)
+    state, folder = of(clone, step), clone.with_name(f"{clone.name}-restored")
+    restoring.restore(clone, state, folder, config.remote(clone, "disk"))
+    for path, entry in state.entries.items():
+        assert hash_of(folder / path).md5 == entry.md5, path
+
+
+def plant(project: Path, text: str) -> str:
+    """An object in cache and store that nothing refers to."""
+    (project / "garbage").write_text(text)
+    md5 = Cache(config.cache_dir(project)).put(project / "garbage").md5
+    (project / "garbage").unlink()
+    with opened(project) as depot:
+        depot.send([md5])
+    return md5
+
+
+def test_garbage_and_nothing_else_is_freed(project: Path, tmp_path: Path) -> None:
+    with opened(project) as depot:
+        cache, remote = in_cache(depot.cache)[0].keys(), in_remote(depot).keys()
+    md5 = plant(project, "nobody wants this")
+    found = care.collect(project)
+    assert found.cache == found.remote == {md5: 17}
+    assert Cache(config.cache_dir(project)).path(md5).exists()  # only looked
+    care.collect(project, delete=True)
+    with opened(project) as depot:
+        assert in_cache(depot.cache)[0].keys() == cache
+        assert md5 in in_remote(depot)  # --remote was not given
+    care.collect(project, delete=True, everywhere=True)
+    with opened(project) as depot:
+        assert in_remote(depot).keys() == remote
+    restores(project, tmp_path / "zero", 0)
+    restores(project, tmp_path / "one", 1)
+
+
+def test_a_real_s3_server_is_swept_alike(project: Path) -> None:
+    projects.write_params(project, store={"remote": "embedded"})
+    freed = {plant(project, "nobody wants this"), *weights(project, 0)}
+    with opened(project, "embedded") as depot:
+        depot.send(in_cache(depot.cache)[0])
+        with pytest.raises(UserError, match="something uses the embedded store"):
+            care.collect(project, everywhere=True)
+    found = care.collect(project, keep_last=1, delete=True, everywhere=True)
+    assert freed <= found.remote.keys()
+    with opened(project, "embedded") as depot:
+        assert in_remote(depot).keys() == in_cache(depot.cache)[0].keys()
+
+
+def test_another_machine_may_be_about_to_record_what_is_young(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "YOUNG", timedelta(days=1))
+    md5 = plant(project, "pushed a moment ago")
+    found = care.collect(project, keep_last=1, everywhere=True)
+    assert found.young.keys() == {md5}
+    assert md5 not in found.remote
+    assert weights(project, 0) <= found.remote.keys()
+
+
+def test_what_other_branches_and_worktrees_refer_to_is_no_garbage(project: Path, tmp_path: Path) -> None:
+    wanted = []
+    for where in ("branch", "working tree", "other worktree"):
+        folder = project
+        if where == "other worktree":
+            folder = tmp_path / "other"
+            git(project, "worktree", "add", "--quiet", str(folder))
+            shutil.copy(project / ".dvc" / "config.local", folder / ".dvc" / "config.local")
+        wanted.append(plant(project, where))
+        (folder / "mine.dvc").write_text(f"outs:\n- md5: {wanted[-1]}\n  size: 6\n  hash: md5\n  path: mine\n")
+        if where == "branch":
+            git(project, "checkout", "--quiet", "-b", "aside")
+            git(project, "add", "--force", "mine.dvc")
+            git(project, "commit", "--quiet", "--message", "mine")
+            git(project, "checkout", "--quiet", "main")
+    other = plant(project, "nobody's")
+    assert set(care.collect(project).cache) == {other}
+
+
+def test_old_weights_leave_the_cache_and_come_back_from_the_store(project: Path, tmp_path: Path) -> None:
+    freed = weights(project, 0)
+    assert freed
+    found = care.collect(project, keep_last=1, delete=True)
+    assert found.letting_go == (of(project, 0),)
+    assert freed <= found.cache.keys()
+    assert retention.let_go(project) == {}
+    state = of(project, 0)
+    assert restoring.restore(project, state, tmp_path / "restored", config.remote(project, "disk")).fetched > 0
+    assert care.collect(project, keep_last=1).staying == (
+        f"state/tiny/0000 stays: it is checked out in {tmp_path}/restored",
+    )
+
+
+def test_old_weights_that_the_store_lacks_stay_in_the_cache(project: Path) -> None:
+    lost = weights(project, 0)
+    with opened(project) as depot:
+        depot.discard(lost)
+    found = care.collect(project, keep_last=1, delete=True)
+    assert found.only_here.keys() == lost
+    assert not Cache(config.cache_dir(project)).missing(of(project, 0).entries[layout.DEPLOYED])
+
+
+def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
+    project: Path, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    """All nodes of step 2 end, its recording does not; a sweep between the two costs nothing that is wanted."""
+    module = project / "tasks" / "record" / "recording.py"
+    code = module.read_text()
+    module.write_text(code + "\n\ndef record(*_: object) -> State:\n    raise KeyError('the test pulled the plug')\n")
+    chronomerge(project, "run", check=False, **prefect_api)
+    module.write_text(code)
+    freed = weights(project, 0)
+    assert care.collect(project, keep_last=1, delete=True, everywhere=True).unfinished
+    with opened(project) as depot:
+        assert not freed & in_cache(depot.cache)[0].keys()
+        assert not freed & in_remote(depot).keys()
+    restores(project, tmp_path / "one", 1)
+    for where in (project, tmp_path / "one"):  # the clone has the tags, not the notes
+        with pytest.raises(UserError, match=r"state/tiny/0000: its weights were let go on 20"):
+            restoring.restore(where, of(where, 0), tmp_path / "zero", config.remote(where, "disk"))
+        assert not (tmp_path / "zero").exists()
+    again = chronomerge(project, "run", **prefect_api)
+    assert "train " not in again.stderr
+    assert "recorded state/tiny/0002" in again.stdout
+
+
+def test_a_kept_tag_keeps_its_weights(project: Path) -> None:
+    assert care.collect(project, keep_last=1, keep_tags=["state/tiny/0000"]).letting_go == ()
+    assert care.collect(project, keep_tags=["state/tiny/0001"]).letting_go == (of(project, 0),)
+    with pytest.raises(UserError, match="--keep-tag state/tiny/7: no state has that tag"):
+        care.collect(project, keep_tags=["state/tiny/7"])
+
+
+def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = weights(project, 0)
+
+    def half(depot: Depot, objects: dict[str, int]) -> None:
+        depot.dvc("discard", depot.project, remote="disk", objects=sorted(objects)[: len(objects) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Depot, "discard", half)
+        with pytest.raises(KeyboardInterrupt):
+            care.collect(project, keep_last=1, delete=True, everywhere=True)
+    assert retention.let_go(project).keys() == {of(project, 0).commit}
+    restores(project, tmp_path / "between", 1)
+    care.collect(project, delete=True, everywhere=True)
+    with opened(project) as depot:
+        assert not freed & in_cache(depot.cache)[0].keys()
+        assert not freed & in_remote(depot).keys()
+    restores(project, tmp_path / "after", 1)
+
+
+def test_refuses_while_a_timeline_is_held(project: Path) -> None:
+    with (
+        lock.writing(project, "other"),
+        pytest.raises(UserError, match=r"in use \(timeline 'other' by process \d+ on "),
+    ):
+        care.collect(project)
+    with (
+        lock.alone(project),
+        pytest.raises(UserError, match="`chronomerge gc` is deleting"),
+        lock.writing(project, "x"),
+    ):
+        pass
+
+
+def test_results_grow_too_old_to_be_waited_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = (project / ".chronomerge" / "results").iterdir()
+    result, text = next((path, text) for path in results if "metrics.json" in (text := path.read_text()))
+    md5 = plant(project, "half a day's training")
+    result.write_text(text.replace(text.partition('md5\\": \\"')[2][:32], md5))
+    assert md5 in care.collect(project).unfinished
+    monkeypatch.setattr(garbage.time, "time", lambda now=time.time: now() + garbage.UNFINISHED.total_seconds())
+    assert md5 in care.collect(project).cache
+
+
+def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
+    """A clone that has fetched nothing must not take the others' states for garbage."""
+    git(tmp_path, "init", "--quiet", "--bare", "shared.git")
+    git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
+    projects.write_params(project, store={"remote": "disk", "git": "origin"})
+    git(project, "push", "--quiet", "origin", "main", "--tags")
+    for tag in projects.tags(project):
+        git(project, "tag", "--delete", tag)
+    git(project, "branch", "-D", "states/tiny")
+    found = care.collect(project)
+    assert not found.cache
+    assert not found.remote
+    assert len(projects.tags(project)) == 2
+    state = of(project, 0)
+    care.collect(project, keep_last=1, delete=True, everywhere=True)
+    assert retention.NOTES in git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)")
+    assert state.commit in retention.let_go(project)
