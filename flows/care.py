@@ -1,18 +1,48 @@
-"""What people do to keep a project in order: free what nothing refers to."""
+"""What people do to keep a project in order: look what is wrong and mend it, free what nothing refers to."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from flows import prefect_runs
 from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.params import load
+from tasks.progress import Progress, silent
 from tasks.record import config, embedded, garbage, lock, store
+from tasks.record.checks import CHECKS
+from tasks.record.doctor import Finding, Visit, examine, mend
 from tasks.record.dvc import Dvc
 from tasks.record.garbage import Plan
 from tasks.record.objects import Depot
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a doctor found, with why it is left (None: it was mended), and what was not looked at."""
+
+    findings: list[tuple[Finding, str | None]]
+    skipped: list[str]
+
+    @property
+    def healthy(self) -> bool:
+        return all(why is None for _, why in self.findings)
+
+
+def doctor(project: Path, *, repair: bool = False, progress: Progress = silent) -> Report:
+    """Look for what a crash or a person can have left in a project, and with ``repair`` mend it.
+
+    Raises:
+        UserError: ``params.yaml`` is wrong, or objects are being deleted right now.
+    """
+    found = []
+    with Visit(project, load(project / "params.yaml").store.remote, progress) as visit:
+        for finding in examine(visit, [*CHECKS, prefect_runs.unended]):
+            found.append((finding, mend(project, finding) if repair else finding.remedy))
+        return Report(found, visit.skipped)
 
 
 def collect(

@@ -1,18 +1,59 @@
-"""``chronomerge gc``: the care of a project."""
+"""``chronomerge doctor`` and ``chronomerge gc``: the care of a project."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from tasks.record.garbage import Plan
+if TYPE_CHECKING:
+    from tasks.record.doctor import Finding
+    from tasks.record.garbage import Plan
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what a crash or a person left behind, and mend it; status 1 while anything is left."""
+    from flows import care
+    from tasks import console
+    from tasks.record.git import top_level
+
+    with console.shown() as progress:
+        report = care.doctor(top_level(Path.cwd()), repair=repair, progress=progress)
+    if as_json:
+        findings = [{**finding.as_dict(), "repaired": repair and why is None, "left": why if repair else None}
+                    for finding, why in report.findings]  # fmt: skip
+        out.print_json(json.dumps({"healthy": report.healthy, "findings": findings, "skipped": report.skipped}))
+    else:
+        for finding, why in report.findings:
+            out.print(f"{finding.what}: {finding.where}")
+            out.print(f"    {finding.meaning}")
+            out.print(f"    {_remedy(finding, why, repair=repair)}")
+        for sentence in report.skipped:
+            out.print(f"not looked at: {sentence}")
+        left = sum(why is not None for _, why in report.findings)
+        out.print(f"{left} findings left" if left else "healthy")
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
+def _remedy(finding: Finding, why: str | None, *, repair: bool) -> str:
+    if finding.repair is None:
+        return f"by hand: {finding.remedy}"
+    if not repair:
+        return f"--repair would {finding.remedy}"
+    return f"mended: {finding.remedy}" if why is None else f"not mended: {why}"
 
 
 def gc(
@@ -24,7 +65,7 @@ def gc(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; without it nothing is touched.")] = False,
     remote: Annotated[bool, typer.Option("--remote", help="From the store too, not only from the cache.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Free what no state of any timeline refers to, and with --keep-last the weights of older states."""
     from flows.care import collect

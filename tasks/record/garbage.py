@@ -52,7 +52,7 @@ def fetch_references(project: Path) -> list[str]:
     Raises:
         UserError: one cannot be reached, or holds another state under a tag of ours.
     """
-    shared = shared_remotes(project)
+    shared = shared_remotes(project, _readable(project))
     for remote in shared:
         refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
         try:
@@ -63,10 +63,19 @@ def fetch_references(project: Path) -> list[str]:
     return shared
 
 
-def shared_remotes(project: Path) -> list[str]:
+def shared_remotes(project: Path, recorded: Iterable[State]) -> list[str]:
     """The git remotes (store.git) that states are pushed to, as the states themselves and ``params.yaml`` say."""
-    found = {state.params["store"]["git"] for state in states.every(project)}
+    found = {state.params["store"]["git"] for state in recorded}
     return sorted(remote for remote in {*found, load(project / "params.yaml").store.git} if remote)
+
+
+def _readable(project: Path) -> list[State]:
+    """All states; where one cannot be read, nobody can tell what it refers to."""
+    recorded = states.every(project)
+    for state in recorded:
+        if damaged := state.unreadable():
+            raise UserError(f"{state.tag}: {', '.join(damaged)} cannot be read; `chronomerge doctor` says more")
+    return recorded
 
 
 def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], everywhere: bool) -> Plan:
@@ -83,7 +92,7 @@ def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], eve
     going, staying = retention.choose(project, keep_last, keep_tags) if keep_last or keep_tags else ([], [])
     here, _ = objects.in_cache(depot.cache)
     there = objects.in_remote(depot)
-    recorded = states.every(project)
+    recorded = _readable(project)
     gone = set(retention.let_go(project))
     whole = {state: retention.held(state, gone) for state in recorded}
     listed = _listed(whole, depot)

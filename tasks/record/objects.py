@@ -69,19 +69,25 @@ def in_remote(depot: Depot) -> dict[str, Stored]:
     return {name: Stored(*about) for name, about in listed.items() if is_object(name)}
 
 
-def members(listings: Iterable[str], depot: Depot) -> dict[str, dict[str, str]]:
-    """What folders list, out of the cache or else the remote: md5 → relative path → md5.
+def one(md5: str) -> Entry:
+    """An object alone, be it a folder's listing, as an entry of unknown size."""
+    return Entry(md5, 0)
 
-    A listing that is whole in neither place is left out.
-    """
+
+def members_here(listings: Iterable[str], cache: Cache) -> dict[str, dict[str, str]]:
+    """What folders list, out of the cache: md5 → relative path → md5; without those that are not whole there."""
+    return {md5: cache.members(Entry(md5, 0, 0)) for md5 in set(listings) if cache.intact(one(md5))}
+
+
+def members(listings: Iterable[str], depot: Depot) -> dict[str, dict[str, str]]:
+    """What folders list, out of the cache or else the remote; without those that are whole in neither."""
     wanted = set(listings)
-    here = {md5 for md5 in wanted if depot.cache.intact(Entry(md5, 0))}
-    found = {md5: depot.cache.members(Entry(md5, 0, 0)) for md5 in here}
-    if elsewhere := wanted - here:
+    found = members_here(wanted, depot.cache)
+    if elsewhere := wanted - found.keys():
         with tempfile.TemporaryDirectory() as folder:
             taken = Cache(Path(folder))
             for md5 in depot.take(elsewhere, Path(folder)):
                 taken.path(md5).parent.mkdir(parents=True, exist_ok=True)
                 Path(folder, md5).rename(taken.path(md5))
-                found[md5] = taken.members(Entry(md5, 0, 0))
+            found |= members_here(elsewhere, taken)
     return found

@@ -70,6 +70,22 @@ class State:
             outs.append({**pointer["outs"][0], "path": path})
         return outs
 
+    def unreadable(self) -> dict[str, str]:
+        """The record files that cannot be read, or lack what is read of them everywhere → why."""
+        readers: dict[str, Callable[[], object]] = {
+            "manifest.json": lambda: (self.manifest["inputs"], self.manifest["outputs"]),
+            "metrics.json": lambda: self.metrics["top1"],
+            "params.yaml": lambda: self.params["store"]["git"],
+            "dvc.lock": lambda: self.entries,
+        }
+        found = {}
+        for name, read in readers.items():
+            try:
+                read()
+            except Exception as error:  # whatever a damaged file makes a parser raise
+                found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        return found
+
 
 def all_states(project: Path, timeline: str) -> list[State]:
     """Every state of a timeline in the order they were recorded: line by line, each by step."""

@@ -1,9 +1,12 @@
 """Care of a project: garbage, weights of old states, and what `doctor` finds; on copies of one small timeline."""
 
+import os
 import shutil
+import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from flows import care
 from tasks.cache import Cache, hash_of
 from tasks.errors import UserError
-from tasks.record import config, garbage, layout, lock, retention, states
+from tasks.record import config, embedded, garbage, layout, lock, retention, states, store
 from tasks.record import restore as restoring
 from tasks.record.config import Remote
 from tasks.record.objects import Depot, in_cache, in_remote
@@ -181,6 +184,7 @@ def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
     with opened(project) as depot:
         assert not freed & in_cache(depot.cache)[0].keys()
         assert not freed & in_remote(depot).keys()
+    assert not care.doctor(project).findings
     restores(project, tmp_path / "one", 1)
     for where in (project, tmp_path / "one"):  # the clone has the tags, not the notes
         with pytest.raises(UserError, match=r"state/tiny/0000: its weights were let go on 20"):
@@ -259,3 +263,179 @@ def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
     care.collect(project, keep_last=1, delete=True, everywhere=True)
     assert retention.NOTES in git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)")
     assert state.commit in retention.let_go(project)
+
+
+def found(project: Path) -> dict[str, str]:
+    """What a doctor finds → where."""
+    return {finding.what: finding.where for finding, _ in care.doctor(project).findings}
+
+
+def mended(project: Path) -> None:
+    """All that is found now is mended, and then nothing is found."""
+    report = care.doctor(project, repair=True)
+    assert report.findings
+    assert [(finding.what, why) for finding, why in report.findings if why] == []
+    assert not care.doctor(project).findings
+
+
+DEAD = 4_194_305  # no process has this id: it is above the kernel's limit
+
+
+def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) -> None:
+    assert not care.doctor(project).findings
+    private = project / ".chronomerge"
+    stale = private / "work" / "tiny" / f"0002-{DEAD}"
+    git(project, "worktree", "add", "--quiet", "--detach", str(stale))
+    (stale / "half.safetensors").write_bytes(b"...")
+    kept, deleted = tmp_path / "kept", tmp_path / "deleted"
+    for folder in (kept, deleted):
+        git(project, "worktree", "add", "--quiet", "--detach", str(folder), "state/tiny/0001")
+    shutil.rmtree(deleted)
+    (project / ".git" / "chronomerge" / "tiny.lock").write_text('{"host": "here", "pid": 1, "since": "then"}')
+    (project / ".dvc" / "cache" / "files" / "md5" / "ab").mkdir(exist_ok=True)
+    (project / ".dvc" / "cache" / "files" / "md5" / "ab" / f".part-{DEAD}-model").write_bytes(b"...")
+    (private / "tmp").mkdir(exist_ok=True)
+    (private / "tmp" / f"index-{DEAD}.lock").write_bytes(b"...")
+    (private / f"prefect-{DEAD}").mkdir()
+    for tree in (project, kept):
+        (tree / ".dvc" / "tmp").mkdir(exist_ok=True)
+        (tree / ".dvc" / "tmp" / "rwlock").write_text("")
+    with lock.writing(project, "tiny"):  # its writer is at work: that is its own folder
+        report = care.doctor(project, repair=True)
+        assert "the working folder of a dead run" not in {finding.what for finding, _ in report.findings}
+        assert "timeline 'tiny' is being written by process" in report.skipped[0]
+    (project / ".git" / "chronomerge" / "tiny.lock").write_text('{"host": "here", "pid": 1, "since": "then"}')
+    assert found(project).keys() == {
+        "a dead writer's note in the lock of timeline 'tiny'",
+        "the working folder of a dead run",
+    }
+    mended(project)
+    assert git(project, "worktree", "list").count("\n") == 1  # the project and the folder that was kept
+
+
+def test_bytes_are_mended_from_wherever_they_are_good(project: Path) -> None:
+    cache, (one, two, three) = Cache(config.cache_dir(project)), sorted(weights(project, 0) | weights(project, 1))[:3]
+    good = cache.path(one).read_bytes()
+    cache.path(one).chmod(0o644)
+    cache.path(one).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with opened(project) as depot:
+        depot.discard([two])
+    (project / "elsewhere/files/md5" / three[:2] / three[2:]).write_bytes(b"cut")
+    report = found(project)
+    assert one[2:] in report["damaged bytes in the cache"]
+    assert "1 objects of state/tiny/000" in report["objects that the store lacks"]
+    assert "1 objects of state/tiny/000" in report["objects of another size in the store"]
+    mended(project)
+    assert cache.path(one).read_bytes() == good
+
+
+def test_what_nobody_has_is_named_and_nothing_is_thrown_away(project: Path) -> None:
+    cache, deployed = Cache(config.cache_dir(project)), of(project, 1).entries[layout.DEPLOYED].md5
+    with opened(project) as depot:
+        depot.discard([deployed])
+    cache.path(deployed).chmod(0o644)
+    cache.path(deployed).write_bytes(b"damaged")
+    report = care.doctor(project, repair=True)
+    assert not report.healthy
+    assert {finding.what for finding, _ in report.findings} == {
+        "damaged bytes in the cache",
+        "an object that is nowhere",
+    }
+    nowhere = found(project)["an object that is nowhere"]
+    assert nowhere == f"state/tiny/0001 {layout.DEPLOYED} (object {deployed})"
+    assert (project / ".chronomerge" / "damaged" / deployed).read_bytes() == b"damaged"
+
+
+def test_records_and_branches(project: Path) -> None:
+    git(project, "update-ref", "refs/heads/states/tiny", "state/tiny/0000")
+    assert "branch states/tiny is behind" in found(project)
+    mended(project)
+    assert git(project, "rev-parse", "states/tiny") == of(project, 1).commit
+    git(project, "update-ref", "refs/heads/states/tiny", "main")
+    assert "branch states/tiny is at no state" in found(project)
+    git(project, "update-ref", "refs/heads/states/tiny", "state/tiny/0001")
+    git(project, "checkout", "--quiet", "--detach", "state/tiny/0001")
+    (project / "manifest.json").write_text('{"inputs": {')
+    git(project, "commit", "--quiet", "--all", "--message", "damaged")
+    git(project, "tag", "state/broken/0000")
+    git(project, "checkout", "--quiet", "main")
+    report = care.doctor(project, repair=True)
+    assert [(finding.what, finding.where[:17]) for finding, _ in report.findings] == [
+        ("a damaged manifest.json", "state/broken/0000")
+    ]
+    assert not report.healthy
+    with pytest.raises(UserError, match=r"state/broken/0000: manifest\.json cannot be read"):
+        care.collect(project)
+
+
+def test_a_git_remote_gets_what_it_lacks(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "shared_remotes", lambda *_: ["origin"])
+    project_states = states.all_states(project, "tiny")
+    for state in project_states:
+        state.params["store"]["git"] = "origin"
+    monkeypatch.setattr(states, "every", lambda _: project_states)
+    git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
+    assert "git remote 'origin' cannot be reached" in found(project)
+    git(tmp_path, "init", "--quiet", "--bare", "shared.git")
+    assert found(project)["states that git remote 'origin' lacks"] == "state/tiny/0000, state/tiny/0001"
+    mended(project)
+    assert projects.tags(tmp_path / "shared.git") == projects.tags(project)
+
+
+def test_an_s3_store_is_looked_after(project: Path) -> None:
+    projects.write_params(project, store={"remote": "embedded"})
+    with store.open_store(project, "embedded") as remote:
+        s3 = store.client(remote)
+        for key in ("states/files/md5/ab/cd", "others/ab"):
+            s3.create_multipart_upload(Bucket=remote.bucket, Key=key)
+        time.sleep(1)  # the store tells times in seconds
+        assert found(project)["an upload that was never ended"] == "s3://chronomerge/states/files/md5/ab/cd"
+        mended(project)  # all objects of the states too, which this store has not seen yet
+        assert [u["Key"] for u in s3.list_multipart_uploads(Bucket=remote.bucket)["Uploads"]] == ["others/ab"]
+    projects.write_params(project, store={"remote": "nowhere"})
+    assert "no DVC remote is named 'nowhere'" in care.doctor(project).findings[0][0].meaning
+
+
+def test_a_store_that_a_killed_run_left_running_is_stopped(project: Path) -> None:
+    projects.write_params(project, store={"remote": "embedded"})
+    script = (
+        "import os, sys; from pathlib import Path; from tasks.record import embedded\n"
+        "with embedded.serving(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([projects.program("python"), "-c", script, str(project)], cwd=project, check=False)
+    assert embedded.running(project)
+    mended(project)
+    assert embedded.running(project) is None
+
+
+def test_runs_that_were_killed_are_told_to_prefect(project: Path, prefect_api: dict[str, str]) -> None:
+    home = project / ".chronomerge" / "prefect"
+    home.mkdir()
+    with (
+        closing(sqlite3.connect(Path(prefect_api["PREFECT_HOME"]) / "prefect.db")) as theirs,
+        closing(sqlite3.connect(home / "prefect.db")) as ours,
+    ):
+        theirs.backup(ours)
+        ours.execute("UPDATE flow_run SET state_type = 'RUNNING', state_name = 'Running' WHERE name = 'tiny to step 1'")
+        ours.commit()
+    environment = dict(os.environ)
+    try:
+        assert found(project) == {"runs that Prefect calls running": "tiny to step 1"}
+        mended(project)
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    with closing(sqlite3.connect(home / "prefect.db")) as ours:
+        rows = ours.execute("SELECT state_type FROM flow_run WHERE name = 'tiny to step 1'").fetchall()
+    assert rows == [("CRASHED",)]
+
+
+def test_the_command_tells_and_mends(project: Path) -> None:
+    (project / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (project / ".dvc" / "tmp" / "rwlock").write_text("")
+    sick = chronomerge(project, "doctor", check=False)
+    assert sick.returncode == 1
+    assert "--repair would delete it" in sick.stdout
+    assert "1 findings left" in sick.stdout
+    assert "mended: delete it" in chronomerge(project, "doctor", "--repair").stdout
+    assert "can be freed" in chronomerge(project, "gc", "--keep-last", "1", "--remote").stdout

@@ -1,0 +1,22 @@
+"""The checks of `chronomerge doctor`, in the order in which they are made; see `tasks.record.doctor`."""
+
+from __future__ import annotations
+
+from tasks.record.checks import contents, leftovers, records
+from tasks.record.doctor import Check
+
+CHECKS: tuple[Check, ...] = (
+    leftovers.embedded_store,  # before anything opens the store
+    leftovers.lock_notes,
+    leftovers.worktrees,
+    leftovers.notes_of_deleted_folders,
+    leftovers.temporary_files,
+    leftovers.dvc_locks,
+    records.damaged,
+    records.branches,
+    records.not_pushed,
+    contents.store_reachable,
+    contents.uploads,
+    contents.cache,
+    contents.remote,
+)

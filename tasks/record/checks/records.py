@@ -1,0 +1,90 @@
+"""What git holds of states: their files, the branches, and what a git remote should have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from tasks.errors import UserError
+from tasks.record import layout, retention, states
+from tasks.record.doctor import Finding, Visit
+from tasks.record.garbage import shared_remotes
+from tasks.record.git import GitError, git, resolve
+
+
+def damaged(visit: Visit) -> Iterator[Finding]:
+    """Record files of states that cannot be read."""
+    for state in states.every(visit.project):
+        for name, why in state.unreadable().items():
+            yield Finding(
+                f"a damaged {name}", f"{state.tag} ({state.commit[:10]})", f"the state cannot be read: {why}",
+                f"git show {state.tag}:{name} shows the file, git fsck whether the repository is damaged; if another "
+                "clone has the tag whole, fetch it from there",
+            )  # fmt: skip
+
+
+def branches(visit: Visit) -> Iterator[Finding]:
+    """The branch of a timeline is at its newest state."""
+    for timeline in states.timelines(visit.project):
+        branch = layout.branch(timeline)
+        head = resolve(visit.project, branch)
+        recorded = states.all_states(visit.project, timeline)
+        if head is None or not recorded or head == recorded[-1].commit or not visit.free(timeline):
+            continue  # a clone has no such branch, and needs none
+        newest = recorded[-1]
+        if head in {state.commit for state in recorded}:
+            yield Finding(
+                f"branch states/{timeline} is behind", f"{head[:10]} instead of {newest.tag}",
+                "a fetch brought tags without the branch, or somebody moved it", "move it to the newest state",
+                partial(_move, visit.project, branch, newest.commit, head), timeline=timeline,
+            )  # fmt: skip
+        else:
+            yield Finding(
+                f"branch states/{timeline} is at no state", f"{head[:10]}, the newest state being {newest.tag}",
+                "somebody committed to it or moved it; no step can be recorded until that is undone",
+                f"keep that commit if you want it (git branch mine {head[:10]}), then "
+                f"git update-ref {branch} {newest.tag}",
+            )  # fmt: skip
+
+
+def _move(project: Path, branch: str, new: str, old: str) -> None:
+    git(project, "update-ref", branch, new, old)
+
+
+def not_pushed(visit: Visit) -> Iterator[Finding]:
+    """Where states are shared (store.git), the git remote has every tag, and the notes of weights let go."""
+    for remote in shared_remotes(visit.project, visit.states):
+        try:
+            rows = git(visit.project, "ls-remote", remote, "refs/tags/state/*", "refs/heads/states/*", retention.NOTES)
+        except GitError as error:
+            yield Finding(
+                f"git remote {remote!r} cannot be reached", remote, str(error), "mend the remote (git remote -v)",
+            )  # fmt: skip
+            continue
+        there = {name: commit for commit, name in (row.split("\t") for row in rows.splitlines())}
+        for timeline in states.timelines(visit.project):
+            mine = [s for s in visit.states if s.timeline == timeline and s.params["store"]["git"] == remote]
+            lacking = [state for state in mine if f"refs/tags/{state.tag}" not in there]
+            if lacking and visit.free(timeline):
+                yield Finding(
+                    f"states that git remote {remote!r} lacks", ", ".join(state.tag for state in lacking),
+                    "a run ended before its push; other machines cannot go on from them", "push them",
+                    partial(_push, visit.project, timeline, remote), timeline=timeline,
+                )  # fmt: skip
+        notes = resolve(visit.project, retention.NOTES)
+        if notes and there.get(retention.NOTES) != notes:
+            yield Finding(
+                f"notes of weights let go that git remote {remote!r} lacks", retention.NOTES,
+                "a sweep ended before its push, or another machine has notes too", "bring both together",
+                partial(retention.push_notes, visit.project, remote),
+            )  # fmt: skip
+
+
+def _push(project: Path, timeline: str, remote: str) -> None:
+    states.synchronize(project, timeline, remote)
+    refs = [f"refs/tags/{state.tag}" for state in states.all_states(project, timeline)]
+    try:
+        git(project, "push", "--quiet", "--atomic", remote, *refs)
+    except GitError as error:
+        raise UserError(f"git remote {remote!r} did not take the tags of timeline {timeline!r}: {error}") from None

@@ -1,0 +1,150 @@
+"""What a crash or a person can leave in a project: findings, each with what it means and what mends it.
+
+A check is a function from a `Visit` to `Finding`s, in `tasks.record.checks`; add one there and to its `CHECKS`.
+Nothing that a tag refers to is ever deleted, and what a running writer owns is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from tasks.cache import Cache
+from tasks.errors import UserError
+from tasks.progress import Progress
+from tasks.record import config, layout, lock, objects, retention, states, store
+from tasks.record.dvc import Dvc, RemoteError
+from tasks.record.git import GitError
+from tasks.record.objects import Depot, Stored
+from tasks.record.states import State
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    what: str
+    where: str
+    meaning: str
+    remedy: str
+    """What `repair` does; or, where there is none, what a person can do."""
+    repair: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    timeline: str | None = None
+    """The timeline whose lock the repair needs, if any."""
+
+    def as_dict(self) -> dict[str, str | bool]:
+        return {"what": self.what, "where": self.where, "meaning": self.meaning, "remedy": self.remedy,
+                "repairable": self.repair is not None}  # fmt: skip
+
+
+Check = Callable[["Visit"], Iterable[Finding]]
+
+
+class Visit:
+    """One look at a project, used as a context manager: what several checks need is found out once, when asked for."""
+
+    def __init__(self, project: Path, remote: str, progress: Progress):
+        self.project, self.remote, self.progress = project, remote, progress
+        self.cache = Cache(config.cache_dir(project))
+        self.skipped: list[str] = []
+        """Sentences: what was not looked at, and why."""
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(lock.present(self.project))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def depot(self) -> Depot | None:
+        """The store, opened; None where it cannot be."""
+        try:
+            opened = self._stack.enter_context(store.open_store(self.project, self.remote))
+        except UserError as error:
+            self.unreachable = str(error)
+            return None
+        return Depot(self.project, self.cache, opened, self._stack.enter_context(Dvc(self.project)))
+
+    unreachable: str | None = None
+    """Why the store could not be opened."""
+
+    @cached_property
+    def states(self) -> list[State]:
+        """All states whose records can be read (`checks.records` finds the others)."""
+        return [state for state in states.every(self.project) if not state.unreadable()]
+
+    @cached_property
+    def here(self) -> dict[str, Stored]:
+        return objects.in_cache(self.cache)[0]
+
+    @cached_property
+    def strays(self) -> list[Path]:
+        return objects.in_cache(self.cache)[1]
+
+    @cached_property
+    def there(self) -> dict[str, Stored]:
+        return objects.in_remote(self.depot) if self.depot else {}
+
+    @cached_property
+    def damaged(self) -> set[str]:
+        """Objects of the cache whose bytes are not their own; every byte is read."""
+        found = set()
+        for done, md5 in enumerate(sorted(self.here), start=1):
+            if not self.cache.intact(objects.one(md5)):
+                found.add(md5)
+            self.progress("reading the cache", done, len(self.here))
+        return found
+
+    @cached_property
+    def wanted(self) -> dict[str, list[str]]:
+        """Every object that the store must hold → where states need it (tag and path)."""
+        gone = retention.let_go(self.project)
+        held = {state: retention.held(state, gone) for state in self.states}
+        folders = {entry.md5 for entries in held.values() for entry in entries.values() if entry.is_folder}
+        listed = objects.members(folders, self.depot) if self.depot else objects.members_here(folders, self.cache)
+        found: dict[str, list[str]] = {}
+        for state, entries in held.items():
+            for path, entry in entries.items():
+                found.setdefault(entry.md5, []).append(f"{state.tag} {path}")
+                for name, md5 in listed.get(entry.md5, {}).items():
+                    found.setdefault(md5, []).append(f"{state.tag} {path}/{name}")
+        return found
+
+    def free(self, timeline: str) -> bool:
+        """Whether nobody writes to a timeline now; who does owns what lies about it, and that is said once."""
+        who = lock.holder(self.project, timeline)
+        if who:
+            sentence = f"timeline {timeline!r} is being written by {who}: what belongs to that was left alone"
+            if sentence not in self.skipped:
+                self.skipped.append(sentence)
+        return who is None
+
+    def timelines(self) -> list[str]:
+        """All timelines that have left anything here."""
+        work = layout.private(self.project) / "work"
+        names = {folder.name for folder in work.iterdir()} if work.exists() else set()
+        return sorted(names | set(states.timelines(self.project)) | set(lock.timelines(self.project)))
+
+
+def examine(visit: Visit, checks: Iterable[Check]) -> Iterator[Finding]:
+    """Run checks one after the other."""
+    for check in checks:
+        yield from check(visit)
+
+
+def mend(project: Path, finding: Finding) -> str | None:
+    """Repair one finding; returns why that was not possible, or None."""
+    if finding.repair is None:
+        return finding.remedy
+    try:
+        with lock.writing(project, finding.timeline) if finding.timeline else contextlib.nullcontext():
+            finding.repair()
+    except (UserError, RemoteError, GitError, OSError) as error:
+        return str(error)
+    return None
