@@ -16,6 +16,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from tasks.errors import UserError
 
 IGNORED = frozenset({"__pycache__"})
@@ -145,7 +147,7 @@ class Cache:
         if self._matches(md5):
             return
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=stored.parent, prefix=".part-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=stored.parent, prefix=f".part-{os.getpid()}-", delete=False) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -237,6 +239,12 @@ class Cache:
         for md5 in damaged:
             self.path(md5).unlink()
         return damaged
+
+    def drop_unfinished(self) -> None:
+        """Remove what processes that are dead by now were about to store."""
+        for path in self._objects.glob("*/.part-*"):
+            if not psutil.pid_exists(int(path.name.split("-")[1])):
+                path.unlink(missing_ok=True)
 
     def link(self, entry: Entry, path: Path) -> None:
         """Place an entry at a path that does not exist yet, by hardlinks where possible, else by copies."""

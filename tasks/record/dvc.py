@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tasks.errors import ReadableError, UserError
+from tasks.record import layout
 from tasks.record.store import ENVIRONMENT
 
 
@@ -25,8 +27,11 @@ class Dvc:
     def __init__(self, project: Path):
         self.log = project / ".chronomerge" / "logs" / "dvc.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        notes = layout.private(project) / "dvc"
+        notes.mkdir(exist_ok=True)
+        self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)  # of no use to other worktrees
         environment = {**ENVIRONMENT, **os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
-        environment["DVC_SITE_CACHE_DIR"] = str(project / ".chronomerge" / "dvc")  # it keeps one for each worktree
+        environment["DVC_SITE_CACHE_DIR"] = self._notes.name
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.record.dvc_process"],
@@ -66,6 +71,7 @@ class Dvc:
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+        self._notes.cleanup()
 
     def __enter__(self) -> Self:
         return self

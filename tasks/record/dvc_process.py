@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +89,15 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+def _end_with(parent: int) -> None:
+    """Who is to record has been killed: the next run must not find us at work in its predecessor's worktree."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
     for line in sys.stdin:

@@ -169,7 +169,7 @@ def _start(project: Path) -> Server:
             "store.remote: embedded needs SeaweedFS's `weed`, which `make install` brings; "
             "or name another remote (chronomerge remote setup)"
         )
-    _await_end(_last(project))
+    _await_end(home, _last(project))
     _credentials(home)
     (home / "data").mkdir(exist_ok=True)
     ports = _ports(_last(project))
@@ -219,18 +219,24 @@ def _stop(project: Path, server: Server) -> None:
         process.send_signal(signal.SIGTERM)
 
 
-def _await_end(server: Server | None) -> None:
-    """Two servers must never share one folder: wait for the last one, and end it if it does not answer any more."""
-    process = server.process() if server else None
-    if server is None or process is None:
-        return
-    if not server.ending:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(15)
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(15)
+def _await_end(home: Path, last: Server | None) -> None:
+    """Two servers must never share one folder: wait for those that do, and end any that does not answer any more.
+
+    The kernel is asked, not our note: a run may be killed after it has started a server and before it has noted it.
+    """
+    for process in psutil.process_iter():
+        try:
+            if "weed" not in process.name() or f"-dir={home / 'data'}" not in process.cmdline():
+                continue
+            if not (last and last.ending and last.pid == process.pid):
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(15)
+        except psutil.NoSuchProcess:
+            continue
 
 
 def _credentials(home: Path) -> dict[str, str]:

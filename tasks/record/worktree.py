@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
+from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.params import Arrival, Params, load, parse
 from tasks.record import config, layout
@@ -133,6 +134,10 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
     for index in (layout.private(project) / "tmp").glob("index-*"):
         if not psutil.pid_exists(int(index.name.split("-")[1].removesuffix(".lock"))):
             index.unlink(missing_ok=True)
+    for notes in (layout.private(project) / "dvc").glob("[0-9]*-*"):
+        if not psutil.pid_exists(int(notes.name.split("-")[0])):
+            shutil.rmtree(notes, ignore_errors=True)
+    Cache(config.cache_dir(project)).drop_unfinished()
     return left
 
 

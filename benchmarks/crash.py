@@ -1,0 +1,316 @@
+"""Crash the real program everywhere, and see whether anything is lost.
+
+    .venv/bin/python benchmarks/crash.py [--seed N] [--cases N] [--only WORD …] [--results FILE]
+    .venv/bin/python benchmarks/crash.py --random 100 [--seed N]
+
+Without ``--random``: the matrix. Every boundary (`crashing.boundaries`) × fault (SIGKILL, SIGTERM, an exception, a
+full disk, and where DVC is at work, its own SIGKILL) × one writer or two (a second waits for the timeline, a third
+does not); ``--cases`` takes a sample of it, chosen by the seed. After each fault: no half-recorded state, the branch
+at its last tag, the user's files, index and branch as they were. Then the waiting writer, or the same command again,
+must end with the bytes of an undisturbed run; the S3 store is asked for every object that a tag refers to; nothing is
+left behind. With ``--results``, finished cases are kept in a file, and the same command goes on after them.
+
+With ``--random``: that many SIGKILLs at random moments, uniform over what is left to do of a timeline of six small
+steps, half of them to the program alone, half to it and all its children at once, store included; same checks.
+
+Needs to mount file systems (root) for a disk that can be full. Ends with status 1 if any case failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from crashing import boundaries, checks, lab
+from crashing.boundaries import Boundary
+from crashing.checks import Users
+from crashing.lab import BrokenError, ForkServer, Lane, Run
+
+from flows import prefect_server
+from tests import project as projects
+
+LANES = 2
+FAULTS = ("SIGKILL", "SIGTERM", "exception", "full disk")
+DVC_FAULT = "SIGKILL of DVC"
+STREAM = projects.PARAMS["stream"]
+SIX_STEPS = {
+    "stream": [
+        {"name": f"{pool}-{turn}", "update": [f"images:drawings/{pool}#train"]}
+        for turn in (1, 2, 3)
+        for pool in ("first", "second")
+    ][:5],
+}
+"""With the base, six steps."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the matrix."""
+
+    boundary: Boundary
+    fault: str
+    writers: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.boundary.name} | {self.fault} | {self.writers}"
+
+
+def matrix() -> list[Case]:
+    """All cells that have a meaning."""
+    return [
+        Case(boundary, fault, writers)
+        for boundary in boundaries.BOUNDARIES
+        for fault in (*FAULTS, *([DVC_FAULT] if boundary.where == "dvc" else []))
+        for writers in ((1, 2) if boundary.held else (1,))
+    ]
+
+
+@dataclass
+class Bench:
+    """The templates, what an undisturbed run records, and the file systems to work on."""
+
+    work: Path
+    lanes: list[Lane]
+    expected: dict[str, Any] = field(default_factory=dict)
+
+    def template(self, name: str) -> Path:
+        return self.work / f"template-{name}"
+
+
+@contextlib.contextmanager
+def laboratory() -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory(prefix="chronomerge-crash-") as name:
+        work = Path(name)
+        lab.prepare_environment(work)
+        with prefect_server.serving(work / "prefect") as server:
+            server.wait()
+            address = {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": str(work / "home")}
+            with lab.lanes(work, LANES, ForkServer(), address) as lanes:
+                yield Bench(work, lanes)
+
+
+def one_case(case: Case, bench: Bench, lane: Lane) -> None:
+    """Run one case.
+
+    Raises:
+        BrokenError: something does not hold.
+    """
+    lane.restore(bench.template(case.boundary.project))
+    users = Users.of(lane.project)
+    first = lane.start("run", boundary=case.boundary.name, fault=case.fault)
+    if not first.await_note("reached"):
+        raise BrokenError(f"the boundary was not reached: status {first.end()}, {first.errors()}")
+    waiting = _second_writers(lane, first) if case.writers == 2 else None
+    with lane.full() if case.fault == "full disk" else contextlib.nullcontext():
+        first.go()
+        status = first.end()
+    _ended_well(case, status, first)
+    checks.whole(lane.project, users)
+    if waiting:
+        if not waiting.await_note("reached"):
+            raise BrokenError(f"the waiting writer never had its turn: {waiting.errors()}")
+        waiting.go()
+    else:
+        waiting = lane.start("run")
+    if status := waiting.end():
+        raise BrokenError(f"the run after the crash ended with status {status}: {waiting.errors()}")
+    _all_there(lane, users, bench.expected[case.boundary.project])
+
+
+def _second_writers(lane: Lane, first: Run) -> Run:
+    """One that waits for the timeline, and one that does not and has to name its holder."""
+    waiting = lane.start("run", "--wait", boundary="lock taken", fault="none")
+    if not waiting.await_note("waiting"):
+        raise BrokenError(f"the second writer did not wait: status {waiting.end()}, {waiting.errors()}")
+    told = lane.start("run")
+    status, holder = told.end(), f"is being written by process {first.process.pid} on"
+    if status != 2 or holder not in " ".join(told.errors().split()):
+        raise BrokenError(f"the third writer ended with {status}, not naming the holder: {told.errors()}")
+    return waiting
+
+
+def _ended_well(case: Case, status: int, run: Run) -> None:
+    """A fault shows in the status; what is only a full disk is said in a sentence."""
+    if case.fault == "SIGKILL" and status != -9:
+        raise BrokenError(f"status {status} after a SIGKILL")
+    if case.fault == "full disk" and (status not in (0, 2) or run.complained()):
+        raise BrokenError(f"a full disk ended with status {status}: {run.errors()}")
+
+
+def _all_there(lane: Lane, users: Users, expected: Mapping[str, Any]) -> None:
+    """The end that every case must have."""
+    checks.whole(lane.project, users)
+    checks.same_as(lane.project, expected)
+    checks.remote_holds_all(lane.project)
+    checks.intact(lane.project)
+    checks.nothing_left(lane)
+
+
+def run_matrix(cases: list[Case], results: Path | None) -> int:
+    """Run cases and print what became of them; returns how many failed."""
+    done: dict[str, str] = {}
+    if results and results.exists():
+        done = dict(json.loads(line) for line in results.read_text().splitlines())
+    todo = [case for case in cases if case.name not in done]
+    started = time.monotonic()
+    with laboratory() as bench:
+        _templates(bench, {case.boundary.project for case in todo})
+        print(f"{len(todo)} cases to run; templates took {time.monotonic() - started:.0f} s", flush=True)
+
+        def do(case: Case, lane: Lane) -> None:
+            began = time.monotonic()
+            try:
+                one_case(case, bench, lane)
+                done[case.name] = ""
+            except Exception as error:  # a harness that fails is a case that failed
+                done[case.name] = f"{type(error).__name__}: {error}"
+            if results:
+                with results.open("a") as file:
+                    print(json.dumps([case.name, done[case.name]]), file=file)
+            print(f"{time.monotonic() - began:5.1f} s  {case.name}  {done[case.name] or 'ok'}", flush=True)
+
+        lab.in_parallel(bench.lanes, [functools.partial(do, case) for case in todo])
+    _print_table(cases, done)
+    failed = sum(bool(done[case.name]) for case in cases)
+    print(f"\n{len(cases)} cases, {failed} failures, {time.monotonic() - started:.0f} s")
+    return failed
+
+
+def _templates(bench: Bench, kinds: set[str]) -> None:
+    """Make the projects that cases start from, and learn what undisturbed runs record."""
+    stream = STREAM[:1]
+
+    def make(kind: str, lane: Lane) -> None:
+        changes: dict[str, Any] = {"stream": [] if kind == "empty" else stream}
+        lab.begin(lane, bench.template(kind), None if kind == "empty" else 0, shared=kind == "shared", **changes)
+        _finish(lane)
+        bench.expected[kind] = lab.recorded(lane.project)
+
+    lab.in_parallel(bench.lanes, [functools.partial(make, kind) for kind in sorted(kinds)])
+
+
+def _finish(lane: Lane) -> None:
+    run = lane.start("run")
+    if run.end():
+        raise BrokenError(f"the undisturbed run failed: {run.errors()}")
+
+
+def _print_table(cases: list[Case], done: Mapping[str, str]) -> None:
+    """Boundary × fault; a cell says passed/run."""
+    faults = (*FAULTS, DVC_FAULT)
+    width = max(len(case.boundary.name) for case in cases)
+    print("\n" + " " * width + "".join(f"{fault:>16}" for fault in faults))
+    for boundary in dict.fromkeys(case.boundary for case in cases):
+        cells = []
+        for fault in faults:
+            here = [done[case.name] for case in cases if (case.boundary, case.fault) == (boundary, fault)]
+            cells.append(f"{sum(not text for text in here)}/{len(here)}" if here else "")
+        print(f"{boundary.name:{width}}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+@dataclass
+class Kills:
+    """How far the random kills are."""
+
+    wanted: int
+    done: int = 0
+    timelines: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def run_random(wanted: int, seed: int) -> int:
+    """Kill at random moments; returns how many failures there were."""
+    started = time.monotonic()
+    with laboratory() as bench:
+        lane = bench.lanes[0]
+        lab.begin(lane, bench.template("empty"), None, **SIX_STEPS)
+        began = time.monotonic()
+        _finish(lane)
+        seconds = time.monotonic() - began
+        bench.expected["six"] = lab.recorded(lane.project)
+        steps = len(bench.expected["six"])
+        print(f"undisturbed: {steps} states in {seconds:.1f} s", flush=True)
+        counts = [Kills(wanted // LANES + (number < wanted % LANES)) for number in range(LANES)]
+
+        def do(number: int, lane: Lane) -> None:
+            moments = random.Random(f"{seed}/{number}")
+            while counts[number].done < counts[number].wanted:
+                try:
+                    _one_timeline(bench, lane, moments, seconds / steps, counts[number])
+                except BrokenError as error:
+                    counts[number].failures.append(str(error))
+                    print(f"FAILED: {error}", flush=True)
+
+        lab.in_parallel(bench.lanes, [functools.partial(do, number) for number in range(LANES)])
+    failures = [text for count in counts for text in count.failures]
+    print(
+        f"\n{sum(count.done for count in counts)} SIGKILLs (seed {seed}) over "
+        f"{sum(count.timelines for count in counts)} finished timelines of {steps} states, {len(failures)} failures, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    return len(failures)
+
+
+def _one_timeline(bench: Bench, lane: Lane, moments: random.Random, step_seconds: float, kills: Kills) -> None:
+    """A timeline from nothing to its end, killed again and again."""
+    lane.restore(bench.template("empty"))
+    users = Users.of(lane.project)
+    expected = bench.expected["six"]
+    while True:
+        left = len(expected) - len(lab.recorded(lane.project))
+        run = lane.start("run")
+        if kills.done < kills.wanted:
+            run.process.join(moments.uniform(0, (left + 1) * step_seconds))
+        else:
+            run.process.join(lab.PATIENCE)
+        if not run.process.is_alive():
+            if status := run.end():
+                raise BrokenError(f"a run that was not killed ended with status {status}: {run.errors()}")
+            _all_there(lane, users, expected)
+            kills.timelines += 1
+            return
+        everything = moments.random() < 0.5
+        run.process.kill()
+        if everything:
+            for process in lane.strays():
+                with contextlib.suppress(Exception):
+                    process.kill()
+        run.end()
+        kills.done += 1
+        states = len(lab.recorded(lane.project))
+        print(f"kill {kills.done:3}: {states} states, {'with all its children' if everything else 'alone'}", flush=True)
+        checks.whole(lane.project, users)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="chooses the sample and the order, and the random moments")
+    parser.add_argument("--cases", type=int, help="so many cells of the matrix; by default all")
+    parser.add_argument("--only", nargs="+", default=[], help="cells whose name has one of these words in it")
+    parser.add_argument("--results", type=Path, help="a file that keeps finished cases")
+    parser.add_argument("--random", type=int, metavar="KILLS", help="SIGKILLs at random moments instead of the matrix")
+    given = parser.parse_args()
+    if given.random:
+        sys.exit(1 if run_random(given.random, given.seed) else 0)
+    cases = [case for case in matrix() if not given.only or any(word in case.name for word in given.only)]
+    random.Random(given.seed).shuffle(cases)
+    cases = sorted(cases[: given.cases], key=matrix().index)
+    sys.exit(1 if run_matrix(cases, given.results) else 0)
+
+
+if __name__ == "__main__":
+    main()

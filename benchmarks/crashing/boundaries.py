@@ -1,0 +1,181 @@
+"""The boundaries inside a time step and inside recording: a name each, and the product's function that marks it.
+
+A boundary wraps one function of the product from outside; the product knows nothing of it. A function that is gone
+is an error at once, and one that is never called is an error of the case.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+Strike = Callable[[], None]
+"""What happens at a boundary; may not return."""
+
+
+def always(*_: Any, **__: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a fault strikes: before or after the first call of a function that ``when`` accepts."""
+
+    name: str
+    target: str
+    """``module:name`` or ``module:Class.name``."""
+    moment: Literal["before", "after"]
+    when: Callable[..., bool] = always
+    """Called with the arguments of the call."""
+    where: Literal["program", "dvc"] = "program"
+    """The process it happens in: ours, or its child that runs DVC."""
+    project: Literal["begun", "empty", "shared"] = "begun"
+    """Step 0 is recorded; nothing is; step 0 is recorded and states go to a git remote."""
+    held: bool = True
+    """Whether the timeline's lock is held there."""
+
+
+def install(boundary: Boundary, strike: Strike) -> None:
+    """Wrap the boundary's function, wherever the product's modules refer to it."""
+    module_name, _, path = boundary.target.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original = getattr(owner, name)
+    struck = False
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal struck
+        hit = not struck and boundary.when(*args, **kwargs)
+        struck = struck or hit
+        if hit and boundary.moment == "before":
+            strike()
+        value = original(*args, **kwargs)
+        if hit and boundary.moment == "after":
+            strike()
+        return value
+
+    setattr(owner, name, wrapper)
+    for module in list(sys.modules.values()):
+        if module.__name__.partition(".")[0] in ("flows", "tasks") and getattr(module, name, None) is original:
+            setattr(module, name, wrapper)
+
+
+def _git(*first: str, index: bool | None = None) -> Callable[..., bool]:
+    """Calls of git by their first arguments, and by whether they use an index of their own."""
+
+    def when(_: Path, *args: str, env: Any = None, **__: Any) -> bool:
+        own = "GIT_INDEX_FILE" in (env or {})
+        return args[: len(first)] == first and index in (None, own)
+
+    return when
+
+
+def _node(name: str) -> Callable[..., bool]:
+    return lambda node, *_, **__: node.name == name
+
+
+def _storing(path: str, *, folder: bool = False) -> Callable[..., bool]:
+    """A rename into the cache while a node's output is put there: of one of its files, or of its list of files."""
+
+    def when(temporary: Path, target: Path) -> bool:
+        frame: FrameType | None = sys._getframe(2)
+        while frame and frame.f_code.co_name != "put":
+            frame = frame.f_back
+        if frame is None or not temporary.name.startswith(".part-"):
+            return False
+        return str(frame.f_locals["path"]).endswith(path) and target.name.endswith(".dir") == folder
+
+    return when
+
+
+def _written_by_prefect(*_: Any) -> bool:
+    return sys._getframe(2).f_code.co_name in ("write_path", "awrite_path")
+
+
+def _ending(_: Path, server: Any) -> bool:
+    return bool(server.ending)
+
+
+def _nth(number: int) -> Callable[..., bool]:
+    calls = itertools.count(1)
+    return lambda *_, **__: next(calls) == number
+
+
+NODES = ("prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate")
+GIT = "tasks.record.git:git"
+REPO = "tasks.record.dvc_process:Repo"
+RENAME = "pathlib:Path.replace"
+
+BOUNDARIES = (
+    # start-up
+    Boundary("lock taken", "tasks.record.worktree:require_not_checked_out", "before"),
+    Boundary("cleaned up", "tasks.record.worktree:clean_up", "after"),
+    Boundary("code half taken down", GIT, "before", _git("write-tree", index=True)),
+    Boundary("first store: before its credentials", "tasks.record.embedded:_credentials", "before", project="empty"),
+    Boundary("store: before its start", "tasks.record.embedded:_start", "before"),
+    Boundary("store: process started, not noted", "tasks.record.embedded:_spawn", "after"),
+    Boundary("store: noted", "tasks.record.embedded:_start", "after"),
+    Boundary("first store: no bucket yet", "tasks.record.store:check", "before", project="empty"),
+    Boundary("store: checked", "tasks.record.store:check", "after"),
+    Boundary("models loaded", "tasks.models:preload", "after"),
+    # inputs
+    Boundary("step begins", "flows.timestep:_Step.run", "before"),
+    Boundary("DVC started", "tasks.record.dvc:Dvc.__init__", "after"),
+    Boundary("before worktree add", GIT, "before", _git("worktree", "add")),
+    Boundary("after worktree add", GIT, "after", _git("worktree", "add")),
+    Boundary("worktree filled", GIT, "after", _git("read-tree", "--reset")),
+    Boundary("params written", "tasks.record.worktree:_write_params", "after"),
+    Boundary("DVC config half written", RENAME, "before", lambda path, _: path.name.startswith(".config.local-")),
+    Boundary("raw arrival placed", "flows.timestep:_Step._put", "after"),
+    Boundary("history composed", "tasks.record.history:after", "after"),
+    Boundary("first history composed", "tasks.record.history:first", "after", project="empty"),
+    Boundary("inputs placed", "flows.timestep:_Step._nodes", "before"),
+    # nodes
+    *(
+        Boundary(f"{moment} node {name}", "tasks.nodes:run", moment, _node(name))
+        for name in NODES
+        for moment in ("before", "after")
+    ),
+    Boundary("expert half stored", RENAME, "before", _storing("expert.safetensors")),
+    Boundary("running model half stored", RENAME, "before", _storing("running", folder=True)),
+    Boundary("result half written", "prefect.filesystems:LocalFileSystem._resolve_path", "after", _written_by_prefect),
+    # recording
+    Boundary("recording begins", "tasks.record.recording:record", "before"),
+    Boundary("manifest written", "tasks.record.manifest:write", "after"),
+    Boundary("before dvc add", f"{REPO}.add", "before", where="dvc"),
+    Boundary("after dvc add", f"{REPO}.add", "after", where="dvc"),
+    Boundary("after dvc commit", f"{REPO}.commit", "after", where="dvc"),
+    Boundary("before push", f"{REPO}.push", "before", where="dvc"),
+    Boundary("middle of push", "s3fs:S3FileSystem._put_file", "before", _nth(3), where="dvc"),
+    Boundary("after push, before check", f"{REPO}.push", "after", where="dvc"),
+    Boundary("after check", f"{REPO}.status", "after", where="dvc"),
+    Boundary("pushed and checked", "tasks.record.dvc:Dvc.__call__", "after"),
+    Boundary("before write-tree", GIT, "before", _git("write-tree", index=False)),
+    Boundary("before commit-tree", GIT, "before", _git("commit-tree")),
+    Boundary("after commit-tree", GIT, "after", _git("commit-tree")),
+    Boundary("before git push", GIT, "before", _git("push"), project="shared"),
+    Boundary("after git push", GIT, "after", _git("push"), project="shared"),
+    Boundary("before update-ref", GIT, "before", _git("update-ref", "--stdin")),
+    Boundary("after update-ref", GIT, "after", _git("update-ref", "--stdin")),
+    # the end
+    Boundary("before worktree removal", "tasks.record.worktree:remove", "before"),
+    Boundary("worktree removed, git's note is left", "tasks.record.worktree:forget", "before"),
+    Boundary("after worktree removal", "tasks.record.worktree:remove", "after"),
+    Boundary("DVC ended", "tasks.record.dvc:Dvc.close", "after"),
+    Boundary("before store shutdown", "tasks.record.embedded:_stop", "before"),
+    Boundary("store noted as ending, not told", "tasks.record.embedded:_note", "after", _ending),
+    Boundary("after store shutdown", "tasks.record.embedded:_stop", "after"),
+    Boundary("all done", "flows.run:run", "after", held=False),
+)  # fmt: skip
+
+BY_NAME = {boundary.name: boundary for boundary in BOUNDARIES}

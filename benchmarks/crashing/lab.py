@@ -1,0 +1,243 @@
+"""The laboratory: projects to crash on small file systems, and a fork server that starts the program in no time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from crashing import child
+from crashing.child import Request
+from tests import project as projects
+from tests.project import git
+
+SIZE = "384m"
+"""Of a lane's file system."""
+
+PATIENCE = 180
+"""Seconds after which a process counts as hung."""
+
+ENVIRONMENT = {
+    "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "GIT_CONFIG_NOSYSTEM": "1", "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}  # fmt: skip
+
+
+class BrokenError(Exception):
+    """Something that must hold does not; the message says what."""
+
+
+def prepare_environment(work: Path) -> None:
+    """Nothing of the user's git and DVC settings, for us and all whom we start."""
+    settings = work / "gitconfig"
+    settings.write_text(
+        "[user]\n\tname = Crash\n\temail = crash@localhost\n[advice]\n\tdetachedHead = false\n[safe]\n\tdirectory = *\n"
+    )
+    os.environ.update(ENVIRONMENT, GIT_CONFIG_GLOBAL=str(settings), DVC_GLOBAL_CONFIG_DIR=str(work / "dvc"))
+
+
+class ForkServer:
+    """Starts the program by a fork of a process that has imported all third-party parts."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["crashing.preload", "crashing.child"])
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, Path(__file__).parents[1:3]))  # else it finds neither
+        forkserver.ensure_running()
+        del os.environ["PYTHONPATH"]
+
+    def start(self, request: Request) -> BaseProcess:
+        process = self._context.Process(target=child.run, args=(request,))
+        process.start()
+        return process
+
+
+@dataclass
+class Run:
+    """A started program."""
+
+    process: BaseProcess
+    notes: Path
+
+    def await_note(self, name: str, seconds: float = PATIENCE) -> bool:
+        """Whether the program left a note (``reached``, ``waiting``) before it ended."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if (self.notes / name).exists():
+                return True
+            if not self.process.is_alive():
+                return (self.notes / name).exists()
+            time.sleep(0.01)
+        raise BrokenError(f"neither {name} nor ended after {seconds:.0f} s")
+
+    def go(self) -> None:
+        (self.notes / "go").touch()
+
+    def end(self, seconds: float = PATIENCE) -> int:
+        """Its exit status, negative for a signal."""
+        self.process.join(seconds)
+        status = self.process.exitcode
+        if status is None:
+            self.process.kill()
+            self.process.join()
+            raise BrokenError(f"still running after {seconds:.0f} s: {self.errors()}")
+        return status
+
+    def errors(self) -> str:
+        """What it said, briefly."""
+        return (self.notes / "err").read_text(errors="replace").strip()[-600:]
+
+    def complained(self) -> bool:
+        """Whether it ended with a Python traceback."""
+        return "Traceback" in (self.notes / "err").read_text(errors="replace")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A small file system of its own with one project in it; one case at a time."""
+
+    folder: Path
+    fork_server: ForkServer
+    prefect: Mapping[str, str]
+
+    @property
+    def project(self) -> Path:
+        return self.folder / "project"
+
+    def clear(self) -> None:
+        """Nothing of an earlier case is left, processes included."""
+        for process in self.strays():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def restore(self, template: Path) -> None:
+        """Put a copy of a project here."""
+        self.clear()
+        subprocess.run(["cp", "-a", *template.iterdir(), self.folder], check=True)
+        (self.project / ".chronomerge/store/server.json").unlink(missing_ok=True)  # lanes have ports of their own
+        if (self.folder / "shared.git").exists():
+            git(self.project, "remote", "set-url", "origin", str(self.folder / "shared.git"))
+
+    def start(self, *arguments: str, boundary: str | None = None, fault: str | None = None) -> Run:
+        notes = self.folder.parent / f"{self.folder.name}-notes" / str(time.monotonic_ns())
+        notes.mkdir(parents=True)
+        environment = {**self.prefect, child.MARK: str(self.folder)}
+        process = self.fork_server.start(
+            Request(str(self.project), arguments, str(notes), environment, boundary, fault)
+        )
+        return Run(process, notes)
+
+    def strays(self) -> list[psutil.Process]:
+        """Processes that the programs of this lane have started, and that still run."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(child.MARK) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """The disk has not one free block."""
+        filler = self.folder / "filler"
+        free = os.statvfs(self.folder)
+        with filler.open("wb", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+            file.seek(0, os.SEEK_END)
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(free.f_frsize))
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+
+@contextlib.contextmanager
+def lanes(work: Path, count: int, fork_server: ForkServer, prefect: Mapping[str, str]) -> Iterator[list[Lane]]:
+    """Lanes on file systems in memory, where we may mount them."""
+    made = []
+    with contextlib.ExitStack() as stack:
+        for number in range(count):
+            folder = work / f"lane-{number}"
+            folder.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "chronomerge-crash", folder], check=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", folder], check=False)
+            made.append(Lane(folder, fork_server, prefect))
+            stack.callback(made[-1].clear)
+        yield made
+
+
+def begin(lane: Lane, template: Path, until: int | None, *, shared: bool = False, **changes: Any) -> None:
+    """Make a project in a lane, run it up to a step, and keep it as a template."""
+    lane.clear()
+    store = {"store": {"git": "origin"}} if shared else {}
+    project = projects.make(lane.project, **changes, **store)
+    if shared:
+        git(lane.folder, "init", "--quiet", "--bare", "shared.git")
+        git(project, "remote", "add", "origin", str(lane.folder / "shared.git"))
+        git(project, "push", "--quiet", "origin", "HEAD:main")
+    (project / "notes.txt").write_text("staged\n")
+    git(project, "add", "notes.txt")
+    (project / "notes.txt").write_text("not staged\n")
+    (project / "mine.bin").write_bytes(b"untracked")
+    if until is not None:
+        run = lane.start("run", "--until", str(until))
+        if run.end():
+            raise BrokenError(f"the undisturbed run failed: {run.errors()}")
+    deadline = time.monotonic() + 20
+    while lane.strays() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    template.mkdir()
+    subprocess.run(["cp", "-a", *lane.folder.iterdir(), template], check=True)
+
+
+def recorded(project: Path, timeline: str = "tiny") -> dict[str, Any]:
+    """Everything that must be the same in all runs, by tag: hashes of inputs and outputs, metrics, ``dvc.lock``."""
+    found = {}
+    for tag in git(project, "tag", "--list", f"state/{timeline}/*").splitlines():
+        manifest = json.loads(git(project, "show", f"{tag}:manifest.json"))
+        found[tag] = {
+            "inputs": manifest["inputs"],
+            "outputs": manifest["outputs"],
+            "metrics": git(project, "show", f"{tag}:metrics.json"),
+            "lock": git(project, "show", f"{tag}:dvc.lock"),
+            "params": git(project, "show", f"{tag}:params.yaml"),
+        }
+    return found
+
+
+def in_parallel(lanes: list[Lane], work: list[Callable[[Lane], None]]) -> None:
+    """Do pieces of work, one a lane at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+    from queue import Queue
+
+    free: Queue[Lane] = Queue()
+    for lane in lanes:
+        free.put(lane)
+
+    def do(piece: Callable[[Lane], None]) -> None:
+        lane = free.get()
+        try:
+            piece(lane)
+        finally:
+            free.put(lane)
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        for done in [pool.submit(do, piece) for piece in work]:
+            done.result()
