@@ -230,13 +230,21 @@ def _await_end(home: Path, last: Server | None) -> None:
                 continue
             if not (last and last.ending and last.pid == process.pid):
                 process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(15)
-            except psutil.TimeoutExpired:
+            if not _ended(process, 15):
                 process.kill()
-                process.wait(15)
+                _ended(process, 15)
         except psutil.NoSuchProcess:
             continue
+
+
+def _ended(process: psutil.Process, seconds: float) -> bool:
+    """Wait for a process; one that only waits to be reaped, which nobody may do in a container, has ended."""
+    deadline = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _credentials(home: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from tests.project import ROOT
 
 pytestmark = pytest.mark.slow
 
-SEED, CASES = 5, 4
+SEED, CASES = 20, 4
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts small file systems")
