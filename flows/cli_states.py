@@ -55,6 +55,8 @@ def restore(
     project = here.project()
     restored = past.restore(project, timeline or here.timeline(project), state, to)
     source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
+    for path in restored.damaged:
+        out.print(f"{path} of {restored.state.tag} was damaged in the cache, and was fetched again", soft_wrap=True)
     out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
 
 

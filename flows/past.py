@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.cache import Cache
@@ -26,8 +27,10 @@ def restore(project: Path, timeline: str, name: str, to: Path | None) -> Restore
     """Restore a state, by default into a folder beside the project."""
     state = recorded.find(project, timeline, name)
     folder = to.absolute() if to else restoring.default_folder(project, state)
+    cache = Cache(config.cache_dir(project))
+    damaged = [path for path, entry in state.entries.items() if cache.drop_damaged(entry)]
     with opened_for(project, [(state, state.entries)]) as remote:
-        return restoring.restore(project, state, folder, remote)
+        return replace(restoring.restore(project, state, folder, remote), damaged=tuple(damaged))
 
 
 def verify(project: Path, state: State, progress: Progress) -> Verification:

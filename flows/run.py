@@ -108,8 +108,13 @@ def _continues(params: Params, last: State, project: Path) -> None:
     """A timeline is one stream under one set of params: what made its states may not change under them.
 
     Raises:
-        UserError: names the key, and the way out.
+        UserError: names the key, and the way out; or the newest state was edited.
     """
+    if edited := last.contradictions:
+        raise UserError(
+            f"{last.tag} was edited: manifest.json and DVC's files name different content of {edited[0]}; nothing goes "
+            "on from it until its tag and branch are back at the commit that was recorded"
+        )
     before = Params.model_validate(last.params)
     for key in ("seed", "base", "time"):
         if getattr(before, key) != getattr(params, key):

@@ -65,8 +65,15 @@ def common_dir(project: Path) -> Path:
 
 
 def show(project: Path, revision: str, path: str) -> str:
-    """A file's text at a revision."""
-    return git(project, "show", f"{revision}:{path}")
+    """A file's text at a revision.
+
+    Raises:
+        GitError: there is none, or the repository is damaged there; names both.
+    """
+    try:
+        return git(project, "show", f"{revision}:{path}")
+    except GitError as error:
+        raise GitError(f"{path} of {revision} cannot be read: {error} (`git fsck` tells more)") from None
 
 
 def snapshot(project: Path, scratch: Path, *include: str) -> str:

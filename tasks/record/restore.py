@@ -26,6 +26,8 @@ class Restored:
     state: State
     folder: Path
     fetched: int
+    damaged: tuple[str, ...] = ()
+    """Paths with wrong bytes in the cache; they came from the remote again."""
 
 
 def missing(state: State, cache: Cache, only: Collection[str] | None = None) -> list[str]:

@@ -61,6 +61,13 @@ class State:
         """Path → md5 of every input and output, metrics too, as DVC's files name them."""
         return {out["path"]: out["md5"] for out in self._outs}
 
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """Paths for which manifest.json and DVC's own files name different content: somebody has edited one of them."""
+        named = {path: entry["md5"] for kind in ("inputs", "outputs") for path, entry in self.manifest[kind].items()}
+        locked = self.locked
+        return tuple(sorted(path for path in {*named, *locked} if named.get(path) != locked.get(path)))
+
     @cached_property
     def _outs(self) -> list[dict[str, Any]]:
         lock = YAML(typ="safe").load(show(self.project, self.commit, "dvc.lock"))

@@ -108,7 +108,7 @@ def described(remote: Remote) -> str:
 
 def reason(error: Exception) -> str:
     """Why a store did not do as asked, on one line."""
-    code = getattr(error, "response", {}).get("Error", {}).get("Code", "?")
+    code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "?")
     return _REASONS.get(code) or " ".join(str(error).split())
 
 

@@ -108,7 +108,7 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
             for name in (ran[:-1] if failure else ran)
         ]
     seconds = round(time.monotonic() - started, 1)
-    found = Verification(state, tuple(checks), broken, _contradictions(state, locked), failure, seconds=seconds)
+    found = Verification(state, tuple(checks), broken, state.contradictions, failure, seconds=seconds)
     return replace(found, reasons=_reasons(state, found.first.node)) if found.first else found
 
 
@@ -167,11 +167,6 @@ def _told(state: State, progress: Progress) -> Progress:
 
 def _md5(path: Path) -> str | None:
     return hash_of(path).md5 if path.exists() else None
-
-
-def _contradictions(state: State, locked: Mapping[str, str]) -> tuple[str, ...]:
-    named = {path: entry["md5"] for kind in ("inputs", "outputs") for path, entry in state.manifest[kind].items()}
-    return tuple(sorted(path for path in {*named, *locked} if named.get(path) != locked.get(path)))
 
 
 def _reasons(state: State, node: str) -> tuple[str, ...]:

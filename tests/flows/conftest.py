@@ -1,10 +1,14 @@
 """One timeline, run for real, for all tests that only look at it or work on a copy."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests import project as projects
+
+NO_PICKLES = os.pathsep.join(filter(None, [str(Path(__file__).parent / "no_pickles"), os.environ.get("PYTHONPATH")]))
+"""A path on which every unpickling of a class or function fails."""
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from tasks.cache import hash_of
 from tests import project as projects
+from tests.flows.conftest import NO_PICKLES
 from tests.project import chronomerge, git
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,7 @@ def test_a_clone_restores_what_the_manifest_says(run: Path, tmp_path: Path) -> N
 def test_restore_fetches_from_the_store_and_says_how_much(run: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", str(run), "clone")
     chronomerge(tmp_path / "clone", "remote", "use", str(run))
-    done = chronomerge(tmp_path / "clone", "restore", "2")
+    done = chronomerge(tmp_path / "clone", "restore", "2", PYTHONPATH=NO_PICKLES)
     assert "fetched from the remote" in done.stdout
     manifest = json.loads(git(run, "show", "state/tiny/0002:manifest.json"))
     restored = tmp_path / "clone-tiny-0002"
@@ -90,6 +91,34 @@ def test_restore_fetches_from_the_store_and_says_how_much(run: Path, tmp_path: P
     }
     again = chronomerge(tmp_path / "clone", "restore", "2", "--to", str(tmp_path / "again"))
     assert "all from the cache" in again.stdout
+
+
+def test_restore_finds_what_is_damaged_in_the_cache(run: Path, tmp_path: Path) -> None:
+    """A file and a folder's listing have a wrong byte each: both are named, and come from the store again."""
+    manifest = json.loads(git(run, "show", "state/tiny/0001:manifest.json"))
+    for path in ("data/step/expert.safetensors", "data/step/arrival"):
+        md5 = manifest["outputs"][path]["md5"]
+        stored = run / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+        content = bytearray(stored.read_bytes())
+        content[len(content) // 2] ^= 1
+        stored.unlink()  # whoever has a link to it keeps the right bytes
+        stored.write_bytes(content)
+    done = chronomerge(run, "restore", "1", "--to", str(tmp_path / "state"))
+    for path in ("data/step/expert.safetensors", "data/step/arrival"):
+        assert f"{path} of state/tiny/0001 was damaged in the cache" in done.stdout
+        assert hash_of(tmp_path / "state" / path).md5 == manifest["outputs"][path]["md5"]
+
+
+def test_the_guard_against_pickles_works_and_results_need_none(run: Path) -> None:
+    code = "import datetime, pickle; pickle.loads(pickle.dumps(datetime.timezone.utc))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": NO_PICKLES}, capture_output=True, text=True
+    )
+    assert "something unpickles" in done.stderr
+    results = list((run / ".chronomerge" / "results").iterdir())
+    assert len(results) >= 18
+    for result in results:
+        assert json.loads(result.read_text())["metadata"]["serializer"]["type"] == "json"
 
 
 def test_restore_never_overwrites(run: Path, tmp_path: Path) -> None:

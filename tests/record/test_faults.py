@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from flows.run import pending
 from tasks.cache import Cache, hash_of
 from tasks.errors import UserError
-from tasks.record import config, restore, states, store, worktree
+from tasks.record import config, layout, restore, states, store, worktree
 from tasks.record.config import Remote
 from tasks.record.dvc import Dvc, RemoteError
+from tasks.record.git import GitError, git
 from tests.record import made_up
 from tests.record.faults import Fault, Plan, proxied
 
@@ -137,3 +139,43 @@ def test_a_store_that_hangs_is_given_up(held: Held) -> None:
     impatient = Remote("proxied", held.remote.url, {**held.remote.options, "read_timeout": "1"})
     with pytest.raises(UserError, match="cannot be reached"):
         store.check(impatient)
+
+
+def test_a_manifest_with_a_wrong_byte_is_found(held: Held, tmp_path: Path) -> None:
+    """Git's own hash covers it: file and commit are named, and nothing goes on from it."""
+    project = tmp_path / "copy"
+    shutil.copytree(held.project, project, symlinks=True)
+    last = states.last(project, "x")
+    assert last is not None
+    blob = git(project, "rev-parse", f"{last.tag}:manifest.json")
+    stored = project / ".git" / "objects" / blob[:2] / blob[2:]
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 2] ^= 1
+    stored.chmod(0o644)
+    stored.write_bytes(content)
+    named = rf"^manifest\.json of {last.commit} cannot be read: .*(inflate|corrupt)"
+    with pytest.raises(GitError, match=named):
+        _ = last.entries
+    with pytest.raises(GitError, match=named):
+        made_up.record(project, held.remote, held.dvc)
+    assert states.last(project, "x") == last
+
+
+def test_a_manifest_edited_by_hand_is_found(held: Held, tmp_path: Path) -> None:
+    project, tree = tmp_path / "copy", tmp_path / "tree"
+    shutil.copytree(held.project, project, symlinks=True)
+    last = states.last(project, "x")
+    assert last is not None
+    git(project, "worktree", "add", "--quiet", str(tree), "states/x")
+    text = (tree / "manifest.json").read_text()
+    md5 = last.entries[layout.DEPLOYED].md5
+    (tree / "manifest.json").write_text(text.replace(md5, md5[::-1]))
+    git(tree, "commit", "--quiet", "--all", "--message", "better numbers")
+    with pytest.raises(UserError, match="branch states/x is at"):
+        states.last(project, "x")
+    git(project, "tag", "--force", last.tag, "states/x")
+    edited = states.last(project, "x")
+    assert edited is not None
+    assert edited.contradictions == (layout.DEPLOYED,)
+    with pytest.raises(UserError, match=rf"^{last.tag} was edited: .* {layout.DEPLOYED}"):
+        pending(project)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,7 @@ def test_two_machines_race_for_three_steps(tmp_path: Path, remote: Remote, share
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(tmp_path / name), shared, remote.name],
             cwd=projects.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "GIT_AUTHOR_NAME": name},  # two machines never make one commit, even in one second
         )
         for name in ("one", "two")
     ]  # fmt: skip
