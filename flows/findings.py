@@ -91,14 +91,18 @@ def _place_row(place: Place) -> dict[str, Any]:
 
 
 def stored_lines(found: Mapping[str, Integrity]) -> Iterator[str]:
-    """A line for each place, then one for each object that is damaged or missing."""
+    """A line for each place, then one for each object that is damaged or missing; a cache may lack what a store has."""
     for name, one in found.items():
-        for where, place in (("the cache", one.cache), (f"store {name}", one.remote)):
-            yield f"{where}: {place.whole} of {one.objects} objects are whole ({size(place.bytes)} read)"
-            yield from _findings("damaged", place.damaged)
-            yield from _findings("missing", place.missing)
-        if one.cache.missing and not one.remote.missing:
-            yield "What the cache lacks is fetched when it is needed."
+        lost = {finding.md5 for finding in (*one.remote.damaged, *one.remote.missing)}
+        nowhere = [finding for finding in one.cache.missing if finding.md5 in lost]
+        yield f"the cache: {one.cache.whole} of {one.objects} objects are whole ({size(one.cache.bytes)} read)"
+        yield from _findings("damaged", one.cache.damaged)
+        yield from _findings("missing", nowhere)
+        if kept := len(one.cache.missing) - len(nowhere):
+            yield f"  not here: {kept} objects that the store has; they are fetched when they are needed"
+        yield f"store {name}: {one.remote.whole} of {one.objects} objects are whole ({size(one.remote.bytes)} read)"
+        yield from _findings("damaged", one.remote.damaged)
+        yield from _findings("missing", one.remote.missing)
         if not one.same:
             yield "`chronomerge doctor --repair` mends what one of the two still has."
 

@@ -17,6 +17,7 @@ from tasks.record import rollback as rolling
 from tasks.record import states as recorded
 from tasks.record import verify as verifying
 from tasks.record.config import Remote
+from tasks.record.dvc import Dvc
 from tasks.record.integrity import Integrity
 from tasks.record.restore import Restored
 from tasks.record.states import State
@@ -107,7 +108,11 @@ def _require_embedded(project: Path, name: str, state: State) -> None:
 
 
 def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[State, State | None]:
-    """Go back to a state; returns it and the state that now stands for it, None where it is the newest anyway."""
+    """Go back to a state; returns it and the state that now stands for it, None where it is the newest anyway.
+
+    Raises:
+        UserError: the timeline is being written; there is no such state; or its data cannot be had.
+    """
     place = layout.place_of(name)
     timeline = place.timeline if place else timeline
     with lock.writing(project, timeline, wait=wait):
@@ -117,7 +122,18 @@ def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[St
         if shared:
             recorded.synchronize(project, timeline, shared)
         state = recorded.find(project, timeline, name)
+        if rolling.is_newest(state):
+            return state, None
+        _bring(project, state)
         return state, rolling.rollback(project, state, shared)
+
+
+def _bring(project: Path, state: State) -> None:
+    """Have all of a state in the cache: what cannot be had is no place to go on from."""
+    with opened_for(project, [(state, state.entries)]) as remote:
+        if remote:
+            with Dvc(project) as dvc, worktree.of_state(project, state, remote) as there:
+                restoring.fetch(state, Cache(config.cache_dir(project)), dvc, there)
 
 
 def _git_remote(project: Path, timeline: str) -> str | None:

@@ -16,8 +16,14 @@ from tasks.record.git import git
 from tasks.record.states import State
 
 
-def rollback(project: Path, to: State, shared: str | None) -> State | None:
-    """Make a state the newest of its timeline again; the next step starts from it. None where it is that already.
+def is_newest(state: State) -> bool:
+    """Whether the next step starts from this state anyway, or from the same one on another line."""
+    newest = states.last(state.project, state.timeline)
+    return newest is not None and _origin(newest) == _origin(state)
+
+
+def rollback(project: Path, to: State, shared: str | None) -> State:
+    """Make a state the newest of its timeline again: the next step starts from it.
 
     The caller holds the timeline's lock, and has brought the states of the ``shared`` git remote, if there is one.
 
@@ -26,8 +32,6 @@ def rollback(project: Path, to: State, shared: str | None) -> State | None:
     """
     newest = states.last(project, to.timeline)
     assert newest, f"{to.tag} is recorded, so there is a newest state"
-    if _origin(newest) == _origin(to):
-        return None
     line = newest.line + 1
     made = {
         **to.manifest,
