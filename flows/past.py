@@ -27,7 +27,7 @@ from tasks.record.verify import Need, Verification
 def restore(project: Path, timeline: str, name: str, to: Path | None) -> Restored:
     """Restore a state, by default into a folder beside the project."""
     state = recorded.find(project, timeline, name)
-    folder = to.absolute() if to else restoring.default_folder(project, state)
+    folder = to.resolve() if to else restoring.default_folder(project, state)
     cache = Cache(config.cache_dir(project))
     damaged = [path for path, entry in state.entries.items() if cache.drop_damaged(entry)]
     with opened_for(project, [(state, state.entries)]) as remote:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tasks.cache import Cache, Entry
 from tasks.errors import UserError
@@ -45,7 +49,7 @@ def default_folder(project: Path, state: State) -> Path:
 
 
 def restore(project: Path, state: State, folder: Path, remote: Remote | None) -> Restored:
-    """Check a state out into a new git worktree, with all its data.
+    """Check a state out into a new git worktree, with all its data; the folder appears once it is complete.
 
     ``remote`` may be None when the cache has everything (see `missing`).
 
@@ -63,18 +67,25 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
             )
     paths.check(state)
     cache = Cache(config.cache_dir(project))
+    part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.part-*"):
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            remove(project, left)  # a restore that was killed
     forget(project, folder)  # restored there before, and deleted since
-    git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
+    git(project, "worktree", "add", "--quiet", "--detach", str(part), state.commit)
     try:
         if remote:
-            config.write_workspace(folder, project, remote)
+            config.write_workspace(part, project, remote)
         # Never a symbolic link into the cache: on another file system, files are copied.
-        config.write_local(folder, {"cache": {"dir": str(cache.folder), "type": "hardlink,copy"}})
+        config.write_local(part, {"cache": {"dir": str(cache.folder), "type": "hardlink,copy"}})
         with Dvc(project) as dvc:
-            fetched = fetch(state, cache, dvc, folder)
-            dvc("checkout", folder)
+            fetched = fetch(state, cache, dvc, part)
+            dvc("checkout", part)
+        if folder.exists():
+            folder.rmdir()  # empty, or this fails
+        git(project, "worktree", "move", str(part), str(folder))
     except BaseException:
-        remove(project, folder)
+        remove(project, part)
         raise
     return Restored(state, folder, fetched)
 

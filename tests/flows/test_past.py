@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,19 @@ def test_on_another_file_system_files_are_copies(run: Path) -> None:
     finally:
         shutil.rmtree(there, ignore_errors=True)
         git(run, "worktree", "prune")
+
+
+def test_a_restore_that_was_killed_leaves_nothing_in_the_way(run: Path, tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    part = tmp_path / f".state.part-{dead.stdout.strip()}"
+    git(run, "worktree", "add", "--quiet", "--detach", str(part), "state/tiny/0001")
+    (tmp_path / "state").mkdir()
+    past.restore(run, "tiny", "1", tmp_path / "state")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert git(tmp_path / "state", "status", "--porcelain") == ""
+    assert (tmp_path / "state" / layout.DEPLOYED).exists()
+    git(run, "worktree", "remove", "--force", str(tmp_path / "state"))
+    assert git(run, "worktree", "list", "--porcelain").count("worktree ") == 1
 
 
 def test_where_a_state_may_not_go(run: Path, tmp_path: Path) -> None:
