@@ -16,6 +16,8 @@ from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
 from s3fs.core import calculate_chunksize
 
+from tasks.record import upload
+
 JOBS = 2
 """Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
 QUERIES = 16
@@ -38,7 +40,8 @@ def push(repo: Repo, md5s: Collection[str], known: Collection[str]) -> int:
     """
     with _open(repo) as (store, cache):
         absent = set(md5s) - set(store.oids_exist(md5s, jobs=QUERIES))
-        _add(cache, store, absent)
+        _add(cache, store, absent - upload.large_objects(repo, absent))
+        store.fs.fs.invalidate_cache()  # it has not seen the large ones come
         compared = sorted(absent | (set(md5s) - set(known)))
         paths = [store.oid_to_path(md5) for md5 in compared]
         facts = store.fs.info(paths, batch_size=QUERIES)
