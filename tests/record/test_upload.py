@@ -39,7 +39,8 @@ def test_large_objects_are_sent_once_and_whole(repo: Repo, tmp_path: Path, monke
         assert not repo.status(cloud=True)  # DVC looks for it in the same place
 
 
-def test_a_remote_that_is_not_s3_is_left_to_dvc(repo: Repo, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("repo")
+def test_a_remote_that_is_not_s3_is_left_to_dvc(tmp_path: Path) -> None:
     large = put(tmp_path, "large", upload.LARGE)
     config.write_remote(tmp_path, Remote("disk", str(tmp_path / "elsewhere")))
     config.write_local(tmp_path, {"core": {"remote": "disk"}})
