@@ -10,7 +10,7 @@ from flows import prefect_server
 from tasks import progress
 from tasks.errors import UserError
 from tasks.params import Params, load
-from tasks.record import claim, layout, lock, states, store, worktree
+from tasks.record import claim, embedded, layout, lock, states, store, worktree
 from tasks.record.dvc import RemoteError
 from tasks.record.states import State
 
@@ -51,6 +51,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
     """
     params = load(project / "params.yaml")
     if not params.store.git and not pending(project, until, params).steps:
+        _tidy(project, params.timeline)
         return []  # asks nobody, so that it answers at once
     worktree.require_same_code(project, Path(__file__).parents[1])
     with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
@@ -65,6 +66,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
             states.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
+            embedded.stop_unused(project)
             return []
         starting = "starting the store and the Prefect server"
         progress.report(starting, 0, 1)
@@ -93,6 +95,14 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
             raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
         finally:
             prefect_server.flush_logs()
+
+
+def _tidy(project: Path, timeline: str) -> None:
+    """Remove what a run has left that was killed when all was recorded, unless one is under way."""
+    if lock.holder(project, timeline) is None:
+        with lock.writing(project, timeline):
+            worktree.clean_up(project, timeline)
+        embedded.stop_unused(project)
 
 
 def _check(params: Params, project: Path) -> None:

@@ -80,7 +80,8 @@ def write_local(project: Path, sections: dict[str, dict[str, str]]) -> None:
             config.setdefault(section, {}).update(options)
         buffer = io.BytesIO()
         config.write(buffer)
-        temporary = path.with_name(f".config.local-{os.getpid()}")
+        temporary = path.parent / "tmp" / "config.local"  # where git ignores it: a kill may leave it, with its secrets
+        temporary.parent.mkdir(exist_ok=True)
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(buffer.getvalue())
         temporary.replace(path)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -107,15 +108,26 @@ def serving(project: Path) -> Iterator[Remote]:
         try:
             yield _remote(project, server)
         finally:
-            with _exclusive(home):
-                try:
-                    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    pass  # somebody else uses it and will stop it
-                else:
-                    current = running(project)
-                    if current and not current.stays:
-                        _stop(project, current)
+            _leave(project, lease)
+
+
+def stop_unused(project: Path) -> None:
+    """Stop a server that a killed run has left, unless somebody uses it or it is to stay."""
+    home = folder(project)
+    if (home / "in-use").exists():
+        with (home / "in-use").open("a+") as lease:
+            _leave(project, lease)
+
+
+def _leave(project: Path, lease: TextIO) -> None:
+    with _exclusive(folder(project)):
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody else uses it and will stop it
+        current = running(project)
+        if current and not current.stays:
+            _stop(project, current)
 
 
 def running(project: Path) -> Server | None:
@@ -146,10 +158,13 @@ def _last(project: Path) -> Server | None:
 
 def keep(project: Path, stays: bool) -> Server | None:
     """Let the running server stay when nobody uses it, or let it go."""
-    server = running(project)
-    if server:
-        server = replace(server, stays=stays)
-        _note(project, server)
+    home = folder(project)
+    home.mkdir(parents=True, exist_ok=True)
+    with _exclusive(home):
+        server = running(project)
+        if server:
+            server = replace(server, stays=stays)
+            _note(project, server)
     return server
 
 
@@ -205,8 +220,9 @@ def _spawn(command: list[str], log: Path) -> int:
 
 
 def _note(project: Path, server: Server) -> None:
+    """Keep what is known of a server; one at a time."""
     path = folder(project) / "server.json"
-    temporary = path.with_name(f".server-{os.getpid()}.json")
+    temporary = path.with_name("server.json.new")
     temporary.write_text(json.dumps(asdict(server)))
     temporary.replace(path)
 
@@ -254,8 +270,8 @@ def _credentials(home: Path) -> dict[str, str]:
         made = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_urlsafe(30)}
         identity = {"name": "admin", "credentials": [made],
                     "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
-        temporary = home / f".s3-{os.getpid()}.json"
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        temporary = home / "s3.json.new"
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump({"identities": [identity]}, file)
         temporary.replace(path)
     credentials: dict[str, str] = json.loads(path.read_text())["identities"][0]["credentials"][0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+
 from boto3.s3.transfer import TransferConfig
 from dvc.repo import Repo
 from s3fs.core import calculate_chunksize

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,9 +95,28 @@ def remove(project: Path, folder: Path) -> None:
 
 def forget(project: Path, folder: Path) -> None:
     """Drop git's note of one worktree. (``git worktree prune`` would drop a user's that is only unmounted.)"""
-    for note in (common_dir(project) / "worktrees").glob("*/gitdir"):
-        if Path(note.read_text().strip()).resolve() == (folder / ".git").resolve():
-            shutil.rmtree(note.parent)
+    for note in (common_dir(project) / "worktrees").glob("*"):
+        if _where(note) == (folder / ".git").resolve():
+            shutil.rmtree(note)
+
+
+def _where(note: Path) -> Path | None:
+    """Which worktree git's note is about, if it says so."""
+    try:
+        text = (note / "gitdir").read_text().strip()
+    except FileNotFoundError:
+        return None
+    return Path(text).resolve() if text else None
+
+
+def _drop_stale_locks(repository: Path, timeline: str) -> None:
+    """Git locks a ref for milliseconds; a lock on ours that stays is of a git that was killed, and would stop us."""
+    branch, tags = layout.branch(timeline), layout.tag(timeline, 0).rpartition("/")[0]
+    locks = [repository / f"{branch}.lock", *(repository / tags).glob("*.lock")]
+    if any(path.exists() for path in locks):
+        time.sleep(1)
+    for path in locks:
+        path.unlink(missing_ok=True)
 
 
 def folders(project: Path) -> list[Path]:
@@ -131,6 +152,11 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
     left = sorted(home.iterdir()) if home.exists() else []
     for folder in left:
         remove(project, folder)
+    for note in (common_dir(project) / "worktrees").glob("*"):
+        ours = re.fullmatch(r"(state-)?\d{4,}-(\d+)", note.name)
+        if ours and not psutil.pid_exists(int(ours[2])) and not _where(note):
+            shutil.rmtree(note)  # git was killed while it made a worktree
+    _drop_stale_locks(common_dir(project), timeline)
     for index in (layout.private(project) / "tmp").glob("index-*"):
         if not psutil.pid_exists(int(index.name.split("-")[1].removesuffix(".lock"))):
             index.unlink(missing_ok=True)
