@@ -135,4 +135,4 @@ def nothing_left(lane: Lane) -> None:
     while running := lane.strays():
         if time.monotonic() > deadline:
             raise BrokenError(f"still running: {[process.cmdline()[:3] for process in running]}")
-        time.sleep(0.1)
+        time.sleep(0.3)
