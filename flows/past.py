@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from tasks.cache import Cache
 from tasks.errors import UserError
-from tasks.params import load
+from tasks.params import Store, load
 from tasks.progress import Progress
-from tasks.record import config, embedded, integrity, layout, lock, store, worktree
+from tasks.record import claim, config, embedded, integrity, layout, lock, store, worktree
 from tasks.record import restore as restoring
 from tasks.record import rollback as rolling
 from tasks.record import states as recorded
@@ -118,14 +118,27 @@ def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[St
     with lock.writing(project, timeline, wait=wait):
         worktree.require_not_checked_out(project, timeline)
         worktree.clean_up(project, timeline)
-        shared = _git_remote(project, timeline)
-        if shared:
-            recorded.synchronize(project, timeline, shared)
+        settings = _store_of(project, timeline)
+        if settings.git:
+            recorded.synchronize(project, timeline, settings.git)
         state = recorded.find(project, timeline, name)
         if rolling.is_newest(state):
             return state, None
-        _bring(project, state)
-        return state, rolling.rollback(project, state, shared)
+        with _agreeing(project, settings, timeline, wait=wait) as agree:
+            _bring(project, state)
+            return state, rolling.rollback(project, state, settings.git, agree)
+
+
+@contextlib.contextmanager
+def _agreeing(project: Path, settings: Store, timeline: str, *, wait: bool) -> Iterator[Callable[[State], None]]:
+    """Hold a timeline in its store where machines agree there; yields how they agree on a new state."""
+    if settings.git:
+        yield lambda _: None
+        return
+    with store.open_store(project, settings.remote) as remote, contextlib.ExitStack() as stack:
+        if claim.needed(settings, remote):
+            stack.enter_context(claim.writing(project, remote, timeline, wait=wait))
+        yield claim.agreement(settings, remote)
 
 
 def _bring(project: Path, state: State) -> None:
@@ -136,10 +149,8 @@ def _bring(project: Path, state: State) -> None:
                 restoring.fetch(state, Cache(config.cache_dir(project)), dvc, there)
 
 
-def _git_remote(project: Path, timeline: str) -> str | None:
-    """The git remote that a timeline's states are pushed to: as params.yaml says, else as its newest state does."""
+def _store_of(project: Path, timeline: str) -> Store:
+    """Where a timeline's states are kept and pushed to: as params.yaml says, else as its newest state does."""
     params = load(project / "params.yaml")
-    if params.timeline == timeline:
-        return params.store.git
     newest = recorded.last(project, timeline)
-    return newest.params["store"]["git"] if newest else None
+    return params.store if params.timeline == timeline or newest is None else Store(**newest.params["store"])

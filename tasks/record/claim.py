@@ -12,13 +12,14 @@ Beside the data, under ``.chronomerge/`` of the remote, lie two kinds of small o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -45,6 +46,11 @@ _UNKNOWN = {"NotImplemented", "501"}
 def needed(settings: Store, remote: Remote) -> bool:
     """Whether the store is what machines agree in: a shared git remote does it where there is one."""
     return remote.is_s3 and not settings.git
+
+
+def agreement(settings: Store, remote: Remote) -> Callable[[State], None]:
+    """How a new state is agreed on before git's own transaction: by `take`, where it is `needed`."""
+    return functools.partial(take, remote) if needed(settings, remote) else lambda _: None
 
 
 @contextlib.contextmanager

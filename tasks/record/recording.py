@@ -8,7 +8,6 @@ same call again finishes or does nothing.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ def record(
         code.commit,
         _message(params, worktree.folder),
         params.store.git,
-        functools.partial(claim.take, remote) if claim.needed(params.store, remote) else lambda _: None,
+        claim.agreement(params.store, remote),
     )
 
 

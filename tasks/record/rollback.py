@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,10 +23,11 @@ def is_newest(state: State) -> bool:
     return newest is not None and _origin(newest) == _origin(state)
 
 
-def rollback(project: Path, to: State, shared: str | None) -> State:
+def rollback(project: Path, to: State, shared: str | None, agree: Callable[[State], None] = lambda _: None) -> State:
     """Make a state the newest of its timeline again: the next step starts from it.
 
-    The caller holds the timeline's lock, and has brought the states of the ``shared`` git remote, if there is one.
+    The caller holds the timeline's lock, and has brought the states of the ``shared`` git remote, if there is one;
+    ``agree`` is `tasks.record.states.make`'s.
 
     Raises:
         UserError: another writer was first, or the git remote cannot be reached.
@@ -49,7 +51,7 @@ def rollback(project: Path, to: State, shared: str | None) -> State:
         f"state {to.timeline} {Path(layout.short_tag(to.timeline, to.step, line)).name}: back to {to.tag}\n\n"
         f"Line {line} starts here; {newest.tag} and what led to it stay on the lines before.\n"
     )
-    return states.make(project, to.timeline, to.step, line, tree, [newest.commit, to.commit], message, shared)
+    return states.make(project, to.timeline, to.step, line, tree, [newest.commit, to.commit], message, shared, agree)
 
 
 def _origin(state: State) -> str:
