@@ -345,7 +345,9 @@ def table(results: dict[str, Any]) -> str:
     for row in sorted(results, key=lambda row: _rows().index(row.partition(" on ")[0])):
         plain, on, device = row.partition(" on ")
         name, _, count = plain.partition(" N=")
-        ours, theirs = results[row]["ours"], results[row].get("peer")
+        ours, theirs = results[row].get("ours"), results[row].get("peer")
+        if ours is None:
+            continue
         cells = [name + on + device, count or ("–" if name == "startup" else "8")]
         cells += [f"{ours[key]:.{digits}f}" for key, digits in _COLUMNS]
         floor = results.get(_floor_of(name, count))
@@ -368,7 +370,7 @@ _COLUMNS = (("wall", 2), ("cpu", 2), ("resident", 0), ("anonymous", 0))
 def goals(results: dict[str, Any]) -> list[str]:
     """Each goal that the CPU's rows measured so far can tell of: met or missed, and by what."""
     verdicts: list[tuple[str, float, float]] = []  # what, measured, at most
-    results = {row: entry for row, entry in results.items() if " on " not in row}
+    results = {row: entry for row, entry in results.items() if " on " not in row and "ours" in entry}
     ours = {row: entry["ours"] for row, entry in results.items()}
     if "startup" in results:
         limit = results["startup"]["torch"]["wall"] + STARTUP_S
