@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import UserError
+from tasks.merge.stream import Piece, Window
 from tasks.merge.types import Array, Scope, Unit
-
-if TYPE_CHECKING:
-    from tasks.merge.stream import Piece, Window
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Density = Annotated[float, Field(gt=0, le=1)]

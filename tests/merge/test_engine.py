@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+import tracemalloc
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +322,35 @@ def test_a_technique_from_outside_in_under_twenty_lines(
     assert has_sequential_form(time.technique.name, time.technique.settings)
     with pytest.raises(UserError, match=r"mine\.py defines no technique Smallest"):
         merge("mine.py:Smallest", files[1], files[0])
+
+
+@pytest.mark.parametrize("technique", ["ties", "consensus", "sce", "karcher", "model_stock", "dare_ties"])
+def test_memory_does_not_grow_with_the_number_of_experts(technique: str) -> None:
+    random, shape = np.random.default_rng(0), (1 << 18,)
+    zero, one = ({"w": random.standard_normal(shape, np.float32)} for _ in range(2))
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        merge(technique, [one] * count, zero, settings={"density": 0.5} if technique == "sce" else {}, threads=1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(32) < 1.1 * peak(8)
+
+
+def test_modules_import_one_another_in_one_direction() -> None:
+    folder = Path(__file__).parents[2] / "tasks" / "merge"
+    imports: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        if path.name.startswith("__"):
+            continue
+        module = ".".join(["tasks.merge", *path.relative_to(folder).with_suffix("").parts])
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = {f"{node.module}.{name.name}" for node in found for name in node.names} | {str(n.module) for n in found}
+        imports[module] = {name for name in names if name.startswith("tasks.merge.")}
+    order = list(TopologicalSorter(imports).static_order())  # a CycleError names the modules of a circle
+    assert order.index("tasks.merge.stream") < order.index("tasks.merge.engine")
 
 
 def test_linear_algebra_gets_its_threads_back() -> None:
