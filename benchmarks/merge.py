@@ -430,10 +430,11 @@ def main() -> None:
     path = cache / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if not arguments.table:
-        wanted = arguments.only.split(",") if arguments.only else _rows()
-        if unknown := set(wanted) - set(_rows()):
-            parser.error(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(_rows())}")
         on_cpu = arguments.device == "cpu"
+        rows = [row for row in _rows() if on_cpu or row.partition(" ")[0] in OURS]
+        wanted = arguments.only.split(",") if arguments.only else rows
+        if unknown := set(wanted) - set(rows):
+            parser.error(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
         for row in wanted:
             label = row if on_cpu else f"{row} on {arguments.device}"
             before = results.get(label, {})

@@ -40,12 +40,12 @@ class Tsv(Technique):
                 total += piece.vector(i)
             return total * (self.scale / piece.count)
         each, n = max(1, min(piece.shape) // piece.count), piece.count
-        first = piece.vector(0)
-        u = np.zeros((piece.shape[0], each * n), np.float32, like=first)
-        v = np.zeros((piece.shape[1], each * n), np.float32, like=first)
-        s = np.zeros(each * n, like=first)
+        like = piece.window.device.like
+        u = np.zeros((piece.shape[0], each * n), np.float32, like=like)
+        v = np.zeros((piece.shape[1], each * n), np.float32, like=like)
+        s = np.zeros(each * n, like=like)
         for i in range(n):
-            left, values, right = top(piece.vector(i) if i else first, each)
+            left, values, right = top(piece.vector(i), each)
             place = slice(i * each, i * each + len(values))
             u[:, place], s[place], v[:, place] = left, values, right
         orthonormalize(u)
