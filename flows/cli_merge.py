@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,10 @@ def merge(
     dry = dry_run
     if out is None and not dry:
         raise UserError("say where the merged model goes: --out merged.safetensors (or --dry-run)")
+    if out is not None and not out.name.endswith((".safetensors", ".index.json")):
+        raise UserError(f"--out {out}: give a .safetensors file, or NAME.safetensors.index.json for shards")
+    if not 0 < shard_size < math.inf:
+        raise UserError(f"--shard-size is in gigabytes and more than 0, got {shard_size:g}")
     warnings: tuple[str, ...] = ()
     if config is not None:
         if technique or expert or base or settings:
@@ -92,9 +97,12 @@ def merge(
         return
     verb = "would merge" if dry else "merged"
     typer.echo(
-        f"{verb} {report.experts} models with {report.technique}: {report.merged} tensors, "
-        f"{report.parameters / 1e6:.1f} M parameters" + (f" into {out}" if out else "")
+        f"{verb} {report.experts} model{'s' * (report.experts != 1)} with {report.technique}: {report.merged} tensors, "
+        f"{report.parameters:,} parameters" + (f" into {out}" if out else "")
     )
+    if dry:
+        typer.echo(f"  settings: {_settings(report.settings)}")
+        typer.echo(f"  reads {report.read_bytes / 1e6:,.1f} MB a pass")
     for name, reason in report.kept.items():
         typer.echo(f"  kept {name} as the {'base' if base else 'first model'} has it: {reason}")
     for name, owner in report.dropped.items():
@@ -103,6 +111,7 @@ def merge(
 
 def techniques(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a document.")] = False,
 ) -> None:
     """List the merging techniques: settings and their defaults, what each needs, and its source."""
     from tasks.merge import available
@@ -111,11 +120,13 @@ def techniques(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
+    if markdown:
+        typer.echo(_table(rows))
+        return
     for row in rows:
-        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row["settings"].items())
         typer.secho(row["name"], bold=True)
         typer.echo(f"  {row['formula']}")
-        typer.echo(f"  settings: {settings}")
+        typer.echo(f"  settings: {_settings(row['settings'])}")
         typer.echo(f"  needs: {', '.join(row['needs'])}")
         typer.echo(f"  source: {row['source']}")
 
@@ -181,6 +192,22 @@ def _describe(technique: Any) -> dict[str, Any]:
         "sequential": default.sequential,
         "source": technique.source,
     }
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; without LiNeS, which every technique takes."""
+    lines = ["| technique | formula | settings | needs | running state | source |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        settings = _settings({key: value for key, value in row["settings"].items() if key != "lines"})
+        needs = ", ".join(n for n in row["needs"] if n == "the base" or n.startswith("exactly"))
+        cells = [f"`{row['name']}`", row["formula"], f"`{settings}`" if settings else "", needs]
+        cells += ["yes" if row["sequential"] else "", row["source"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def _bar() -> Progress:

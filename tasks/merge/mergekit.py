@@ -105,6 +105,12 @@ def load(path: Path) -> Configuration:
         if settings["density"] == 1:
             settings["epsilon"] = 0.0
     folder = path.parent
+    for model in inputs:
+        if not (folder / str(model["model"])).exists():
+            raise UserError(
+                f"{path}: there is no model {folder / str(model['model'])}; models are files or folders here, and none "
+                "is downloaded"
+            )
     warnings = (f"{name} draws at random: the draws are ours, and kept entries are divided by density",)
     return Configuration(
         technique=name,

@@ -91,7 +91,10 @@ def _from_file(name: str) -> type[Technique]:
     if spec is None or spec.loader is None:
         raise UserError(f"technique {name!r}: {file} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own code may raise
+        raise UserError(f"technique {name!r}: {file} cannot be imported ({type(error).__name__}: {error})") from error
     for technique in _defined_in(module):
         if technique.__name__ == wanted:
             return technique

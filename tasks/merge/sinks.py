@@ -42,6 +42,8 @@ class FileSink:
         self._places: dict[str, tuple[int, int]] = {}
         self._descriptors: list[int] = []
         ordered = sorted(entries, key=lambda n: (-WIDTH[entries[n].dtype], n))  # widest first keeps all aligned
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'merged.safetensors'}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.name.endswith(_INDEX):

@@ -30,6 +30,8 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _SINGLE = "model.safetensors"
 _LARGEST_HEADER = 100_000_000
+_TORCH = (b"PK\x03\x04", b"\x80\x02")
+"""How torch's files begin: archives, and the pickles of older versions."""
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -212,8 +214,11 @@ def _header(path: Path, descriptor: int) -> dict[str, tuple[Entry, int]]:
     """Name → (entry, offset in the file); the whole file is accounted for, as the format demands."""
     bad = f"{path}: not a readable safetensors file, perhaps truncated"
     size = os.fstat(descriptor).st_size
-    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    start = os.pread(descriptor, 8, 0)
+    length = int.from_bytes(start, "little")
     if size < 8 or length > min(_LARGEST_HEADER, size - 8):
+        if start.startswith(_TORCH):
+            raise UserError(f"{path}: a torch file; save its tensors with safetensors.torch.save_file first")
         raise UserError(bad)
     try:
         header = json.loads(os.pread(descriptor, length, 8))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,65 @@ def test_techniques_are_listed_with_settings_needs_and_source() -> None:
     assert "density=0.2" in run("techniques")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "m.bin"), r"--out m\.bin: give a \.safetensors file"),
+        (("-o", "."), r"--out \.: give a \.safetensors file"),
+        (("-o", "folder.safetensors"), r"folder\.safetensors: is a folder; name a file in it"),
+        (("-o", "m.safetensors", "--shard-size", "0"), "--shard-size is in gigabytes and more than 0, got 0"),
+        (("-o", "m.safetensors", "--shard-size", "nan"), "--shard-size is .* got nan"),
+        (("-o", "m.safetensors", "-e", "weights.pt"), r"weights\.pt: a torch file; save its tensors with safetensors"),
+        (("-o", "m.safetensors", "-e", "a.safetensors:nan"), "weights for some experts only"),
+        (("-o", "a.safetensors/m.safetensors"), r"a\.safetensors/m\.safetensors: cannot be written"),
+    ],
+)
+def test_what_a_newcomer_may_get_wrong(arguments: tuple[str, ...], message: str, folder: Path) -> None:
+    import torch
+
+    (folder / "folder.safetensors").mkdir()
+    torch.save({"w": torch.zeros(2)}, folder / "weights.pt")
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError, match=message):
+        run("merge", "-t", "ties", *MODELS, *arguments)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("import no_such_module", "ModuleNotFoundError: No module"), ("def f(:", "SyntaxError")]
+)
+def test_a_technique_that_cannot_be_imported(code: str, reason: str, folder: Path) -> None:
+    (folder / "mine.py").write_text(code)
+    with pytest.raises(UserError, match=rf"technique 'mine\.py:Mine': mine\.py cannot be imported \({reason}"):
+        run("merge", "-t", "mine.py:Mine", *MODELS, "-o", "m.safetensors")
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs/merging.md"
+
+
+def test_the_documents_table_is_the_commands() -> None:
+    written = DOCUMENT.read_text().partition("<!-- techniques -->\n")[2].partition("<!-- /techniques -->")[0]
+    assert written == run("techniques", "--markdown"), "paste what `chronomerge techniques --markdown` says"
+
+
+def test_the_documents_commands_run(folder: Path) -> None:
+    blocks = re.findall(r"```(\w*)\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    (own,) = (code for kind, code in blocks if kind == "python" and "class" in code)
+    (folder / "mine.py").write_text(own)
+    models = [{"model": f"{name}.safetensors", "parameters": {"weight": 1}} for name in "ab"]
+    config = {"merge_method": "ties", "base_model": "base.safetensors", "models": models}
+    (folder / "mergekit.yml").write_text(json.dumps(config))
+    text = "\n".join(code for kind, code in blocks if not kind).replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("chronomerge ")]
+    assert len(commands) == 7
+    for command in commands:
+        if "--device" not in command:
+            run(*command)
+    (script,) = (code for kind, code in blocks if kind == "python" and "class" not in code)
+    a, b = experts(2)
+    exec(script, {"a": a, "b": b})
+
+
 CONFIGURATIONS: list[tuple[dict[str, Any], str, dict[str, Any], list[float] | None]] = [
     ({"merge_method": "ties", "parameters": {"weight": 1, "density": 0.5, "lambda": 0.7}},
      "ties", {"density": 0.5, "scale": 0.7}, [1, 1]),
@@ -136,6 +197,7 @@ def test_slerp_goes_from_mergekits_base_model(folder: Path) -> None:
         ({"parameters": {"weight": 1, "rescale": True}}, "parameter rescale is not supported"),
         ({"parameters": {}}, "has no weight, which mergekit asks for"),
         ({"models": "a"}, "models should be a list"),
+        ({"models": [{"model": "org/model"}]}, "there is no model .*org/model; models are files or folders here"),
     ],
 )
 def test_configurations_that_have_no_counterpart(change: dict[str, Any], message: str, folder: Path) -> None:
