@@ -81,10 +81,12 @@ def verify(
             same = all(one.same for one in stored.values())
             rows, lines = findings.stored_rows(stored), list(findings.stored_lines(stored))
         else:
-            again = [past.verify(project, one, progress) for one in states if not (every and past.remade(one))]
+            run, left = past.worth_running(states) if every else (states, {})
+            again = [past.verify(project, one, progress) for one in run]
             same = all(one.same for one in again)
-            rows = [findings.recomputed_row(one) for one in again]
+            rows = [*map(findings.recomputed_row, again), *({"tag": tag, "left": why} for tag, why in left.items())]
             lines = [line for one in again for line in findings.recomputed_lines(one)]
+            lines += [f"{tag}: not run again, for {why}" for tag, why in left.items()]
     if as_json:
         out.print_json(json.dumps(rows))
     else:

@@ -11,7 +11,7 @@ from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.params import Store, load
 from tasks.progress import Progress
-from tasks.record import claim, config, embedded, integrity, layout, lock, store, worktree
+from tasks.record import claim, config, embedded, integrity, layout, lock, retention, store, worktree
 from tasks.record import restore as restoring
 from tasks.record import rollback as rolling
 from tasks.record import states as recorded
@@ -64,10 +64,19 @@ def chosen(project: Path, timeline: str, name: str | None, *, every: bool) -> li
     return states
 
 
-def remade(state: State) -> bool:
-    """Whether a state is a rollback's: another's tree once more, so there is nothing to run that was not run there."""
-    gone = state.manifest.get("rollback")
-    return gone is not None and recorded.find(state.project, state.timeline, gone["to"]).entries == state.entries
+def worth_running(states: Iterable[State]) -> tuple[list[State], dict[str, str]]:
+    """The states to run again, and why the others are not: tag → reason. Each set of bytes is made once."""
+    chosen: list[State] = []
+    left: dict[str, str] = {}
+    for state in states:
+        twin = next((one for one in chosen if "rollback" in state.manifest and one.entries == state.entries), None)
+        if state.commit in retention.let_go(state.project):
+            left[state.tag] = "its weights were let go; --quick reads what is left"
+        elif twin:
+            left[state.tag] = f"it is {twin.tag} once more"
+        else:
+            chosen.append(state)
+    return chosen, left
 
 
 def quick(project: Path, states: Iterable[State], progress: Progress) -> dict[str, Integrity]:

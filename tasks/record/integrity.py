@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tasks.cache import Cache, listing
 from tasks.errors import UserError
 from tasks.progress import Progress, silent
-from tasks.record import store
+from tasks.record import retention, store
 from tasks.record.config import Remote
 from tasks.record.dvc import RemoteError
 from tasks.record.states import State
@@ -75,7 +75,8 @@ class Integrity:
 def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progress = silent) -> Integrity:
     """Read every object of some states in the cache and in the remote, each once.
 
-    What a folder holds is unknown where its listing is whole in neither place; then the listing alone is reported.
+    Weights that a state has let go are not asked for. What a folder holds is unknown where its listing is whole in
+    neither place; then the listing alone is reported.
 
     Raises:
         RemoteError: the remote cannot be reached.
@@ -88,7 +89,11 @@ def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progr
         _Place("the cache", lambda md5: _of_cache(cache, md5), progress),
         _Place(f"the store {remote.name}", lambda md5: _of_remote(s3, remote, md5), progress),
     ]
-    entries = [(state.tag, path, entry) for state in states for path, entry in state.entries.items()]
+    entries = [
+        (state.tag, path, entry)
+        for state in states
+        for path, entry in retention.held(state, retention.let_go(state.project)).items()
+    ]
     uses: dict[str, list[tuple[str, str]]] = {}
     for tag, path, entry in entries:
         uses.setdefault(entry.md5, []).append((tag, path))

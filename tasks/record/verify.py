@@ -22,7 +22,7 @@ import psutil
 from tasks import models, nodes
 from tasks.cache import Cache, hash_of
 from tasks.progress import Progress, silent
-from tasks.record import config, history, layout, paths, restore, states
+from tasks.record import config, history, layout, paths, restore, retention, states
 from tasks.record.config import Remote
 from tasks.record.dvc import Dvc
 from tasks.record.git import git
@@ -76,8 +76,14 @@ Need = tuple[State, Collection[str]]
 
 def needs(state: State) -> list[Need]:
     """What `verify` reads: the state's inputs, and what they should follow from."""
-    previous = states.previous_of(state)
+    previous = _predecessor(state)
     return [*([(previous, history.READS)] if previous else []), (state, layout.INPUTS)]
+
+
+def _predecessor(state: State) -> State | None:
+    """What a state's history is checked against: the state before it, unless that has let its weights go."""
+    previous = states.previous_of(state)
+    return None if previous is None or previous.commit in retention.let_go(state.project) else previous
 
 
 def verify(project: Path, state: State, remote: Remote | None, progress: Progress = silent) -> Verification:
@@ -114,7 +120,7 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
 
 def unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]:
     """The paths in a state's history that are not what its predecessor hands on; both states' data are in the cache."""
-    previous = states.previous_of(state)
+    previous = _predecessor(state)
     if previous is None:
         return ()
     recorded = cache.members(state.entries[layout.HISTORY])

@@ -14,7 +14,7 @@ from rich.console import Console
 from flows import comparison, past, views
 from tasks.cache import Cache
 from tasks.errors import UserError
-from tasks.record import config, difference, layout, lock, states, verify
+from tasks.record import config, difference, layout, lock, retention, states, verify
 from tasks.record.git import git as plumbing
 from tests import project as projects
 from tests.flows.conftest import NO_PICKLES
@@ -101,9 +101,15 @@ def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path
         "other",
     )
     assert two.entries[layout.HISTORY] == states.find(copy, "tiny", "2.1").entries[layout.HISTORY]
-    assert past.remade(states.find(copy, "tiny", "1.2"))
-    assert not past.remade(one)
-    assert not past.remade(two)
+    run, left = past.worth_running(states.all_states(copy, "tiny"))
+    assert [state.name for state in run] == ["0", "1", "2", "2.2"]
+    assert left == {"state/tiny/0001.2": "it is state/tiny/0001 once more"}
+    retention.note(copy, [one])
+    run, left = past.worth_running(states.all_states(copy, "tiny"))
+    assert [state.name for state in run] == ["0", "2", "1.2", "2.2"]
+    assert "let go" in left["state/tiny/0001"]
+    assert [state.tag for state, _ in verify.needs(states.find(copy, "tiny", "2.1"))] == ["state/tiny/0002"]
+    git(copy, "update-ref", "-d", retention.NOTES)
 
     assert past.rollback(copy, "tiny", "1.1", wait=False)[1] is not None
     projects.write_params(copy)

@@ -14,7 +14,7 @@ from flows import findings, past
 from tasks import nodes
 from tasks.cache import Cache, Entry, hash_of
 from tasks.progress import silent
-from tasks.record import config, integrity, layout, states, store, verify
+from tasks.record import config, integrity, layout, retention, states, store, verify
 from tasks.record.git import git
 from tasks.record.states import State
 
@@ -172,6 +172,8 @@ def test_reading_all_that_is_stored(project: Path, record: Recording) -> None:
         cache.path(inside).chmod(0o644)
         cache.path(inside).write_text("rotten")
         found = integrity.check([state], cache, remote)
+        retention.note(project, [state])  # its history is let go, and nobody misses it any more
+        rest = integrity.check([state], cache, remote)
     here, there = found.cache, found.remote
     assert [one.md5 for one in here.damaged] == [inside]
     assert here.damaged[0].needed_by == (("state/x/0000", "data/history/y"),)
@@ -179,6 +181,8 @@ def test_reading_all_that_is_stored(project: Path, record: Recording) -> None:
     assert [one.md5 for one in there.damaged] == [flipped]
     assert {one.md5 for one in there.missing} == {raw, listing}
     assert not found.same
+    assert listing not in {one.md5 for one in (*rest.remote.missing, *rest.cache.damaged)}
+    assert {one.md5 for one in rest.remote.missing} == {raw}
     text = "\n".join(findings.stored_lines({"embedded": found}))
     assert "damaged: data/step/doubled/a.txt of state/x/0000 (object" in text
     assert json.dumps(findings.stored_rows({"embedded": found}))
