@@ -12,7 +12,7 @@ from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.params import load
 from tasks.progress import Progress, silent
-from tasks.record import config, embedded, garbage, lock, store
+from tasks.record import claim, config, embedded, garbage, lock, states, store
 from tasks.record.checks import CHECKS
 from tasks.record.doctor import Finding, Visit, examine, mend
 from tasks.record.dvc import Dvc
@@ -65,10 +65,24 @@ def collect(
         if name == config.EMBEDDED and everywhere and embedded.in_use(project):
             raise UserError("something uses the embedded store, perhaps a run in another clone; try again when it ends")
         with depot(project, name) as opened:
+            if everywhere:
+                _require_no_strangers(opened)
             found = garbage.plan(opened, keep_last=keep_last, keep_tags=keep_tags, everywhere=everywhere)
             if delete:
                 garbage.sweep(opened, found, shared, everywhere=everywhere)
             return found
+
+
+def _require_no_strangers(opened: Depot) -> None:
+    """Without a shared git remote, machines leave word in the store itself of what they record."""
+    if not opened.remote.is_s3:
+        return
+    known = {state.commit for state in states.every(opened.project)}
+    if others := claim.strangers(opened.project, opened.remote, known):
+        raise UserError(
+            f"store {opened.remote.name!r} has other users: {'; '.join(others[:3])}; have their tags here first "
+            "(git fetch), and wait until they have ended"
+        )
 
 
 @contextmanager

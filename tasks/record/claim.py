@@ -19,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -144,6 +144,26 @@ def require_free(project: Path, remote: Remote, tag: str) -> None:
         raise _taken(objects, tag, held)
 
 
+def strangers(project: Path, remote: Remote, known: Collection[str]) -> list[str]:
+    """What other repositories have in the store, or do there now, a sentence each; states at ``known`` commits aside.
+
+    Raises:
+        RemoteError: the store cannot be reached.
+    """
+    objects, repository = _Objects(remote), _repository(project, remote)
+    found = []
+    for name in objects.names():
+        held = objects.get(name)
+        if held is None or held.note.get("repository") in (None, repository):
+            continue
+        kind, _, what = name.partition("/")
+        if kind == "writing" and held.age <= SILENT_SECONDS:
+            found.append(f"{held.note['host']} is writing to timeline {what!r}")
+        elif kind == "claims" and held.note["commit"] not in known:
+            found.append(f"{held.note['host']} recorded {what}, which is not here")
+    return found
+
+
 def _claim(tag: str) -> str:
     return f"claims/{tag}"
 
@@ -226,6 +246,12 @@ class _Objects:
             note = json.loads(found["Body"].read())
         now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
         return _Held(note, found["ETag"], (now - found["LastModified"]).total_seconds())
+
+    def names(self) -> list[str]:
+        folder = self._key("") + "/"
+        with self._talking():
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._remote.bucket, Prefix=folder)
+            return [found["Key"].removeprefix(folder) for page in pages for found in page.get("Contents", ())]
 
     def delete(self, name: str) -> None:
         with self._talking():

@@ -15,7 +15,7 @@ import pytest
 from flows import care
 from tasks.cache import Cache, hash_of
 from tasks.errors import UserError
-from tasks.record import config, embedded, garbage, layout, lock, retention, states, store
+from tasks.record import claim, config, embedded, garbage, layout, lock, retention, states, store
 from tasks.record import restore as restoring
 from tasks.record.config import Remote
 from tasks.record.objects import Depot, in_cache, in_remote
@@ -106,13 +106,21 @@ def test_garbage_and_nothing_else_is_freed(project: Path, tmp_path: Path) -> Non
     restores(project, tmp_path / "one", 1)
 
 
-def test_a_real_s3_server_is_swept_alike(project: Path) -> None:
+def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
     projects.write_params(project, store={"remote": "embedded"})
     freed = {plant(project, "nobody wants this"), *weights(project, 0)}
     with opened(project, "embedded") as depot:
         depot.send(in_cache(depot.cache)[0])
         with pytest.raises(UserError, match="something uses the embedded store"):
             care.collect(project, everywhere=True)
+        git(tmp_path, "clone", "--quiet", str(project), "clone")
+        claim.take(depot.remote, State(tmp_path / "clone", "theirs", 0, "f" * 40))
+    with pytest.raises(UserError, match="recorded state/theirs/0000, which is not here; have their tags here first"):
+        care.collect(project, everywhere=True)
+    with opened(project, "embedded") as depot:
+        store.client(depot.remote).delete_object(
+            Bucket=depot.remote.bucket, Key="states/.chronomerge/claims/state/theirs/0000"
+        )
     found = care.collect(project, keep_last=1, delete=True, everywhere=True)
     assert freed <= found.remote.keys()
     with opened(project, "embedded") as depot:
