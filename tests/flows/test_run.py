@@ -93,6 +93,20 @@ def test_restore_fetches_from_the_store_and_says_how_much(run: Path, tmp_path: P
     assert "all from the cache" in again.stdout
 
 
+def test_another_machine_with_the_same_store_is_refused_before_any_work(
+    run: Path, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    """It has the code and the store, but not the states: they are commits of the first."""
+    git(tmp_path, "clone", "--quiet", "--no-tags", str(run), "clone")
+    projects.draw(tmp_path / "clone" / "drawings")
+    chronomerge(tmp_path / "clone", "remote", "use", str(run))
+    done = chronomerge(tmp_path / "clone", "run", check=False, **prefect_api)
+    assert done.returncode == 2
+    assert "error: state/tiny/0000 is another machine's already: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "step 0:" not in done.stderr
+
+
 def test_restore_finds_what_is_damaged_in_the_cache(run: Path, tmp_path: Path) -> None:
     """A file and a folder's listing have a wrong byte each: both are named, and come from the store again."""
     manifest = json.loads(git(run, "show", "state/tiny/0001:manifest.json"))
