@@ -114,6 +114,7 @@ def _nth(number: int) -> Callable[..., bool]:
 NODES = ("prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate")
 GIT = "tasks.record.git:git"
 REPO = "tasks.record.dvc_process:Repo"
+TRANSFER = "tasks.record.transfer"
 RENAME = "pathlib:Path.replace"
 
 BOUNDARIES = (
@@ -151,14 +152,14 @@ BOUNDARIES = (
     Boundary("result half written", "prefect.filesystems:LocalFileSystem._resolve_path", "after", _written_by_prefect),
     # recording
     Boundary("recording begins", "tasks.record.recording:record", "before"),
-    Boundary("manifest written", "tasks.record.manifest:write", "after"),
+    Boundary("manifest written", "tasks.record.manifest:text", "after"),
     Boundary("before dvc add", f"{REPO}.add", "before", where="dvc"),
     Boundary("after dvc add", f"{REPO}.add", "after", where="dvc"),
     Boundary("after dvc commit", f"{REPO}.commit", "after", where="dvc"),
-    Boundary("before push", f"{REPO}.push", "before", where="dvc"),
+    Boundary("before push", f"{TRANSFER}:push", "before", where="dvc"),
     Boundary("middle of push", "s3fs:S3FileSystem._put_file", "before", _nth(3), where="dvc"),
-    Boundary("after push, before check", f"{REPO}.push", "after", where="dvc"),
-    Boundary("after check", f"{REPO}.status", "after", where="dvc"),
+    Boundary("after push, before check", f"{TRANSFER}:_same", "before", where="dvc"),
+    Boundary("after check", f"{TRANSFER}:push", "after", where="dvc"),
     Boundary("pushed and checked", "tasks.record.dvc:Dvc.__call__", "after"),
     Boundary("before write-tree", GIT, "before", _git("write-tree", index=False)),
     Boundary("before commit-tree", GIT, "before", _git("commit-tree")),

@@ -229,7 +229,10 @@ def _note(project: Path, server: Server) -> None:
 
 def _stop(project: Path, server: Server) -> None:
     """Tell it to end; it takes two seconds for that, which only the next start has to wait for."""
-    _note(project, replace(server, ending=True))
+    try:
+        _note(project, replace(server, ending=True))
+    except OSError:  # a full disk; a server that has met one must end all the more: it would refuse for good
+        (folder(project) / "server.json").unlink(missing_ok=True)
     process = server.process()
     if process:
         process.send_signal(signal.SIGTERM)
