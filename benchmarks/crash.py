@@ -24,6 +24,7 @@ import functools
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -304,6 +305,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="a file that keeps finished cases")
     parser.add_argument("--random", type=int, metavar="KILLS", help="SIGKILLs at random moments instead of the matrix")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that file systems are unmounted
     if given.random:
         sys.exit(1 if run_random(given.random, given.seed) else 0)
     cases = [case for case in matrix() if not given.only or any(word in case.name for word in given.only)]

@@ -240,5 +240,8 @@ def in_parallel(lanes: list[Lane], work: list[Callable[[Lane], None]]) -> None:
             free.put(lane)
 
     with ThreadPoolExecutor(len(lanes)) as pool:
-        for done in [pool.submit(do, piece) for piece in work]:
-            done.result()
+        try:
+            for done in [pool.submit(do, piece) for piece in work]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
