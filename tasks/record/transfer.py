@@ -40,13 +40,14 @@ def push(repo: Repo, md5s: Collection[str], known: Collection[str]) -> int:
     """
     with _open(repo) as (store, cache):
         absent = set(md5s) - set(store.oids_exist(md5s, jobs=QUERIES))
-        _add(cache, store, absent - upload.large_objects(repo, absent))
+        tags = upload.large_objects(repo, absent)
+        _add(cache, store, absent - tags.keys())
         store.fs.fs.invalidate_cache()  # it has not seen the large ones come
         compared = sorted(absent | (set(md5s) - set(known)))
         paths = [store.oid_to_path(md5) for md5 in compared]
         facts = store.fs.info(paths, batch_size=QUERIES)
         held = zip(compared, facts, strict=True)
-        wrong = [md5 for md5, fact in held if not _same(store, md5, fact, Path(cache.oid_to_path(md5)))]
+        wrong = [md5 for md5, fact in held if not _same(store, md5, fact, Path(cache.oid_to_path(md5)), tags.get(md5))]
         for md5 in wrong:
             store.delete(md5)
         if wrong:
@@ -94,8 +95,8 @@ def _add(source: HashFileDB, target: HashFileDB, md5s: Collection[str]) -> None:
             raise next(iter(failed.values()))
 
 
-def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path) -> bool:
-    """Whether a stored object has the bytes that were sent.
+def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path, expected: str | None) -> bool:
+    """Whether a stored object has the bytes that were sent; ``expected`` is its ETag where that is known.
 
     S3 tells most often: its ETag is the md5 of what came in one piece, and a hash of the parts' md5s for what came in
     several (50 MiB each, as s3fs cuts them). Encrypting stores and others tell nothing: then it is read again.
@@ -105,18 +106,12 @@ def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path) -> 
         return False
     digest = md5.removesuffix(".dir")
     tag = str(facts.get("ETag", "")).strip('"')
-    if tag in (digest, _tag_of_parts(sent, size) if "-" in tag else digest):
+    if "-" in tag and not expected:
+        expected = upload.tag_of_parts(sent, calculate_chunksize(size))
+    if tag in (digest, expected):
         return True
     found = hashlib.md5()
     with store.fs.open(store.oid_to_path(md5), "rb") as file:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest() == digest
-
-
-def _tag_of_parts(path: Path, size: int) -> str:
-    length, parts = calculate_chunksize(size), []
-    with path.open("rb") as file:
-        while part := file.read(length):
-            parts.append(hashlib.md5(part).digest())
-    return f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
