@@ -12,6 +12,7 @@ Beside the data, under ``.chronomerge/`` of the remote, lie two kinds of small o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -188,15 +189,19 @@ def _repository(project: Path, remote: Remote) -> str:
     common = common_dir(project)
     path, place = common / "chronomerge" / "repository.json", f"{socket.gethostname()}:{common}"
     copied_too = remote.name == EMBEDDED and embedded.folder(project) == layout.private(project) / "store"
-    if path.exists():
-        note = json.loads(path.read_text())
-        if note["place"] == place or copied_too:
-            return str(note["name"])
-    name = secrets.token_hex(16)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".repository-{os.getpid()}.json")
-    temporary.write_text(json.dumps({"name": name, "place": place}))
-    temporary.replace(path)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # runs of two timelines may both be the first
+        file.seek(0)
+        try:
+            note = json.load(file)
+        except ValueError:  # new, or torn by a loss of power
+            note = None
+        if note and (note["place"] == place or copied_too):
+            return str(note["name"])
+        name = secrets.token_hex(16)
+        file.truncate(0)
+        json.dump({"name": name, "place": place}, file)
     return name
 
 

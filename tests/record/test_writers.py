@@ -90,6 +90,22 @@ def test_who_writes_is_known_to_all_that_use_the_store(machines: tuple[Path, Pat
     assert not store.client(remote).list_objects_v2(Bucket=remote.bucket, Prefix=remote.prefix + "/").get("Contents")
 
 
+def test_strangers_in_a_store_are_named(machines: tuple[Path, Path], remote: Remote) -> None:
+    one, two = machines
+    claim.take(remote, state(one, 0, "a"))
+    with claim.writing(one, remote, "y"):
+        assert not claim.strangers(one, remote, ())
+        recorded, writes = claim.strangers(two, remote, ())
+        assert recorded.endswith("recorded state/x/0000, which is not here")
+        assert claim.strangers(two, remote, {"a" * 40}) == [writes]
+    assert writes.endswith("is writing to timeline 'y'")
+
+
+def test_two_runs_that_name_their_repository_at_once_agree(machines: tuple[Path, Path], remote: Remote) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: claim._repository(machines[0], remote), range(24)))) == 1
+
+
 def test_the_second_waits_for_the_first(
     machines: tuple[Path, Path], remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
