@@ -41,8 +41,10 @@ def writing(project: Path, timeline: str, *, wait: bool = False) -> Iterator[Non
         since = datetime.now(UTC).isoformat(timespec="seconds")
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextmanager
