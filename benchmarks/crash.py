@@ -115,7 +115,8 @@ def one_case(case: Case, bench: Bench, lane: Lane) -> None:
     first = lane.start("run", boundary=case.boundary.name, fault=case.fault)
     if not first.await_note("reached"):
         raise BrokenError(f"the boundary was not reached: status {first.end()}, {first.errors()}")
-    waiting = _second_writers(lane, first) if case.writers == 2 else None
+    expected = bench.expected[case.boundary.project]
+    waiting = _second_writers(lane, first, expected) if case.writers == 2 else None
     with lane.full() if case.fault == "full disk" else contextlib.nullcontext():
         first.go()
         status = first.end()
@@ -129,13 +130,18 @@ def one_case(case: Case, bench: Bench, lane: Lane) -> None:
         waiting = lane.start("run")
     if status := waiting.end():
         raise BrokenError(f"the run after the crash ended with status {status}: {waiting.errors()}")
-    _all_there(lane, users, bench.expected[case.boundary.project])
+    _all_there(lane, users, expected)
 
 
-def _second_writers(lane: Lane, first: Run) -> Run:
-    """One that waits for the timeline, and one that does not and has to name its holder."""
+def _second_writers(lane: Lane, first: Run, expected: Mapping[str, Any]) -> Run | None:
+    """One that waits for the timeline, and one that does not and has to name its holder.
+
+    Where all is recorded already, there is nothing to wait for: they say so and end.
+    """
     waiting = lane.start("run", "--wait", boundary="lock taken", fault="none")
     if not waiting.await_note("waiting"):
+        if waiting.end() == 0 and lab.recorded(lane.project).keys() == expected.keys():
+            return None
         raise BrokenError(f"the second writer did not wait: status {waiting.end()}, {waiting.errors()}")
     told = lane.start("run")
     status, holder = told.end(), f"is being written by process {first.process.pid} on"
