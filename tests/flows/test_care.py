@@ -296,7 +296,7 @@ def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) 
     git(project, "worktree", "add", "--quiet", "--detach", str(stale))
     (stale / "half.safetensors").write_bytes(b"...")
     kept, deleted = tmp_path / "kept", tmp_path / "deleted"
-    for folder in (kept, deleted):
+    for folder in (kept, deleted, tmp_path / f".half.part-{DEAD}"):
         git(project, "worktree", "add", "--quiet", "--detach", str(folder), "state/tiny/0001")
     shutil.rmtree(deleted)
     (project / ".git" / "chronomerge" / "tiny.lock").write_text('{"host": "here", "pid": 1, "since": "then"}')

@@ -9,6 +9,7 @@ CHECKS: tuple[Check, ...] = (
     leftovers.embedded_store,  # before anything opens the store
     leftovers.lock_notes,
     leftovers.worktrees,
+    leftovers.half_restored,
     leftovers.notes_of_deleted_folders,
     leftovers.temporary_files,
     leftovers.dvc_locks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -65,6 +66,17 @@ def worktrees(visit: Visit) -> Iterator[Finding]:
                     "a run was killed; what it finished is in the cache",
                     "remove it", partial(worktree.remove, visit.project, folder), timeline=timeline,
                 )  # fmt: skip
+
+
+def half_restored(visit: Visit) -> Iterator[Finding]:
+    """What a restore that was killed had put together so far, beside the folder that it was for."""
+    for tree in worktree.folders(visit.project):
+        made_by = re.fullmatch(r"\..*\.part-(\d+)", tree.name)
+        if made_by and not _alive(made_by[1]):
+            yield Finding(
+                "a folder that a killed restore left", str(tree), "it is not complete, and keeps its state in use",
+                "remove it", partial(worktree.remove, visit.project, tree),
+            )  # fmt: skip
 
 
 def notes_of_deleted_folders(visit: Visit) -> Iterator[Finding]:
