@@ -43,14 +43,20 @@ def load(path: Path) -> Weights:
     return load_file(path)
 
 
-def save(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def metadata(path: Path) -> dict[str, str]:
+    """What `save` was given beside the weights of a readable file."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def save(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write contiguous CPU copies under a temporary name, then rename: never a half-written checkpoint.
 
-    The bytes depend on names, shapes, dtypes and values alone: safetensors orders its header itself.
+    The bytes depend on names, shapes, dtypes, values and ``metadata`` alone: safetensors orders its header itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, temporary)
+    save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, temporary, metadata)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

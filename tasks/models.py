@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 
         logit_scale: torch.nn.Parameter
         """Logarithm of the factor on the cosines."""
+        logit_bias: torch.nn.Parameter | None
+        """Added to the logits, in models made for SigLIP's loss."""
         positional_embedding: torch.nn.Parameter
         attn_mask: torch.Tensor | None
         encode_image: Callable[..., torch.Tensor]
         """Float (N, 3, H, W) → (N, D); ``normalize=True`` for unit length."""
         encode_text: Callable[..., torch.Tensor]
         """int64 (N, L) → (N, D); ``normalize=True`` for unit length."""
+        set_grad_checkpointing: Callable[[bool], None]
 
 
 Tokenizer = Callable[[Sequence[str]], "torch.Tensor"]
@@ -276,8 +279,10 @@ def device_facts(threads: int | None) -> dict[str, str | int]:
     import torch
 
     where = device()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu ({platform.machine()})"
-    return {"name": name, "threads": threads or len(os.sched_getaffinity(0))}
+    facts: dict[str, str | int] = {"threads": threads or len(os.sched_getaffinity(0))}
+    if where.type == "cuda":
+        return facts | {"name": torch.cuda.get_device_name(where), "gpus": torch.cuda.device_count()}
+    return facts | {"name": f"cpu ({platform.machine()})"}
 
 
 def _construct(config: Mapping[str, Any], name: str, device: str) -> Clip:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.cache import Cache, Entry
+from tasks.cache import Cache, Entry, hash_of
 from tasks.params import Params
 from tasks.progress import Progress, silent
 
@@ -37,6 +37,9 @@ LIBRARIES = (
     "pyarrow",
 )
 """What computes the outputs; another version may give other bytes, and is a reason to run again."""
+
+UNFINISHED = ".chronomerge/unfinished"
+"""Where nodes keep what they have not finished; in a run's worktree a link to a folder that outlives it."""
 
 Work = Callable[[Path, Params, Progress], None]
 """A node's plain function: (project folder, params, progress); reads and writes as ``dvc.yaml`` declares."""
@@ -147,10 +150,43 @@ def run(
     """Run a node from a clean start and put what it made into the cache."""
     for path in node.outputs:
         _remove(project / path)
+    _claim(project, node.name, key)
     started = time.monotonic()
     work(project, params, progress)
     seconds = round(time.monotonic() - started, 3)
-    return Reference(node.name, key, {path: cache.put(project / path) for path in node.outputs}, seconds, machine)
+    made = Reference(node.name, key, {path: cache.put(project / path) for path in node.outputs}, seconds, machine)
+    shutil.rmtree(unfinished(project, node.name))
+    return made
+
+
+def unfinished(project: Path, name: str) -> Path:
+    """The folder where the node ``name`` may keep what it needs to go on after a kill.
+
+    What is there was left by a run of the same key, so of the same result; it goes when the result is in the cache.
+    """
+    return project / UNFINISHED / name
+
+
+def as_command(name: str, work: Work, machine: Callable[[Params], Mapping[str, str | int]]) -> Work:
+    """The node as ``dvc repro`` runs it in place: a second call goes on where a killed one stopped."""
+
+    def resuming(project: Path, params: Params, progress: Progress) -> None:
+        node = declared(project)[name]
+        _claim(project, name, key_of(node, project, lambda path: hash_of(project / path).md5, machine(params)))
+        work(project, params, progress)
+        shutil.rmtree(unfinished(project, name))
+
+    return resuming
+
+
+def _claim(project: Path, name: str, key: str) -> None:
+    """Make the node's folder for unfinished work, and drop what another key left there."""
+    folder = unfinished(project, name)
+    note = folder / "key"
+    if not note.exists() or note.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        note.write_text(key)
 
 
 def place(reference: Reference, project: Path, cache: Cache) -> None:

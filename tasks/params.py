@@ -117,6 +117,27 @@ class Mixture(Settings):
         return self
 
 
+def require_parts(batch_size: int, processes: int, accumulate: int) -> None:
+    """A batch divides evenly among processes, and each one's part holds a sample for each part it is computed in.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
+    if batch_size % processes:
+        raise ValueError(f"batch_size: {batch_size} samples do not divide evenly among {processes} processes")
+    if accumulate > batch_size // processes:
+        raise ValueError(f"accumulate: {batch_size // processes} samples a process make no {accumulate} parts")
+
+
+class Buffer(Settings):
+    """How the buffer of earlier arrivals is drawn, and how much of it there is."""
+
+    uniform_by: Literal["sample", "class", "arrival"] = "sample"
+    """What is equally likely: each sample, each class, or each arrival."""
+    size: int | None = Field(default=None, gt=0)
+    """At most so many samples, a uniform reservoir of all earlier arrivals; by default all of them."""
+
+
 class Train(Settings):
     """Expert training: AdamW, cosine with warm-up restarted at each time step (TIME, section 4)."""
 
@@ -129,7 +150,30 @@ class Train(Settings):
     """Fraction of the steps spent warming up linearly."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """AdamW's, and its eps: open_clip's for vision transformers."""
+    eps: float = Field(default=1e-6, gt=0)
+    meta_schedule: Literal["constant", "decaying", "rsqrt"] = "constant"
+    """How the learning rates of time steps relate (FoMo-in-Flux; see `tasks.train.schedule`)."""
+    loss: Literal["clip", "siglip"] = "clip"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the towers' arithmetic; weights, loss and optimizer stay in float32."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    accumulate: int = Field(default=1, gt=0)
+    """Parts that a batch is computed in, for less memory; the loss is that of the whole batch."""
+    processes: int | None = Field(default=None, gt=0)
+    """Processes that share each batch (torchrun); by default one for each GPU, or one."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where loss or gradient is not finite: stop, or skip the training step, ``skip_at_most`` times."""
+    skip_at_most: int = Field(default=10, gt=0)
     mixture: Mixture = Mixture()
+    buffer: Buffer = Buffer()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Train:
+        require_parts(self.batch_size, self.processes or 1, self.accumulate)
+        return self
 
 
 class EvaluationSet(Settings):
@@ -176,6 +220,8 @@ class Params(Settings):
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, gt=0)
     """Torch's thread count; by default the cores this process may use. Results are bit-exact at equal counts."""
+    save_every: float = Field(default=300, ge=0)
+    """Seconds between the checkpoints from which a killed training goes on."""
     base: Base
     stream: list[Arrival]
     time: Time = Time()
@@ -194,6 +240,12 @@ class Params(Settings):
             if taken in names:
                 raise ValueError(f"the arrival name {taken!r} is taken: step 0 and its pool are called so")
         _refuse_repeats("arrival", names)
+        return self
+
+    @model_validator(mode="after")
+    def _base_batch_divides(self) -> Params:
+        if self.base.train:
+            require_parts(self.base.train.batch_size, self.train.processes or 1, self.train.accumulate)
         return self
 
 

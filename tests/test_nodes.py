@@ -109,3 +109,24 @@ def test_a_run_starts_clean_and_puts_what_it_made_into_the_cache(tmp_path: Path)
     assert [p.name for p in (tmp_path / "elsewhere" / "out").iterdir()] == ["a"]
     cache.path(hash_of(tmp_path / "metrics.json").md5).unlink()
     assert not nodes.intact(reference, cache)
+
+
+def test_unfinished_work_is_found_again_under_its_key_alone_and_goes_when_it_is_done(tmp_path: Path) -> None:
+    node = nodes.Node("n", "cmd", (), (), ("out",))
+    cache, params = Cache(tmp_path / "cache"), Params.model_validate(PARAMS)
+    found: list[str] = []
+
+    def work(project: Path, _params: Params, _progress: Progress) -> None:
+        kept = nodes.unfinished(project, "n") / "half"
+        found.append(kept.read_text() if kept.exists() else "")
+        kept.write_text("half done")
+        if len(found) < 4:
+            raise KeyboardInterrupt
+        (project / "out").write_text("made")
+
+    for key in ("a", "a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            nodes.run(node, key, work, tmp_path, params, cache, MACHINE)
+    nodes.run(node, "b", work, tmp_path, params, cache, MACHINE)
+    assert found == ["", "half done", "", "half done"]
+    assert not nodes.unfinished(tmp_path, "n").exists()

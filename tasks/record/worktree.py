@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from tasks.cache import Cache
 from tasks.errors import UserError
+from tasks.nodes import UNFINISHED
 from tasks.params import Arrival, Params, load, parse
 from tasks.record import config, layout
 from tasks.record.config import Remote
@@ -69,6 +70,7 @@ def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arri
         _forget_earlier_state(folder)
         _write_params(folder / "params.yaml", step, arrival)
         config.write_workspace(folder, project, remote)
+        _link_unfinished(folder, layout.private(project) / "unfinished" / folder.parent.name)
         with tempfile.TemporaryDirectory(prefix="scratch-", dir=folder.parent) as scratch:
             yield Worktree(folder, load(folder / "params.yaml"), Path(scratch))
     finally:
@@ -169,6 +171,14 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
 
 def _home(project: Path, timeline: str) -> Path:
     return layout.private(project) / "work" / timeline
+
+
+def _link_unfinished(folder: Path, kept: Path) -> None:
+    """What a node has not finished outlives the worktree, one folder for each timeline."""
+    kept.mkdir(parents=True, exist_ok=True)
+    link = folder / UNFINISHED
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(kept.resolve(), target_is_directory=True)
 
 
 def _forget_earlier_state(folder: Path) -> None:

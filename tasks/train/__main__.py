@@ -1,11 +1,20 @@
-"""``python -m tasks.train [initialize]``."""
+"""``python -m tasks.train [initialize]``; as ``worker FILE`` under torchrun, one process of `tasks.train.launch`."""
 
 import sys
+from pathlib import Path
 
+from tasks import models, nodes
 from tasks.console import main
+from tasks.train import launch
 from tasks.train.node import initialize, train
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in ([], ["initialize"]):
-        sys.exit("usage: python -m tasks.train [initialize]")
-    main(initialize if sys.argv[1:] else train)
+    match sys.argv[1:]:
+        case []:
+            main(nodes.as_command("train", train, lambda params: models.device_facts(params.threads)))
+        case ["initialize"]:
+            main(initialize)
+        case ["worker", file]:
+            launch.worker(Path(file))
+        case _:
+            sys.exit("usage: python -m tasks.train [initialize]")

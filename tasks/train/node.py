@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -11,14 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks import checkpoints, models, randomness
+from tasks import checkpoints, models, nodes, randomness
 from tasks.datasets import Dataset
 from tasks.errors import UserError
-from tasks.params import Params
+from tasks.params import Params, require_parts
 from tasks.progress import Progress, silent
 from tasks.train import augment, mixture
-from tasks.train.loop import Batch, Point, Recipe, fit
+from tasks.train.launch import launch
+from tasks.train.loop import Batch, Point, Training, fit
 from tasks.train.pools import Pool
+from tasks.train.recipe import Recipe
+from tasks.train.saved import Saved
+from tasks.train.vocabulary import Vocabulary
+from tasks.train.world import ALONE, World
 
 MODEL = Path("data/history/model")
 WEIGHTS = Path("data/history/weights")
@@ -56,8 +62,9 @@ def random_weights(model: Path, seed: int) -> checkpoints.Weights:
 def train(project: Path, params: Params, progress: Progress = silent) -> None:
     """Write ``data/step/expert.safetensors`` and ``data/step/training``: the expert, and how it was made.
 
-    Trains on the mixture of update, buffer and pretraining pools. Nothing is trained where the arrival is an expert
-    of its own, or at step 0 where the base comes with its weights: then the expert is what was given.
+    Trains on the mixture of update, buffer and pretraining pools, from where a killed run of the same key stopped.
+    Nothing is trained where the arrival is an expert of its own, or at step 0 where the base comes with its weights:
+    then the expert is what was given.
 
     Raises:
         UserError: damaged inputs, an expert of another architecture, or a loss that is not finite.
@@ -68,61 +75,117 @@ def train(project: Path, params: Params, progress: Progress = silent) -> None:
         _report(project / TRAINING, [], {"trained": False, "steps": 0, "samples": 0})
         progress("train", 1, 1)
         return
-    models.configure(params.threads)
+    processes = _processes(params)
+    if processes > 1:
+        launch(project, params, processes, _threads(params, processes), progress)
+    else:
+        train_expert(project, params, ALONE, progress)
+
+
+def train_expert(project: Path, params: Params, world: World, progress: Progress) -> None:
+    """One process's part in `train`; the first of them writes what was made."""
+    models.configure(_threads(params, world.size))
+    step, seed = params.step or 0, params.seed
     recipe = recipe_of(params)
     pools, shares = _pools(project, params)
-    preprocess = models.preprocess(project / MODEL)
     model = models.build(project / MODEL)
     models.load_weights(model, checkpoints.load(project / INIT), project / INIT)
+    model.to(models.device())
     order = mixture.Order(
-        params.seed,
-        params.step or 0,
-        [pool.name for pool in pools],
-        [len(pool) for pool in pools],
+        [_draws(pool, params) for pool in pools],
         mixture.counts(shares, [len(pool) for pool in pools], recipe.batch_size),
     )
-    batch = batches(params.seed, params.step or 0, pools, order, models.tokenizer(project / MODEL))
+    captions = Captions([pool.captions for pool in pools], models.tokenizer(project / MODEL))
+    vocabulary = Vocabulary(model, captions.tokens) if Vocabulary.serves(model) else None
+    if vocabulary:
+        captions.tokens = vocabulary.renumber(captions.tokens)
     # torch's global generator serves only modules that drop at random; none is left to chance.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.derive(params.seed, params.step or 0, "dropout") % 2**63)
-        curve = fit(model.to(models.device()), recipe, batch, preprocess, progress)
+        dropout = randomness.derive(seed, step, "dropout")
+        training = Training(model, recipe, models.preprocess(project / MODEL), dropout, world)
+        saved = Saved(nodes.unfinished(project, "train"))
+        fit(training, batches(seed, step, pools, order, captions, world), saved, params.save_every, progress)
+    if world.rank:
+        return
     drawn = {pool.name: count * recipe.steps for pool, count in zip(pools, order.per_batch, strict=True)}
     summary = {"trained": True, "steps": recipe.steps, "samples": recipe.steps * recipe.batch_size, "drawn": drawn}
-    _report(project / TRAINING, curve, summary | {"recipe": asdict(recipe), "loss": curve[-1].loss})
-    checkpoints.save(project / EXPERT, model.state_dict())
+    facts = {"recipe": asdict(recipe), "skipped": training.skipped, "loss": training.curve[-1].loss}
+    _report(project / TRAINING, training.curve, summary | facts)
+    weights = model.state_dict()
+    if vocabulary:
+        vocabulary.restore(weights, training.decay)
+    checkpoints.save(project / EXPERT, weights)
 
 
 def recipe_of(params: Params) -> Recipe:
     """The recipe of a step: ``base.train`` sets the size of the base's training, ``train`` everything else."""
-    size = params.base.train if params.step == 0 and params.base.train else params.train
-    train = params.train
-    return Recipe(size.steps, size.batch_size, size.lr, train.weight_decay, train.warmup, train.clip)
+    train, step = params.train, params.step or 0
+    size = params.base.train if step == 0 and params.base.train else train
+    same = {
+        f.name: getattr(train, f.name) for f in fields(Recipe) if f.name not in ("steps", "batch_size", "lr", "earlier")
+    }
+    return Recipe(steps=size.steps, batch_size=size.batch_size, lr=size.lr, earlier=max(step - 1, 0), **same)
+
+
+class Captions:
+    """Every caption of the pools, tokenized once."""
+
+    def __init__(self, of_pools: Sequence[Sequence[str]], tokenize: models.Tokenizer):
+        texts = sorted({caption for captions in of_pools for caption in captions})
+        # Captions are equal if they read the same to the model: case and what lies beyond its context do not count.
+        self.tokens, same = torch.unique(tokenize(texts), dim=0, return_inverse=True)
+        """int64, one row for each caption that reads differently."""
+        index_of = dict(zip(texts, same.tolist(), strict=True))
+        self.of_pools = [np.array([index_of[c] for c in captions], dtype=np.int64) for captions in of_pools]
+        """For each pool the row of each sample's caption, int64."""
 
 
 def batches(
-    seed: int, step: int, pools: Sequence[Pool], order: mixture.Order, tokenize: models.Tokenizer
+    seed: int, step: int, pools: Sequence[Pool], order: mixture.Order, captions: Captions, world: World = ALONE
 ) -> Callable[[int], Batch]:
-    """The function from a batch's index to the batch; every caption is tokenized once, here."""
-    captions = [pool.captions for pool in pools]
-    texts = sorted({caption for of_pool in captions for caption in of_pool})
-    # Captions are equal if they read the same to the model: case and what lies beyond its context do not count.
-    tokens, same = torch.unique(tokenize(texts), dim=0, return_inverse=True)
-    index_of = dict(zip(texts, same.tolist(), strict=True))
-    caption_of = [np.array([index_of[caption] for caption in of_pool], dtype=np.int64) for of_pool in captions]
+    """The function from a batch's index to this process's part of it."""
 
     def batch(index: int) -> Batch:
         rows = order.rows(index)
-        drawn = [(pool, r) for pool, r in zip(pools, rows, strict=True) if len(r)]
-        caption = torch.from_numpy(np.concatenate([of_pool[r] for of_pool, r in zip(caption_of, rows, strict=True)]))
+        caption = torch.from_numpy(np.concatenate([of[r] for of, r in zip(captions.of_pools, rows, strict=True)]))
+        mine = world.part(len(caption))
+        starts = np.cumsum([0, *map(len, rows)])
+        own = [r[max(mine.start - s, 0) : max(mine.stop - s, 0)] for r, s in zip(rows, starts[:-1], strict=True)]
         return Batch(
-            images=np.concatenate([pool.images(r) for pool, r in drawn]),
-            crops=augment.draw_crops(len(caption), randomness.generator(seed, step, "crop", index)),
-            tokens=tokens[caption],
+            images=np.concatenate([pool.images(r) for pool, r in zip(pools, own, strict=True) if len(r)]),
+            crops=augment.draw_crops(len(caption), randomness.generator(seed, step, "crop", index))[mine],
+            tokens=captions.tokens[caption[mine]],
             captions=caption,
-            ids=lambda: [name for pool, r in drawn for name in pool.ids(r)],
+            ids=lambda: [name for pool, r in zip(pools, rows, strict=True) if len(r) for name in pool.ids(r)],
         )
 
     return batch
+
+
+def _processes(params: Params) -> int:
+    """As many as the params say, or one for each GPU."""
+    if params.train.processes:
+        return params.train.processes
+    gpus = max(torch.cuda.device_count(), 1)
+    try:
+        require_parts(recipe_of(params).batch_size, gpus, params.train.accumulate)
+    except ValueError as error:
+        raise UserError(f"train.{error} (one for each GPU here); set train.processes or the batch size") from None
+    return gpus
+
+
+def _threads(params: Params, processes: int) -> int:
+    """Of each process."""
+    return max((params.threads or len(os.sched_getaffinity(0))) // processes, 1)
+
+
+def _draws(pool: Pool, params: Params) -> mixture.Draws:
+    """How a pool is gone through; the buffer as ``train.buffer`` says, the others sample by sample."""
+    purpose = (params.seed, params.step or 0, "order", pool.name)
+    by = params.train.buffer.uniform_by
+    if pool.name == "buffer" and by != "sample":
+        return mixture.Balanced(pool.groups(by), *purpose)
+    return mixture.Shuffled(len(pool), *purpose)
 
 
 def _start(weights: Path, params: Params) -> Path | None:
@@ -149,12 +212,14 @@ def _pools(project: Path, params: Params) -> tuple[list[Pool], list[float]]:
     update = Pool("update", [Dataset(project / ARRIVAL)])
     if params.step == 0:
         return [update], [1.0]
-    shares = params.train.mixture
-    folder = project / POOLS
-    pretraining = [Dataset(folder / "pretraining")] if (folder / "pretraining").exists() else []
-    earlier = [Dataset(folder / name) for name in _names(folder / "pools.json") if name != "pretraining"]
+    shares, size, folder = params.train.mixture, params.train.buffer.size, project / POOLS
+    known = folder / "pretraining"
+    pretraining = [Dataset(known)] if shares.pretraining and known.exists() else []
+    names = [n for n in _names(folder / "pools.json") if n != "pretraining"] if shares.buffer else []
+    earlier = [Dataset(folder / name) for name in names]
+    keep = mixture.reservoir(params.seed, names, [len(data) for data in earlier], size) if size else None
     return (
-        [Pool("pretraining", pretraining), update, Pool("buffer", earlier)],
+        [Pool("pretraining", pretraining), update, Pool("buffer", earlier, keep)],
         [shares.pretraining, shares.update, shares.buffer],
     )
 

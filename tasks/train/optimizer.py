@@ -1,11 +1,8 @@
-"""AdamW as open_clip trains with it: its betas and eps for vision transformers, and what it does not decay."""
+"""AdamW as open_clip trains with it: one fused optimizer, and what it does not decay."""
 
 from __future__ import annotations
 
 import torch
-
-BETAS = (0.9, 0.98)
-EPS = 1e-6
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -13,11 +10,14 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 
 
-def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """One fused optimizer over two groups; the learning rate is set before every step."""
+def adamw(
+    model: torch.nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6
+) -> torch.optim.AdamW:
+    """AdamW over what trains, in two groups; the learning rate is set before every step."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": weight_decay},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)

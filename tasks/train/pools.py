@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
+
+from tasks.datasets import Card
 
 
 class Samples(Protocol):
     """What a pool needs of a data set; `tasks.datasets.Dataset` has it."""
+
+    folder: Path
+    card: Card
+    labels: np.ndarray
+    """int32, shape (N,): index into ``card.classes``, or -1."""
 
     @property
     def images(self) -> np.ndarray:
@@ -27,18 +35,36 @@ class Samples(Protocol):
 class Pool:
     """Data sets end to end: row i of the pool is a row of one of them. A pool may be empty."""
 
-    def __init__(self, name: str, parts: Sequence[Samples] = ()):
+    def __init__(self, name: str, parts: Sequence[Samples] = (), keep: np.ndarray | None = None):
+        """``keep`` are the rows (int64) that belong to the pool, where not all do."""
         self.name = name
         self._parts = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self._keep = np.arange(self._starts[-1]) if keep is None else keep
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._keep)
 
     @property
     def captions(self) -> list[str]:
         """Captions of all rows."""
-        return [caption for part in self._parts for caption in part.captions]
+        captions = [caption for part in self._parts for caption in part.captions]
+        return [captions[row] for row in self._keep]
+
+    def groups(self, by: Literal["class", "arrival"]) -> np.ndarray:
+        """Which group each row belongs to, int64, shape (N,): rows of one class (of equal captions, where a sample has
+        no class), or of one data set.
+        """
+        if by == "arrival":
+            return self._locate(np.arange(len(self)))[0]
+        names = [
+            part.card.classes[label] if label >= 0 else caption
+            for part in self._parts
+            for label, caption in zip(part.labels.tolist(), part.captions, strict=True)
+        ]
+        if not names:
+            return np.empty(0, dtype=np.int64)
+        return np.unique(np.array(names), return_inverse=True)[1][self._keep]
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """uint8 images of some rows, in their order, shape (len(rows), H, W, 3)."""
@@ -55,5 +81,6 @@ class Pool:
         return [f"{self.name}/{self._parts[p].ids[i]}" for p, i in zip(parts, local, strict=True)]
 
     def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        return parts, rows - self._starts[parts]
+        kept = self._keep[rows]
+        parts = np.searchsorted(self._starts, kept, side="right") - 1
+        return parts, kept - self._starts[parts]

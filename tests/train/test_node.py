@@ -53,6 +53,14 @@ def folder(recorded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(recorded, tmp_path / "project"))
 
 
+@pytest.fixture
+def runnable(folder: Path) -> Path:
+    """As `folder`, with code and declarations, so that ``python -m tasks.train`` runs there as DVC runs it."""
+    for name in ("tasks", "dvc.yaml"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
 def with_init(init: str) -> Params:
     return params(2, time={"init": init})
 
@@ -85,7 +93,7 @@ def test_training_mixes_the_three_pools_and_writes_its_curve(folder: Path) -> No
     initialize(folder, params(2))
     train(folder, params(2), lambda *news: heard.append(news))
     summary = json.loads((folder / TRAINING / "training.json").read_text())
-    assert summary["drawn"] == {"pretraining": 16, "update": 16, "buffer": 16}
+    assert summary["drawn"] == {"pretraining": 16, "update": 20, "buffer": 12}
     assert (summary["trained"], summary["steps"], summary["samples"]) == (True, 4, 48)
     lines = (folder / TRAINING / "curve.csv").read_text().splitlines()
     assert lines[0] == "step,loss,lr,gradient_norm,logit_scale"
@@ -103,7 +111,8 @@ def test_no_buffer_and_no_pretraining_is_honest(folder: Path) -> None:
     assert json.loads((folder / TRAINING / "training.json").read_text())["drawn"]["update"] == 8
 
 
-def test_two_fresh_processes_write_the_same_bytes(folder: Path) -> None:
+def test_two_fresh_processes_write_the_same_bytes(runnable: Path) -> None:
+    folder = runnable
     settings = params(2, threads=2).model_dump(mode="json", exclude_none=True)
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(settings, file)
@@ -148,7 +157,8 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_nothing(folder: Path) -> Non
     assert not (folder / TRAINING).exists()
 
 
-def test_the_command_says_one_line_and_fails(folder: Path) -> None:
+def test_the_command_says_one_line_and_fails(runnable: Path) -> None:
+    folder = runnable
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params(2).model_dump(mode="json", exclude_none=True), file)
     (folder / INIT).write_bytes(b"short")

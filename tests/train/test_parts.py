@@ -15,9 +15,9 @@ from torch.nn import functional
 from tasks import models, randomness, torchvision_shim
 from tasks.train import augment
 from tasks.train.features import features as features_of
-from tasks.train.loss import contrastive_loss
+from tasks.train.loss import contrastive_loss, sigmoid_loss
 from tasks.train.optimizer import adamw, decays
-from tasks.train.schedule import learning_rate
+from tasks.train.schedule import MetaSchedule, Schedule
 from tests.train.project import CONFIG
 
 
@@ -47,6 +47,25 @@ def test_loss_is_open_clips_where_all_captions_differ(
     torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
     for a, b in zip(*(torch.autograd.grad(loss, (images, texts, scale)) for loss in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_sigmoid_loss_is_open_clips_where_all_captions_differ(clip_loss: Callable[..., torch.Tensor]) -> None:  # noqa: ARG001 - open_clip imports after it
+    from open_clip import SigLipLoss
+
+    inputs = [features(9, 0), features(9, 1), torch.tensor(10.0).double(), torch.tensor(-10.0).double()]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    images, texts, scale, bias = inputs
+    ours = sigmoid_loss(images, texts, scale, bias, torch.arange(9))
+    theirs = SigLipLoss()(images, texts, scale, bias)
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+    for a, b in zip(*(torch.autograd.grad(loss, inputs) for loss in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    twice = sigmoid_loss(images, texts[[0, 0, 2, 3, 4, 5, 6, 7, 8]], scale, bias, torch.tensor([0, 0, *range(2, 9)]))
+    swapped = sigmoid_loss(
+        images[[1, 0, *range(2, 9)]], texts[[0, 0, *range(2, 9)]], scale, bias, torch.tensor([0, 0, *range(2, 9)])
+    )
+    torch.testing.assert_close(twice, swapped)
 
 
 def test_equal_captions_are_positives_of_each_other() -> None:
@@ -114,7 +133,8 @@ def test_one_step_is_plain_adamw() -> None:
 
 
 def test_schedule_at_known_steps() -> None:
-    rates = [learning_rate(i, 101, 2.0, 0.1) for i in range(101)]
+    schedule = Schedule(101, 2.0, 0.1)
+    rates = [schedule(i) for i in range(101)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == 2.0
     assert rates[55] == pytest.approx(2 * (1e-3 + 0.999 / 2))
@@ -122,14 +142,41 @@ def test_schedule_at_known_steps() -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.floats(0, 0.99))
-def test_schedule_rises_then_falls_and_never_leaves_its_bounds(steps: int, warmup: float) -> None:
-    rates = [learning_rate(i, steps, 1.0, warmup) for i in range(steps)]
+@given(st.integers(1, 300), st.floats(0, 0.99), st.sampled_from(["constant", "decaying", "rsqrt"]), st.integers(0, 30))
+def test_schedule_rises_then_falls_and_never_leaves_its_bounds(
+    steps: int, warmup: float, meta: MetaSchedule, earlier: int
+) -> None:
+    schedule = Schedule(steps, 1.0, warmup, meta, earlier)
+    rates = [schedule(i) for i in range(steps)]
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert min(rates) >= min(1e-3, 1 / steps) - 1e-12
+    assert rates[top:] == pytest.approx(sorted(rates[top:], reverse=True), rel=1e-12)
+    assert min(rates) > 0
     assert max(rates) <= 1.0 + 1e-12
+
+
+def test_the_decaying_peak_is_where_one_cosine_over_all_steps_would_be() -> None:
+    def peak(earlier: int) -> float:
+        schedule = Schedule(1000, 1.0, 0.1, "decaying", earlier)
+        return max(schedule(i) for i in range(1000))
+
+    one = Schedule(3 * 900, 1.0, 0.0)  # the falling parts of three steps, as one
+    assert peak(0) == 1.0
+    assert peak(2) == pytest.approx(one(2 * 900), abs=2e-3)
+    assert peak(1) == pytest.approx(0.5, abs=2e-3)
+
+
+def test_rsqrt_recovers_what_the_cool_down_left() -> None:
+    def rates(earlier: int) -> list[float]:
+        schedule = Schedule(100, 1.0, 0.1, "rsqrt", earlier)
+        return [schedule(i) for i in range(100)]
+
+    first, second = rates(0), rates(1)
+    assert first[9] == pytest.approx(1.0)
+    assert first[40] == pytest.approx(1e-3 + 0.999 * 0.5)  # the square root of 10 / 40
+    assert first[99] == pytest.approx(1e-3)
+    assert second[9] == pytest.approx(first[79], rel=0.01)
+    assert second[79] == pytest.approx(1e-3 + 0.999 * (10 / 149) ** 0.5)
 
 
 def test_crops_are_torchvisions_in_size_and_stay_inside() -> None:

@@ -1,0 +1,35 @@
+"""When loss or gradient is not finite: which samples, and where the last good state is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.train.loop import Batch, Point, Training
+    from tasks.train.saved import Saved
+
+REPORT = "nonfinite.json"
+
+
+def stopped(training: Training, point: Point, batch: Batch, saved: Saved) -> UserError:
+    """The error that ends a training, after saving its last good state and a report with all samples of the step."""
+    report = saved.folder / REPORT
+    ids = batch.ids()
+    if training.world.rank == 0:
+        if all(p.isfinite().all() for p in training.parameters):
+            saved.save(training)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        facts = {name: str(value) for name, value in asdict(point).items()}  # JSON has no word for NaN
+        report.write_text(json.dumps(facts | {"samples": ids}, indent=1) + "\n")
+    numbers = f"loss {point.loss:g} and gradient norm {point.gradient_norm:g}"
+    skipped = f", after {training.skipped} skipped steps," if training.skipped else ""
+    good = f"the last good state is {saved.path.resolve()}; " if saved.path.exists() else ""
+    return UserError(
+        f"training step {point.step}: {numbers} are not both finite{skipped} on samples {', '.join(ids[:4])}, … "
+        f"(all {len(ids)} in {report.resolve()}); {good}lower the learning rate ({training.recipe.lr:g}), "
+        "look at these samples, or let such steps pass (train.on_nonfinite: skip)"
+    )
