@@ -56,7 +56,7 @@ def _hear(started: subprocess.Popen[str], progress: Progress) -> str:
         if "error" in news:
             error = error or news["error"]
         else:
-            progress(**news)
+            progress(news["what"], news["done"], news["total"], news["note"])
     return error
 
 

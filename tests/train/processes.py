@@ -1,0 +1,72 @@
+"""Training in processes of its own that can be killed, forked from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tasks import torchvision_shim
+from tasks.params import Params
+
+torchvision_shim.ensure()
+
+import open_clip  # noqa: E402, F401 - the server has it before it forks
+
+from tasks.train import node  # noqa: E402
+from tasks.train.world import ALONE, joined  # noqa: E402
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def start(project: Path, params: Params, size: int = 1) -> tuple[Sequence[BaseProcess], Connection]:
+    """Start training in ``size`` processes; the connection gives the number of steps done, and closes at the end."""
+    here, there = CONTEXT.Pipe(duplex=False)
+    port = _free_port() if size > 1 else 0
+    arguments = [
+        (project, params.model_dump_json(), rank, size, port, there if not rank else None) for rank in range(size)
+    ]
+    ranks = [CONTEXT.Process(target=_rank, args=given) for given in arguments]
+    for rank in ranks:
+        rank.start()
+    there.close()
+    return ranks, here
+
+
+def launched(project: Path, params: Params) -> tuple[BaseProcess, Connection]:
+    """As `start`, through the node itself: a process of ours that torchrun's are children of."""
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_launched, args=(project, params.model_dump_json(), there))
+    process.start()
+    there.close()
+    return process, here
+
+
+def _launched(project: Path, params: str, heard: Connection) -> None:
+    node.train(project, Params.model_validate_json(params), lambda _what, done, _total, _note="": heard.send(done))
+
+
+def _rank(project: Path, params: str, rank: int, size: int, port: int, heard: Connection | None) -> None:
+    def progress(what: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
+        if heard:
+            heard.send(done)
+
+    settings = Params.model_validate_json(params)
+    if size == 1:
+        node.train_expert(project, settings, ALONE, progress)
+        return
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    with joined() as world:
+        node.train_expert(project, settings, world, progress)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
