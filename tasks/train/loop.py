@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -63,6 +63,25 @@ class Point:
     """The factor, after the step."""
 
 
+class Pull(Protocol):
+    """A regularizer at work, as the loop sees it."""
+
+    def penalty(self) -> float:
+        """What it adds to the loss where the parameters are now."""
+
+    def before_step(self) -> None:
+        """Add the penalty's gradient to the parameters', which hold the loss's own, unscaled and not clipped yet."""
+
+    def after_step(self) -> None:
+        """The optimizer has moved the parameters."""
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """What a training that goes on from a checkpoint needs of it."""
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on with what `tensors` gave."""
+
+
 @dataclass
 class Training:
     """Everything that changes while an expert is trained; `Saved` keeps it, so that a killed run goes on from there."""
@@ -73,6 +92,7 @@ class Training:
     seed: int
     """Of what modules drop at random, if they do."""
     world: World = ALONE
+    pull: Pull | None = None
 
     done: int = 0
     """Training steps that are over."""
@@ -100,34 +120,33 @@ class Training:
     def step(self, batch: Batch) -> bool:
         """One training step; False where loss or gradient is not finite, with model and optimizer as they were."""
         lr = self.schedule(self.done)
-        self.optimizer.zero_grad()
-        loss = self._gradients(batch)
-        norm = self._clipped_norm()
-        overflow = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > LEAST_SCALE
+        loss = self.gradients(batch)
+        if self.pull:
+            loss += self.pull.penalty()
+            self.pull.before_step()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip).item()
         finite = math.isfinite(loss) and math.isfinite(norm)
-        if not finite and not overflow:
-            self.curve.append(self._point(loss, lr, norm))
-            return False
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)  # skipped where a scaled gradient overflowed
-        self.scaler.update()
+        overflow = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > LEAST_SCALE
         if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.scaler.step(self.optimizer)
             self.decay *= 1 - lr * self.recipe.weight_decay
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        self.curve.append(self._point(loss, lr, norm))
-        return True
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+            if self.pull:
+                self.pull.after_step()
+        self.scaler.update()
+        self.curve.append(Point(self.done, loss, lr, norm, float(self.model.logit_scale.detach().exp())))
+        return finite or overflow
 
-    def _point(self, loss: float, lr: float, norm: float) -> Point:
-        return Point(self.done, loss, lr, norm, float(self.model.logit_scale.detach().exp()))
-
-    def _gradients(self, batch: Batch) -> float:
-        """Add the gradient of the whole batch's loss to the parameters; returns the loss.
+    def gradients(self, batch: Batch) -> float:
+        """Leave the gradient of the whole batch's loss in the parameters, unscaled; returns the loss.
 
         The loss is computed over the features alone, cut off from the towers: its gradient there is what each part of
         the batch then takes back through the towers. So neither parts nor processes change what is computed.
         """
+        self.optimizer.zero_grad()
         images = normalize(batch.images, self.preprocess, self.device).to(self.model.logit_scale.dtype)
         images = augment.crop(images, batch.crops)
         tokens = batch.tokens.to(self.device)
@@ -149,6 +168,7 @@ class Training:
                 if output.requires_grad:  # else its tower is locked
                     output.backward(features_.grad[mine][part])
         self.world.sum_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
         return loss.item()
 
     def _features(self, images: torch.Tensor, tokens: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,10 +184,6 @@ class Training:
         if self.recipe.loss == "siglip" and bias is not None:
             return sigmoid_loss(images, texts, scale, bias, captions)
         return contrastive_loss(images, texts, scale, captions)
-
-    def _clipped_norm(self) -> float:
-        self.scaler.unscale_(self.optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip).item()
 
 
 def fit(

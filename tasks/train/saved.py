@@ -29,6 +29,8 @@ class Saved:
         for name, parameter in training.model.named_parameters():
             for key, value in training.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        if training.pull:
+            tensors |= {f"pull.{name}": t for name, t in training.pull.tensors().items()}
         tensors["curve"] = torch.tensor([astuple(point) for point in training.curve], dtype=torch.float64)
         facts = {
             "done": training.done,
@@ -50,6 +52,8 @@ class Saved:
         training.model.load_state_dict(
             {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
         )
+        if training.pull:
+            training.pull.load({n.removeprefix("pull."): t for n, t in tensors.items() if n.startswith("pull.")})
         named = {name: p for name, p in training.model.named_parameters() if p.requires_grad}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

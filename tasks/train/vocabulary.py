@@ -20,7 +20,7 @@ class Vocabulary:
         self._used = torch.unique(tokens)  # ascending, so that the end-of-text token stays the largest
         self._whole = model.get_parameter(NAME).detach().clone()
         embedding = torch.nn.Embedding(len(self._used), self._whole.shape[1], device=self._whole.device)
-        embedding.weight = torch.nn.Parameter(self._whole[self._used.to(self._whole.device)])
+        self._rows = embedding.weight = torch.nn.Parameter(self._whole[self._used.to(self._whole.device)])
         model.token_embedding = embedding
 
     @staticmethod
@@ -35,11 +35,12 @@ class Vocabulary:
         return torch.searchsorted(self._used, tokens)
 
     def restore(self, weights: dict[str, torch.Tensor], decay: float) -> None:
-        """Give ``weights`` the whole embedding back, the rows that were left out times ``decay``.
+        """Give ``weights`` the whole embedding back; the rows that were left out have decayed, if it was trained.
 
-        ``decay`` is the product of all steps' (1 - lr · weight decay), or 1 where the embedding was not trained.
+        ``decay`` is the product of all steps' (1 - lr · weight decay).
         """
-        rows = weights[NAME]
-        whole = (self._whole.double() * decay).to(self._whole.dtype)
+        rows, whole = weights[NAME], self._whole.clone()
+        if self._rows.requires_grad:
+            whole = (whole.double() * decay).to(whole.dtype)
         whole[self._used.to(whole.device)] = rows.to(whole)
         weights[NAME] = whole

@@ -1,0 +1,280 @@
+"""Training speed, side by side with open_clip's own training script.
+
+    .venv/bin/python benchmarks/train.py [--model demo] [--model b32] [--steps 30] [--threads 2] [--peer DIR]
+
+One model, the same images and captions, batch size and thread count, float32. open_clip's script (`open_clip_train`)
+reads them as image files from a table, as it does; ours from a prepared data set. Both are timed step by step in the
+same process start, alone on the machine: samples/s is the batch size over the median step, after the first five. For
+ours also the share of a step outside forward, backward and optimizer. Then zero-shot evaluation, images/s.
+
+The script imports `webdataset` and `braceexpand` whatever it reads; `--peer` names a folder that has them
+(`pip install --no-deps --target DIR webdataset braceexpand`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+SIZE = 32
+WARM = 5
+MODELS: dict[str, dict[str, Any]] = {
+    "demo": json.loads((ROOT / "icons-clip.json").read_text()),
+    # ViT-B/32's widths, heads, text tower and context; small images, few layers.
+    "b32": {
+        "embed_dim": 512,
+        "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 768, "layers": 2},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 2},
+    },
+}
+ADJECTIVES = (
+    "red",
+    "green",
+    "small",
+    "large",
+    "happy",
+    "smiling",
+    "folded",
+    "waving",
+    "broken",
+    "heavy",
+    "old",
+    "round",
+)
+NOUNS = ("face", "hand", "apple", "train", "flag", "guitar", "umbrella", "clock", "turtle", "mountain", "rocket", "key")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", choices=MODELS, help="by default all")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer", type=Path, help="a folder with webdataset and braceexpand")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        print(json.dumps(PARTS[given.part](given)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        given.folder = Path(folder)
+        for name in given.model or MODELS:
+            measure(given, name)
+
+
+def measure(given: argparse.Namespace, name: str) -> None:
+    home = given.folder / name
+    draw(home, MODELS[name], given.batch * 8)
+    found = {}
+    for part in ("ours", "peer0", "peer1", "evaluate"):
+        call = [sys.executable, __file__, "--part", part, "--folder", str(home), "--steps", str(given.steps)]
+        call += ["--batch", str(given.batch), "--threads", str(given.threads)]
+        path = os.pathsep.join([str(ROOT), *([str(given.peer)] if given.peer else [])])
+        environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "PYTHONPATH": path}
+        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            sys.exit(f"{part}: {done.stderr[-3000:]}")
+        found[part] = json.loads(done.stdout.splitlines()[-1])
+    peer = max(found["peer0"]["rate"], found["peer1"]["rate"])
+    ours, evaluated = found["ours"], found["evaluate"]
+    print(f"{name}: batch {given.batch}, {given.threads} threads, float32, {SIZE} px")
+    print(f"  training    chronomerge {ours['rate']:8.0f} samples/s; outside forward, backward, optimizer", end=" ")
+    print(f"{100 * ours['outside']:.1f} %")
+    print(f"              open_clip   {peer:8.0f} samples/s ({found['peer0']['rate']:.0f} without, ", end="")
+    print(f"{found['peer1']['rate']:.0f} with a data worker): {ours['rate'] / peer:.2f} ×")
+    print(f"  evaluation  chronomerge {evaluated['ours']:8.0f} images/s")
+    print(f"              open_clip   {evaluated['peer']:8.0f} images/s: {evaluated['ours'] / evaluated['peer']:.2f} ×")
+
+
+def draw(home: Path, config: dict[str, Any], count: int) -> None:
+    """The same random blots as image files with a table, and as a prepared data set."""
+    from PIL import Image
+
+    from tasks import models
+    from tasks.datasets import Card, Sample, write
+    from tasks.params import Base
+
+    random = np.random.default_rng(0)
+    images = home / "images"
+    images.mkdir(parents=True)
+    classes = [f"{a} {n}" for a in ADJECTIVES for n in NOUNS]
+    samples, rows = [], []
+    for i in range(count):
+        label = i % len(classes)
+        blot = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((SIZE, SIZE))
+        caption = f"a drawing of a {classes[label]}, number {i}."
+        blot.save(images / f"{i}.png")
+        rows.append((str(images / f"{i}.png"), caption))
+        samples.append(Sample(str(i), np.asarray(blot), caption, label))
+    write(home / "prepared", Card("blots", SIZE, tuple(classes)), samples, count)
+    with (home / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filepath", "title"), *rows])
+    (home / "peer.json").write_text(json.dumps(config))
+    models.resolve(Base(model=str(home / "peer.json"), pretrained="x.safetensors"), home, home / "model")
+
+
+def ours(given: argparse.Namespace) -> dict[str, float]:
+    """Our loop, as the train node puts it together."""
+    import torch
+
+    from tasks import models
+    from tasks.datasets import Dataset
+    from tasks.train import loop, mixture
+    from tasks.train.node import Captions, batches
+    from tasks.train.pools import Pool
+    from tasks.train.recipe import Recipe
+    from tasks.train.saved import Saved
+    from tasks.train.vocabulary import Vocabulary
+
+    models.configure(given.threads)
+    torch.manual_seed(0)
+    home = given.folder
+    pool = Pool("update", [Dataset(home / "prepared")])
+    model = models.build(home / "model")
+    captions = Captions([pool.captions], models.tokenizer(home / "model"))
+    vocabulary = Vocabulary(model, captions.tokens)
+    captions.tokens = vocabulary.renumber(captions.tokens)
+    order = mixture.Order([mixture.Shuffled(len(pool), 0)], [given.batch])
+    recipe = Recipe(given.steps, given.batch, 1e-3, 0.2, 0.1, 1.0)
+    training = loop.Training(model, recipe, models.preprocess(home / "model"), 0)
+    ends: list[float] = [time.perf_counter()]
+    inside: list[float] = [0.0]
+
+    def heard(*_news: object) -> None:
+        ends.append(time.perf_counter())
+        inside.append(spent[0])
+
+    with counted(
+        (loop, "features"), (loop, "contrastive_loss"), (torch.Tensor, "backward"), (torch.optim.AdamW, "step"),
+        (torch.optim.AdamW, "zero_grad"), (torch.nn.utils, "clip_grad_norm_"),
+    ) as spent:  # fmt: skip
+        loop.fit(training, batches(0, 1, [pool], order, captions), Saved(home / "saved"), 1e9, heard)
+    whole, within = np.diff(ends)[WARM:], np.diff(inside)[WARM:]
+    return {"rate": given.batch / statistics.median(whole), "outside": 1 - within.sum() / whole.sum()}
+
+
+@contextmanager
+def counted(*named: tuple[Any, str]) -> Iterator[list[float]]:
+    """The seconds spent in some functions while the block lasts; one call may be within another."""
+    spent, depth = [0.0], [0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **settings: Any) -> Any:
+            depth[0] += 1
+            started = time.perf_counter()
+            try:
+                return function(*args, **settings)
+            finally:
+                depth[0] -= 1
+                if not depth[0]:
+                    spent[0] += time.perf_counter() - started
+
+        return call
+
+    before = [(home, name, getattr(home, name)) for home, name in named]
+    for home, name, function in before:
+        setattr(home, name, timed(function))
+    try:
+        yield spent
+    finally:
+        for home, name, function in before:
+            setattr(home, name, function)
+
+
+def peer(given: argparse.Namespace, workers: int) -> dict[str, float]:
+    """open_clip's script on the same files, its own log read for the time of each step."""
+    from tasks import torchvision_shim
+
+    torchvision_shim.ensure()
+    import open_clip
+    import torch
+    from open_clip_train.main import main as script
+
+    torch.set_num_threads(given.threads)
+    home = given.folder
+    open_clip.add_model_config(home / "peer.json")
+    epochs = -(-given.steps // 8)
+    script(
+        [
+            "--model", "peer", "--train-data", str(home / "table.csv"), "--csv-separator", ",", "--batch-size",
+            str(given.batch), "--epochs", str(epochs), "--lr", "1e-3", "--beta2", "0.98", "--eps", "1e-6", "--wd", ".2",
+            "--warmup", "3", "--grad-clip-norm", "1.0", "--workers", str(workers), "--precision", "fp32", "--device",
+            "cpu", "--logs", str(home / "logs"), "--name", f"run{workers}", "--save-frequency", "0",
+            "--log-every-n-steps", "1", "--aug-cfg", "scale=(0.9,1.0)", "--seed", "0",
+        ]
+    )  # fmt: skip
+    log = (home / "logs" / f"run{workers}" / "out.log").read_text()
+    seconds = [float(found) for found in re.findall(r"Batch \(t\): ([\d.]+)", log)]
+    return {"rate": given.batch / statistics.median(seconds[WARM:])}
+
+
+def evaluate(given: argparse.Namespace) -> dict[str, float]:
+    """Zero-shot classification of all images, the classifier given, model and images as in training."""
+    from argparse import Namespace
+
+    import torch
+    from open_clip_train import zero_shot
+    from torchvision.datasets import ImageFolder  # type: ignore[import-not-found,unused-ignore]
+
+    from tasks import models
+    from tasks.datasets import Dataset
+    from tasks.evaluate import zeroshot
+
+    models.configure(given.threads)
+    home = given.folder
+    import open_clip
+
+    model = models.build(home / "model").eval()
+    how = models.preprocess(home / "model")
+    data = Dataset(home / "prepared")
+    classifier = torch.nn.functional.normalize(
+        torch.randn(len(data.card.classes), MODELS[home.name]["embed_dim"]), dim=1
+    )
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        zeroshot.correct(model, data.images, data.labels, classifier, how, 256, lambda _done: None)
+        rates.append(len(data) / (time.perf_counter() - started))
+    folder = home / "classes"
+    for i, label in enumerate(data.labels):
+        (folder / f"{label:03d}").mkdir(parents=True, exist_ok=True)
+        (folder / f"{label:03d}" / f"{i}.png").write_bytes((home / "images" / f"{i}.png").read_bytes())
+    transform = open_clip.image_transform(SIZE, is_train=False, mean=how.mean, std=how.std)
+    theirs = []
+    for workers in (0, 1):
+        loader = torch.utils.data.DataLoader(ImageFolder(str(folder), transform), batch_size=256, num_workers=workers)
+        args = Namespace(device="cpu", precision="fp32", batch_size=256)
+        for _ in range(3):
+            started = time.perf_counter()
+            zero_shot.run(model, classifier.T, loader, args)
+            theirs.append(len(data) / (time.perf_counter() - started))
+    return {"ours": max(rates), "peer": max(theirs)}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "ours": ours,
+    "peer0": functools.partial(peer, workers=0),
+    "peer1": functools.partial(peer, workers=1),
+    "evaluate": evaluate,
+}
+
+if __name__ == "__main__":
+    main()
