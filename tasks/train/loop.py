@@ -104,7 +104,7 @@ class Training:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        if self.world.size > 1 or recipe.accumulate > 1:
+        if self.world.size > 1 or recipe.accumulate > 1 or recipe.on_nonfinite == "skip":
             _refuse_batch_norm(self.model)
         if recipe.loss == "siglip" and self.model.logit_bias is None:
             raise UserError("train.loss: siglip needs a model with a logit bias, and this one has none; use clip")
@@ -236,6 +236,6 @@ def _refuse_batch_norm(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"train: the model normalizes over the batch ({name}), so that parts of a batch are not the batch; "
-                "train it with accumulate: 1 and processes: 1"
+                f"train: the model normalizes over the batch ({name}), so parts of a batch are not it, and a bad "
+                "one leaves its mark; train it with accumulate: 1, processes: 1 and on_nonfinite: stop"
             )

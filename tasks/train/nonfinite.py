@@ -20,7 +20,7 @@ def stopped(training: Training, point: Point, batch: Batch, saved: Saved) -> Use
     report = saved.folder / REPORT
     ids = batch.ids()
     if training.world.rank == 0:
-        if all(p.isfinite().all() for p in training.parameters):
+        if all(t.isfinite().all() for t in training.model.state_dict().values()):
             saved.save(training)
         report.parent.mkdir(parents=True, exist_ok=True)
         facts = {name: str(value) for name, value in asdict(point).items()}  # JSON has no word for NaN

@@ -148,8 +148,9 @@ def test_a_batch_cannot_be_cut_where_the_model_normalizes_over_it() -> None:
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
     resnet = model(vision_cfg=vision)
     Training(resnet, RECIPE, PREPROCESS, seed=0)
-    with pytest.raises(UserError, match=r"normalizes over the batch \(visual.bn1\)"):
-        Training(resnet, replace(RECIPE, accumulate=2), PREPROCESS, seed=0)
+    for changes in ({"accumulate": 2}, {"on_nonfinite": "skip"}):
+        with pytest.raises(UserError, match=r"normalizes over the batch \(visual.bn1\)"):
+            Training(resnet, replace(RECIPE, **changes), PREPROCESS, seed=0)
 
 
 def test_only_the_rows_in_use_are_trained_to_the_same_result(tmp_path: Path) -> None:
