@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tasks import nodes
 from tasks.errors import UserError
 from tasks.record import lock, states, worktree
+from tasks.record.config import Remote
 from tasks.record.git import git, top_level
 from tasks.record.states import State
+from tests.record import made_up
 from tests.record.toy import record
 
 
@@ -84,6 +87,22 @@ def test_a_snapshot_has_what_is_not_committed_and_touches_nothing(project: Path)
     assert git(project, "show", f"{code.tree}:tasks/new.py") == "3"
     assert "unrelated.bin" not in git(project, "ls-tree", "--name-only", code.tree)
     assert git(project, "status", "--porcelain") == before
+
+
+def test_what_a_node_has_not_finished_outlives_its_worktree(tmp_path: Path) -> None:
+    remote = Remote("there", str(tmp_path / "remote"))
+    folder = made_up.project(tmp_path / "project", remote)
+    code, found = worktree.code_of(folder), []
+    for _ in range(2):
+        with worktree.for_step(folder, code, remote, 0, None) as tree:
+            half = nodes.unfinished(tree.folder, "train") / "half"
+            found.append(half.exists())
+            half.parent.mkdir(exist_ok=True)
+            half.write_text("half done")
+            assert git(tree.folder, "status", "--porcelain", "--untracked-files=all", "--", ".chronomerge") == ""
+        assert not tree.folder.exists()
+    assert found == [False, True]
+    assert (folder / ".chronomerge/unfinished/x/train/half").exists()
 
 
 def test_who_holds_a_timeline(project: Path) -> None:
