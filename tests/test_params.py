@@ -35,6 +35,8 @@ def test_defaults_are_those_of_the_method(tmp_path: Path) -> None:
     assert params.time.ema_start == "base"
     mixture = params.train.mixture
     assert (mixture.pretraining, mixture.update, mixture.buffer) == (0.33, 0.34, 0.33)
+    train = params.train
+    assert (train.weight_decay, train.warmup, train.clip, train.meta_schedule) == (0.2, 0.1, 1.0, "constant")
 
 
 def test_a_technique_keeps_its_own_settings(tmp_path: Path) -> None:
@@ -49,6 +51,11 @@ def test_a_technique_keeps_its_own_settings(tmp_path: Path) -> None:
         ({"time": {"innit": "zs"}}, ["unknown key time.innit", "init, deploy, technique"]),
         ({"train": {"steps": 0}}, ["train.steps", "greater than 0", "got 0"]),
         ({"train": {"steps": 3, "mixture": {"update": 0.5}}}, ["train.mixture", "sum to 1.16"]),
+        ({"train": {"steps": 3, "batch_size": 10, "processes": 4}}, ["10 samples do not divide evenly among 4 proc"]),
+        ({"train": {"steps": 3, "batch_size": 8, "accumulate": 9}}, ["8 samples a process make no 9 parts"]),
+        ({"train": {"steps": 3, "processes": 3}}, ["128 samples do not divide"]),
+        ({"train": {"steps": 3, "betas": [0.9, 1]}}, ["train.betas.1", "less than 1"]),
+        ({"train": {"steps": 3, "buffer": {"uniform_by": "label"}}}, ["'sample', 'class' or 'arrival'"]),
         ({"time": {"init": "zs", "deploy": "ft"}}, ["keeps no history"]),
         ({"timeline": "a/b"}, ["timeline", "got 'a/b'"]),
         ({"stream": [{"name": "base", "expert": "x"}]}, ["'base' is taken"]),
