@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import shutil
 import time
@@ -98,3 +99,16 @@ def test_what_goes_wrong_in_a_process_is_said_in_one_line(ready: Path, tmp_path:
     (folder / INIT).write_bytes(b"short")
     with pytest.raises(UserError, match=r"^data/step/init.safetensors: not a readable safetensors file"):
         train(folder, settings(2))
+
+
+def test_processes_fail_together_and_leave_the_last_good_state(ready: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ready, tmp_path / "project"))
+    wild = settings(2)
+    base = wild.base.model_copy(update={"train": wild.base.train.model_copy(update={"lr": 1e30})})  # type: ignore[union-attr]
+    ranks, _ = start(folder, wild.model_copy(update={"base": base, "save_every": 300.0}), 2)
+    for rank in ranks:
+        rank.join(120)
+        assert rank.exitcode == 1
+    kept = nodes.unfinished(folder, "train")
+    assert json.loads((kept / "nonfinite.json").read_text())["samples"][0].startswith("update/")
+    assert not (folder / EXPERT).exists()
