@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def ours(given: argparse.Namespace) -> dict[str, float]:
             lambda *_: inside.append(spent[0]),
         )
     wall = np.diff([wall for wall, _ in ends])[WARM:].sum()
-    return rates(ends, given.batch) | {"outside": 1 - (inside[-1] - inside[WARM]) / wall}
+    return rates(ends, given.batch) | {"outside": float(1 - (inside[-1] - inside[WARM]) / wall)}
 
 
 @contextmanager
@@ -272,6 +272,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
     for i, label in enumerate(data.labels):
         (folder / f"{label:03d}").mkdir(parents=True, exist_ok=True)
         (folder / f"{label:03d}" / f"{i}.png").write_bytes((home / "images" / f"{i}.png").read_bytes())
+    zero_shot.accuracy = _top  # its own converts an array of one element to a float, which NumPy no longer does
     transform = open_clip.image_transform(SIZE, is_train=False, mean=how.mean, std=how.std)
     theirs = []
     for workers in (0, 1):
@@ -282,6 +283,11 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
             zero_shot.run(model, classifier.T, loader, args)
             theirs.append(len(data) / (time.perf_counter() - started))
     return {"ours": max(own), "peer": max(theirs)}
+
+
+def _top(output: Any, target: Any, topk: Sequence[int]) -> list[float]:
+    found = output.topk(max(topk), 1).indices == target[:, None]
+    return [float(found[:, :k].sum()) for k in topk]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
