@@ -245,6 +245,10 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
     """Zero-shot classification of all images, the classifier given, model and images as in training."""
     from argparse import Namespace
 
+    from tasks import torchvision_shim
+
+    torchvision_shim.ensure()
+    import open_clip
     import torch
     from open_clip_train import zero_shot
     from torchvision.datasets import ImageFolder  # type: ignore[import-not-found,unused-ignore]
@@ -255,8 +259,6 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
 
     models.configure(given.threads)
     home = given.folder
-    import open_clip
-
     model = models.build(home / "model").eval()
     how = models.preprocess(home / "model")
     data = Dataset(home / "prepared")
