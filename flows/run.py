@@ -106,10 +106,11 @@ def _tidy(project: Path, timeline: str) -> None:
 
 
 def _check(params: Params, project: Path) -> None:
-    """What only the nodes can tell: sources and techniques exist and fit together."""
-    from tasks import merge, prepare
+    """What only the nodes can tell: sources, methods and techniques exist and fit together."""
+    from tasks import merge, prepare, train
 
     prepare.check(params, project)
+    train.check(params.train)
     for warning in merge.check(params.time, len(params.stream)):
         progress.report("mind:", 1, 1, warning)
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -71,8 +80,8 @@ class Arrival(Settings):
         return self
 
 
-class Technique(BaseModel):
-    """A merging technique by name, with its own settings beside it (checked by `tasks.merge`)."""
+class Named(BaseModel):
+    """Something chosen by name, with its own settings beside it; the package that has it checks them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -81,6 +90,18 @@ class Technique(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
+
+
+class Technique(Named):
+    """A merging technique (checked by `tasks.merge`)."""
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NameOrSettings = Annotated[Named, BeforeValidator(_by_name)]
+"""``lora``, or with settings ``{name: lora, rank: 64}``."""
 
 
 class Time(Settings):
@@ -138,11 +159,31 @@ class Buffer(Settings):
     """At most so many samples, a uniform reservoir of all earlier arrivals; by default all of them."""
 
 
+class Budget(Settings):
+    """What one time step may spend on training, in one of three currencies."""
+
+    steps: int | None = Field(default=None, gt=0)
+    samples: int | None = Field(default=None, gt=0)
+    mafs: float | None = Field(default=None, gt=0)
+    """Memory-Adjusted FLOPs (FoMo-in-Flux): FLOPs times peak memory over that of full fine-tuning."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("give exactly one of steps, samples and mafs")
+        return self
+
+
 class Train(Settings):
     """Expert training: AdamW, cosine with warm-up restarted at each time step (TIME, section 4)."""
 
-    method: Literal["full"] = "full"
-    steps: int = Field(gt=0)
+    method: NameOrSettings = Named(name="full")
+    """What trains of the model (one of `tasks.train.methods`); an expert is stored as full weights all the same."""
+    regularizer: NameOrSettings | None = None
+    """What pulls a step's training towards what earlier ones learned (one of `tasks.train.regularizers`)."""
+    steps: int | None = Field(default=None, gt=0)
+    budget: Budget | None = None
+    """In place of ``steps``: steps, samples or MAFs."""
     batch_size: int = Field(default=128, gt=1)
     lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
@@ -173,6 +214,17 @@ class Train(Settings):
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
         require_parts(self.batch_size, self.processes or 1, self.accumulate)
+        return self
+
+    @property
+    def given(self) -> Budget:
+        """The budget, however it was given."""
+        return self.budget or Budget(steps=self.steps)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Train:
+        if (self.steps is None) == (self.budget is None):
+            raise ValueError("needs exactly one of steps and budget")
         return self
 
 

@@ -1,21 +1,26 @@
 """What one state hands on to the next: ``data/history``, put together from the previous state by hash alone.
 
 ``lineage.json``, ``model/`` and, from step 1 on, ``weights/`` (base, last expert, running model, and all experts
-where the deployment needs them) and ``pools/`` (pretraining and every earlier arrival's data).
+where the deployment needs them) and ``pools/`` (pretraining and every earlier arrival's data). ``regularizer/`` is what
+the training of earlier steps holds important, where a regularizer is chosen.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks.cache import Cache, Entry
 from tasks.record import layout
 from tasks.record.states import State
 
-READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL)
+READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.REGULARIZER)
 """What `after` reads of the previous state."""
+NOTHING_HELD = {"regularizer/regularizer.json": {"name": None}}
+"""No parameter is important to a regularizer."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Seed:
 
 def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
     """The history of step 0."""
-    parts = {"model": cache.put(seed.model), **_notes(cache, scratch, 0, [])}
+    notes = {**_notes(cache, scratch, 0, []), **_put(cache, scratch, NOTHING_HELD)}
+    parts = {"model": cache.put(seed.model), **notes}
     if seed.weights is not None:
         parts["weights/base.safetensors"] = cache.put(seed.weights)
     return cache.compose(parts)
@@ -52,6 +58,10 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         "weights/expert.safetensors": expert,
         "weights/running": entries[layout.RUNNING],
     }
+    if layout.REGULARIZER in entries:
+        parts["regularizer"] = entries[layout.REGULARIZER]
+    else:  # a state of before there were regularizers
+        parts |= _put(cache, scratch, NOTHING_HELD)
     if all_experts and step > 1:
         if step > 2:
             parts["weights/experts"] = handed_on("weights/experts")
@@ -68,11 +78,11 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
 
 
 def _notes(cache: Cache, scratch: Path, step: int, pools: list[str]) -> dict[str, Entry]:
+    return _put(cache, scratch, {"weights/lineage.json": {"step": step}, "pools/pools.json": pools})
+
+
+def _put(cache: Cache, scratch: Path, notes: Mapping[str, Any]) -> dict[str, Entry]:
     scratch.mkdir(parents=True, exist_ok=True)
-    notes = {
-        "weights/lineage.json": {"step": step},
-        "pools/pools.json": pools,
-    }
     entries = {}
     for path, content in notes.items():
         note = scratch / Path(path).name

@@ -18,6 +18,7 @@ EXPERT = "data/step/expert.safetensors"
 RUNNING = "data/step/running"
 DEPLOYED = "data/step/deployed.safetensors"
 TRAINING = "data/step/training"
+REGULARIZER = "data/step/regularizer"
 
 RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", "manifest.json", *(f"{p}.dvc" for p in INPUTS))
 """What a state's tree holds beside the code."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tasks.train.features import features
 from tasks.train.loss import contrastive_loss, sigmoid_loss
 from tasks.train.optimizer import adamw
 from tasks.train.recipe import Recipe
+from tasks.train.regularizer import Pull
 from tasks.train.saved import Saved
 from tasks.train.world import ALONE, World
 
@@ -61,25 +62,6 @@ class Point:
     """Before clipping."""
     logit_scale: float
     """The factor, after the step."""
-
-
-class Pull(Protocol):
-    """A regularizer at work, as the loop sees it."""
-
-    def penalty(self) -> float:
-        """What it adds to the loss where the parameters are now."""
-
-    def before_step(self) -> None:
-        """Add the penalty's gradient to the parameters', which hold the loss's own, unscaled and not clipped yet."""
-
-    def after_step(self) -> None:
-        """The optimizer has moved the parameters."""
-
-    def tensors(self) -> Mapping[str, torch.Tensor]:
-        """What a training that goes on from a checkpoint needs of it."""
-
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on with what `tensors` gave."""
 
 
 @dataclass

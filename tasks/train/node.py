@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,21 @@ import torch
 from tasks import checkpoints, models, nodes, randomness
 from tasks.datasets import Dataset
 from tasks.errors import UserError
-from tasks.params import Params, require_parts
+from tasks.params import BaseTraining, Budget, Params, Train, require_parts
 from tasks.progress import Progress, silent
-from tasks.train import augment, mixture
+from tasks.train import augment, budget, importance, mixture
+from tasks.train import regularizer as regularizers
+from tasks.train.choice import Choice
 from tasks.train.launch import launch
 from tasks.train.loop import Batch, Point, Training, fit
+from tasks.train.measure import peak
+from tasks.train.method import Method, chosen
+from tasks.train.methods.full import Full
 from tasks.train.pools import Pool
 from tasks.train.recipe import Recipe
+from tasks.train.regularizer import Regularizer
 from tasks.train.saved import Saved
-from tasks.train.vocabulary import Vocabulary
+from tasks.train.vocabulary import NAME, Vocabulary
 from tasks.train.world import ALONE, World
 
 MODEL = Path("data/history/model")
@@ -33,6 +40,8 @@ ARRIVAL = Path("data/step/arrival")
 INIT = Path("data/step/init.safetensors")
 EXPERT = Path("data/step/expert.safetensors")
 TRAINING = Path("data/step/training")
+PAST_IMPORTANCE = Path("data/history/regularizer")
+IMPORTANCE = Path("data/step/regularizer")
 
 
 def initialize(project: Path, params: Params, progress: Progress = silent) -> None:
@@ -62,6 +71,8 @@ def random_weights(model: Path, seed: int) -> checkpoints.Weights:
 def train(project: Path, params: Params, progress: Progress = silent) -> None:
     """Write ``data/step/expert.safetensors`` and ``data/step/training``: the expert, and how it was made.
 
+    And ``data/step/regularizer``: what the next step's training is pulled towards, where a regularizer is chosen.
+
     Trains on the mixture of update, buffer and pretraining pools, from where a killed run of the same key stopped.
     Nothing is trained where the arrival is an expert of its own, or at step 0 where the base comes with its weights:
     then the expert is what was given.
@@ -72,11 +83,13 @@ def train(project: Path, params: Params, progress: Progress = silent) -> None:
     given = _given(project, params)
     if given is not None:
         _copy(given, project / EXPERT)
+        importance.hand_on(project / PAST_IMPORTANCE, project / IMPORTANCE)
         _report(project / TRAINING, [], {"trained": False, "steps": 0, "samples": 0})
         progress("train", 1, 1)
         return
     processes = _processes(params)
     if processes > 1:
+        _within_budget(project, params)  # found out once, for all of them
         launch(project, params, processes, _threads(params, processes), progress)
     else:
         train_expert(project, params, ALONE, progress)
@@ -86,7 +99,8 @@ def train_expert(project: Path, params: Params, world: World, progress: Progress
     """One process's part in `train`; the first of them writes what was made."""
     models.configure(_threads(params, world.size))
     step, seed = params.step or 0, params.seed
-    recipe = recipe_of(params)
+    method, regularizer = method_of(params), regularizer_of(params)
+    recipe, spent = _within_budget(project, params)
     pools, shares = _pools(project, params)
     model = models.build(project / MODEL)
     models.load_weights(model, checkpoints.load(project / INIT), project / INIT)
@@ -96,35 +110,109 @@ def train_expert(project: Path, params: Params, world: World, progress: Progress
         mixture.counts(shares, [len(pool) for pool in pools], recipe.batch_size),
     )
     captions = Captions([pool.captions for pool in pools], models.tokenizer(project / MODEL))
-    vocabulary = Vocabulary(model, captions.tokens) if Vocabulary.serves(model) else None
+    # A regularizer pulls at the rows of tokens that do not occur, too.
+    vocabulary = Vocabulary(model, captions.tokens) if Vocabulary.serves(model) and not regularizer else None
     if vocabulary:
         captions.tokens = vocabulary.renumber(captions.tokens)
+    method.start(model, functools.partial(randomness.generator, seed, step, "method"))
+    pull = None
+    if regularizer:
+        pull = regularizer.begin(model, importance.read(project / PAST_IMPORTANCE, regularizer.name))
     # torch's global generator serves only modules that drop at random; none is left to chance.
     with torch.random.fork_rng(devices=[]):
         dropout = randomness.derive(seed, step, "dropout")
-        training = Training(model, recipe, models.preprocess(project / MODEL), dropout, world)
+        training = Training(model, recipe, models.preprocess(project / MODEL), dropout, world, pull)
         saved = Saved(nodes.unfinished(project, "train"))
-        fit(training, batches(seed, step, pools, order, captions, world), saved, params.save_every, progress)
+        batch = batches(seed, step, pools, order, captions, world)
+        fit(training, batch, saved, params.save_every, progress)
+
+        def beyond(number: int) -> None:
+            training.gradients(batch(recipe.steps + number))
+            training.scaler.update()
+
+        held = pull.finish(beyond, recipe.batch_size) if pull else None
     if world.rank:
         return
+    importance.write(project / IMPORTANCE, regularizer.name if regularizer else None, held)
     drawn = {pool.name: count * recipe.steps for pool, count in zip(pools, order.per_batch, strict=True)}
     summary = {"trained": True, "steps": recipe.steps, "samples": recipe.steps * recipe.batch_size, "drawn": drawn}
-    facts = {"recipe": asdict(recipe), "skipped": training.skipped, "loss": training.curve[-1].loss}
-    _report(project / TRAINING, training.curve, summary | facts)
+    how = {"method": _described(method), "regularizer": _described(regularizer), "recipe": asdict(recipe)}
+    facts = {"skipped": training.skipped, "loss": training.curve[-1].loss}
+    _report(project / TRAINING, training.curve, summary | spent | how | facts)
+    method.finish(model)
     weights = model.state_dict()
     if vocabulary:
-        vocabulary.restore(weights, training.decay)
+        vocabulary.restore(weights, training.decay if model.get_parameter(NAME).requires_grad else 1.0)
     checkpoints.save(project / EXPERT, weights)
 
 
-def recipe_of(params: Params) -> Recipe:
+def recipe_of(params: Params, steps: int) -> Recipe:
     """The recipe of a step: ``base.train`` sets the size of the base's training, ``train`` everything else."""
     train, step = params.train, params.step or 0
-    size = params.base.train if step == 0 and params.base.train else train
+    size = _size(params)
     same = {
         f.name: getattr(train, f.name) for f in fields(Recipe) if f.name not in ("steps", "batch_size", "lr", "earlier")
     }
-    return Recipe(steps=size.steps, batch_size=size.batch_size, lr=size.lr, earlier=max(step - 1, 0), **same)
+    return Recipe(steps=steps, batch_size=size.batch_size, lr=size.lr, earlier=max(step - 1, 0), **same)
+
+
+def method_of(params: Params) -> Method:
+    """What trains in a step; the base is trained in full.
+
+    Raises:
+        UserError: no such method, or settings that it does not accept.
+    """
+    return Full() if params.step == 0 else chosen(params.train.method)
+
+
+def regularizer_of(params: Params) -> Regularizer | None:
+    """What pulls a step's training towards earlier ones, and gathers for the next; the base's gathers too.
+
+    Raises:
+        UserError: no such regularizer, or settings that it does not accept.
+    """
+    return regularizers.chosen(params.train.regularizer) if params.train.regularizer else None
+
+
+def _size(params: Params) -> BaseTraining | Train:
+    """Whose batch size, learning rate and budget a step has."""
+    return params.base.train if params.step == 0 and params.base.train else params.train
+
+
+def _within_budget(project: Path, params: Params) -> tuple[Recipe, dict[str, object]]:
+    """The recipe with as many steps as the budget buys; and for the report, what was given and is spent.
+
+    Raises:
+        UserError: the budget does not buy one step.
+    """
+    method, regularizer, size = method_of(params), regularizer_of(params), _size(params)
+    given = size.given if isinstance(size, Train) else Budget(steps=size.steps)
+    recipe, extra = recipe_of(params, 1), regularizer.extra if regularizer else 0
+
+    def price() -> budget.Price:
+        folder = project / MODEL
+        if not torch.cuda.is_available():
+            return budget.price(folder, method, regularizer, recipe.batch_size)
+        device: dict[str, object] = {
+            "device": torch.cuda.get_device_name(),
+            "precision": recipe.precision,
+            "checkpointing": recipe.checkpointing,
+            "accumulate": recipe.accumulate,
+        }
+        measure = functools.partial(peak, folder, recipe)
+        return budget.price(folder, method, regularizer, recipe.batch_size, measure, device)
+
+    steps = budget.steps(given, recipe.batch_size, price, extra)
+    spent: dict[str, object] = {"steps": steps, "samples": steps * recipe.batch_size}
+    if given.mafs is not None:
+        each = price()
+        flops = each.flops * (steps + extra)
+        spent |= {"flops": flops, "memory": each.memory, "measured": each.measured, "mafs": flops * each.memory}
+    return replace(recipe, steps=steps), {"given": given.model_dump(exclude_none=True), "spent": spent}
+
+
+def _described(choice: Choice | None) -> dict[str, object] | None:
+    return {"name": choice.name, **choice.model_dump(mode="json")} if choice else None
 
 
 class Captions:
@@ -168,7 +256,7 @@ def _processes(params: Params) -> int:
         return params.train.processes
     gpus = max(torch.cuda.device_count(), 1)
     try:
-        require_parts(recipe_of(params).batch_size, gpus, params.train.accumulate)
+        require_parts(_size(params).batch_size, gpus, params.train.accumulate)
     except ValueError as error:
         raise UserError(f"train.{error} (one for each GPU here); set train.processes or the batch size") from None
     return gpus

@@ -67,6 +67,8 @@ def project(folder: Path) -> Path:
     pools = folder / "data/history/pools"
     pools.mkdir()
     (pools / "pools.json").write_text("[]\n")
+    (folder / "data/history/regularizer").mkdir()
+    (folder / "data/history/regularizer/regularizer.json").write_text('{"name": null}\n')
     dataset(folder / "data/step/arrival")
     dataset(folder / "data/step/evaluation/seen", 8, noise=1)
     dataset(folder / "data/step/evaluation/kept", 6, ("blue", "yellow"), noise=2)

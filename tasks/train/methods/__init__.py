@@ -1,0 +1,1 @@
+"""Training methods, one file each or a family; `tasks.train.choice` finds them here."""
