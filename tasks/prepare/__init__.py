@@ -6,16 +6,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import experts, files
 from tasks.prepare.registry import parse_all
-from tasks.prepare.source import Outside, Source
+from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
 
-__all__ = ["check", "fetch_arrival", "fetch_evaluation"]
+__all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into"]
 
 
 def check(params: Params, project: Path = Path()) -> None:
@@ -67,6 +70,27 @@ def fetch_evaluation(
     sources = [s for one in evaluation_sets for s in parse_all(one.test, f"evaluation set {one.name}")]
     with files.replaced(into) as folder:
         _fetch(sources, folder, Outside(project, cache, params.seed, progress))
+
+
+@contextmanager
+def looked_into(
+    specs: Sequence[SourceSpec], where: str, outside: Outside, context: Context
+) -> Iterator[list[tuple[Source, Reading]]]:
+    """Fetch sources into the folder ``context.scratch`` and open them for reading, until the context ends.
+
+    ``where`` is what messages call their place.
+
+    Raises:
+        UserError: as `check` and `fetch_arrival`.
+    """
+    sources = list(dict.fromkeys(parse_all(specs, where)))
+    with tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
+        raw, own = Path(scratch) / "raw", replace(context, scratch=Path(scratch))
+        raw.mkdir()
+        for source in sources:
+            source.check(outside.project)
+        _fetch(sources, raw, outside)
+        yield [(source, source.read(raw / source.kind, own)) for source in sources]
 
 
 def _fetch(sources: Sequence[Source], folder: Path, outside: Outside) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from abc import abstractmethod
@@ -100,7 +101,8 @@ class Photographs(Source):
     def store(self) -> str:
         """Folder name of these files among the raw files of this kind."""
         readable = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(self.path).name).strip("-")
-        digest = hashlib.sha256(self.path.encode()).hexdigest()[:8]
+        selected = json.dumps([self.path, *self.only]) if self.only else self.path
+        digest = hashlib.sha256(selected.encode()).hexdigest()[:8]
         return f"{readable}-{digest}-{self.split or 'all'}"
 
     def location(self, project: Path) -> Path:
@@ -154,6 +156,8 @@ class Photographs(Source):
             raise UserError(f"{path}: missing or damaged; fetch the arrival again") from None
         home = (raw / self.store).absolute()  # as the paths that come back out of a table are
         rows, split = self.rows(home, [home / name for name in listing.files], context.scratch)
+        names = self.selected((row.class_name for row in rows), f"{self.kind}: {self.path}")
+        rows = [row for row in rows if row.class_name in names]
         given = listing.given or split
         if self.split is not None and not given:
             rows = [row for row in rows if drawn(row.group, context.seed, self.fraction) == self.split]
@@ -166,7 +170,11 @@ class Photographs(Source):
             prompt=self.template,
             origins=(Origin(self.path, self.licence, self.attribution),),
             examples=self._examples(rows, context),
+            texts=tuple((self._caption(row), row.class_name) for row in rows),
         )
+
+    def _caption(self, row: Row) -> str:
+        return row.caption or self.template.format(row.class_name)
 
     def _examples(self, rows: Sequence[Row], context: Context) -> Iterator[Example]:
         def decode(row: Row) -> np.ndarray:
@@ -180,8 +188,7 @@ class Photographs(Source):
             for start in range(0, len(rows), CHUNK):
                 chunk = rows[start : start + CHUNK]
                 for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
-                    caption = row.caption or self.template.format(row.class_name)
-                    yield Example(row.id, image, caption, row.class_name)
+                    yield Example(row.id, image, self._caption(row), row.class_name)
 
 
 def drawn(name: str, seed: int, fraction: float) -> Split:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import field_validator
 
 from tasks.datasets import Origin
+from tasks.errors import UserError
 from tasks.params import Settings
 from tasks.progress import Progress
 
@@ -66,6 +68,8 @@ class Reading:
     """Primer prompt of the form of the captions; ``{}`` is the class name."""
     origins: tuple[Origin, ...]
     examples: Iterator[Example] = field(repr=False)
+    texts: tuple[tuple[str, str | None], ...] = field(repr=False)
+    """Caption and class of every example, known without decoding it."""
 
 
 class Source(Settings):
@@ -75,6 +79,25 @@ class Source(Settings):
     """
 
     kind: ClassVar[str]
+
+    only: tuple[str, ...] = ()
+    """The classes that are read, by name; by default all."""
+
+    @field_validator("only", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    def selected(self, there: Iterable[str | None], what: str) -> frozenset[str | None]:
+        """Which of the classes that are ``there`` are read.
+
+        Raises:
+            UserError: `only` names one that is not; ``what`` is the source as messages call it.
+        """
+        found = frozenset(there)
+        if missing := [name for name in self.only if name not in found]:
+            raise UserError(f"{what}: only names the class {missing[0]!r}, and there is none of that name")
+        return frozenset(self.only) if self.only else found
 
     @classmethod
     @abstractmethod

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from torch import nn
 
+from tasks.choice import Choice, create
 from tasks.params import Named
-from tasks.train.choice import Choice, create
 
 Draw = Callable[[str], np.random.Generator]
 """The random generator for one purpose, the same whenever it is asked for."""
@@ -22,7 +22,7 @@ class Method(Choice):
     It is applied to a model once its weights are loaded, on whatever device they are, ``meta`` included.
     """
 
-    key: ClassVar[str] = "method"
+    key: ClassVar[str] = "train.method"
     package: ClassVar[str] = "tasks.train.methods"
     adapts: ClassVar[bool] = False
     """Whether other parameters than the model's own are trained."""

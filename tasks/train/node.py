@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from tasks import checkpoints, models, nodes, randomness
+from tasks.choice import Choice
 from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.params import BaseTraining, Budget, Params, Train, require_parts
 from tasks.progress import Progress, silent
 from tasks.train import augment, budget, importance, mixture
 from tasks.train import regularizer as regularizers
-from tasks.train.choice import Choice
 from tasks.train.launch import launch
 from tasks.train.loop import Batch, Point, Training, fit
 from tasks.train.measure import peak

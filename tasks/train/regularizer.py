@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from tasks.checkpoints import Weights
+from tasks.choice import Choice, create
 from tasks.params import Named
-from tasks.train.choice import Choice, create
 
 Gradients = Callable[[int], object]
 """Leaves in each parameter's ``grad`` the gradient of the loss on a batch that was not trained on, by its number."""
@@ -82,7 +82,7 @@ class Pull(ABC):
 class Regularizer(Choice):
     """A regularizer; one file in `tasks.train.regularizers` defines one."""
 
-    key: ClassVar[str] = "regularizer"
+    key: ClassVar[str] = "train.regularizer"
     package: ClassVar[str] = "tasks.train.regularizers"
     copies: ClassVar[int]
     """Tensors that it keeps in memory for each parameter."""

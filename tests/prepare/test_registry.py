@@ -40,7 +40,10 @@ def test_short_and_mapping_form_mean_the_same(short: str, mapping: dict[str, Any
         ("pictures:food", ["unknown source 'pictures'", "icons, images, table, webdataset"]),
         ({"category": "food"}, ["lacks the key source"]),
         ({"source": "icons"}, ["category is missing"]),
-        ({"source": "icons", "category": "food", "style": "noto"}, ["unknown key style", "accepts category, concepts"]),
+        (
+            {"source": "icons", "category": "food", "style": "noto"},
+            ["unknown key style", "accepts only, category, concepts"],
+        ),
         ("icons:fod", ["unknown category 'fod'", "activities, flags, food"]),
         ("icons:food/nwe", ["unknown word 'nwe'", "base, new"]),
         ({"source": "icons", "category": "food", "styles": "notto"}, ["unknown style 'notto'", "noto, noto-v1"]),

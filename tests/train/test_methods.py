@@ -16,9 +16,9 @@ from torch import nn
 
 from tasks import checkpoints, models, randomness, torchvision_shim, train
 from tasks.checkpoints import Weights
+from tasks.choice import available
 from tasks.errors import UserError
 from tasks.params import Named, Train
-from tasks.train.choice import available
 from tasks.train.method import Method, chosen
 from tasks.train.methods.adapters import Adapter
 from tasks.train.node import EXPERT, INIT, TRAINING, initialize

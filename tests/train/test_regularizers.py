@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from tasks import checkpoints, nodes, train
+from tasks.choice import available
 from tasks.errors import UserError
 from tasks.params import Named, Params, Train
 from tasks.train import importance
-from tasks.train.choice import available
 from tasks.train.node import EXPERT, IMPORTANCE, PAST_IMPORTANCE, TRAINING, initialize
 from tasks.train.node import train as train_node
 from tasks.train.regularizer import Importance, Pull, Regularizer, chosen

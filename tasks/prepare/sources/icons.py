@@ -8,6 +8,8 @@ category
 concepts
     ``all``, or ``base``: a fixed third of each category, or ``new``: the other two thirds. So a base that was trained
     on ``base`` knows a little of everything, and ``new`` is what it has yet to see.
+only
+    Some of these concepts, by name.
 styles
     ``train``: the five styles that training is drawn in; ``test``: the two styles that are only ever tested on; or a
     list of styles by name. A style's name is a word of the short form too: ``icons:food/fluent-emoji-flat``.
@@ -86,9 +88,12 @@ class Icons(Source):
         by_style: dict[str, sets.IconSet]
         known: list[Concept]
         by_style, known = context.memo[self.kind]
+        found = select(known, self)
+        names = self.selected((concept.name for concept in found), f"icons: {'+'.join(self.category)}")
         drawings = [
             (concept, style, name)
-            for concept in select(known, self)
+            for concept in found
+            if concept.name in names
             for style, name in concept.drawings
             if style in self.style_names
         ]
@@ -106,6 +111,7 @@ class Icons(Source):
             prompt=CAPTION,
             origins=tuple(by_style[s].origin for s in dict.fromkeys(style for _, style, _ in drawings)),
             examples=examples(),
+            texts=tuple((CAPTION.format(concept.name), concept.name) for concept, _, _ in drawings),
         )
 
     @property

@@ -36,6 +36,9 @@ class Images(Photographs):
             raise UserError(f"images: {self._shown(top, path)}: holds no images ({', '.join(sorted(EXTENSIONS))})")
         if not any(p.name in METADATA for p in found):
             self._check_classes(path, top, found)
+            if self.only:  # what is not read need not be fetched
+                names = self.selected((_spoken(p.parent.name) for p in found), f"images: {self.path}")
+                found = [p for p in found if _spoken(p.parent.name) in names]
         return found, split is not None
 
     def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
@@ -48,7 +51,7 @@ class Images(Photographs):
         for image, caption, name in zip(table["image"], captions, classes, strict=True):
             file = Path(image["path"])
             shown = self._shown(file, home)
-            spoken = name.replace("_", " ") if name and column == "label" else name  # a folder's name
+            spoken = _spoken(name) if name and column == "label" else name  # a folder's name
             rows.append(Row(shown, shown, caption, spoken, file.read_bytes))
         return sorted(rows, key=lambda row: row.id), False
 
@@ -62,6 +65,11 @@ class Images(Photographs):
 
     def _shown(self, file: Path, path: Path) -> str:
         return (Path(self.path) / file.relative_to(path)).as_posix()
+
+
+def _spoken(folder: str) -> str:
+    """The class that a folder is named after."""
+    return folder.replace("_", " ")
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -1,1 +1,1 @@
-"""Training methods, one file each or a family; `tasks.train.choice` finds them here."""
+"""Training methods, one file each or a family; `tasks.choice` finds them here."""

@@ -1,1 +1,1 @@
-"""Regularizers across time steps, one file each; `tasks.train.choice` finds them here."""
+"""Regularizers across time steps, one file each; `tasks.choice` finds them here."""

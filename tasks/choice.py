@@ -1,4 +1,4 @@
-"""What `params.yaml` chooses by name: training methods and regularizers, one file each in a package of their own."""
+"""What is chosen by name: training methods, regularizers, stream orderings. One file each, in a package of the kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Choice(Settings, ABC):
     """Something that is chosen by name; its fields are its settings."""
 
     key: ClassVar[str]
-    """Where in ``train`` it is chosen."""
+    """Where it is chosen, e.g. ``train.method``; messages begin with it."""
     package: ClassVar[str]
     """The package whose modules define the choices there are."""
     name: ClassVar[str]
@@ -53,13 +53,13 @@ def create(kind: type[Kind], chosen: Named) -> Kind:
     """
     known = available(kind)
     if chosen.name not in known:
-        raise UserError(f"train.{kind.key}: there is no {chosen.name!r}; there are {', '.join(known)}")
+        raise UserError(f"{kind.key}: there is no {chosen.name!r}; there are {', '.join(known)}")
     wanted = known[chosen.name]
     try:
         return wanted.model_validate(chosen.settings)
     except ValidationError as error:
         problems = "; ".join(_sentence(wanted, e) for e in error.errors())
-    raise UserError(f"train.{kind.key}: {chosen.name}: {problems}")
+    raise UserError(f"{kind.key}: {chosen.name}: {problems}")
 
 
 def _sentence(wanted: type[Choice], error: Any) -> str:

@@ -1,0 +1,92 @@
+"""From ordered classes to time steps, and to a file that says them explicitly."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks.errors import UserError
+from tasks.stream.material import DataSet, Pair
+
+
+def read(path: Path) -> list[DataSet]:
+    """The data sets that a YAML file lists, at its top or under ``stream`` (as in params.yaml).
+
+    Raises:
+        UserError: it has none, or one that is no data set.
+    """
+    try:
+        raw = YAML(typ="safe").load(path.read_text())
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    listed = raw.get("stream") if isinstance(raw, dict) else raw
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f'{path}: lists no data sets; write each as {{name: birds, update: ["images:data/birds"]}}')
+    found = []
+    for number, one in enumerate(listed, start=1):
+        if isinstance(one, dict) and isinstance(one.get("date"), int):
+            one = {**one, "date": str(one["date"])}
+        elif isinstance(one, dict) and hasattr(one.get("date"), "isoformat"):
+            one = {**one, "date": one["date"].isoformat()}
+        try:
+            found.append(DataSet.model_validate(one))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{path}: data set {number}: {key}: {first['msg']}; experts cannot be cut") from None
+    names = [one.name for one in found]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: two data sets are named {repeated[0]!r}")
+    return found
+
+
+def groups(order: Sequence[int], steps: int) -> list[list[int]]:
+    """The order cut into ``steps`` runs of near-equal length, longer ones first.
+
+    Raises:
+        UserError: there are fewer classes than steps.
+    """
+    if steps > len(order):
+        raise UserError(f"--steps {steps}: there are only {len(order)} classes to deal out")
+    each, longer = divmod(len(order), steps)
+    ends = [each * (t + 1) + min(t + 1, longer) for t in range(steps)]
+    return [list(order[end - each - (t < longer) : end]) for t, end in enumerate(ends)]
+
+
+def arrivals(pairs: Sequence[Pair], order: Sequence[int], steps: int, prefix: str) -> list[dict[str, Any]]:
+    """The stream, as params.yaml has it: one arrival for each step, with sources that read its classes alone."""
+    width = max(len(str(steps)), 3)
+    stream = []
+    for number, group in enumerate(groups(order, steps), start=1):
+        merged: dict[str, dict[str, Any]] = {}
+        for i in sorted(group):
+            for spec in pairs[i].sources:
+                rest = {key: value for key, value in spec.items() if key != "only"}
+                one = merged.setdefault(repr(rest), {**rest, "only": []})
+                one["only"] += spec["only"]
+        stream.append({"name": f"{prefix}-{number:0{width}d}", "update": list(merged.values())})
+    return stream
+
+
+def text(stream: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:
+    """The stream as YAML, remarks before it as comments."""
+    yaml: Any = YAML(typ="safe")
+    yaml.default_flow_style = None  # leaves on one line
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 4096
+    written = io.StringIO()
+    yaml.dump({"stream": list(stream)}, written)
+    return "".join(f"# {remark}\n" for remark in remarks) + written.getvalue()
+
+
+def save(path: Path, content: str) -> None:
+    """Write the whole file, or none of it."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(content)
+    temporary.replace(path)

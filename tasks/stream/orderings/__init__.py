@@ -1,0 +1,1 @@
+"""Stream orderings, one file each; `tasks.choice` finds them here."""
