@@ -50,7 +50,7 @@ def test_loss_is_open_clips_where_all_captions_differ(
 
 
 def test_sigmoid_loss_is_open_clips_where_all_captions_differ(clip_loss: Callable[..., torch.Tensor]) -> None:  # noqa: ARG001 - open_clip imports after it
-    from open_clip import SigLipLoss
+    from open_clip.loss import SigLipLoss
 
     inputs = [features(9, 0), features(9, 1), torch.tensor(10.0).double(), torch.tensor(-10.0).double()]
     for tensor in inputs:
