@@ -68,24 +68,15 @@ def checkout(repo: Repo) -> dict[str, Any]:
     return {}
 
 
-def _transfer(action: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """An action that fails only for what a network or a store does."""
-
-    def run(repo: Repo, **arguments: Any) -> dict[str, Any]:
-        try:
-            return action(repo, **arguments)
-        except Exception as error:
-            raise TransferError(f"{action.__name__} failed: {error}") from error
-
-    return run
-
-
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "record": record,
     "fetch": fetch,
     "checkout": checkout,
+    "send": transfer.send,
+    "stored": inventory.stored,
+    "take": inventory.take,
+    "discard": inventory.discard,
     "used": inventory.used,
-    **{a.__name__: _transfer(a) for a in (inventory.stored, inventory.take, inventory.send, inventory.discard)},
 }
 
 

@@ -7,7 +7,7 @@ there, and compare names only. Here each object is asked for, and its bytes are 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,23 @@ def push(repo: Repo, md5s: Collection[str], known: Collection[str]) -> int:
     Raises:
         TransferError: the store does not take them, or keeps other bytes (those objects are removed from it again).
     """
-    with _open(repo) as (store, cache):
+    with opened(repo) as (store, cache):
         absent = set(md5s) - set(store.oids_exist(md5s, jobs=QUERIES))
-        tags = upload.large_objects(repo, absent)
-        _add(cache, store, absent - tags.keys())
-        store.fs.fs.invalidate_cache()  # it has not seen the large ones come
-        compared = sorted(absent | (set(md5s) - set(known)))
-        paths = [store.oid_to_path(md5) for md5 in compared]
-        facts = store.fs.info(paths, batch_size=QUERIES)
-        held = zip(compared, facts, strict=True)
-        wrong = [md5 for md5, fact in held if not _same(store, md5, fact, Path(cache.oid_to_path(md5)), tags.get(md5))]
-        for md5 in wrong:
-            store.delete(md5)
-        if wrong:
-            raise OSError(f"it kept other bytes than were sent for {len(wrong)} objects ({wrong[0]}, …)")
+        large = upload.large_objects(repo, repo.config["core"]["remote"], absent)
+        _send(store, cache, absent, large, set(md5s) - set(known))
     return len(absent)
+
+
+def send(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:
+    """Upload objects of the cache to a store, whatever it has under their names, and compare them there.
+
+    Raises:
+        TransferError: as `push`.
+    """
+    with opened(repo, remote) as (store, cache):
+        large = upload.large_objects(repo, remote, objects)
+        _send(store, cache, set(objects), large, set())
+    return {}
 
 
 def fetch(repo: Repo, md5s: Collection[str]) -> list[str]:
@@ -61,23 +63,44 @@ def fetch(repo: Repo, md5s: Collection[str]) -> list[str]:
     Raises:
         TransferError: the store does not give them.
     """
-    with _open(repo) as (store, cache):
+    with opened(repo) as (store, cache):
         there = set(store.oids_exist(md5s, jobs=QUERIES))
         _add(store, cache, there)
     return sorted(set(md5s) - there)
 
 
 @contextmanager
-def _open(repo: Repo) -> Iterator[tuple[HashFileDB, HashFileDB]]:
-    """The store and the cache; whatever goes wrong with them inside the block says which store it was."""
-    remote = repo.cloud.get_remote()
+def opened(repo: Repo, name: str | None = None) -> Iterator[tuple[HashFileDB, HashFileDB]]:
+    """A store (by default the default remote) and the cache; what goes wrong inside the block says which store it was.
+
+    Raises:
+        TransferError: in place of whatever is raised inside.
+    """
+    remote = repo.cloud.get_remote(name)
     try:
-        store = repo.cloud.get_remote_odb()
+        store = repo.cloud.get_remote_odb(name)
         store.fs.fs.invalidate_cache()  # what it held a minute ago is no answer
         yield store, repo.cache.local
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TransferError(f"store {remote.name!r} ({remote.fs.unstrip_protocol(remote.path)}): {reason}") from error
+
+
+def _send(store: HashFileDB, cache: HashFileDB, md5s: Set[str], tags: Mapping[str, str], also: Set[str]) -> None:
+    """Upload objects, and compare them and those in ``also`` with the bytes here; wrong ones are removed again.
+
+    Those in ``tags`` have been sent already; it says which ETags they must have.
+    """
+    _add(cache, store, md5s - tags.keys())
+    store.fs.fs.invalidate_cache()  # it has not seen the large ones come
+    compared = sorted(md5s | also)
+    facts = store.fs.info([store.oid_to_path(md5) for md5 in compared], batch_size=QUERIES)
+    held = zip(compared, facts, strict=True)
+    wrong = [md5 for md5, fact in held if not _same(store, md5, fact, Path(cache.oid_to_path(md5)), tags.get(md5))]
+    for md5 in wrong:
+        store.delete(md5)
+    if wrong:
+        raise OSError(f"it kept other bytes than were sent for {len(wrong)} objects ({wrong[0]}, …)")
 
 
 def _add(source: HashFileDB, target: HashFileDB, md5s: Collection[str]) -> None:

@@ -23,8 +23,8 @@ CONCURRENCY = 4
 """Parts on their way at a time."""
 
 
-def large_objects(repo: Repo, md5s: Collection[str]) -> dict[str, str]:
-    """Send those objects of the cache that are large to the default remote; returns their ETags if all goes well.
+def large_objects(repo: Repo, name: str, md5s: Collection[str]) -> dict[str, str]:
+    """Send those objects of the cache that are large to a remote; returns their ETags if all goes well.
 
     A remote that is not S3 gets nothing here. Parts are cut as s3fs cuts them, so that an object's ETag says the same
     whoever has sent it.
@@ -32,7 +32,7 @@ def large_objects(repo: Repo, md5s: Collection[str]) -> dict[str, str]:
     Raises:
         boto3's and botocore's errors: the store does not take them.
     """
-    remote = config.remote(Path(repo.root_dir), repo.config["core"]["remote"])
+    remote = config.remote(Path(repo.root_dir), name)
     paths = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in md5s}
     large = {md5: size for md5, path in paths.items() if (size := path.stat().st_size) >= LARGE}
     if not remote.is_s3 or not large:

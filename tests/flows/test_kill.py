@@ -45,8 +45,9 @@ def test_killed_at_random_moments(
     expected, seconds = undisturbed
     folder = projects.make(tmp_path / "project")
     moments = random.Random(SEED)
-    killed = 0
+    killed = started = 0
     while killed < KILLS:
+        started += 1
         process = projects.start(folder, "run", **prefect_api)
         time.sleep(moments.uniform(0.2, 0.9) * seconds)
         alive = process.poll() is None
@@ -55,7 +56,7 @@ def test_killed_at_random_moments(
         whole(folder)
         if not alive:  # it was quicker than its killer: the next kills are for another project
             assert deployed(folder) == expected
-            folder = projects.make(tmp_path / f"project-{killed}")
+            folder = projects.make(tmp_path / f"project-{started}")
     chronomerge(folder, "run", **prefect_api)
     whole(folder)
     assert deployed(folder) == expected

@@ -29,7 +29,7 @@ def test_large_objects_are_sent_once_and_whole(repo: Repo, tmp_path: Path, monke
     with store.open_store(tmp_path, "embedded") as remote:
         config.write_local(tmp_path, {"core": {"remote": remote.name}})
         repo = Repo(str(tmp_path))
-        tags = upload.large_objects(repo, {large, small})
+        tags = upload.large_objects(repo, remote.name, {large, small})
         s3 = store.client(remote)
         (there,) = s3.list_objects_v2(Bucket=remote.bucket, Prefix=remote.prefix)["Contents"]
         assert there["Key"] == f"states/files/md5/{large[:2]}/{large[2:]}"
@@ -45,4 +45,4 @@ def test_a_remote_that_is_not_s3_is_left_to_dvc(tmp_path: Path) -> None:
     large = put(tmp_path, "large", upload.LARGE)
     config.write_remote(tmp_path, Remote("disk", str(tmp_path / "elsewhere")))
     config.write_local(tmp_path, {"core": {"remote": "disk"}})
-    assert upload.large_objects(Repo(str(tmp_path)), {large}) == {}
+    assert upload.large_objects(Repo(str(tmp_path)), "disk", {large}) == {}
