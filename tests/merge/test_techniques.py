@@ -222,10 +222,11 @@ def test_tsv_where_experts_have_fewer_directions_than_their_share() -> None:
     close(merged("tsv", [one, zero, one], base=zero), one, 1e-5)
 
 
-def test_magmax_gives_ties_to_the_later_expert() -> None:
+def test_magmax_takes_the_positive_of_two_that_are_as_far_from_the_base() -> None:
     zero = {"w": np.zeros(2, np.float32)}
     first, second = {"w": np.float32([1, -1])}, {"w": np.float32([-1, 1])}
-    np.testing.assert_array_equal(merged("magmax", [first, second], base=zero)["w"], second["w"])
+    for pair in ([first, second], [second, first]):
+        np.testing.assert_array_equal(merged("magmax", pair, base=zero)["w"], [1, 1])
 
 
 def test_ties_keeps_entries_equal_to_the_last_kept_one() -> None:
