@@ -94,7 +94,8 @@ class Bench:
 
 @contextlib.contextmanager
 def laboratory() -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="chronomerge-crash-") as name:
+    # What was killed last may still be at its files while they are removed.
+    with tempfile.TemporaryDirectory(prefix="chronomerge-crash-", ignore_cleanup_errors=True) as name:
         work = Path(name)
         lab.prepare_environment(work)
         with prefect_server.serving(work / "prefect") as server:

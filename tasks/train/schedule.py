@@ -57,7 +57,7 @@ class Schedule:
     def _decayed(self) -> float:
         if not self.earlier:
             return self.peak
-        falling = self.steps - self._rising
+        falling = max(self.steps - self._rising, 1)
         done = (self.earlier * falling + 1) / ((self.earlier + 1) * falling)
         return self.peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 

