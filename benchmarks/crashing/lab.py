@@ -119,9 +119,11 @@ class Lane:
 
     def clear(self) -> None:
         """Nothing of an earlier case is left, processes included."""
-        for process in self.strays():
+        strays = self.strays()
+        for process in strays:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(strays, timeout=10)  # until then they may make files
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

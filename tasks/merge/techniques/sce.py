@@ -56,8 +56,8 @@ class Sce(Scoped):
 
         def merged(piece: Piece) -> Array:
             x = selected(piece)
-            up = x.sum(axis=0) >= 0
-            agree = np.where(up, x > 0, x < 0) * np.asarray(weights[piece.tensor.group], like=x)
+            elected = np.where(x.sum(axis=0) >= 0, np.float32(1), np.float32(-1))
+            agree = (x * elected > 0) * np.asarray(weights[piece.tensor.group], like=x)
             return weighted_mean(x, agree) * self.scale
 
         return merged
