@@ -6,12 +6,14 @@ files), so what a node puts here is what ``dvc commit`` finds, ``dvc push`` send
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -245,6 +247,11 @@ class Cache:
         for path in self._objects.glob("*/.part-*"):
             if not psutil.pid_exists(int(path.name.split("-")[1])):
                 path.unlink(missing_ok=True)
+        # With these DVC tries, for some milliseconds, which links work; they name no process.
+        for path in self._objects.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > 1:
+                    path.unlink()
 
     def link(self, entry: Entry, path: Path) -> None:
         """Place an entry at a path that does not exist yet, by hardlinks where possible, else by copies."""

@@ -53,7 +53,8 @@ def is_object(name: str) -> bool:
 def in_cache(cache: Cache) -> tuple[dict[str, Stored], list[Path]]:
     """The objects of a cache, and the other files beside them, which an interrupted write leaves."""
     found, strays = {}, []
-    for path in sorted((cache.folder / "files" / "md5").glob("*/*")):
+    objects = cache.folder / "files" / "md5"
+    for path in sorted([*objects.glob("*/*"), *objects.glob(".*")]):
         name = path.parent.name + path.name
         if is_object(name):
             about = path.stat()

@@ -36,8 +36,14 @@ def test_half_stored_files_of_dead_processes_go(tmp_path: Path, dead: int) -> No
     folder.mkdir(parents=True)
     for pid in (dead, os.getpid()):
         (folder / f".part-{pid}-cd").write_bytes(b"half")
+    trial = folder.parent / ".dvc-tries-links.tmp"
+    trial.write_bytes(b"test")
     cache.drop_unfinished()
     assert [path.name for path in folder.iterdir()] == [f".part-{os.getpid()}-cd"]
+    assert trial.exists()  # somebody may be at it
+    os.utime(trial, (0, 0))
+    cache.drop_unfinished()
+    assert not trial.exists()
 
 
 def test_locks_of_a_git_that_was_killed_go(project: Path) -> None:
