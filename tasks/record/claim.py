@@ -221,7 +221,7 @@ class _Objects:
         self._remote, self._s3, self.where = remote, store.client(remote), store.described(remote)
 
     def _key(self, name: str) -> str:
-        return "/".join(filter(None, [self._remote.prefix, ".chronomerge", name]))
+        return self._remote.key(".chronomerge", name)
 
     def address(self, name: str) -> str:
         return f"s3://{self._remote.bucket}/{self._key(name)}"

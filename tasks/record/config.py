@@ -42,6 +42,14 @@ class Remote:
     def prefix(self) -> str:
         return self.url.removeprefix("s3://").partition("/")[2].rstrip("/")
 
+    def key(self, *names: str) -> str:
+        """The key in the bucket of something in a remote on S3."""
+        return "/".join(filter(None, [self.prefix, *names]))
+
+    def object_key(self, md5: str) -> str:
+        """The key in the bucket of one of DVC's objects."""
+        return self.key("files", "md5", md5[:2], md5[2:])
+
 
 def remotes(project: Path) -> dict[str, Remote]:
     """All remotes of a project; local options go before committed ones."""

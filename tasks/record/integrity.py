@@ -154,7 +154,7 @@ def _of_cache(cache: Cache, md5: str) -> Digest | None:
 def _of_remote(s3: S3Client, remote: Remote, md5: str) -> Digest | None:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    key = "/".join(filter(None, [remote.prefix, "files", "md5", md5[:2], md5[2:]]))
+    key = remote.object_key(md5)
     tries = TRIES
     while True:
         try:

@@ -80,7 +80,7 @@ def check(remote: Remote) -> None:
     where = described(remote)
     if "@" in remote.options.get("endpointurl", ""):
         raise UserError(f"{where}: S3 knows no passwords in an endpoint; give access_key_id and secret_access_key")
-    key = "/".join(filter(None, [remote.prefix, f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"]))
+    key = remote.key(f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         s3 = client(remote, attempts=3)  # somebody may be waiting for the answer
         if remote.name == config.EMBEDDED and not any(

@@ -46,8 +46,7 @@ def large_objects(repo: Repo, name: str, md5s: Collection[str]) -> dict[str, str
             settings = TransferConfig(
                 multipart_threshold=2 * part, multipart_chunksize=part, max_concurrency=CONCURRENCY
             )
-            key = "/".join(filter(None, [remote.prefix, "files/md5", md5[:2], md5[2:]]))
-            s3.upload_file(str(paths[md5]), remote.bucket, key, Config=settings)
+            s3.upload_file(str(paths[md5]), remote.bucket, remote.object_key(md5), Config=settings)
             tags[md5] = tag.result() if tag else md5
     return tags
 
