@@ -145,11 +145,17 @@ class Lane:
         return Run(process, notes)
 
     def strays(self) -> list[psutil.Process]:
-        """Processes that the programs of this lane have started, and that still run."""
+        """Processes that the programs of this lane have started, and that still run.
+
+        And a store that we have started to look into it: it works in our folder, with our environment.
+        """
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(child.MARK) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                ours = process.environ().get(child.MARK) == str(self.folder) or any(
+                    f"={self.project}/" in argument for argument in process.cmdline()
+                )
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
