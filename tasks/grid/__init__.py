@@ -1,0 +1,1 @@
+"""TIME's grid: what its cells are (`cells`)."""
