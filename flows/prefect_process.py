@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import time
+
+from tasks import lifeline
 
 
 def main() -> None:
     parent, port = int(sys.argv[1]), int(sys.argv[2])
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    lifeline.end_with(parent, every=0.5, status=0)
 
     import uvicorn
 
@@ -18,13 +17,6 @@ def main() -> None:
         "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error",
         lifespan="on",
     )  # fmt: skip
-
-
-def _end_with(parent: int) -> None:
-    """A killed parent cannot stop us, and an orphan is handed to another process: watch for that."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from flows import prefect_server
 from tasks import progress
 from tasks.errors import UserError
 from tasks.params import Params, load
-from tasks.record import claim, embedded, layout, lock, states, store, worktree
+from tasks.record import claim, config, embedded, layout, lock, states, store, worktree
+from tasks.record.config import Remote
 from tasks.record.dvc import RemoteError
 from tasks.record.states import State
+from tasks.record.worktree import Code
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
     with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
         worktree.require_not_checked_out(project, params.timeline)
         worktree.clean_up(project, params.timeline)
-        own = [technique.rpartition(":")[0]] if ":" in (technique := params.time.technique.name) else []
+        own = own_files(params)
         code = worktree.code_of(project, *own)
         locked, params = params.timeline, worktree.params_of(project, code)
         if params.timeline != locked:
@@ -71,30 +74,70 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         starting = "starting the store and the Prefect server"
         progress.report(starting, 0, 1)
         server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
-        _check(params, project)
+        for warning in check(params, project):
+            progress.report("mind:", 1, 1, warning)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
-        if claim.needed(params.store, remote):
-            stack.enter_context(claim.writing(project, remote, params.timeline, wait=wait))
-            if todo.last:
-                claim.take(remote, todo.last)
-            line = todo.last.line if todo.last else 1
-            claim.require_free(project, remote, layout.short_tag(params.timeline, todo.steps[0], line))
+        with _claimed(project, todo, remote, wait=wait):
+            from tasks import models
 
-        from flows.timeline import timeline
-        from tasks import models
+            models.preload()
+            if worktree.code_of(project, *own).tree != code.tree:
+                raise UserError("files of the project changed while the run was starting; run again")
+            server.wait()
+            progress.report(starting, 1, 1)
+            return _flow(project, todo, code, remote)
 
-        models.preload()
-        if worktree.code_of(project, *own).tree != code.tree:
-            raise UserError("files of the project changed while the run was starting; run again")
-        server.wait()
-        progress.report(starting, 1, 1)
-        named = timeline.with_options(flow_run_name=f"{params.timeline} to step {todo.steps[-1]}")
-        try:
-            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
-        except RemoteError as error:
-            raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
-        finally:
-            prefect_server.flush_logs()
+
+def run_cell(project: Path, code: Code, remote_name: str, *, wait: bool = False) -> list[str]:
+    """Run the pending steps of the timeline that ``code`` has the params of; as `run`, within what a grid has opened.
+
+    Store and Prefect server are up, the code is taken down, and everything that can be checked is.
+    """
+    params = worktree.params_of(project, code)
+    with lock.writing(project, params.timeline, wait=wait):
+        worktree.require_not_checked_out(project, params.timeline)
+        worktree.clean_up(project, params.timeline)
+        if params.store.git:
+            states.synchronize(project, params.timeline, params.store.git)
+        todo = pending(project, None, params)
+        if not todo.steps:
+            return []
+        remote = config.remote(project, remote_name)
+        with _claimed(project, todo, remote, wait=wait):
+            return _flow(project, todo, code, remote)
+
+
+@contextlib.contextmanager
+def _claimed(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Iterator[None]:
+    """Hold the timeline in its store, where machines without a git remote in common agree there."""
+    if not claim.needed(todo.params.store, remote):
+        yield
+        return
+    with claim.writing(project, remote, todo.params.timeline, wait=wait):
+        if todo.last:
+            claim.take(remote, todo.last)
+        line = todo.last.line if todo.last else 1
+        claim.require_free(project, remote, layout.short_tag(todo.params.timeline, todo.steps[0], line))
+        yield
+
+
+def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]:
+    """The Prefect flow of the pending steps."""
+    from flows.timeline import timeline
+
+    named = timeline.with_options(flow_run_name=f"{todo.params.timeline} to step {todo.steps[-1]}")
+    try:
+        return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
+    except RemoteError as error:
+        raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
+    finally:
+        prefect_server.flush_logs()
+
+
+def own_files(params: Params) -> list[str]:
+    """The user's files that params name as code: a technique of their own."""
+    technique = params.time.technique.name
+    return [technique.rpartition(":")[0]] if ":" in technique else []
 
 
 def _tidy(project: Path, timeline: str) -> None:
@@ -105,14 +148,19 @@ def _tidy(project: Path, timeline: str) -> None:
         embedded.stop_unused(project)
 
 
-def _check(params: Params, project: Path) -> None:
-    """What only the nodes can tell: sources, methods and techniques exist and fit together."""
+def check(params: Params, project: Path) -> list[str]:
+    """What only the nodes can tell: sources, methods and techniques exist and fit together.
+
+    Returns what is worth a warning.
+
+    Raises:
+        UserError: they do not.
+    """
     from tasks import merge, prepare, train
 
     prepare.check(params, project)
     train.check(params.train)
-    for warning in merge.check(params.time, len(params.stream)):
-        progress.report("mind:", 1, 1, warning)
+    return merge.check(params.time, len(params.stream))
 
 
 def _continues(params: Params, last: State, project: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from flows.timestep import timestep
+from tasks.record import dvc
 
 
 @flow(name="timeline", flow_run_name="to step {last}", validate_parameters=False)
@@ -15,4 +17,5 @@ def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: 
 
     The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code.
     """
-    return [timestep(project, step, code, remote, fresh=step > first) for step in range(first, last + 1)]
+    with dvc.kept(Path(project)):
+        return [timestep(project, step, code, remote, fresh=step > first) for step in range(first, last + 1)]

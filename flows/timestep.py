@@ -22,7 +22,7 @@ from tasks.nodes import Node, Reference
 from tasks.orchestration import NodeTask, can_pass
 from tasks.params import Arrival, Evaluate, Params
 from tasks.record import config, history, layout, recording, states, worktree
-from tasks.record.dvc import Dvc
+from tasks.record.dvc import Dvc, at_hand
 from tasks.record.restore import fetch as fetch_state
 from tasks.record.restore import missing
 from tasks.record.states import State
@@ -68,7 +68,7 @@ class _Step:
         previous = states.last(self.project, params.timeline)
         arrival = _arrival(params, self.step)
         with (
-            Dvc(self.project) as dvc,
+            at_hand(self.project) as dvc,
             worktree.for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
         ):
             self._inputs(tree, previous, dvc)
@@ -152,12 +152,13 @@ class _Step:
             "worktree": str(tree.folder), "cache": str(self.cache.folder), "key": key, "step": self.step,
             "machine": machine,
         }  # fmt: skip
-        finished = Reference.from_dict(prefect_task(**call))
-        if not (tree.folder / node.outputs[0]).exists():  # not run just now: a result of an earlier run
-            if nodes.intact(finished, self.cache):
-                nodes.place(finished, tree.folder, self.cache)
-            else:
-                finished = Reference.from_dict(prefect_task.with_options(refresh_cache=True)(**call))
+        with nodes.one_at_a_time(self.project, key):
+            finished = Reference.from_dict(prefect_task(**call))
+            if not (tree.folder / node.outputs[0]).exists():  # not run just now: a result of an earlier run
+                if nodes.intact(finished, self.cache):
+                    nodes.place(finished, tree.folder, self.cache)
+                else:
+                    finished = Reference.from_dict(prefect_task.with_options(refresh_cache=True)(**call))
         self.entries |= finished.outs
         return finished
 

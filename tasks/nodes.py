@@ -7,13 +7,15 @@ bytes; so a finished node is never run twice, in whatever order and after whatev
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,9 @@ LIBRARIES = (
 
 UNFINISHED = ".chronomerge/unfinished"
 """Where nodes keep what they have not finished; in a run's worktree a link to a folder that outlives it."""
+
+LOCKS = ".chronomerge/nodes"
+"""Where processes of a project wait for each other's nodes."""
 
 Work = Callable[[Path, Params, Progress], None]
 """A node's plain function: (project folder, params, progress); reads and writes as ``dvc.yaml`` declares."""
@@ -157,6 +162,19 @@ def run(
     made = Reference(node.name, key, {path: cache.put(project / path) for path in node.outputs}, seconds, machine)
     shutil.rmtree(unfinished(project, node.name))
     return made
+
+
+@contextmanager
+def one_at_a_time(project: Path, key: str) -> Iterator[None]:
+    """Of equal nodes that several processes come to, the first runs while the others wait, and then take its result.
+
+    A kernel's lock, which dies with its holder; keys share few files, which stay.
+    """
+    folder = project / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / key[:2]).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def unfinished(project: Path, name: str) -> Path:

@@ -257,6 +257,40 @@ class Evaluate(Settings):
         return self
 
 
+class LabelledTechnique(Technique):
+    """A technique of a grid; ``label`` tells it from another of the same name."""
+
+    label: Name | None = None
+
+    @property
+    def shown(self) -> str:
+        """What cells, tables and figures call it."""
+        return self.label or self.name.rpartition(":")[2]
+
+
+class Grid(Settings):
+    """TIME's grid over the stream: protocols × techniques × seeds × variants, each cell a timeline of its own."""
+
+    init: list[Literal["zs", "ft", "ema"]] = Field(default=["zs", "ft", "ema"], min_length=1)
+    deploy: list[Literal["ft", "ema", "all"]] = Field(default=["ft", "ema", "all"], min_length=1)
+    technique: list[Annotated[LabelledTechnique, BeforeValidator(_by_name)]] = []
+    """By default that of ``time``."""
+    seed: list[Annotated[int, Field(ge=0)]] = []
+    """By default that of the params."""
+    variants: dict[Name, dict[str, Any]] = {}
+    """Other orderings, budgets or model sizes: name → keys of the params that replace or add to the file's own."""
+    references: list[Literal["multitask", "no-replay"]] = ["multitask", "no-replay"]
+    """What cells are compared with: training on everything at once, and sequential fine-tuning on new data alone."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Grid:
+        lists: dict[str, list[Any]] = {"init": self.init, "deploy": self.deploy, "seed": self.seed}
+        lists["technique (give one of them a label)"] = [one.shown for one in self.technique]
+        for what, values in lists.items():
+            _refuse_repeats(what, [str(value) for value in values])
+        return self
+
+
 class Store(Settings):
     """Which DVC remote keeps the data of states: ``embedded`` (a server of ours) or one named in ``.dvc/config``."""
 
@@ -280,6 +314,8 @@ class Params(Settings):
     train: Train
     evaluate: Evaluate
     store: Store = Store()
+    grid: Grid | None = None
+    """What ``chronomerge grid`` runs; a timeline by itself has no use for it."""
 
     # Written by the flow into the params.yaml of a state; a user's own file has neither.
     step: int | None = Field(default=None, ge=0)

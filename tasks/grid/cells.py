@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks.errors import UserError
+from tasks.params import Grid, LabelledTechnique, Params, parse
 
 
 @dataclass(frozen=True)
@@ -23,3 +34,157 @@ class Cell:
     @property
     def protocol(self) -> str:
         return f"{self.init}+{self.deploy}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, and the ``params.yaml`` that its timeline would have by itself."""
+
+    cell: Cell
+    text: str
+    project: Path
+
+    @cached_property
+    def params(self) -> Params:
+        return parse(self.text, self.project / f"params.yaml, cell {self.cell.timeline}")
+
+
+def expand(text: str, grid: Grid, project: Path) -> list[Planned]:
+    """All cells of a grid over the params ``text``, references first.
+
+    Cells that differ in the seed alone follow each other: side by side they have no expert in common.
+
+    Raises:
+        UserError: the params of a cell are not valid; names the cell.
+    """
+    written = YAML()
+    written.preserve_quotes = True
+    written.width = 4096
+    content: Any = written.load(text)
+    content.pop("grid", None)
+    made = []
+    for variant, changes in (grid.variants or {"": {}}).items():
+        own = copy.deepcopy(content)
+        _override(own, changes)
+        for kind in _kinds(grid, own, f"{project / 'params.yaml'}, variant {variant or 'none'}"):
+            for seed in grid.seed or [own.get("seed", 0)]:
+                made.append(_planned(written, own, kind, seed, variant, project))
+    return made
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What makes a cell but for its seed."""
+
+    name: str
+    init: str
+    deploy: str
+    technique: str
+    changes: Mapping[str, Any]
+    reference: str = ""
+
+
+def _kinds(grid: Grid, content: Any, where: str) -> Iterator[_Kind]:
+    plain = parse(_dump(YAML(), content), Path(where))
+    if not plain.stream:
+        raise UserError(f"{where}: a grid needs a stream with arrivals")
+    for reference in grid.references:
+        yield _Kind(reference, "ft", "ft", "", _REFERENCES[reference](plain), reference)
+    for init in grid.init:
+        for deploy in grid.deploy:
+            if (init, deploy) == ("zs", "ft"):
+                continue  # keeps no history: none of TIME's eight protocols
+            if (init, deploy) == ("ft", "ft"):
+                yield _Kind("ft-ft", init, deploy, "", _axes(init, deploy))
+                continue
+            for technique in grid.technique or [LabelledTechnique(**plain.time.technique.model_dump())]:
+                label = technique.shown
+                changes = _axes(init, deploy, {"name": technique.name, **technique.settings})
+                yield _Kind(f"{init}-{deploy}-{label}", init, deploy, label, changes)
+
+
+def _axes(init: str, deploy: str, technique: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"time": {"init": init, "deploy": deploy, **({"technique": technique} if technique else {})}}
+
+
+def _multitask(params: Params) -> dict[str, Any]:
+    """Everything that arrives, at once, with the budget of all time steps; the buffer's share goes to the update.
+
+    Raises:
+        UserError: an arrival brings no data.
+    """
+    for arrival in params.stream:
+        if arrival.expert is not None:
+            raise UserError(
+                f"grid.references: multitask trains on all data at once, and arrival {arrival.name!r} is an expert "
+                "without any; leave multitask out of the references"
+            )
+    update = [spec for arrival in params.stream for spec in arrival.update]
+    given, steps = params.train.given.model_dump(exclude_none=True), len(params.stream)
+    pretraining = params.train.mixture.pretraining
+    return {
+        **_axes("ft", "ft"),
+        "stream": [{"name": "everything", "update": update}],
+        "train": {
+            "steps": None,
+            "budget": {currency: amount * steps for currency, amount in given.items()},
+            "mixture": {"pretraining": pretraining, "update": 1 - pretraining, "buffer": 0},
+        },
+    }
+
+
+def _no_replay(_: Params) -> dict[str, Any]:
+    """Sequential fine-tuning on what arrives alone."""
+    return {**_axes("ft", "ft"), "train": {"mixture": {"pretraining": 0, "update": 1, "buffer": 0}}}
+
+
+_REFERENCES = {"multitask": _multitask, "no-replay": _no_replay}
+
+
+def _planned(written: YAML, content: Any, kind: _Kind, seed: int, variant: str, project: Path) -> Planned:
+    own = copy.deepcopy(content)
+    _override(own, kind.changes)
+    timeline = "-".join(filter(None, [str(own.get("timeline")), variant, kind.name, f"s{seed}"]))
+    own["timeline"], own["seed"] = timeline, seed
+    cell = Cell(timeline, kind.init, kind.deploy, kind.technique, seed, variant, kind.reference)
+    planned = Planned(cell, _dump(written, own), project)
+    planned.params  # noqa: B018  validated here, once
+    return planned
+
+
+def _override(content: Any, changes: Mapping[str, Any]) -> None:
+    """Put changes into params: mappings key by key, everything else whole; None takes a key away.
+
+    A technique is replaced whole, since the settings of one mean nothing to another.
+    """
+    for key, value in changes.items():
+        if value is None:
+            content.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(content.get(key), Mapping) and key != "technique":
+            _override(content[key], value)
+        else:
+            content[key] = copy.deepcopy(value)
+
+
+def _dump(yaml: YAML, content: Any) -> str:
+    buffer = io.StringIO()
+    yaml.dump(content, buffer)
+    return buffer.getvalue()
+
+
+def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
+    """The cells that can run, and why the others cannot: timeline → reason.
+
+    Techniques of two models cannot merge all experts, some recursions diverge: what `tasks.merge.check` refuses.
+    """
+    from tasks import merge
+
+    fit, left_out = [], {}
+    for one in planned:
+        try:
+            merge.check(one.params.time, len(one.params.stream))
+        except UserError as error:
+            left_out[one.cell.timeline] = str(error)
+        else:
+            fit.append(one)
+    return fit, left_out

@@ -8,6 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -80,6 +83,30 @@ class Dvc:
         if kind:
             self._process.terminate()  # whatever it is at, nothing refers to it yet
         self.close()
+
+
+_kept: ContextVar[Dvc | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept(project: Path) -> Iterator[None]:
+    """One DVC process for all that the block records: to start one costs a second and a half of a processor."""
+    with Dvc(project) as dvc:
+        before = _kept.set(dvc)
+        try:
+            yield
+        finally:
+            _kept.reset(before)
+
+
+@contextmanager
+def at_hand(project: Path) -> Iterator[Dvc]:
+    """The DVC process that is kept, or else one of one's own."""
+    if dvc := _kept.get():
+        yield dvc
+    else:
+        with Dvc(project) as dvc:
+            yield dvc
 
 
 def _code() -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs import localfs
 
+from tasks import lifeline
 from tasks.record import inventory, transfer
 from tasks.record.paths import is_inside
 from tasks.record.transfer import TransferError
@@ -80,15 +79,9 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _end_with(parent: int) -> None:
-    """Who is to record has been killed: the next run must not find us at work in its predecessor's worktree."""
-    while os.getppid() == parent:
-        time.sleep(0.1)
-    os._exit(1)
-
-
 def main() -> None:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Who is to record has been killed: the next run must not find us at work in its predecessor's worktree.
+    lifeline.end_with(os.getppid(), every=0.1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
     for line in sys.stdin:

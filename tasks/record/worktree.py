@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ def code_of(project: Path, *also: str) -> Code:
     commit = git(project, "rev-parse", "HEAD")
     tree = snapshot(project, layout.private(project) / "tmp", *CODE, *also)
     return Code(commit, tree, tree != git(project, "rev-parse", "HEAD^{tree}"))
+
+
+def with_params(project: Path, code: Code, text: str) -> Code:
+    """The same code with another ``params.yaml``."""
+    index = layout.private(project) / "tmp" / f"index-{os.getpid()}"
+    env = {"GIT_INDEX_FILE": str(index)}
+    try:
+        blob = git(project, "hash-object", "-w", "--stdin", stdin=text)
+        git(project, "read-tree", code.tree, env=env)
+        git(project, "update-index", "--add", "--cacheinfo", f"100644,{blob},params.yaml", env=env)
+        return replace(code, tree=git(project, "write-tree", env=env))
+    finally:
+        index.unlink(missing_ok=True)
 
 
 def params_of(project: Path, code: Code) -> Params:
@@ -197,9 +210,9 @@ def _write_params(path: Path, step: int, arrival: Arrival | None) -> None:
     yaml.preserve_quotes = True
     yaml.width = 4096
     content: Any = yaml.load(path.read_text())
-    for key in ("step", "arrival"):
+    for key in ("step", "arrival", "grid"):
         content.pop(key, None)
-    _spell_out(content, load(path).model_dump(mode="json", exclude={"step", "arrival"}))
+    _spell_out(content, load(path).model_dump(mode="json", exclude={"step", "arrival", "grid"}))
     buffer = io.StringIO()
     plain = YAML(typ="safe")
     plain.default_flow_style = False

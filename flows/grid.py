@@ -1,0 +1,155 @@
+"""TIME's grid: every cell a timeline with states of its own, side by side in lanes, nothing computed twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows import prefect_server
+from flows.lanes import Lanes
+from flows.run import check, own_files, pending
+from tasks import progress
+from tasks.errors import UserError
+from tasks.grid import cells, estimate, plan
+from tasks.grid.cells import Planned
+from tasks.grid.estimate import Estimate
+from tasks.grid.plan import Plan
+from tasks.params import Grid, Params, load
+from tasks.record import states, store, worktree
+from tasks.record.worktree import Code
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A grid before it runs."""
+
+    params: Params
+    cells: tuple[Planned, ...]
+    left_out: Mapping[str, str]
+    """Cells that cannot run: timeline → reason."""
+    pending: frozenset[str]
+    """Timelines with steps that are not recorded yet."""
+
+    @property
+    def todo(self) -> list[Planned]:
+        return [one for one in self.cells if one.cell.timeline in self.pending]
+
+
+@dataclass
+class Outcome:
+    """What became of the cells."""
+
+    recorded: dict[str, list[str]] = field(default_factory=dict)
+    """Timeline → tags of the states that it recorded just now."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Timeline → reason."""
+
+
+def laid_out(project: Path, chosen: Grid | None = None) -> Layout:
+    """The cells of a project's grid, or of the one ``chosen``, and what of them is still to run; no work, no server.
+
+    Raises:
+        UserError: the params are wrong, or a cell's do not go on from what its timeline has recorded.
+    """
+    path = project / "params.yaml"
+    params = load(path)
+    fit, left_out = cells.usable(cells.expand(path.read_text(), chosen or params.grid or Grid(), project))
+    unfinished = frozenset(one.cell.timeline for one in fit if pending(project, None, one.params).steps)
+    return Layout(params, tuple(fit), left_out, unfinished)
+
+
+def planned(project: Path, found: Layout) -> tuple[Plan, Estimate | None]:
+    """How much work a grid is, in all and still to do; and how long, where states have measured it."""
+    recorded = {
+        (one.cell.timeline, state.step)
+        for one in found.cells
+        for state in states.lineage(project, one.cell.timeline)
+    }  # fmt: skip
+    made = plan.plan(found.cells, recorded)
+    same = [state for state in states.every(project) if state.params["base"]["model"] == found.params.base.model]
+    known = estimate.measured(state.manifest for state in same)
+    return made, estimate.estimate(made, known) if known else None
+
+
+def lanes_for(params: Params) -> int:
+    """As many lanes as cores allow, where the params say how many threads each takes; else one takes all."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores // params.threads) if params.threads else 1
+
+
+def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Outcome:
+    """Run all pending cells of a grid; one that fails does not stop the others, and the same call goes on with it.
+
+    Raises:
+        UserError: something is wrong that concerns all cells, found as early as it can be.
+    """
+    if not found.todo:
+        return Outcome()
+    worktree.require_same_code(project, Path(__file__).parents[1])
+    for one in found.todo:
+        for warning in check(one.params, project):
+            progress.report("mind:", 1, 1, f"{one.cell.timeline}: {warning}")
+    own = sorted({path for one in found.todo for path in own_files(one.params)})
+    code = worktree.code_of(project, *own)
+    starting = "starting the store, the Prefect server and the lanes"
+    progress.report(starting, 0, 1)
+    with (
+        prefect_server.serving(project) as server,
+        Lanes(project, min(lanes, len(found.todo))) as ready,
+        store.open_store(project, found.params.store.remote) as remote,
+    ):
+        jobs = {one.cell.timeline: _job(project, one, code, remote.name, wait=wait) for one in found.todo}
+        server.wait()
+        ready.wait()
+        if worktree.code_of(project, *own).tree != code.tree:
+            raise UserError("files of the project changed while the grid was starting; run again")
+        progress.report(starting, 1, 1)
+        return _flow(f"grid {found.params.timeline}", jobs, ready)
+
+
+def _job(project: Path, one: Planned, code: Code, remote: str, *, wait: bool) -> dict[str, Any]:
+    own = asdict(worktree.with_params(project, code, one.text))
+    return {"project": str(project), "code": own, "remote": remote, "wait": wait}
+
+
+def _flow(name: str, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcome:
+    """The Prefect flow of a grid: a task for each cell, whose own flow runs in a lane."""
+    from prefect import flow, task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.futures import as_completed
+    from prefect.states import Completed, Failed, State
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    outcome = Outcome()
+
+    @task(name="cell", cache_policy=NO_CACHE, persist_result=False)
+    def cell(timeline: str) -> list[str]:
+        return lanes.run(timeline, jobs[timeline])
+
+    @flow(
+        name="grid", flow_run_name=name, persist_result=False,
+        task_runner=ThreadPoolTaskRunner(max_workers=lanes.count),  # type: ignore[arg-type]
+    )  # fmt: skip
+    def grid() -> State[Any]:
+        futures = {cell.with_options(task_run_name=one).submit(one): one for one in jobs}
+        for number, future in enumerate(as_completed(list(futures)), start=1):
+            timeline, found = futures[future], future.result(raise_on_failure=False)
+            if isinstance(found, BaseException):
+                outcome.failed[timeline] = str(found)
+                progress.report(timeline, 1, 1, f"FAILED: {found}")
+            else:
+                outcome.recorded[timeline] = found
+                progress.report(timeline, 1, 1, f"recorded up to {found[-1]}" if found else "had nothing to do")
+            progress.report("cells", number, len(futures))
+        if outcome.failed:
+            return Failed(message=f"{len(outcome.failed)} of {len(jobs)} cells failed")
+        return Completed(message=f"{len(jobs)} cells")
+
+    try:
+        grid(return_state=True)
+    finally:
+        prefect_server.flush_logs()
+    return outcome

@@ -1,0 +1,128 @@
+"""What a grid has to compute, found out before any work: which cells share which results.
+
+Every model of every cell is named by what makes it: the base by the params that train it, an expert by its initial
+weights, its data, recipe and seed, a merged model by its technique and what it merges. Equal names, equal results, so
+the distinct names are what must be computed. This mirrors the keys of `tasks.nodes` without having any content yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tasks.grid.cells import Planned
+from tasks.params import Params
+
+KINDS = ("train", "deploy", "evaluate")
+"""The nodes that cost: trainings, merges and evaluations."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One node of one step of one cell."""
+
+    timeline: str
+    step: int
+    kind: str
+    name: int
+    """Equal for works of equal result."""
+    steps: int = 0
+    """Training steps, where the budget says them without being measured; else 0."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All the work of a grid."""
+
+    works: tuple[Work, ...]
+    done: frozenset[int] = frozenset()
+    """Names of results that recorded states have."""
+
+    def separate(self, kind: str) -> int:
+        """How often a node would run if every cell ran by itself."""
+        return sum(work.kind == kind for work in self.works)
+
+    def shared(self, kind: str) -> list[Work]:
+        """The works to do where equal results are computed once, one of each name."""
+        return list({work.name: work for work in self.works if work.kind == kind}.values())
+
+    def pending(self, kind: str) -> list[Work]:
+        """Those of `shared` that no recorded state has."""
+        return [work for work in self.shared(kind) if work.name not in self.done]
+
+
+def plan(cells: Iterable[Planned], recorded: Collection[tuple[str, int]] = ()) -> Plan:
+    """The plan of a grid; ``recorded`` are the (timeline, step) pairs that states exist of."""
+    names = _Names()
+    works = tuple(work for one in cells for work in _of_cell(one, names))
+    return Plan(works, frozenset(work.name for work in works if (work.timeline, work.step) in recorded))
+
+
+@dataclass
+class _Names:
+    """Gives equal things equal numbers; names of names stay short, however deep a recursion goes."""
+
+    known: dict[Hashable, int] = field(default_factory=dict)
+
+    def __call__(self, *parts: Hashable) -> int:
+        return self.known.setdefault(parts, len(self.known))
+
+
+def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
+    params, timeline = planned.params, planned.cell.timeline
+    time, technique = params.time, _fingerprint(params.time.technique.model_dump(mode="json"))
+    machine = names("machine", params.threads)
+    past = names("pretraining", _fingerprint([params.base.pretraining, params.seed]))
+    base = running = expert = names("given", _base(params))
+    held = handed = names("nothing")
+    experts: tuple[int, ...] = ()
+    for step in range(len(params.stream) + 1):
+        arrival = params.stream[step - 1] if step else None
+        arrived = names("arrival", _fingerprint(arrival.model_dump(mode="json") if arrival else None), params.seed)
+        data = names("data", past, arrived, held)
+        if arrival is None:
+            trained = params.base.pretrained == "train"
+            recipe = _fingerprint([params.base.train, params.train])
+        else:
+            trained = arrival.expert is None
+            recipe = _fingerprint(params.train)
+        start = {"zs": base, "ft": expert, "ema": running}[time.init] if step else base
+        expert = names("expert", start, data, recipe, params.seed, step, machine) if trained else names("given", data)
+        if trained:
+            yield Work(timeline, step, "train", expert, _training_steps(params, step))
+        if params.train.regularizer:
+            held = expert  # what it holds important comes from the whole chain of trainings
+        if step:
+            experts = (*experts, expert)
+        else:
+            base = expert
+        if time.uses_ema:
+            first = step == 0 or (step == 1 and time.ema_start == "first-expert")
+            running = expert if first else names("ema", technique, params.seed, expert, running, base)
+        everything = names("all", technique, params.seed, base, experts)
+        deployed = {"ft": expert, "ema": running, "all": everything}[time.deploy] if step else expert
+        if {running if time.uses_ema else expert, deployed} != {expert}:
+            yield Work(timeline, step, "deploy", names("deploy", handed, expert, _fingerprint(time), params.seed, step))
+        yield Work(timeline, step, "evaluate", names("evaluate", deployed, _fingerprint(params.evaluate), machine))
+        handed = names("handed", handed, expert, running)
+        past = names("past", past, arrived, step)
+
+
+def _base(params: Params) -> str:
+    """What a base that is not trained is; one that is trained starts from the seed."""
+    return _fingerprint([params.base.model, params.base.pretrained, params.seed])
+
+
+def _training_steps(params: Params, step: int) -> int:
+    if step == 0:
+        return params.base.train.steps if params.base.train else 0
+    given = params.train.given
+    return given.steps or (given.samples or 0) // params.train.batch_size
+
+
+def _fingerprint(value: object) -> str:
+    def plain(one: object) -> object:
+        return one.model_dump(mode="json") if hasattr(one, "model_dump") else str(one)
+
+    return json.dumps(value, sort_keys=True, default=plain)
