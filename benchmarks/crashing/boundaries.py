@@ -136,7 +136,7 @@ BOUNDARIES = (
     Boundary("after worktree add", GIT, "after", _git("worktree", "add")),
     Boundary("worktree filled", GIT, "after", _git("read-tree", "--reset")),
     Boundary("params written", "tasks.record.worktree:_write_params", "after"),
-    Boundary("DVC config half written", RENAME, "before", lambda path, _: path.name.startswith(".config.local-")),
+    Boundary("DVC config half written", RENAME, "before", lambda _, target: target.name == "config.local"),
     Boundary("raw arrival placed", "flows.timestep:_Step._put", "after"),
     Boundary("history composed", "tasks.record.history:after", "after"),
     Boundary("first history composed", "tasks.record.history:first", "after", project="empty"),
