@@ -112,6 +112,8 @@ def _nth(number: int) -> Callable[..., bool]:
 
 
 NODES = ("prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate")
+FIRST = {"prepare-evaluation": "empty"}
+"""Nodes that run at step 0 alone: later the test sets are those of before."""
 GIT = "tasks.record.git:git"
 REPO = "tasks.record.dvc_process:Repo"
 TRANSFER = "tasks.record.transfer"
@@ -143,7 +145,7 @@ BOUNDARIES = (
     Boundary("inputs placed", "flows.timestep:_Step._nodes", "before"),
     # nodes
     *(
-        Boundary(f"{moment} node {name}", "tasks.nodes:run", moment, _node(name))
+        Boundary(f"{moment} node {name}", "tasks.nodes:run", moment, _node(name), project=FIRST.get(name, "begun"))
         for name in NODES
         for moment in ("before", "after")
     ),

@@ -176,15 +176,22 @@ def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
     """The cells that can run, and why the others cannot: timeline → reason.
 
     Techniques of two models cannot merge all experts, some recursions diverge: what `tasks.merge.check` refuses.
+
+    Raises:
+        UserError: there is no such technique, or it has no such setting; or no cell can run.
     """
     from tasks import merge
 
     fit, left_out = [], {}
     for one in planned:
+        technique = one.params.time.technique
+        merge.create(technique.name, technique.settings)
         try:
             merge.check(one.params.time, len(one.params.stream))
         except UserError as error:
             left_out[one.cell.timeline] = str(error)
         else:
             fit.append(one)
+    if not fit:
+        raise UserError(f"no cell of this grid can run: {'; '.join(dict.fromkeys(left_out.values()))}")
     return fit, left_out

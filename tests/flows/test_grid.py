@@ -1,0 +1,85 @@
+"""A real grid: nothing trained twice, killed and resumed, cells that fail, and cells equal to timelines alone."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import project as projects
+from tests.project import chronomerge, deployed
+
+pytestmark = pytest.mark.slow
+
+GRID = {"init": ["zs", "ema"], "deploy": ["ema"], "technique": ["linear", "own.py:Own"], "references": []}
+CELLS = ("zs-ema-linear", "ema-ema-linear", "zs-ema-Own", "ema-ema-Own")
+BROKEN = '''
+from tasks.merge.techniques.linear import Linear
+
+
+class Own(Linear):
+    """A technique of the user's own."""
+
+    def finalise(self, state, summary):
+        raise RuntimeError("a mistake in own.py")
+'''
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
+    """A project whose grid was killed in the middle, then run again: all is there but for a technique that fails."""
+    folder = projects.make(tmp_path_factory.mktemp("grid") / "project", grid=GRID)
+    (folder / "own.py").write_text(BROKEN)
+    killed = projects.start(folder, "grid", "--lanes", "2", **prefect_api)
+    deadline = time.monotonic() + 200
+    while not projects.tags(folder):
+        assert killed.poll() is None, "ended before it recorded anything"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lanes = [child for child in psutil.Process(killed.pid).children() if "flows.lane_process" in child.cmdline()]
+    assert len(lanes) == 2
+    projects.kill(killed)
+    _, alive = psutil.wait_procs(lanes, timeout=10)
+    assert not alive, "lanes outlive the grid"
+
+    failed = chronomerge(folder, "grid", "--lanes", "2", check=False, **prefect_api)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "2 cells failed" in failed.stdout
+    assert "a mistake in own.py" in failed.stdout
+    return folder
+
+
+def trainings(folder: Path) -> set[tuple[Any, ...]]:
+    """The trainings that really ran: their results, and how long each took, which no second run has exactly."""
+    found = set()
+    for tag in projects.tags(folder):
+        manifest = json.loads(projects.git(folder, "show", f"{tag}:manifest.json"))
+        expert = manifest["outputs"]["data/step/expert.safetensors"]["md5"]
+        found.add((expert, manifest["seconds"]["train"]))
+    return found
+
+
+def test_trainings_are_as_many_as_planned(grid: Path) -> None:
+    plan = json.loads(chronomerge(grid, "grid", "--plan", "--json").stdout)
+    # The base, step 1, and step 2 from the base and from each technique's EMA_1, of which one failed to be made.
+    assert plan["work"]["train"] == {"separate": 12, "shared": 5, "pending": 1}
+    assert len(trainings(grid)) == 4
+    assert plan["estimate"]["seconds"] > 0
+
+
+def test_a_failed_cell_stops_no_other(grid: Path) -> None:
+    recorded = {name: len(deployed(grid, f"tiny-{name}-s0")) for name in CELLS}
+    assert recorded == {"zs-ema-linear": 3, "ema-ema-linear": 3, "zs-ema-Own": 1, "ema-ema-Own": 1}
+
+
+def test_a_cell_equals_the_same_timeline_run_alone(grid: Path, run: Path) -> None:
+    cell, alone = deployed(grid, "tiny-ema-ema-linear-s0"), deployed(run)
+    assert list(cell.values()) == list(alone.values())
+    assert len(alone) == 3
+
+
+def test_what_is_recorded_is_not_run_again(grid: Path, prefect_api: dict[str, str]) -> None:
+    assert "nothing to do" in chronomerge(grid, "grid", "--technique", "linear", **prefect_api).stdout
+    assert chronomerge(grid, "grid", "--technique", "nothing", check=False).returncode == 2
