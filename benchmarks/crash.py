@@ -28,6 +28,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ from crashing.lab import BrokenError, ForkServer, Lane, Run
 from flows import prefect_server
 from tests import project as projects
 
-LANES = 2
+LANES = int(os.environ.get("CHRONOMERGE_CRASH_LANES", "2"))
+"""Cases side by side; the time that they wait leaves room for more than there are cores."""
 FAULTS = ("SIGKILL", "SIGTERM", "exception", "full disk")
 DVC_FAULT = "SIGKILL of DVC"
 STREAM = projects.PARAMS["stream"]
@@ -184,12 +186,14 @@ def run_matrix(cases: list[Case], results: Path | None) -> int:
             try:
                 one_case(case, bench, lane)
                 done[case.name] = ""
-            except Exception as error:  # a harness that fails is a case that failed
-                done[case.name] = f"{type(error).__name__}: {error}"
+            except BrokenError as error:
+                done[case.name] = str(error)
+            except Exception:  # a harness that fails is a case that failed
+                done[case.name] = traceback.format_exc()
             if results:
                 with results.open("a") as file:
                     print(json.dumps([case.name, done[case.name]]), file=file)
-            print(f"{time.monotonic() - began:5.1f} s  {case.name}  {done[case.name] or 'ok'}", flush=True)
+            print(f"{time.monotonic() - began:5.1f} s  {case.name}  {done[case.name][-600:] or 'ok'}", flush=True)
 
         lab.in_parallel(bench.lanes, [functools.partial(do, case) for case in todo])
     _print_table(cases, done)

@@ -125,8 +125,8 @@ def _leave(project: Path, lease: TextIO) -> None:
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # somebody else uses it and will stop it
-        current = running(project)
-        if current and not current.stays:
+        current = _last(project)  # whether it answers or, on a busy machine, not in time
+        if current and not current.stays and not current.ending:
             _stop(project, current)
 
 
