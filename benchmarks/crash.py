@@ -1,6 +1,6 @@
 """Crash the real program everywhere, and see whether anything is lost.
 
-    .venv/bin/python benchmarks/crash.py [--seed N] [--cases N] [--only WORD …] [--results FILE]
+    .venv/bin/python benchmarks/crash.py [--seed N] [--cases N] [--only WORD …] [--results FILE] [--lanes N]
     .venv/bin/python benchmarks/crash.py --random 100 [--seed N]
 
 Without ``--random``: the matrix. Every boundary (`crashing.boundaries`) × fault (SIGKILL, SIGTERM, an exception, a
@@ -44,8 +44,6 @@ from crashing.lab import BrokenError, ForkServer, Lane, Run
 from flows import prefect_server
 from tests import project as projects
 
-LANES = int(os.environ.get("CHRONOMERGE_CRASH_LANES", "2"))
-"""Cases side by side; the time that they wait leaves room for more than there are cores."""
 FAULTS = ("SIGKILL", "SIGTERM", "exception", "full disk")
 DVC_FAULT = "SIGKILL of DVC"
 STREAM = projects.PARAMS["stream"]
@@ -95,7 +93,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def laboratory() -> Iterator[Bench]:
+def laboratory(lanes: int) -> Iterator[Bench]:
     # What was killed last may still be at its files while they are removed.
     with tempfile.TemporaryDirectory(prefix="chronomerge-crash-", ignore_cleanup_errors=True) as name:
         work = Path(name)
@@ -103,8 +101,8 @@ def laboratory() -> Iterator[Bench]:
         with prefect_server.serving(work / "prefect") as server:
             server.wait()
             address = {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": str(work / "home")}
-            with lab.lanes(work, LANES, ForkServer(), address) as lanes:
-                yield Bench(work, lanes)
+            with lab.lanes(work, lanes, ForkServer(), address) as made:
+                yield Bench(work, made)
 
 
 def one_case(case: Case, bench: Bench, lane: Lane) -> None:
@@ -170,14 +168,14 @@ def _all_there(lane: Lane, users: Users, expected: Mapping[str, Any]) -> None:
     checks.nothing_left(lane)
 
 
-def run_matrix(cases: list[Case], results: Path | None) -> int:
+def run_matrix(cases: list[Case], results: Path | None, lanes: int) -> int:
     """Run cases and print what became of them; returns how many failed."""
     done: dict[str, str] = {}
     if results and results.exists():
         done = dict(json.loads(line) for line in results.read_text().splitlines())
     todo = [case for case in cases if case.name not in done]
     started = time.monotonic()
-    with laboratory() as bench:
+    with laboratory(lanes) as bench:
         _templates(bench, {case.boundary.project for case in todo})
         print(f"{len(todo)} cases to run; templates took {time.monotonic() - started:.0f} s", flush=True)
 
@@ -245,10 +243,10 @@ class Kills:
     failures: list[str] = field(default_factory=list)
 
 
-def run_random(wanted: int, seed: int) -> int:
+def run_random(wanted: int, seed: int, lanes: int) -> int:
     """Kill at random moments; returns how many failures there were."""
     started = time.monotonic()
-    with laboratory() as bench:
+    with laboratory(lanes) as bench:
         lane = bench.lanes[0]
         lab.begin(lane, bench.template("empty"), None, **SIX_STEPS)
         began = time.monotonic()
@@ -257,7 +255,7 @@ def run_random(wanted: int, seed: int) -> int:
         bench.expected["six"] = lab.recorded(lane.project)
         steps = len(bench.expected["six"])
         print(f"undisturbed: {steps} states in {seconds:.1f} s", flush=True)
-        counts = [Kills(wanted // LANES + (number < wanted % LANES)) for number in range(LANES)]
+        counts = [Kills(wanted // lanes + (number < wanted % lanes)) for number in range(lanes)]
 
         def do(number: int, lane: Lane) -> None:
             moments = random.Random(f"{seed}/{number}")
@@ -268,7 +266,7 @@ def run_random(wanted: int, seed: int) -> int:
                     counts[number].failures.append(str(error))
                     print(f"FAILED: {error}", flush=True)
 
-        lab.in_parallel(bench.lanes, [functools.partial(do, number) for number in range(LANES)])
+        lab.in_parallel(bench.lanes, [functools.partial(do, number) for number in range(lanes)])
     failures = [text for count in counts for text in count.failures]
     print(
         f"\n{sum(count.done for count in counts)} SIGKILLs (seed {seed}) over "
@@ -316,13 +314,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="cells whose name has one of these words in it")
     parser.add_argument("--results", type=Path, help="a file that keeps finished cases")
     parser.add_argument("--random", type=int, metavar="KILLS", help="SIGKILLs at random moments instead of the matrix")
+    parser.add_argument("--lanes", type=int, default=2, help="cases or timelines side by side")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that file systems are unmounted
     if given.random:
-        sys.exit(1 if run_random(given.random, given.seed) else 0)
+        sys.exit(1 if run_random(given.random, given.seed, given.lanes) else 0)
     cases = [case for case in matrix() if not given.only or any(word in case.name for word in given.only)]
     random.Random(given.seed).shuffle(cases)  # a run that is cut short has been everywhere, too
-    sys.exit(1 if run_matrix(cases[: given.cases], given.results) else 0)
+    sys.exit(1 if run_matrix(cases[: given.cases], given.results, given.lanes) else 0)
 
 
 if __name__ == "__main__":
