@@ -87,6 +87,15 @@ def serving(project: Path) -> Iterator[Server]:
                 server.process.wait()
 
 
+def tidy(project: Path) -> None:
+    """Remove the results that a run has half written, unless a run is under way: for who starts no server."""
+    private = layout.private(project)
+    private.mkdir(parents=True, exist_ok=True)
+    with (private / "prefect.lock").open("a") as lock:
+        if _alone(lock):
+            _drop_torn_results(private / "results")
+
+
 def _alone(lock: TextIO) -> bool:
     """Whether this is the only run in the project."""
     try:
@@ -104,7 +113,7 @@ def flush_logs() -> None:
 
 
 def _drop_torn_results(folder: Path) -> None:
-    """Prefect writes results in place: a kill can leave half of one, which would fail every later run."""
+    """Prefect writes results in place: a kill or a failure can leave half of one, which would fail every later run."""
     for path in folder.glob("*"):
         try:
             json.loads(path.read_bytes())

@@ -69,6 +69,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
             states.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
+            prefect_server.tidy(project)
             embedded.stop_unused(project)
             return []
         starting = "starting the store and the Prefect server"
@@ -145,6 +146,7 @@ def _tidy(project: Path, timeline: str) -> None:
     if lock.holder(project, timeline) is None:
         with lock.writing(project, timeline):
             worktree.clean_up(project, timeline)
+        prefect_server.tidy(project)
         embedded.stop_unused(project)
 
 
