@@ -124,6 +124,12 @@ def _where(note: Path) -> Path | None:
     return Path(text).resolve() if text else None
 
 
+def _is_of_nothing(project: Path, note: Path) -> bool:
+    """Whether git, or we, were killed while a worktree of ours was made or removed: the note is all there is of it."""
+    where = _where(note)
+    return where is None or (not where.exists() and where.is_relative_to((layout.private(project) / "work").resolve()))
+
+
 def _drop_stale_locks(repository: Path, timeline: str) -> None:
     """Git locks a ref for milliseconds; a lock on ours that stays is of a git that was killed, and would stop us."""
     branch, tags = layout.branch(timeline), layout.tag(timeline, 0).rpartition("/")[0]
@@ -169,8 +175,8 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
         remove(project, folder)
     for note in (common_dir(project) / "worktrees").glob("*"):
         ours = re.fullmatch(r"(state-)?\d{4,}-(\d+)", note.name)
-        if ours and not psutil.pid_exists(int(ours[2])) and not _where(note):
-            shutil.rmtree(note)  # git was killed while it made a worktree
+        if ours and not psutil.pid_exists(int(ours[2])) and _is_of_nothing(project, note):
+            shutil.rmtree(note)
     _drop_stale_locks(common_dir(project), timeline)
     for index in (layout.private(project) / "tmp").glob("index-*"):
         if not psutil.pid_exists(int(index.name.split("-")[1].removesuffix(".lock"))):

@@ -65,6 +65,17 @@ def test_a_worktree_that_git_had_only_begun_goes(project: Path, dead: int) -> No
     assert sorted(path.name for path in notes.iterdir()) == [f"0003-{os.getpid()}", "mine"]
 
 
+def test_gits_note_of_a_worktree_that_is_gone_goes(project: Path, dead: int) -> None:
+    """We were killed between removing the folder and the note; a user's worktree may only be unmounted."""
+    notes = project / ".git" / "worktrees"
+    ours, theirs = layout.private(project) / "work" / "y", project / "elsewhere"
+    for home, name in ((ours, f"0003-{dead}"), (ours, f"0004-{os.getpid()}"), (theirs, f"0005-{dead}")):
+        (notes / name).mkdir(parents=True)
+        (notes / name / "gitdir").write_text(f"{home / name / '.git'}\n")
+    worktree.clean_up(project, "x")
+    assert sorted(path.name for path in notes.iterdir()) == [f"0004-{os.getpid()}", f"0005-{dead}"]
+
+
 SPAWN = """
 import sys
 from pathlib import Path
