@@ -134,5 +134,8 @@ def nothing_left(lane: Lane) -> None:
     deadline = time.monotonic() + 15
     while running := lane.strays():
         if time.monotonic() > deadline:
-            raise BrokenError(f"still running: {[process.cmdline()[:3] for process in running]}")
+            started = [f"{' '.join(one.cmdline()[:3])}, {time.time() - one.create_time():.0f} s old" for one in running]
+            log = (private / "store/server.log").read_text(errors="replace")
+            note = (private / "store/server.json").read_text() if (private / "store/server.json").exists() else "none"
+            raise BrokenError(f"still running: {started}; the store's note: {note}; its log ends: {log[-1500:]}")
         time.sleep(0.3)
