@@ -1,1 +1,5 @@
-"""Zero-shot evaluation: `zeroshot` classifies one data set, `metrics` sums up, `node` runs it on a project folder."""
+"""Zero-shot evaluation of the deployed model.
+
+`zeroshot` classifies a test set with classes, `retrieval` finds the pairs of one without, `towers` gives both their
+features, `metrics` sums up, `node` runs it all on a project folder.
+"""

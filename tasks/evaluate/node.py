@@ -11,8 +11,9 @@ import torch
 from tasks import checkpoints, models
 from tasks.datasets import Dataset
 from tasks.errors import UserError
-from tasks.evaluate import metrics, zeroshot
-from tasks.params import EvaluationSet, Params
+from tasks.evaluate import metrics, retrieval, zeroshot
+from tasks.evaluate.towers import text_features
+from tasks.params import Params
 from tasks.progress import Progress, silent
 
 MODEL = Path("data/history/model")
@@ -22,46 +23,51 @@ METRICS = Path("metrics.json")
 
 
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
-    """Write ``metrics.json``: zero-shot top-1 of the deployed model on every test set, A_KA, A_ZS and their mean.
+    """Write ``metrics.json``: how the deployed model does on every test set, A_KA, A_ZS and their mean.
+
+    That is zero-shot top-1 on a set with classes, and recall@k in both directions on pairs of images and captions.
 
     Raises:
-        UserError: damaged weights or data, or a test set that cannot be classified; the message names it.
+        UserError: damaged weights or data, or a test set that can be neither; the message names it.
     """
     models.configure(params.threads)
-    settings = params.evaluate
-    sets = {s.name: _open(project, s) for s in (*settings.adaptation, *settings.retention)}
-    texts = {
-        s.name: tuple(zeroshot.prompts(s.name, sets[s.name].card.classes, s.prompt or sets[s.name].card.prompt))
-        for s in (*settings.adaptation, *settings.retention)
+    settings, tokenize = params.evaluate, models.tokenizer(project / MODEL)
+    every = (*settings.adaptation, *settings.retention)
+    sets = {one.name: Dataset(project / SETS / one.name) for one in every}
+    pairs = {name: retrieval.pairs(name, data, tokenize) for name, data in sets.items() if not _labelled(name, data)}
+    prompts = {
+        one.name: zeroshot.prompts(one.name, sets[one.name].card.classes, one.prompt or sets[one.name].card.prompt)
+        for one in every
+        if one.name not in pairs
     }
-    tokenize = models.tokenizer(project / MODEL)
-    tokens = {name: zeroshot.tokens(name, texts[name], tokenize) for name in sets}
+    tokens = {name: zeroshot.tokens(name, texts, tokenize) for name, texts in prompts.items()}
     preprocess = models.preprocess(project / MODEL)
     model = models.build(project / MODEL)
     models.load_weights(model, checkpoints.load(project / DEPLOYED), project / DEPLOYED)
     model.to(models.device()).eval()
 
     features: dict[tuple[str, ...], torch.Tensor] = {}
-    top1, total, done = {}, sum(map(len, sets.values())), 0
+    top1, recall, done = {}, {}, 0
+    work = {name: len(pairs.get(name, data)) for name, data in sets.items()}
     for name, data in sets.items():
-        if texts[name] not in features:  # sets that share a class list share its features
-            features[texts[name]] = zeroshot.text_features(model, tokens[name], settings.batch_size)
-        hits = zeroshot.correct(
-            model,
-            data.images,
-            data.labels,
-            features[texts[name]],
-            preprocess,
-            settings.batch_size,
-            partial(_say, progress, done, total, name),
-        )
-        done += len(data)
-        top1[name] = 100 * hits / len(data)
+        heard = partial(_say, progress, done, sum(work.values()), name)
+        if name in pairs:
+            recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, settings.batch_size, heard)
+        else:
+            texts = tuple(prompts[name])
+            if texts not in features:  # sets that share a class list share its features
+                features[texts] = text_features(model, tokens[name], settings.batch_size)
+            hits = zeroshot.correct(
+                model, data.images, data.labels, features[texts], preprocess, settings.batch_size, heard
+            )
+            top1[name] = 100 * hits / len(data)
+        done += work[name]
     summary = metrics.summary(
         top1,
-        {n: len(d) for n, d in sets.items()},
-        [s.name for s in settings.adaptation],
-        [s.name for s in settings.retention],
+        recall,
+        {name: len(data) for name, data in sets.items()},
+        [one.name for one in settings.adaptation],
+        [one.name for one in settings.retention],
     )
     temporary = project / f".{METRICS.name}.part"
     temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -72,13 +78,18 @@ def _say(progress: Progress, before: int, total: int, name: str, done: int) -> N
     progress("evaluate", before + done, total, name)
 
 
-def _open(project: Path, which: EvaluationSet) -> Dataset:
-    """A test set with a label on every sample."""
-    data = Dataset(project / SETS / which.name)
-    wrong = (data.labels < 0) | (data.labels >= len(data.card.classes))
-    if wrong.any():
+def _labelled(name: str, data: Dataset) -> bool:
+    """Whether every sample of a test set has a class, or none has.
+
+    Raises:
+        UserError: some have.
+    """
+    without = (data.labels < 0) | (data.labels >= len(data.card.classes))
+    if (data.labels < 0).all():
+        return False
+    if without.any():
         raise UserError(
-            f"evaluation set {which.name!r}: sample {data.ids[int(wrong.argmax())]!r} has no class of the set;"
-            " zero-shot classification needs a class for every sample"
+            f"evaluation set {name!r}: sample {data.ids[int(without.argmax())]!r} has no class of the set, and others"
+            " have; zero-shot classification needs a class for every sample, retrieval none"
         )
-    return data
+    return True

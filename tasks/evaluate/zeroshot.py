@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from tasks.errors import UserError
-from tasks.models import Preprocess, Tokenizer, normalize
+from tasks.evaluate.towers import image_features
+from tasks.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
     from tasks.models import Clip
@@ -47,13 +48,6 @@ def tokens(name: str, texts: Sequence[str], tokenize: Tokenizer) -> torch.Tensor
 
 
 @torch.inference_mode()
-def text_features(model: Clip, token_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Normalized features of prompts, float32, shape (C, D), on the model's device."""
-    device = model.logit_scale.device
-    return torch.cat([model.encode_text(part.to(device), normalize=True) for part in token_ids.split(batch_size)])
-
-
-@torch.inference_mode()
 def correct(
     model: Clip,
     images: np.ndarray,
@@ -67,11 +61,10 @@ def correct(
 
     Images are read ``batch_size`` at a time; ``heard`` is told how many are done.
     """
-    device = classifier.device
     hits = 0
     for start in range(0, len(images), batch_size):
-        pixels = normalize(np.array(images[start : start + batch_size]), preprocess, device)
-        nearest = (model.encode_image(pixels, normalize=True) @ classifier.T).argmax(dim=1)
+        features = image_features(model, images[start : start + batch_size], preprocess)
+        nearest = (features @ classifier.T).argmax(dim=1)
         hits += int((nearest.cpu().numpy() == labels[start : start + batch_size]).sum())
         heard(min(start + batch_size, len(images)))
     return hits

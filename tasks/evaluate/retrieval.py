@@ -1,0 +1,146 @@
+"""Retrieval: to each image its captions, and to each caption its images, out of all of a set (recall at k).
+
+A test set without classes is a set of pairs. Images are equal if their pixels are, captions if they read the same to
+the model, as in training; so an image of five captions is five samples of the same pixels, and any of the five is right
+for it, and two images of one caption are both right for that. Each distinct image and each distinct caption counts
+once, both as a query and as a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tasks.datasets import Dataset
+from tasks.errors import UserError
+from tasks.evaluate.metrics import Recall
+from tasks.evaluate.towers import image_features, text_features
+from tasks.models import Preprocess, Tokenizer
+
+if TYPE_CHECKING:
+    from tasks.models import Clip
+
+KS = (1, 5, 10)
+BLOCK = 1024
+"""Images and captions whose similarities are computed at a time."""
+GRID = 2.0**26
+"""Features are rounded to so many steps from 0 to 1, by less than float32 errs in a cosine. Every product, and every
+sum of products in a cosine of unit vectors, is then a whole number below 2⁵³: exact in float64."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The distinct images and captions of a set, and which belong together."""
+
+    images: np.ndarray
+    """For each distinct image the first sample that has it, int64, shape (I,)."""
+    tokens: torch.Tensor
+    """Of each distinct caption, int64, shape (C, L)."""
+    right: np.ndarray
+    """Each pair once, an image's and a caption's number, by image: int64, shape (P, 2)."""
+
+    def __len__(self) -> int:
+        """What there is to encode."""
+        return len(self.images) + len(self.tokens)
+
+
+def pairs(name: str, data: Dataset, tokenize: Tokenizer) -> Pairs:
+    """What the samples of the evaluation set ``name`` pair.
+
+    Raises:
+        UserError: fewer than two images or captions that differ.
+    """
+    numbers: dict[bytes, int] = {}
+    image_of = np.array([numbers.setdefault(_digest(image), len(numbers)) for image in data.images])
+    texts = list(dict.fromkeys(data.captions))
+    tokens, same = torch.unique(tokenize(texts), dim=0, return_inverse=True)
+    if len(numbers) < 2 or len(tokens) < 2:
+        raise UserError(
+            f"evaluation set {name!r} has no classes, and of images that differ {len(numbers)}, of captions"
+            f" {len(tokens)}; retrieval needs two of each"
+        )
+    number_of = dict(zip(texts, same.tolist(), strict=True))
+    caption_of = np.array([number_of[caption] for caption in data.captions])
+    _, first = np.unique(image_of, return_index=True)
+    return Pairs(first, tokens, np.unique(np.stack([image_of, caption_of], axis=1), axis=0))
+
+
+def recall(
+    model: Clip,
+    images: np.ndarray,
+    among: Pairs,
+    preprocess: Preprocess,
+    batch_size: int,
+    heard: Callable[[int], None],
+) -> Recall:
+    """recall@k in percent, both ways: the share of queries with a right candidate among the k most similar.
+
+    ``images`` are a set's, uint8 (N, H, W, 3), read ``batch_size`` at a time; ``heard`` is told how many images and
+    captions are encoded. A k beyond the number of candidates takes all of them.
+    """
+    count = len(among.images)
+    found = []
+    for start in range(0, count, batch_size):
+        rows = among.images[start : start + batch_size]
+        found.append(image_features(model, images[rows], preprocess))
+        heard(start + len(rows))
+    texts = text_features(model, among.tokens, batch_size, lambda done: heard(count + done))
+    by_image, by_caption = before_right(torch.cat(found), texts, among.right)
+    return {"image_to_text": _shares(by_image), "text_to_image": _shares(by_caption)}
+
+
+@torch.inference_mode()
+def before_right(
+    images: torch.Tensor, captions: torch.Tensor, right: np.ndarray, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many wrong candidates come before the most similar right one: for each image, and for each caption.
+
+    Features are normalized, float32, shapes (I, D) and (C, D); ``right`` is as in `Pairs` and has every image and every
+    caption. Cosines are exact (see `GRID`), so that the result, int64 of shapes (I,) and (C,), depends neither on
+    ``block`` nor on the order of sums. A wrong candidate that is exactly as similar comes before: a model to which all
+    is one finds nothing. So does one whose features are not numbers.
+
+    Memory is that of ``block``² similarities.
+    """
+    of_image, of_caption = _best(images, captions, right, block)
+    before_image, before_caption = (torch.zeros_like(best, dtype=torch.int64) for best in (of_image, of_caption))
+    for i in range(0, len(images), block):
+        rows = slice(i, i + block)
+        queries = _exact(images[rows])
+        paired = right[slice(*np.searchsorted(right[:, 0], (i, i + block)))]
+        for c in range(0, len(captions), block):
+            columns = slice(c, c + block)
+            similar = queries @ _exact(captions[columns]).T
+            own = paired[(paired[:, 1] >= c) & (paired[:, 1] < c + block)]
+            similar[own[:, 0] - i, own[:, 1] - c] = -torch.inf
+            # "Not less" rather than "at least": of NaN neither is true.
+            before_image[rows] += (~(similar < of_image[rows, None])).sum(dim=1)
+            before_caption[columns] += (~(similar < of_caption[columns])).sum(dim=0)
+    return before_image.cpu().numpy(), before_caption.cpu().numpy()
+
+
+def _best(images: torch.Tensor, captions: torch.Tensor, right: np.ndarray, block: int) -> list[torch.Tensor]:
+    """How similar the most similar right one is to each image and each caption: float64, in squared steps of `GRID`."""
+    found = [np.full(len(features), -np.inf) for features in (images, captions)]
+    for part in np.split(right, range(block, len(right), block)):
+        similar = (_exact(images[part[:, 0]]) * _exact(captions[part[:, 1]])).sum(dim=1).cpu().numpy()
+        for side, best in enumerate(found):
+            np.maximum.at(best, part[:, side], np.where(np.isfinite(similar), similar, -np.inf))
+    return [torch.from_numpy(best).to(images.device) for best in found]
+
+
+def _shares(before: np.ndarray) -> dict[str, float]:
+    return {str(k): 100 * float((before < k).mean()) for k in KS}
+
+
+def _exact(features: torch.Tensor) -> torch.Tensor:
+    return (features.double() * GRID).round()
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return blake2b(image.tobytes(), digest_size=16).digest()

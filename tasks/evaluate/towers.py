@@ -1,0 +1,37 @@
+"""Both towers without gradients: normalized features of images and of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tasks.models import Preprocess, normalize
+
+if TYPE_CHECKING:
+    from tasks.models import Clip
+
+
+@torch.inference_mode()
+def image_features(model: Clip, images: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
+    """Of one batch of uint8 images (N, H, W, 3): float32, shape (N, D), on the model's device."""
+    return model.encode_image(normalize(np.array(images), preprocess, model.logit_scale.device), normalize=True)
+
+
+@torch.inference_mode()
+def text_features(
+    model: Clip, token_ids: torch.Tensor, batch_size: int, heard: Callable[[int], None] | None = None
+) -> torch.Tensor:
+    """Of texts' tokens, int64 (N, L), in batches: float32, shape (N, D), on the model's device.
+
+    ``heard`` is told how many are done.
+    """
+    device, found, done = model.logit_scale.device, [], 0
+    for part in token_ids.split(batch_size):
+        found.append(model.encode_text(part.to(device), normalize=True))
+        done += len(part)
+        if heard:
+            heard(done)
+    return torch.cat(found)
