@@ -245,7 +245,10 @@ class EvaluationSet(Settings):
 
 
 class Evaluate(Settings):
-    """Zero-shot evaluation: A_KA over the adaptation sets, A_ZS over the retention sets (FoMo-in-Flux)."""
+    """Zero-shot evaluation: A_KA over the adaptation sets, A_ZS over the retention sets (FoMo-in-Flux).
+
+    A set counts by its top-1, or, where its samples have captions and no classes, by its mean recall@5.
+    """
 
     adaptation: list[EvaluationSet] = Field(min_length=1)
     retention: list[EvaluationSet] = Field(min_length=1)

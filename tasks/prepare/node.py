@@ -51,7 +51,7 @@ def prepare_evaluation(project: Path, params: Params, progress: Progress = silen
     """``data/raw/evaluation`` → one data set per evaluation set in ``data/step/evaluation/NAME``.
 
     Raises:
-        UserError: as `prepare_arrival`; or a test sample has no class.
+        UserError: as `prepare_arrival`; or some test samples of a set have a class and some have none.
     """
     context, raw = _context(project, params), project / RAW / "evaluation"
     with files.replaced(project / STEP / "evaluation") as target:
@@ -59,12 +59,26 @@ def prepare_evaluation(project: Path, params: Params, progress: Progress = silen
             sources = parse_all(one.test, f"evaluation set {one.name}")
             folder = target / one.name
             _prepare(one.name, sources, raw, folder, context, one, progress)
-            if (unlabelled := datasets.Dataset(folder).labels < 0).any():
-                example = datasets.Dataset(folder).ids[int(unlabelled.argmax())]
-                raise UserError(
-                    f"evaluation set {one.name!r}: sample {example!r} has no class; a test set needs classes, "
-                    "from folders or a label column"
-                )
+            _check_classes(one, datasets.Dataset(folder))
+
+
+def _check_classes(one: EvaluationSet, data: datasets.Dataset) -> None:
+    """A test set has a class for every sample, or pairs images with captions and has none.
+
+    Raises:
+        UserError: some have one; or none has, and there is a prompt for classes.
+    """
+    without = data.labels < 0
+    if without.any() and not without.all():
+        raise UserError(
+            f"evaluation set {one.name!r}: sample {data.ids[int(without.argmax())]!r} has no class, and others have; a"
+            " test set needs classes for all, from folders or a label column, or captions for all and no class"
+        )
+    if without.all() and one.prompt is not None:
+        raise UserError(
+            f"evaluation set {one.name!r}: prompt is for classes, and its samples have none; leave it out, or name"
+            " the column of classes with label"
+        )
 
 
 def _prepare(

@@ -392,12 +392,17 @@ def test_prompts_of_test_sets(prepare_test: Prepare, project: Path) -> None:
         prepare_test(drawings, "images:b")
 
 
-def test_a_test_set_needs_classes(prepare_test: Prepare, project: Path) -> None:
-    image_folder(project / "x", {"a": 1})
-    write_csv(project / "t.csv", [{"image": "x/a/00.png", "text": "caption only"}])
-    with pytest.raises(UserError, match=r"evaluation set 'one': sample 't\.csv:1' has no class"):
-        prepare_test("table:t.csv")
-    assert not (project / "data/step/evaluation").exists()
+def test_a_test_set_has_classes_for_all_or_for_none(prepare_test: Prepare, project: Path) -> None:
+    image_folder(project / "x", {"a": 2})
+    write_csv(project / "t.csv", [{"image": f"x/a/{i:02d}.png", "text": f"caption {i}"} for i in range(2)])
+    data = prepare_test("table:t.csv")
+    assert (data.card.classes, data.captions, list(data.labels)) == ((), ["caption 0", "caption 1"], [-1, -1])
+    before = {path.name: path.read_bytes() for path in data.folder.iterdir()}
+    with pytest.raises(UserError, match=r"evaluation set 'one': sample 't\.csv:1' has no class, and others have"):
+        prepare_test("images:x", "table:t.csv")
+    with pytest.raises(UserError, match=r"'one': prompt is for classes, and its samples have none; .*with label"):
+        prepare_test("table:t.csv", prompt="a {}")
+    assert {path.name: path.read_bytes() for path in data.folder.iterdir()} == before  # nothing half-written
 
 
 def test_a_split_without_samples(prepare: Prepare, project: Path) -> None:
