@@ -44,6 +44,7 @@ def _row(state: State, current: bool) -> dict[str, Any]:
         "A_ZS": metrics["A_ZS"],
         "geometric_mean": metrics["geometric_mean"],
         "top1": metrics["top1"],
+        "recall": metrics.get("recall", {}),
         "budget": manifest["budget"],
         "bytes": manifest["bytes"],
         "seconds": manifest["seconds"],

@@ -106,4 +106,10 @@ def _machine(state: State) -> dict[str, Any]:
 def _numbers(state: State) -> dict[str, float]:
     metrics = state.metrics
     totals = {key: metrics[key] for key in ("A_KA", "A_ZS", "geometric_mean")}
-    return {**totals, **metrics["top1"]}
+    recall = {
+        f"{name} {way}@{k}": value
+        for name, ways in metrics.get("recall", {}).items()
+        for way, at in ways.items()
+        for k, value in at.items()
+    }
+    return {**totals, **metrics["top1"], **recall}
