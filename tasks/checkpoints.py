@@ -43,6 +43,20 @@ def load(path: Path) -> Weights:
     return load_file(path)
 
 
+def check_finite(path: Path) -> None:
+    """Every value must be finite as a float32, which is what a model computes with. Reads one tensor at a time.
+
+    Raises:
+        UserError: as `shapes`; or names the first tensor with a value that is not.
+    """
+    names = sorted(shapes(path))
+    with safe_open(path, framework="pt") as file:
+        for name in names:
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not tensor.to(torch.float32).isfinite().all():
+                raise UserError(f"{path}: {name!r} holds values that are not finite (NaN or infinity)")
+
+
 def metadata(path: Path) -> dict[str, str]:
     """What `save` was given beside the weights of a readable file."""
     with safe_open(path, framework="pt") as file:

@@ -1,4 +1,7 @@
-"""Experts trained elsewhere: fetched from a path or S3, checked against the base, stored as the base is."""
+"""Experts trained elsewhere: fetched from a path or S3 as safetensors, with finite values.
+
+Whether one fits the timeline's model, the node ``train`` sees: what is prepared here depends on no timeline's weights.
+"""
 
 from __future__ import annotations
 
@@ -49,20 +52,16 @@ def fetch(expert: str, target: Path, project: Path, progress: Progress) -> None:
         download.unlink(missing_ok=True)
 
 
-def prepare(expert: Path, base: Path, target: Path) -> None:
-    """Write the expert with the base's names, shapes and dtypes.
-
-    A scalar may be 0-d or of one element: it takes the base's shape.
+def prepare(expert: Path, target: Path) -> None:
+    """Copy a fetched expert, once it has been read whole.
 
     Raises:
-        UserError: names the file and the tensor that is missing, extra, of another shape, or not finite.
+        UserError: names the file, and the tensor that is not finite.
     """
-    from tasks import checkpoints, models
+    from tasks import checkpoints
 
-    checkpoints.check_compatible(expert, base)  # from the headers alone, before anything is loaded
-    like = checkpoints.load(base)
-    weights = models.conform(checkpoints.load(expert), like, str(expert))
-    checkpoints.save(target, {name: tensor.to(like[name].dtype) for name, tensor in weights.items()})
+    checkpoints.check_finite(expert)
+    files.copy(expert, target)
 
 
 def _convert(path: Path, target: Path, name: str) -> None:

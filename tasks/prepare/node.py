@@ -29,19 +29,19 @@ REPORT_EVERY = 50
 def prepare_arrival(project: Path, params: Params, progress: Progress = silent) -> None:
     """``data/raw/arrival`` → ``data/step/arrival``.
 
-    The output holds a data set; or, for an expert arrival, ``expert.safetensors``, checked against
-    ``data/history/weights/base.safetensors``; or, at step 0 without pretraining data, only ``nothing.json``.
+    The output holds a data set; or, for an expert arrival, ``expert.safetensors`` as it was fetched; or, at step 0
+    without pretraining data, only ``nothing.json``.
 
     Raises:
-        UserError: a raw file is missing or damaged, a source selects nothing, or an expert does not fit the base.
+        UserError: a raw file is missing or damaged, a source selects nothing, or an expert has values that are not
+            finite.
     """
     arrival, raw = params.arrival, project / RAW / "arrival"
     with files.replaced(project / STEP / "arrival") as target:
         if arrival is None:
             (target / "nothing.json").write_text(json.dumps({"reason": "no pretraining data"}) + "\n")
         elif arrival.expert is not None:
-            base = project / "data/history/weights/base.safetensors"
-            experts.prepare(raw / experts.FILE, base, target / experts.FILE)
+            experts.prepare(raw / experts.FILE, target / experts.FILE)
         else:
             sources = parse_all(arrival.update, f"arrival {arrival.name}")
             _prepare(arrival.name, sources, raw, target, _context(project, params), None, progress)

@@ -80,9 +80,7 @@ def train(project: Path, params: Params, progress: Progress = silent) -> None:
     Raises:
         UserError: damaged inputs, an expert of another architecture, or a loss that is not finite.
     """
-    given = _given(project, params)
-    if given is not None:
-        _copy(given, project / EXPERT)
+    if _give(project, params):
         importance.hand_on(project / PAST_IMPORTANCE, project / IMPORTANCE)
         _report(project / TRAINING, [], {"trained": False, "steps": 0, "samples": 0})
         progress("train", 1, 1)
@@ -287,12 +285,34 @@ def _start(weights: Path, params: Params) -> Path | None:
     return running if params.time.init == "ema" and running.exists() else base
 
 
-def _given(project: Path, params: Params) -> Path | None:
-    """Weights that make training needless; None where an expert is to be trained."""
-    if params.step == 0 and params.base.train is None:
-        return project / INIT
+def _give(project: Path, params: Params) -> bool:
+    """Write the expert where there is nothing to train: the base came with weights, or an expert arrives. Else False.
+
+    Raises:
+        UserError: the expert that arrives does not fit the model.
+    """
     arrived = project / ARRIVAL / "expert.safetensors"
-    return arrived if arrived.exists() else None
+    if params.step == 0 and params.base.train is None:
+        _copy(project / INIT, project / EXPERT)
+    elif arrived.exists():
+        _adopt(arrived, project / INIT, project / EXPERT)
+    else:
+        return False
+    return True
+
+
+def _adopt(arrived: Path, like: Path, target: Path) -> None:
+    """Write an expert trained elsewhere with the names, shapes and dtypes of other weights of the timeline.
+
+    A scalar may be 0-d or of one element: it takes the other's shape.
+
+    Raises:
+        UserError: names the file and the tensor that is missing, extra, of another shape, or not finite.
+    """
+    checkpoints.check_compatible(arrived, like)  # from the headers alone, before anything is loaded
+    ours = checkpoints.load(like)
+    weights = models.conform(checkpoints.load(arrived), ours, str(arrived))
+    checkpoints.save(target, {name: tensor.to(ours[name].dtype) for name, tensor in weights.items()})
 
 
 def _pools(project: Path, params: Params) -> tuple[list[Pool], list[float]]:

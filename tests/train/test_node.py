@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,71 @@ def test_an_expert_that_arrives_is_not_trained(folder: Path) -> None:
     train(folder, params(2))
     assert (folder / EXPERT).read_bytes() == (folder / "data/history/weights/expert.safetensors").read_bytes()
     assert json.loads((folder / TRAINING / "training.json").read_text())["trained"] is False
+
+
+def weights() -> checkpoints.Weights:
+    generator = torch.Generator().manual_seed(0)
+    made = {"a.weight": torch.randn(4, 3, generator=generator), "a.bias": torch.randn(4, generator=generator)}
+    return {**made, "scale": torch.tensor(2.5), "n": torch.tensor([7])}
+
+
+@pytest.fixture
+def adopt(folder: Path) -> Callable[[checkpoints.Weights], checkpoints.Weights]:
+    """Let an expert arrive where a step starts from `weights`; gives what the node left."""
+    checkpoints.save(folder / INIT, weights())
+
+    def run(expert: checkpoints.Weights) -> checkpoints.Weights:
+        checkpoints.save(folder / "data/step/arrival/expert.safetensors", expert)
+        train(folder, params(2))
+        return checkpoints.load(folder / EXPERT)
+
+    return run
+
+
+def test_an_expert_that_arrives_takes_the_form_of_the_models_weights(
+    adopt: Callable[[checkpoints.Weights], checkpoints.Weights],
+) -> None:
+    given = weights()
+    given |= {"scale": torch.tensor([1.5], dtype=torch.float64), "n": torch.tensor(9)}
+    given["a.bias"] = given["a.bias"].bfloat16()
+    found = adopt(given)
+    expected = {**weights(), "a.bias": given["a.bias"].float(), "scale": torch.tensor(1.5), "n": torch.tensor([9])}
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("a.bias"), "lacks the tensor 'a.bias' that the base has; is it of another architecture?"),
+        (lambda w: w.update(extra=torch.zeros(2)), "has a tensor 'extra' that the base lacks"),
+        (
+            lambda w: w.update({"a.weight": torch.zeros(3, 4)}),
+            "tensor 'a.weight' has shape [3, 4], the base has [4, 3]",
+        ),
+        (  # finite until it is float32
+            lambda w: w.update({"a.bias": torch.full((4,), 1e300, dtype=torch.float64)}),
+            "'a.bias' holds values that are not finite",
+        ),
+    ],
+)
+def test_an_expert_that_does_not_fit_is_refused(
+    adopt: Callable[[checkpoints.Weights], checkpoints.Weights],
+    folder: Path,
+    change: Callable[[checkpoints.Weights], object],
+    words: str,
+) -> None:
+    other = weights()
+    change(other)
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        adopt(other)
+    assert str(caught.value).startswith(f"{folder}/data/step/arrival/expert.safetensors: ")
+    assert words in str(caught.value)
+    arrived = Path("data/step/arrival/expert.safetensors")
+    assert sorted({path.relative_to(folder) for path in folder.rglob("*")} - {arrived}) == before
 
 
 def test_a_base_with_weights_is_not_trained(tmp_path: Path, recorded: Path) -> None:
