@@ -180,6 +180,26 @@ def test_changed_params_and_code_are_listed(copy: Path) -> None:
     assert "train.lr  0.0005" in shown(comparison.table(found))
 
 
+def test_sets_without_classes_are_shown_by_their_recall(copy: Path) -> None:
+    old = states.find(copy, "tiny", "0")
+    ways = {way: {"1": 10.0, "5": 30.0, "10": 50.0} for way in ("image_to_text", "text_to_image")}
+    metrics = {**old.metrics, "top1": {"first": 5.0}, "recall": {"base": ways}}
+    env = {"GIT_INDEX_FILE": str(copy / "index")}
+    plumbing(copy, "read-tree", old.commit, env=env)
+    blob = plumbing(copy, "hash-object", "-w", "--stdin", stdin=json.dumps(metrics))
+    plumbing(copy, "update-index", "--add", "--cacheinfo", f"100644,{blob},metrics.json", env=env)
+    new = states.make(copy, "pairs", 0, 1, plumbing(copy, "write-tree", env=env), [old.commit], "pairs", None)
+    assert new.unreadable() == {}
+    found = difference.between(old, new)
+    assert found.metrics["first"] == (old.metrics["top1"]["first"], 5.0)
+    assert found.metrics["base"] == (old.metrics["top1"]["base"], None)
+    assert found.metrics["base text_to_image@5"] == (None, 30.0)
+    assert "base image_to_text@10" in shown(comparison.table(found))
+    row, before = (views.states_rows(copy, name)[0] for name in ("pairs", "tiny"))
+    assert (row["top1"], row["recall"], before["recall"]) == ({"first": 5.0}, {"base": ways}, {})
+    assert "pairs" in shown(views.states_table(copy, "pairs"))
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")
 def test_on_another_file_system_files_are_copies(run: Path) -> None:
     there = Path("/dev/shm") / f"chronomerge-test-{os.getpid()}"
