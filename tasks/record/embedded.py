@@ -184,30 +184,49 @@ def _start(project: Path) -> Server:
             "store.remote: embedded needs SeaweedFS's `weed`, which `make install` brings; "
             "or name another remote (chronomerge remote setup)"
         )
-    _await_end(home, _last(project))
+    last = _last(project)
+    _await_end(home, last)
     _credentials(home)
     (home / "data").mkdir(exist_ok=True)
-    ports = _ports(_last(project))
-    command = [
+    for ports in (_ports(last), _ports(None), _ports(None)):  # one may be taken between the look and the start
+        pid = _spawn(_command(weed, home, ports), home / "server.log")
+        server = Server(pid, ports)
+        if _comes_up(server, home / "server.log"):
+            _note(project, server)
+            return server
+    raise _no_start(home / "server.log")
+
+
+def _no_start(log: Path) -> UserError:
+    return UserError(f"the embedded store did not start; its log is {log}")
+
+
+def _command(weed: str, home: Path, ports: dict[str, int]) -> list[str]:
+    return [
         weed, "-logtostderr=true", "mini", f"-dir={home / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.port={ports['s3']}", f"-s3.config={home / 's3.json'}", "-master.telemetry=false", "-webdav=false",
         "-admin.ui=false", f"-admin.port={ports['admin']}",
         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
         f"-filer.port={ports['filer']}",
     ]  # fmt: skip
-    pid = _spawn(command, home / "server.log")
-    server = Server(pid, ports)
+
+
+def _comes_up(server: Server, log: Path) -> bool:
+    """Wait for a server that this process has just started; false where it has ended instead.
+
+    Raises:
+        UserError: it does neither; names its log.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not server.answers():
-        ended = os.waitpid(pid, os.WNOHANG)[0] == pid
-        if ended or time.monotonic() > deadline:
-            if not ended:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            raise UserError(f"the embedded store did not start; its log is {home / 'server.log'}")
+        if os.waitpid(server.pid, os.WNOHANG)[0] == server.pid:
+            return False
+        if time.monotonic() > deadline:
+            os.kill(server.pid, signal.SIGKILL)
+            os.waitpid(server.pid, 0)
+            raise _no_start(log)
         time.sleep(0.05)
-    _note(project, server)
-    return server
+    return True
 
 
 def _spawn(command: list[str], log: Path) -> int:
@@ -283,12 +302,12 @@ def _credentials(home: Path) -> dict[str, str]:
 
 def _ports(last: Server | None) -> dict[str, int]:
     """Free ports, each with its gRPC port; those of the last start if they are free, so that clones configured
-    then still find the server."""
+    then still find the server. All lie below what Linux gives to outgoing connections (from 32768)."""
     if last and all(_free(port) and _free(port + _GRPC) for port in last.ports.values()):
         return last.ports
     chosen: dict[str, int] = {}
     for name in ("s3", "master", "volume", "filer", "admin"):
-        port = next(p for p in iter(lambda: 20_000 + secrets.randbelow(20_000), None)
+        port = next(p for p in iter(lambda: 20_000 + secrets.randbelow(2_700), None)
                     if p not in chosen.values() and _free(p) and _free(p + _GRPC))  # fmt: skip
         chosen[name] = port
     return chosen
