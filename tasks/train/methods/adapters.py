@@ -34,6 +34,48 @@ TARGETS: dict[Target, re.Pattern[str]] = {
 the output of attention; the two layers of the MLP."""
 
 
+class LowRank(nn.Module):
+    """LoRA's parametrization of a weight of shape (out, in)."""
+
+    def __init__(self, weight: torch.Tensor, rank: int, scale: float, random: np.random.Generator):
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Parameter(_uniform((rank, weight.shape[1]), random))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with _full_precision(weight):  # a small change must not be rounded away
+            return weight + self.scale * (self.up @ self.down)
+
+
+class Directed(LowRank):
+    """DoRA's: magnitude and direction of each output's row."""
+
+    def __init__(self, weight: torch.Tensor, rank: int, scale: float, random: np.random.Generator):
+        super().__init__(weight, rank, scale, random)
+        self.magnitude = nn.Parameter(_row_norms(weight.detach()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        changed = super().forward(weight)
+        with _full_precision(weight):
+            return changed * (self.magnitude / _row_norms(changed.detach())).unsqueeze(1)
+
+
+class Scaled(nn.Module):
+    """VeRA's: two trained vectors around the shared matrices, of which each weight takes what its shape has."""
+
+    def __init__(self, weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, d_initial: float):
+        super().__init__()
+        self.down = nn.Buffer(down[:, : weight.shape[1]], persistent=False)
+        self.up = nn.Buffer(up[: weight.shape[0]], persistent=False)
+        self.d = nn.Parameter(torch.full((len(down),), d_initial))
+        self.b = nn.Parameter(torch.zeros(weight.shape[0]))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with _full_precision(weight):
+            return weight + (self.b.unsqueeze(1) * self.up) @ (self.d.unsqueeze(1) * self.down)
+
+
 class Adapter(Method):
     """What the three have in common: on which weights they are, and that these end as plain merged weights."""
 
@@ -87,13 +129,14 @@ class Lora(Adapter):
 
     name: ClassVar[str] = "lora"
     source: ClassVar[str] = "Hu et al. 2022 (arXiv 2106.09685)"
+    change: ClassVar[type[LowRank]] = LowRank
 
     alpha: float | None = Field(default=None, gt=0)
     """By default the rank, which makes the factor 1."""
 
     def changes(self, weights: dict[str, nn.Parameter], draw: Draw) -> dict[str, nn.Module]:
         scale = (self.alpha or self.rank) / self.rank
-        return {name: LowRank(weight, self.rank, scale, draw(name)) for name, weight in weights.items()}
+        return {name: self.change(weight, self.rank, scale, draw(name)) for name, weight in weights.items()}
 
 
 class Dora(Lora):
@@ -101,10 +144,7 @@ class Dora(Lora):
 
     name: ClassVar[str] = "dora"
     source: ClassVar[str] = "Liu et al. 2024 (arXiv 2402.09353)"
-
-    def changes(self, weights: dict[str, nn.Parameter], draw: Draw) -> dict[str, nn.Module]:
-        scale = (self.alpha or self.rank) / self.rank
-        return {name: Directed(weight, self.rank, scale, draw(name)) for name, weight in weights.items()}
+    change: ClassVar[type[LowRank]] = Directed
 
 
 class Vera(Adapter):
@@ -122,48 +162,6 @@ class Vera(Adapter):
         down = _uniform((self.rank, widest[1]), draw("down")).to(device)
         up = _uniform((widest[0], self.rank), draw("up")).to(device)
         return {name: Scaled(weight, down, up, self.d_initial) for name, weight in weights.items()}
-
-
-class LowRank(nn.Module):
-    """LoRA's parametrization of a weight of shape (out, in)."""
-
-    def __init__(self, weight: torch.Tensor, rank: int, scale: float, random: np.random.Generator):
-        super().__init__()
-        self.scale = scale
-        self.down = nn.Parameter(_uniform((rank, weight.shape[1]), random))
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        with _full_precision(weight):  # a small change must not be rounded away
-            return weight + self.scale * (self.up @ self.down)
-
-
-class Directed(LowRank):
-    """DoRA's: magnitude and direction of each output's row."""
-
-    def __init__(self, weight: torch.Tensor, rank: int, scale: float, random: np.random.Generator):
-        super().__init__(weight, rank, scale, random)
-        self.magnitude = nn.Parameter(_row_norms(weight.detach()))
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        changed = super().forward(weight)
-        with _full_precision(weight):
-            return changed * (self.magnitude / _row_norms(changed.detach())).unsqueeze(1)
-
-
-class Scaled(nn.Module):
-    """VeRA's: two trained vectors around the shared matrices, of which each weight takes what its shape has."""
-
-    def __init__(self, weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, d_initial: float):
-        super().__init__()
-        self.down = nn.Buffer(down[:, : weight.shape[1]], persistent=False)
-        self.up = nn.Buffer(up[: weight.shape[0]], persistent=False)
-        self.d = nn.Parameter(torch.full((len(down),), d_initial))
-        self.b = nn.Parameter(torch.zeros(weight.shape[0]))
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        with _full_precision(weight):
-            return weight + (self.b.unsqueeze(1) * self.up) @ (self.d.unsqueeze(1) * self.down)
 
 
 def _uniform(shape: tuple[int, int], random: np.random.Generator) -> torch.Tensor:
