@@ -187,6 +187,25 @@ def normalize(images: np.ndarray | torch.Tensor, how: Preprocess, device: torch.
     return pixels.mul_(scale).add_(shift)
 
 
+def text_features(model: Clip, tokens: torch.Tensor) -> torch.Tensor:
+    """Normalized features of texts' tokens, int64 (N, L), without the part of the context that cannot matter: (N, D).
+
+    Where the text tower is causal and reads its feature at the end-of-text token (open_clip's ``CLIP``), positions
+    after the longest of the texts influence neither features nor gradients: they are not computed.
+    """
+    from torch.func import functional_call
+
+    if getattr(model, "text_pool_type", None) != "argmax" or model.attn_mask is None:
+        return model.encode_text(tokens, normalize=True)
+    length = int(tokens.argmax(dim=1).max()) + 1  # the end-of-text token has the largest id
+    shorter = {
+        "positional_embedding": model.positional_embedding[:length],
+        "attn_mask": model.attn_mask[:length, :length],
+    }
+    features: torch.Tensor = functional_call(model, shorter, (None, tokens[:, :length]))[1]
+    return features
+
+
 def conform(
     weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
 ) -> dict[str, torch.Tensor]:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tasks.models import Preprocess, normalize
+from tasks import models
 
 if TYPE_CHECKING:
     from tasks.models import Clip
 
 
 @torch.inference_mode()
-def image_features(model: Clip, images: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
+def image_features(model: Clip, images: np.ndarray, preprocess: models.Preprocess) -> torch.Tensor:
     """Of one batch of uint8 images (N, H, W, 3): float32, shape (N, D), on the model's device."""
-    return model.encode_image(normalize(np.array(images), preprocess, model.logit_scale.device), normalize=True)
+    pixels = models.normalize(np.array(images), preprocess, model.logit_scale.device)
+    return model.encode_image(pixels, normalize=True)
 
 
 @torch.inference_mode()
@@ -30,7 +31,7 @@ def text_features(
     """
     device, found, done = model.logit_scale.device, [], 0
     for part in token_ids.split(batch_size):
-        found.append(model.encode_text(part.to(device), normalize=True))
+        found.append(models.text_features(model, part.to(device)))
         done += len(part)
         if heard:
             heard(done)
