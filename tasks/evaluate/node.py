@@ -12,6 +12,7 @@ from tasks import checkpoints, models
 from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.evaluate import metrics, retrieval, zeroshot
+from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.towers import text_features
 from tasks.params import Params
 from tasks.progress import Progress, silent
@@ -22,6 +23,7 @@ SETS = Path("data/step/evaluation")
 METRICS = Path("metrics.json")
 
 
+@keeping_memory()
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
     """Write ``metrics.json``: how the deployed model does on every test set, A_KA, A_ZS and their mean.
 
