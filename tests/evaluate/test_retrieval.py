@@ -76,6 +76,7 @@ def bipartite(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
     return (*count, sorted({*enumerate(sides[0]), *((i, c) for c, i in enumerate(sides[1])), *more}))
 
 
+@settings(deadline=None)
 @given(bipartite(), st.integers(0, 2**32 - 1), st.integers(1, 12))
 def test_it_is_what_sorting_everything_says(
     given: tuple[int, int, list[tuple[int, int]]], seed: int, block: int
@@ -88,7 +89,7 @@ def test_it_is_what_sorting_everything_says(
     assert (found[0].tolist(), found[1].tolist()) == reference(*features, right)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(bipartite(), st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_of_any_features_neither_block_nor_order_matters(
     given: tuple[int, int, list[tuple[int, int]]], seed: int, block: int
