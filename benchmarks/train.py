@@ -6,7 +6,8 @@ One model, the same images and captions, batch size and thread count, float32. o
 reads them as image files from a table, as it does; ours from a prepared data set. Both are timed from one optimizer
 step to the next: samples/s is the batch size over the median, after the first five. On a machine that does other work
 too, look at `--threads 1` and the samples per second of processor time (of the process itself: a data worker's is not
-in it). For ours also the share of a step outside forward, backward and optimizer. Then zero-shot evaluation, images/s.
+in it). For ours also the share of a step outside forward, backward and optimizer. Then zero-shot evaluation: images
+classified, and classes made a classifier of, the best of six turns each.
 
 The script imports `webdataset` and `braceexpand` whatever it reads; `--peer` names a folder that has them
 (`pip install --no-deps --target DIR webdataset braceexpand`).
@@ -99,8 +100,12 @@ def measure(given: argparse.Namespace, name: str) -> None:
     print(f"              open_clip   {alone['rate']:8.0f} samples/s, {alone['cpu']:8.0f} a processor second;", end=" ")
     print(f"with a data worker {helped['rate']:.0f} samples/s")
     print(f"              {ours['rate'] / peer:.2f} ×, by processor time {ours['cpu'] / alone['cpu']:.2f} ×")
-    print(f"  evaluation  chronomerge {evaluated['ours']:8.0f} images/s")
-    print(f"              open_clip   {evaluated['peer']:8.0f} images/s: {evaluated['ours'] / evaluated['peer']:.2f} ×")
+    for what, peers in (("images", ("peer0", "peer1")), ("classes", ("peer",))):
+        rate, cpu = (evaluated[f"{what} ours {unit}"] for unit in ("rate", "cpu"))
+        best, peer_cpu = max(evaluated[f"{what} {p} rate"] for p in peers), evaluated[f"{what} {peers[0]} cpu"]
+        print(f"  evaluation  chronomerge {rate:8.0f} {what}/s, {cpu:8.0f} a processor second")
+        print(f"              open_clip   {best:8.0f} {what}/s, {peer_cpu:8.0f} a processor second")
+        print(f"              {rate / best:.2f} ×, by processor time {cpu / peer_cpu:.2f} ×")
 
 
 def draw(home: Path, config: dict[str, Any], count: int) -> None:
@@ -242,7 +247,8 @@ def peer(given: argparse.Namespace, workers: int) -> dict[str, float]:
 
 
 def evaluate(given: argparse.Namespace) -> dict[str, float]:
-    """Zero-shot classification of all images, the classifier given, model and images as in training."""
+    """Zero-shot classification of all images, the classifier given, model and images as in training; and the
+    classifier of their classes. Each is the best of six."""
     from argparse import Namespace
 
     from tasks import torchvision_shim
@@ -256,6 +262,8 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
     from tasks import models
     from tasks.datasets import Dataset
     from tasks.evaluate import zeroshot
+    from tasks.evaluate.memory import keeping_memory
+    from tasks.evaluate.towers import text_features
 
     models.configure(given.threads)
     home = given.folder
@@ -265,26 +273,48 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
     classifier = torch.nn.functional.normalize(
         torch.randn(len(data.card.classes), MODELS[home.name]["embed_dim"]), dim=1
     )
-    own = []
-    for _ in range(6):  # as often as theirs
-        started = time.perf_counter()
-        zeroshot.correct(model, data.images, data.labels, classifier, how, 256, lambda _done: None)
-        own.append(len(data) / (time.perf_counter() - started))
     folder = home / "classes"
     for i, label in enumerate(data.labels):
         (folder / f"{label:03d}").mkdir(parents=True, exist_ok=True)
         (folder / f"{label:03d}" / f"{i}.png").write_bytes((home / "images" / f"{i}.png").read_bytes())
     zero_shot.accuracy = _top  # its own converts an array of one element to a float, which NumPy no longer does
     transform = open_clip.image_transform(SIZE, is_train=False, mean=how.mean, std=how.std)
-    theirs = []
-    for workers in (0, 1):
+    args = Namespace(device="cpu", precision="fp32", batch_size=256)
+    tokenize = models.tokenizer(home / "model")
+
+    def theirs(workers: int) -> None:
         loader = torch.utils.data.DataLoader(ImageFolder(str(folder), transform), batch_size=256, num_workers=workers)
-        args = Namespace(device="cpu", precision="fp32", batch_size=256)
-        for _ in range(3):
-            started = time.perf_counter()
-            zero_shot.run(model, classifier.T, loader, args)
-            theirs.append(len(data) / (time.perf_counter() - started))
-    return {"ours": max(own), "peer": max(theirs)}
+        zero_shot.run(model, classifier.T, loader, args)
+
+    @keeping_memory()
+    def own() -> None:
+        zeroshot.correct(model, data.images, data.labels, classifier, how, 256, lambda _done: None)
+
+    def own_classes() -> None:
+        texts = zeroshot.prompts("blots", data.card.classes, data.card.prompt)
+        text_features(model, zeroshot.tokens("blots", texts, tokenize), 256)
+
+    def their_classes() -> None:
+        prompt = [lambda name: data.card.prompt.replace("{}", name)]
+        open_clip.build_zero_shot_classifier(model, tokenize, data.card.classes, prompt, None)  # at once, as ours
+
+    images, classes = len(data), len(data.card.classes)
+    sides: dict[str, tuple[Callable[[], None], int]] = {
+        "images ours": (own, images),
+        "images peer0": (functools.partial(theirs, 0), images),
+        "images peer1": (functools.partial(theirs, 1), images),
+        "classes ours": (own_classes, classes),
+        "classes peer": (their_classes, classes),
+    }
+    found = dict.fromkeys((f"{name} {unit}" for name in sides for unit in ("rate", "cpu")), 0.0)
+    for _ in range(6):  # in turn, because other work on the machine comes and goes
+        for name, (run, count) in sides.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            found[f"{name} rate"] = max(found[f"{name} rate"], count / wall)
+            found[f"{name} cpu"] = max(found[f"{name} cpu"], count / cpu)
+    return found
 
 
 def _top(output: Any, target: Any, topk: Sequence[int]) -> list[float]:
