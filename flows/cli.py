@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_care, cli_grid, cli_merge, cli_remote, cli_states, cli_stream, here
+from flows import cli_care, cli_grid, cli_merge, cli_remote, cli_report, cli_states, cli_stream, here
 from flows.cli_states import AsJson, Wait
 from tasks.errors import UserError
 from tasks.record.dvc import RemoteError
@@ -96,6 +96,7 @@ app.command()(cli_states.verify)
 app.command()(cli_states.rollback)
 app.command()(cli_care.doctor)
 app.command()(cli_care.gc)
+app.command()(cli_report.report)
 app.command()(cli_merge.merge)
 app.command()(cli_merge.techniques)
 app.add_typer(cli_remote.app, name="remote")

@@ -118,6 +118,6 @@ def _lines(found: Plan, cache: str, url: str, *, delete: bool, everywhere: bool)
 
 
 def _count(objects: Mapping[str, int]) -> str:
-    from flows.views import size
+    from tasks.units import size
 
     return f"{len(objects)} objects, {size(sum(objects.values()))}"

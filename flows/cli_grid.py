@@ -123,7 +123,7 @@ def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int)
 
 
 def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int) -> list[str]:
-    from flows.views import size
+    from tasks.units import duration, size
 
     lines = [f"{len(found.cells)} cells, {len(found.todo)} of them with steps to run"]
     lines.append(f"{'':14}{'each by itself':>16}{'shared':>10}{'to do':>10}")
@@ -133,11 +133,9 @@ def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: in
     if estimated is None:
         lines.append("time and bytes: no estimate before a timeline with this model has recorded its first steps")
     else:
-        hours = estimated.seconds / 3600
-        shown = f"{hours:.1f} h" if hours >= 1 else f"{estimated.seconds / 60:.0f} min"
         lines.append(
-            f"about {shown} of work at the pace recorded so far, in {lanes} lane{'s' if lanes > 1 else ''}; "
-            f"{size(estimated.bytes)} of new weights"
+            f"about {duration(estimated.seconds)} of work at the pace recorded so far, in {lanes} "
+            f"lane{'s' if lanes > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
     return [*lines, *_left_out(found)]
 

@@ -50,11 +50,12 @@ def restore(
     timeline: Timeline = None,
 ) -> None:
     """Bring a state back, bit for bit, in a folder of its own; out of the cache, or the remote."""
-    from flows import past, views
+    from flows import past
+    from tasks.units import size
 
     project = here.project()
     restored = past.restore(project, timeline or here.timeline(project), state, to)
-    source = f"{views.size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
+    source = f"{size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
     for path in restored.damaged:
         out.print(f"{path} of {restored.state.tag} was damaged in the cache, and was fetched again", soft_wrap=True)
     out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)

@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from flows.views import size
 from tasks.cache import Entry
 from tasks.record.difference import Difference
+from tasks.units import size
 
 
 def row(found: Difference) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flows.views import size
 from tasks.record.integrity import Finding, Integrity, Place
 from tasks.record.verify import NodeCheck, Verification
+from tasks.units import size
 
 SHOWN = 10
 """Findings of a kind that people get to see; programs get all."""

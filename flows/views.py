@@ -14,16 +14,7 @@ from flows.run import pending
 from tasks.record import layout, lock
 from tasks.record import states as recorded
 from tasks.record.states import State
-
-
-def size(count: int) -> str:
-    """Bytes for people: 1234567 → 1.2 MB."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+from tasks.units import size
 
 
 def _row(state: State, current: bool) -> dict[str, Any]:

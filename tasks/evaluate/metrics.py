@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from tasks.scores import scores
+
 Recall = Mapping[str, Mapping[str, float]]
 """Direction (``image_to_text``, ``text_to_image``) → k → percent."""
 
@@ -26,9 +28,9 @@ def summary(
     A set's score is its top-1, or the mean of its recall@5 in both directions. A_KA is the mean score over the
     adaptation sets, A_ZS over the retention sets, each set counting once; the geometric mean is √(A_KA · A_ZS).
     """
-    scores = {**top1, **{name: fmean(ways["5"] for ways in found.values()) for name, found in recall.items()}}
-    accumulation = fmean(scores[name] for name in adaptation)
-    retained = fmean(scores[name] for name in retention)
+    scored = scores({"top1": top1, "recall": recall})
+    accumulation = fmean(scored[name] for name in adaptation)
+    retained = fmean(scored[name] for name in retention)
     names = (*adaptation, *retention)
     content: dict[str, Any] = {
         "A_KA": round(accumulation, DIGITS),

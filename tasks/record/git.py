@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import ReadableError, UserError
@@ -26,14 +26,17 @@ def git(folder: Path, *args: str, stdin: str | None = None, env: Mapping[str, st
     Raises:
         GitError: a non-zero exit status.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
     done = subprocess.run(
         ["git", "-c", "core.hooksPath=/dev/null", *args],  # a user's hooks are for a user's commits
-        cwd=folder, input=stdin, env={**environment, **(env or {})}, capture_output=True, text=True,
+        cwd=folder, input=stdin, env={**_environment(), **(env or {})}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise GitError(f"git {args[0]} failed in {folder}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.rstrip("\n")
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
 
 
 def resolve(folder: Path, revision: str) -> str | None:
@@ -74,6 +77,29 @@ def show(project: Path, revision: str, path: str) -> str:
         return git(project, "show", f"{revision}:{path}")
     except GitError as error:
         raise GitError(f"{path} of {revision} cannot be read: {error} (`git fsck` tells more)") from None
+
+
+def show_all(project: Path, names: Sequence[str]) -> dict[str, str]:
+    """The texts of many files, each named ``revision:path``, in one call: a process a file would take 5 ms each.
+
+    Raises:
+        GitError: one of them is not there, or the repository is damaged; names it.
+    """
+    asked = "".join(f"{name}\n" for name in names).encode()
+    done = subprocess.run(
+        ["git", "cat-file", "--batch"], cwd=project, input=asked, env=_environment(), capture_output=True
+    )
+    texts, at = {}, 0
+    for name in names:
+        end = done.stdout.find(b"\n", at)
+        _, _, size = done.stdout[at:end].decode().rpartition(" ")
+        if end < 0 or not size.isdecimal():
+            revision, _, path = name.partition(":")
+            reason = done.stderr.decode().strip() or "it is missing"
+            raise GitError(f"{path} of {revision} cannot be read: {reason} (`git fsck` tells more)")
+        texts[name] = done.stdout[end + 1 : end + 1 + int(size)].decode()
+        at = end + 1 + int(size) + 1
+    return texts
 
 
 def snapshot(project: Path, scratch: Path, *include: str) -> str:

@@ -20,7 +20,11 @@ DEPLOYED = "data/step/deployed.safetensors"
 TRAINING = "data/step/training"
 REGULARIZER = "data/step/regularizer"
 
-RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", "manifest.json", *(f"{p}.dvc" for p in INPUTS))
+PLOTS = ("plots/timeline.csv", "plots/datasets.csv")
+
+RECORDED = (
+    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", "manifest.json", *PLOTS, *(f"{p}.dvc" for p in INPUTS),
+)  # fmt: skip
 """What a state's tree holds beside the code."""
 
 

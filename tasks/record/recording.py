@@ -15,7 +15,7 @@ from pathlib import Path
 from tasks.cache import Cache, Entry
 from tasks.nodes import Reference
 from tasks.params import Params
-from tasks.record import claim, config, layout, manifest, states
+from tasks.record import claim, config, layout, manifest, plots, states
 from tasks.record.dvc import Dvc
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
@@ -42,6 +42,7 @@ def record(
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     content = manifest.build(params, previous, code, inputs, references, training, cache)
     (worktree.folder / "manifest.json").write_text(manifest.text(content))
+    plots.write(project, worktree.folder, previous, params.step, content["arrival"])
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     made = {**inputs, **outputs}
     dvc(

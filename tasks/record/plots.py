@@ -1,0 +1,45 @@
+"""The tables in a state's tree that ``dvc plots`` draws; DVC reads no such thing out of ``metrics.json``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.record import layout, states
+from tasks.record.git import show_all
+from tasks.record.states import State
+from tasks.scores import scores
+
+_MEANS = ("A_KA", "A_ZS", "geometric_mean")
+
+
+def write(project: Path, worktree: Path, previous: State | None, step: int, arrival: str | None) -> None:
+    """Write both tables of a step whose ``metrics.json`` lies in the worktree.
+
+    ``plots/timeline.csv`` has a row for each step so far, ``plots/datasets.csv`` one for each evaluation set.
+    """
+    metrics = json.loads((worktree / "metrics.json").read_text())
+    means = [[step, arrival or "", *(metrics[name] for name in _MEANS)]]
+    _write(worktree / layout.PLOTS[0], ("step", "arrival", *_MEANS), [*_earlier(project, previous), *means])
+    _write(worktree / layout.PLOTS[1], ("dataset", "score"), scores(metrics).items())
+
+
+def _earlier(project: Path, previous: State | None) -> list[list[Any]]:
+    lineage = states.lineage(project, previous.timeline) if previous else []
+    texts = show_all(project, [f"{s.commit}:{name}" for s in lineage for name in ("manifest.json", "metrics.json")])
+    rows = []
+    for state in lineage:
+        manifest, metrics = (json.loads(texts[f"{state.commit}:{name}"]) for name in ("manifest.json", "metrics.json"))
+        rows.append([state.step, manifest["arrival"] or "", *(metrics[name] for name in _MEANS)])
+    return rows
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.getvalue())

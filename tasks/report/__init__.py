@@ -1,0 +1,1 @@
+"""What recorded states say: one tidy table, figures, and a page of both (`report`)."""

@@ -1,0 +1,108 @@
+"""The few numbers and words at the head of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+
+import pandas as pd
+
+from tasks.report.metrics import mean_and_interval
+from tasks.report.summary import KEYS, REFERENCES, best_cell, final, last_step, spent
+from tasks.report.tidy import ROLES
+from tasks.units import duration, size
+
+_MEAN = "geometric_mean"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number with its name, and a note in small print."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def title(table: pd.DataFrame) -> str:
+    """The timeline's name; of several, what their names have in common and how many there are."""
+    names = list(table["timeline"].unique())
+    if len(names) == 1:
+        return str(names[0])
+    parts = takewhile(lambda part: len(set(part)) == 1, zip(*(name.split("-") for name in names), strict=False))
+    common = "-".join(part[0] for part in parts)
+    return f"{common}: {len(names)} timelines" if common else f"{len(names)} timelines"
+
+
+def extent(table: pd.DataFrame) -> str:
+    """One line: how many of what."""
+    cells = table[table["reference"] == ""]
+    sets = table[(table["metric"] == "score") & table["role"].isin(ROLES)]["dataset"].nunique()
+    protocols = (cells["init"] + " + " + cells["deploy"]).unique()
+    techniques = [name for name in cells["technique"].unique() if name]
+    single = table["timeline"].nunique() == 1
+    if single:
+        parts = [f"initialize {cells['init'].iloc[0]}, deploy {cells['deploy'].iloc[0]}", *techniques]
+    else:
+        seeds = cells["seed"].nunique()
+        parts = [_counted(len(protocols), "protocol"), _counted(len(techniques), "technique"), _counted(seeds, "seed")]
+        parts = [" × ".join(parts)]
+    line = ", ".join([*parts, _counted(last_step(table), "time step"), _counted(sets, "data set")])
+    return line if single else f"{line}. Geometric means of accumulation and retention after the last step, in percent:"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def headline(table: pd.DataFrame) -> list[Fact]:
+    """What was reached, what it is compared with, and what it cost."""
+    return [*(_of_one(table) if table["timeline"].nunique() == 1 else _of_many(table)), *_costs(table)]
+
+
+def _of_one(table: pd.DataFrame) -> list[Fact]:
+    first, last = (table[table["step"] == step].set_index("metric")["value"] for step in (0, last_step(table)))
+    names = {"A_KA": "accumulation, A_KA", "A_ZS": "retention, A_ZS", _MEAN: "geometric mean"}
+    found = [Fact(name, f"{last[key]:.1f} %", f"base {first[key]:.1f} %") for key, name in names.items()]
+    if "BWT" in last:
+        found.append(Fact("backward transfer", f"{last['BWT']:+.1f}".replace("-", "−"), f"ACC {last['ACC']:.1f} %"))
+    return found
+
+
+def _of_many(table: pd.DataFrame) -> list[Fact]:
+    best = best_cell(table)
+    table = table[table["variant"] == best["variant"]]  # each variant has a base and references of its own
+    last = final(table)
+    start = table[(table["step"] == 0) & (table["reference"] == "")]
+    found = [_fact("best cell", _chosen(last, best), str(best["cell"]))]
+    plain = last[(last["init"] == "ft") & (last["deploy"] == "ft")]
+    if len(plain):
+        found.append(_fact("replay baseline", plain, "ft + ft"))
+    found.append(_fact("base", start.drop_duplicates(["seed", "metric", "dataset"]), "before any arrival"))
+    for name, label in REFERENCES.items():
+        each = table[table["reference"] == name]
+        if len(each):
+            found.append(_fact(label, each[each["step"] == each["step"].max()], "reference"))
+    return found
+
+
+def _chosen(rows: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:
+    return rows[(rows[KEYS[:4]] == cell[KEYS[:4]]).all(axis=1)]
+
+
+def _fact(name: str, rows: pd.DataFrame, note: str) -> Fact:
+    mean, half = mean_and_interval(rows[rows["metric"] == _MEAN]["value"])
+    return Fact(name, f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else ""), note)
+
+
+def _costs(table: pd.DataFrame) -> list[Fact]:
+    sums = spent(table).groupby("what")[["value", "saved"]].sum().to_dict("index")
+    saved = float(sums["seconds"]["saved"])
+    return [
+        Fact(
+            "time of all nodes",
+            duration(sums["seconds"]["value"]),
+            f"{duration(saved)} saved by sharing" if saved else "",
+        ),
+        Fact("written", size(sums["megabytes"]["value"] * 1e6), _counted(table["tag"].nunique(), "state")),
+    ]

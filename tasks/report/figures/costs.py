@@ -1,0 +1,47 @@
+"""Where time and bytes went: seconds and bytes of each node at each step, each run counted once."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from tasks.report.figures.figure import OKABE_ITO, Figure, data, legend_toggle
+from tasks.report.ledger import INPUTS
+from tasks.report.summary import spent
+from tasks.units import duration
+
+_COLORS = {
+    INPUTS: "grey", "prepare": "sky", "prepare-evaluation": "yellow", "initialize": "purple", "train": "vermillion",
+    "deploy": "green", "evaluate": "blue",
+}  # fmt: skip
+"""Nodes in the order in which they run."""
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Stacked bars over steps, seconds beside megabytes."""
+    found = spent(table)
+    shown = legend_toggle("node")
+    panels = [
+        _panel(found[found["what"] == "seconds"], "seconds", ".1f", shown),
+        _panel(found[found["what"] == "megabytes"], "megabytes written", ".2f", shown),
+    ]
+    panels[0] = panels[0].add_params(shown)  # of one view, and heard by both
+    caption = "Wall time of the nodes, and what they wrote."
+    saved = found[(found["what"] == "seconds")]["saved"].sum()
+    if saved >= 1:
+        caption += f" Each run counts once; taking finished ones again saved {duration(saved)}."
+    chart = alt.concat(*panels, columns=2)
+    return Figure("time-and-bytes", "Where time and bytes went", caption, chart, 60, toggles=(shown.name,))
+
+
+def _panel(found: pd.DataFrame, title: str, digits: str, shown: alt.Parameter) -> alt.Chart:
+    order = {name: index for index, name in enumerate(_COLORS)}
+    scale = alt.Scale(domain=list(_COLORS), range=[OKABE_ITO[name] for name in _COLORS.values()])
+    shown_data = data(found.assign(order=found["node"].map(order)), "step", "node", "value", "order")
+    chart = alt.Chart(shown_data).mark_bar(stroke="white", strokeWidth=0.5)
+    return chart.encode(
+        x=alt.X("step:O", title="time step", axis=alt.Axis(labelAngle=0)), y=alt.Y("value:Q", title=None),
+        color=alt.Color("node:N", scale=scale, legend=alt.Legend(title=None, values=list(_COLORS))),
+        order="order:Q", opacity=alt.when(shown).then(alt.value(1)).otherwise(alt.value(0.08)),
+        tooltip=["step:O", "node:N", alt.Tooltip("value:Q", title=title, format=digits)],
+    ).properties(title=title, width=470, height=260)  # fmt: skip

@@ -1,0 +1,97 @@
+"""Knowledge accumulation, zero-shot retention and their geometric mean over time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import pandas as pd
+
+from tasks.report.figures.figure import FAINT, Chart, Figure, data, interval, parameter
+from tasks.report.figures.series import Look, choices, chosen, of_variant
+from tasks.report.summary import REFERENCES, last_step, named, over_seeds
+
+PANELS = {"A_KA": "knowledge accumulation, A_KA (%)", "A_ZS": "zero-shot retention, A_ZS (%)"}
+
+_SHOWN = (
+    "cell", "init", "deploy", "technique", "variant", "step", "arrival", "mean", "half", "low", "high", "seeds",
+)  # fmt: skip
+
+_NAMES_FIT = 12
+"""Steps up to which arrivals are named at the axis."""
+
+
+def draw(table: pd.DataFrame, best: str) -> Figure | None:
+    """Lines over steps, with bands where there are seeds; None where there is but one step."""
+    last = last_step(table)
+    if last < 1:
+        return None
+    found = named(over_seeds(table, list(PANELS)))
+    menus = choices(found, best)
+    look = Look(found)
+    panels = [_panel(found[found["metric"] == metric], title, look, menus, last) for metric, title in PANELS.items()]
+    panels[0] = panels[0].add_params(*look.toggles)  # of one view, and heard by all
+    chart = alt.concat(*panels, columns=2).add_params(*parameter(menus)).resolve_scale(y="independent")
+    seeds = int(found["seeds"].max())
+    band = f" Bands are 95 % intervals over {seeds} seeds." if seeds > 1 else ""
+    return Figure("over-time", "Over time", f"Every line starts at the base.{band}", chart, 52, menus, look.names)
+
+
+def _panel(found: pd.DataFrame, title: str, look: Look, menus: Mapping[str, Sequence[str]], last: int) -> Chart:
+    x = alt.X("step:Q", title=None, axis=_steps(found, last), scale=alt.Scale(domain=[0, last]))
+    y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False))
+    tooltip = [
+        alt.Tooltip("cell:N", title="cell"), alt.Tooltip("step:Q"), alt.Tooltip("arrival:N"),
+        alt.Tooltip("mean:Q", title="mean", format=".2f"), *interval(found),
+    ]  # fmt: skip
+    lines = alt.Chart(data(found[found["reference"] == ""], *_SHOWN)).transform_filter(chosen(menus)).encode(x=x)
+    detail = alt.Detail(["technique:N", "variant:N"])
+    band = lines.mark_area().encode(
+        y=alt.Y("low:Q", title=None, scale=alt.Scale(zero=False)), y2="high:Q", color=look.color,
+        detail=["deploy:N", "technique:N", "variant:N"], opacity=look.opacity(0.13),
+    )  # fmt: skip
+    line = lines.mark_line(strokeWidth=2).encode(
+        y=y, color=look.color, strokeDash=look.dash, detail=detail, opacity=look.opacity(1)
+    )
+    points = lines.mark_point(filled=True, size=45, fillOpacity=1).encode(
+        y=y, color=look.color, shape=look.shape, tooltip=tooltip, opacity=look.opacity(1)
+    )
+    layers = [*([band] if found["half"].notna().any() else []), line, points]
+    return alt.layer(*layers, *_references(found, last, of_variant(menus))).properties(
+        title=title, width=470, height=300
+    )
+
+
+def _steps(found: pd.DataFrame, last: int) -> alt.Axis:
+    """Steps by the names of their arrivals, where these are the same for all and have room; else by number."""
+    names = [each.unique() for _, each in found[found["reference"] == ""].groupby("step")["arrival"]]
+    if last < _NAMES_FIT and all(len(each) == 1 for each in names):
+        labels = json.dumps([str(each[0]) for each in names])
+        return alt.Axis(values=list(range(last + 1)), labelExpr=f"{labels}[datum.value]", labelAngle=-40, grid=False)
+    return alt.Axis(tickMinStep=1, format="d", grid=False, title="time step")
+
+
+def _references(found: pd.DataFrame, last: int, keep: str) -> list[alt.Chart]:
+    """The base as a rule, a reference over steps as a grey line, one of fewer steps as a rule at its last value."""
+    marks: list[tuple[str, str, pd.DataFrame, list[float]]] = []
+    for variant, each in found[(found["reference"] == "") & (found["step"] == 0)].groupby("variant"):
+        marks.append(("base", str(variant), _rule(each["mean"].mean(), last), [2, 2]))
+    for _, each in found[found["reference"] != ""].groupby(["reference", "variant"], sort=False):
+        name, variant = str(each["reference"].iloc[0]), str(each["variant"].iloc[0])
+        path = each.sort_values("step")[["step", "mean"]]
+        if path["step"].max() < found[(found["reference"] == "") & (found["variant"] == variant)]["step"].max():
+            path = _rule(path["mean"].iloc[-1], last)
+        marks.append((REFERENCES[name], variant, path, [5, 2]))
+    layers: list[alt.Chart] = []
+    for label, variant, path, dash in marks:
+        path = path.assign(label=label, variant=variant, end=path["step"] == path["step"].max())
+        chart = alt.Chart(path).transform_filter(keep).encode(x="step:Q", y="mean:Q")
+        layers.append(chart.mark_line(color=FAINT, strokeDash=dash, strokeWidth=1.2))
+        text = chart.transform_filter("datum.end").mark_text(align="right", dy=-5, color=FAINT, fontSize=11)
+        layers.append(text.encode(text="label:N"))
+    return layers
+
+
+def _rule(value: float, last: int) -> pd.DataFrame:
+    return pd.DataFrame({"step": [0, last], "mean": value})

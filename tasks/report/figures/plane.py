@@ -1,0 +1,140 @@
+"""The accumulation–retention plane: where each cell's path leads, among the points it is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from tasks.report.figures.figure import FAINT, INK, Figure, data, parameter
+from tasks.report.figures.series import Look, choices, chosen, of_variant
+from tasks.report.summary import REFERENCES, last_step, named, over_seeds
+
+_KEYS = ["protocol", "cell", "init", "deploy", "technique", "variant", "reference", "step", "arrival"]
+
+_SHOWN = (
+    "cell", "protocol", "init", "deploy", "technique", "variant", "step", "arrival", "A_KA", "A_ZS", "geometric_mean",
+    "A_KA_low", "A_KA_high", "A_ZS_low", "A_ZS_high", "end",
+)  # fmt: skip
+
+
+def draw(table: pd.DataFrame, best: str) -> Figure | None:
+    """A_KA against A_ZS, means over seeds; None where there is but one step."""
+    if last_step(table) < 1:
+        return None
+    found = named(over_seeds(table, ["A_KA", "A_ZS"]))
+    wide = found.pivot(index=_KEYS, columns="metric", values=["mean", "low", "high"])
+    wide.columns = ["_".join(reversed(column)) for column in wide.columns.to_flat_index()]
+    wide = wide.reset_index().rename(columns={"A_KA_mean": "A_KA", "A_ZS_mean": "A_ZS"})
+    wide["geometric_mean"] = np.sqrt(wide["A_KA"] * wide["A_ZS"])
+    wide["end"] = wide["step"] == wide.groupby("cell")["step"].transform("max")
+    menus = choices(found, best)
+    look = Look(found)
+    chart = alt.layer(
+        *_levels(wide), *_references(wide, of_variant(menus)), *_paths(wide, look, chosen(menus))
+    )  # fmt: skip
+    chart = chart.add_params(*parameter(menus)).properties(width=680, height=460)
+    caption = "Up and to the right is better; grey curves join equal geometric means. Each path starts at the base."
+    return Figure("plane", "Accumulation against retention", caption, chart, 64, menus, look.names)
+
+
+def _axes(wide: pd.DataFrame) -> tuple[alt.X, alt.Y]:
+    x, y = (alt.Scale(domain=_domain(wide[name]), nice=False) for name in ("A_KA", "A_ZS"))
+    axis = alt.Axis(grid=False, tickCount=8)
+    return (
+        alt.X("A_KA:Q", title="knowledge accumulation, A_KA (%)", scale=x, axis=axis),
+        alt.Y("A_ZS:Q", title="zero-shot retention, A_ZS (%)", scale=y, axis=axis),
+    )
+
+
+def _domain(values: pd.Series[float]) -> list[float]:
+    margin = max(0.08 * (values.max() - values.min()), 0.5)
+    return [max(0.0, float(values.min() - margin)), float(values.max() + margin)]
+
+
+def _levels(wide: pd.DataFrame) -> list[alt.Chart]:
+    """Curves of equal geometric mean through the visible part of the plane."""
+    (left, right), (bottom, top) = _domain(wide["A_KA"]), _domain(wide["A_ZS"])
+    step = _round_step(np.sqrt(right * top) - np.sqrt(left * bottom))
+    levels = np.arange(np.ceil(np.sqrt(left * bottom) / step), np.sqrt(right * top) / step) * step
+    x = np.linspace(max(left, 1e-9), right, 60)
+    curves = [pd.DataFrame({"A_KA": x, "A_ZS": level**2 / x, "level": level}) for level in levels]
+    curve = pd.concat(curves)
+    curve = curve[(curve["A_ZS"] >= bottom) & (curve["A_ZS"] <= top)]
+    x_axis, y_axis = _axes(wide)
+    lines = alt.Chart(curve.round(4)).mark_line(color="#dddddd", strokeWidth=1)
+    ends = alt.Chart(curve.sort_values("A_KA").groupby("level").tail(1).round(4))
+    text = ends.mark_text(align="right", dx=-2, dy=-6, color="#9a9a9a", fontSize=10)
+    lines = lines.encode(x=x_axis, y=y_axis, detail="level:N")
+    return [lines, text.encode(x="A_KA:Q", y="A_ZS:Q", text=alt.Text("level:Q", format="~g"))]
+
+
+def _round_step(span: float) -> float:
+    """1, 2 or 5 times a power of ten, so that about seven curves cross the plane."""
+    raw = span / 7
+    power = 10.0 ** np.floor(np.log10(raw))
+    return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw))
+
+
+def _paths(wide: pd.DataFrame, look: Look, keep: str) -> list[alt.Chart]:
+    tooltip = [
+        alt.Tooltip("cell:N", title="cell"), alt.Tooltip("step:Q"), alt.Tooltip("arrival:N"),
+        *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("A_KA", "A_ZS", "geometric_mean")),
+    ]  # fmt: skip
+    x, y = _axes(wide)
+    cells = alt.Chart(data(wide[wide["reference"] == ""], *_SHOWN)).transform_filter(keep).encode(x=x, y=y)
+    ends = cells.transform_filter("datum.end")
+    bars = ends.mark_rule(strokeWidth=1).encode(color=look.color, opacity=look.opacity(0.6))
+    shown = look.opacity(1)
+    detail = alt.Detail(["technique:N", "variant:N"])
+    return [
+        cells.mark_line(strokeWidth=1.6).encode(
+            color=look.color, strokeDash=look.dash, detail=detail, order="step:Q", opacity=look.opacity(0.75)
+        ),
+        cells.mark_point(filled=True, size=22).encode(
+            color=look.color, shape=look.shape, opacity=shown, tooltip=tooltip
+        ).add_params(*look.toggles),
+        bars.encode(x="A_KA_low:Q", x2="A_KA_high:Q"),
+        bars.encode(y="A_ZS_low:Q", y2="A_ZS_high:Q"),
+        ends.mark_point(filled=True, size=150, stroke="white", strokeWidth=1).encode(
+            color=look.color, shape=look.shape, opacity=shown, tooltip=tooltip
+        ),
+        *(_labels(ends, look) if wide["cell"].nunique() > 1 else [_arrivals(cells)]),
+    ]  # fmt: skip
+
+
+def _arrivals(path: alt.Chart) -> alt.Chart:
+    """What arrived at each point of a path that is alone."""
+    text = path.transform_filter("datum.step > 0").mark_text(dy=-11, fontSize=11, color=FAINT)
+    return text.encode(text="arrival:N")
+
+
+def _labels(ends: alt.Chart, look: Look) -> list[alt.Chart]:
+    """The protocols at the ends of paths, on a halo: right of the point for init ema, which often leads, else left."""
+    found = []
+    sides: dict[str, dict[str, Any]] = {
+        "datum.init === 'ema'": {"align": "left", "dx": 11, "fontSize": 11},
+        "datum.init !== 'ema'": {"align": "right", "dx": -11, "fontSize": 11},
+    }
+    for side, place in sides.items():
+        text = ends.transform_filter(side).encode(text="protocol:N", opacity=look.opacity(1))
+        found.append(text.mark_text(stroke="white", strokeWidth=3, **place))
+        found.append(text.mark_text(**place).encode(color=look.color))
+    return found
+
+
+def _references(wide: pd.DataFrame, keep: str) -> list[alt.Chart]:
+    """The base, and the last state of each reference."""
+    start = wide[(wide["reference"] == "") & (wide["step"] == 0)]
+    base = start.groupby("variant")[["A_KA", "A_ZS"]].mean().reset_index().assign(label="base")
+    rest = wide[(wide["reference"] != "") & wide["end"]]
+    points = pd.concat([base, rest.assign(label=rest["reference"].map(REFERENCES))])
+    chart = alt.Chart(data(points, "A_KA", "A_ZS", "label", "variant")).transform_filter(keep)
+    chart = chart.encode(x="A_KA:Q", y="A_ZS:Q")
+    point = chart.mark_point(shape="diamond", size=130, color=INK, filled=True)
+    return [
+        point.encode(tooltip=["label:N", alt.Tooltip("A_KA:Q", format=".2f"), alt.Tooltip("A_ZS:Q", format=".2f")]),
+        chart.mark_text(dy=-13, color=FAINT, fontSize=11).encode(text="label:N"),
+    ]

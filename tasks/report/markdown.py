@@ -1,0 +1,37 @@
+"""The summary of a report as Markdown, and its cells as rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from tasks.report import facts
+from tasks.report.summary import KEYS, effects, named, over_seeds
+
+_METRICS = ("A_KA", "A_ZS", "geometric_mean", "ACC", "BWT", "FWT", "forgetting")
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Title, headline numbers and, where cells differ in them, what initialization, deployment and technique did."""
+    lines = [f"# {facts.title(table)}", "", facts.extent(table), "", "| | | |", "|---|---|---|"]
+    lines += [f"| {fact.name} | {fact.value} | {fact.note} |" for fact in facts.headline(table)]
+    found = effects(table, "geometric_mean")
+    if len(found):
+        lines += ["", "| factor | level | final geometric mean | points from the average |", "|---|---|---|---|"]
+        for row in found.to_dict("records"):
+            half = f" ± {row['half']:.2f}" if row["half"] == row["half"] else ""
+            lines.append(f"| {row['factor']} | {row['level']} | {row['mean']:.2f} | {row['difference']:+.2f}{half} |")
+    return "\n".join(lines) + "\n"
+
+
+def cells(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each cell at its last step: what it is, and means over seeds of its metrics."""
+    last = table[table["step"] == table.groupby("timeline")["step"].transform("max")]
+    means = named(over_seeds(last, _METRICS))
+    wide = means.pivot(index=["cell", *KEYS, "step"], columns="metric", values="mean").reset_index()
+    present = [name for name in _METRICS if name in wide]
+    return [
+        {"cell": row["cell"], "step": int(row["step"]), **{m: round(row[m], 2) for m in present if row[m] == row[m]}}
+        for row in wide.to_dict("records")
+    ]

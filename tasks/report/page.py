@@ -1,0 +1,73 @@
+"""The report as one HTML file that needs nothing else: no network, no server, no file beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tasks.report import facts, states_table
+from tasks.report.figures.figure import Figure
+from tasks.report.provenance import Provenance
+from tasks.report.vectors import Missing
+
+_HERE = Path(__file__).parent
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+"""The version that the figures are written for, as `vl_convert` wants it."""
+
+
+def build(table: pd.DataFrame, figures: Sequence[Figure], left_out: Sequence[Missing], provenance: Provenance) -> str:
+    """The page of a tidy table.
+
+    ``left_out`` are the weights that some figure would have needed.
+    """
+    jinja = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return jinja.get_template("page.html").render(
+        title=facts.title(table),
+        extent=facts.extent(table),
+        facts=facts.headline(table),
+        figures=figures,
+        left_out=left_out,
+        states=states_table.build(table),
+        several=table["timeline"].nunique() > 1,
+        provenance=provenance,
+        css=Markup((_HERE / "page.css").read_text()),
+        script=_script((_HERE / "page.js").read_text()),
+        vega=_vega(),
+        charts=_json({figure.name: _chart(figure) for figure in figures}),
+    )
+
+
+def _chart(figure: Figure) -> dict[str, Any]:
+    """What page.js wants to know of a figure."""
+    return {
+        "spec": figure.specification(standalone=False),
+        "margin": figure.margin,
+        "choices": list(figure.choices),
+        "toggles": list(figure.toggles),
+    }
+
+
+@cache
+def _vega() -> Markup:
+    """Vega, Vega-Lite and vega-embed, 0.9 MB of JavaScript that takes seconds to put together."""
+    return _script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
+
+
+def _json(content: Any) -> Markup:
+    """JSON for inside a script element, which it must not end."""
+    return Markup(json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _script(text: str) -> Markup:
+    return Markup(text.replace("</script", "<\\/script"))  # only ever within a string

@@ -1,0 +1,97 @@
+"""A report on some timelines: a page, its figures as files, and the table behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import vl_convert
+
+from tasks.grid.cells import Cell
+from tasks.progress import Progress, silent
+from tasks.report import figures, page, provenance, records, tidy, vectors
+from tasks.report.figures import Figure
+from tasks.report.provenance import Provenance
+from tasks.report.summary import best_cell
+from tasks.report.vectors import Missing, Vectors
+
+_SCALE = 2.0
+"""Pixels of a PNG for each of the page's."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a report."""
+
+    page: Path
+    tables: tuple[Path, ...]
+    """The tidy table, as CSV and as parquet."""
+    figures: tuple[Path, ...]
+    """Each figure as SVG and as PNG."""
+    left_out: tuple[Missing, ...]
+    """The weights that the figure of task vectors lacks."""
+
+
+def report(
+    project: Path,
+    cells: Sequence[Cell],
+    to: Path,
+    *,
+    made_by: str,
+    drawn_by: str,
+    progress: Progress = silent,
+) -> Written:
+    """Write the report on some cells into the folder ``to``; equal states give equal bytes.
+
+    Reads git, and weights out of the DVC cache where they are there; fetches nothing. ``made_by`` is the command line
+    that records what is shown, ``drawn_by`` the one that draws this report; the page names both.
+
+    Raises:
+        UserError: a timeline has no states, or a checkpoint in the cache is damaged.
+    """
+    found = records.read(project, cells)
+    geometry = vectors.of(project, found, progress)
+    known = {name: experts.geometry for experts in geometry.known for name in experts.timelines}
+    table = tidy.table(found, known)
+    best = str(best_cell(table)["timeline"])
+    return write(table, geometry, provenance.of(found, best, made_by, drawn_by), to, progress)
+
+
+def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, progress: Progress = silent) -> Written:
+    """Write the report on a tidy table; files of an earlier report there are replaced."""
+    drawn = figures.draw(table, geometry)
+    content: dict[str, bytes] = {"index.html": page.build(table, drawn, geometry.missing, made).encode()}
+    for done, figure in enumerate(drawn):
+        progress("report", done, len(drawn), figure.name)
+        content |= _files(figure)
+    (to / "figures").mkdir(parents=True, exist_ok=True)
+    for name, data in content.items():
+        _replace(to / name, data)
+    _replace(to / "metrics.csv", table.to_csv(index=False).encode())
+    _replace(to / "metrics.parquet", table.to_parquet(index=False))
+    for stale in {f"figures/{path.name}" for path in (to / "figures").iterdir()} - content.keys():
+        if Path(stale).stem in figures.NAMES:  # an earlier report had something to show there
+            (to / stale).unlink()
+    progress("report", len(drawn), len(drawn))
+    return Written(
+        to / "index.html",
+        (to / "metrics.csv", to / "metrics.parquet"),
+        tuple(to / name for name in content if name.startswith("figures/")),
+        geometry.missing,
+    )
+
+
+def _files(figure: Figure) -> dict[str, bytes]:
+    svg = vl_convert.vegalite_to_svg(figure.specification(standalone=True), page.VEGA_LITE)
+    return {
+        f"figures/{figure.name}.svg": svg.encode(),
+        f"figures/{figure.name}.png": vl_convert.svg_to_png(svg, _SCALE),
+    }
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,122 @@
+"""One tidy table of all that timelines have recorded: a row for each value of each metric at each step.
+
+| metric | dataset | unit |
+|---|---|---|
+| ``top1`` | an evaluation set | percent |
+| ``image_to_text_recall@K``, ``text_to_image_recall@K`` | a set of images and texts | percent |
+| ``score`` | an evaluation set | percent: top-1, or the mean recall@5 of both ways (FoMo-in-Flux) |
+| ``A_KA``, ``A_ZS``, ``geometric_mean`` | | percent |
+| ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
+| ``budget_steps``, ``budget_samples``, ``budget_flops``, ``budget_mafs`` | | what the step's training spent |
+| ``seconds``, ``seconds:NODE`` | | wall time of the runs that made the outputs |
+| ``reused:NODE`` | | 1 where an earlier row's run made the same outputs, so that nothing ran; else 0 |
+| ``bytes_new``, ``bytes_total`` | | what the step added to the store, and all it refers to; each content once |
+| ``bytes:NODE`` | | files and folders that it wrote and that no earlier row has; of ``inputs``: that were fetched |
+| ``task_vector_norm`` | | ‖θ_t − θ_0‖ of the step's expert |
+| ``task_vector_cosine``, ``_angle``, ``_distance`` | another arrival | to that arrival's task vector; degrees |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.grid.cells import Cell
+from tasks.report import metrics
+from tasks.report.ledger import Ledger
+from tasks.report.records import Record, Records
+from tasks.report.vectors import Geometry
+from tasks.scores import scores
+
+CELL = ["timeline", "init", "deploy", "technique", "seed", "variant", "reference"]
+COLUMNS = [*CELL, "step", "arrival", "tag", "metric", "dataset", "role", "value"]
+ROLES = ("adaptation", "retention")
+
+_STREAM = {
+    "ACC": metrics.average_accuracy,
+    "BWT": metrics.backward_transfer,
+    "FWT": metrics.forward_transfer,
+    "forgetting": metrics.forgetting,
+}
+
+Row = tuple[str, str, str, float]
+"""Metric, data set, role, value."""
+
+
+def table(records: Records, geometry: Mapping[str, Geometry]) -> pd.DataFrame:
+    """The tidy table of some cells, with `COLUMNS`; ``value`` is float64.
+
+    ``geometry`` is that of the task vectors of timelines, by name, where it is known.
+    """
+    ledger = Ledger()
+    rows = [row for cell, lineage in records.items() for row in _of_cell(cell, lineage, geometry, ledger)]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": np.float64})
+
+
+def _of_cell(
+    cell: Cell, lineage: Sequence[Record], geometry: Mapping[str, Geometry], ledger: Ledger
+) -> Iterator[tuple[Any, ...]]:
+    named = tuple(getattr(cell, column) for column in CELL)
+    found = [scores(record.metrics) for record in lineage]
+    streamed = _of_stream(lineage, found)
+    vectors = geometry.get(cell.timeline)
+    for index, record in enumerate(lineage):
+        rows = [
+            *_measured(record, found[index]),
+            *((name, "", "", values[index]) for name, values in streamed.items() if math.isfinite(values[index])),
+            *_spent(record),
+            *ledger.rows(record),
+            *(_vectors(vectors, record.state.step) if vectors else ()),
+        ]
+        place = (record.state.step, record.manifest["arrival"] or "", record.state.tag)
+        yield from ((*named, *place, *row) for row in rows)
+
+
+def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[Row]:
+    roles = {each["name"]: role for role in ROLES for each in record.params["evaluate"][role]}
+    for name, value in record.metrics["top1"].items():
+        yield "top1", name, roles[name], value
+    for name, ways in record.metrics.get("recall", {}).items():
+        for way, at in ways.items():
+            yield from ((f"{way}_recall@{k}", name, roles[name], value) for k, value in at.items())
+    for name, value in scored.items():
+        yield "score", name, roles[name], value
+    for name in ("A_KA", "A_ZS", "geometric_mean"):
+        yield name, "", "", record.metrics[name]
+
+
+def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]]) -> dict[str, metrics.Values]:
+    """Metrics over the arrivals that have an evaluation set of their name; the others take no part."""
+    arrived = {record.manifest["arrival"]: step for step, record in enumerate(lineage) if step}
+    names = [name for name in arrived if any(name in each for each in scored)]
+    if not names:
+        return {}
+    accuracy = np.array([[each.get(name, math.nan) for name in names] for each in scored])
+    at = np.array([arrived[name] for name in names])
+    return {metric: function(accuracy, at) for metric, function in _STREAM.items()}
+
+
+def _spent(record: Record) -> Iterator[Row]:
+    spent = record.manifest["budget"].get("spent", {})
+    for unit in ("steps", "samples", "flops", "mafs"):
+        if unit in spent:
+            yield f"budget_{unit}", "", "", spent[unit]
+    yield "seconds", "", "", sum(record.manifest["seconds"].values())
+    for kind in ("new", "total"):
+        yield f"bytes_{kind}", "", "", record.manifest["bytes"][kind]
+
+
+def _vectors(geometry: Geometry, step: int) -> Iterator[Row]:
+    if step not in geometry.steps:
+        return
+    i = geometry.steps.index(step)
+    yield "task_vector_norm", "", "", geometry.norms[i]
+    for j, other in enumerate(geometry.arrivals):
+        if j != i:
+            yield "task_vector_cosine", other, "", geometry.cosines[i, j]
+            yield "task_vector_angle", other, "", geometry.angles[i, j]
+            yield "task_vector_distance", other, "", geometry.distances[i, j]

@@ -1,0 +1,20 @@
+"""Bytes and seconds as people read them."""
+
+from __future__ import annotations
+
+
+def size(count: float) -> str:
+    """Bytes: 1234567 → 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds: 5400 → 1.5 h, 90 → 1.5 min."""
+    for length, unit in ((3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

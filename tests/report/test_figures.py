@@ -1,0 +1,57 @@
+"""Which figures there are for which tables, and what they hold; without drawing any."""
+
+import json
+
+import pandas as pd
+
+from tasks.report import figures
+from tasks.report.figures import NAMES, Figure, heat_map, over_time
+from tasks.report.vectors import Vectors
+from tests.report import synthetic
+
+
+def names(drawn: list[Figure]) -> list[str]:
+    return [figure.name for figure in drawn]
+
+
+def test_a_grid_has_every_figure_and_each_is_valid() -> None:
+    drawn = figures.draw(synthetic.table(("linear", "ties"), 2, 3), synthetic.vectors(3))
+    assert names(drawn) == list(NAMES)
+    for figure in drawn:
+        assert figure.specification(standalone=True)["title"] == figure.title  # altair validates it
+
+
+def test_one_timeline_has_no_comparison() -> None:
+    table = synthetic.table(("linear",), 1, 3, ("ema+ema",), with_references=False)
+    assert names(figures.draw(table, Vectors())) == ["over-time", "plane", "steps-datasets", "time-and-bytes"]
+
+
+def test_a_base_alone_has_nothing_over_time() -> None:
+    table = synthetic.table(("linear",), 1, 3, ("ema+ema",), with_references=False)
+    assert names(figures.draw(table[table["step"] == 0], Vectors())) == ["steps-datasets", "time-and-bytes"]
+
+
+def values(specification: object) -> list[dict[str, object]]:
+    """All data of a specification."""
+    found = []
+    for rows in json.loads(json.dumps(specification))["datasets"].values():
+        found += rows
+    return found
+
+
+def test_what_merges_nothing_stands_under_every_technique() -> None:
+    drawn = heat_map.draw(synthetic.table(("linear", "ties"), 1, 2))
+    assert drawn
+    rows = [row for row in values(drawn.specification(standalone=False)) if row["protocol"] == "ft + ft"]
+    assert [row["technique"] for row in rows] == ["linear", "ties"]
+    assert rows[0]["mean"] == rows[1]["mean"]
+
+
+def test_variants_are_a_choice_and_have_references_of_their_own() -> None:
+    one = synthetic.table(("linear", "ties"), 1, 2)
+    other = one.assign(variant="short", timeline=one["timeline"] + "-short", tag=one["tag"] + "-short")
+    drawn = over_time.draw(pd.concat([one, other]), "ties")
+    assert drawn
+    assert drawn.choices == {"technique": ["ties", "linear"], "variant": ["", "short"]}
+    labels = [row for row in values(drawn.specification(standalone=False)) if row.get("label") == "multitask"]
+    assert {row["variant"] for row in labels} == {"", "short"}

@@ -1,0 +1,103 @@
+"""Timelines that belong to no grid, as cells: from states in real git."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.errors import UserError
+from tasks.grid.cells import Cell
+from tasks.record import layout, states
+from tasks.record.git import git
+from tasks.report import plain, records
+
+PARAMS: dict[str, Any] = {
+    "seed": 0,
+    "stream": [{"name": "food"}],
+    "time": {"init": "ema", "deploy": "ema", "technique": {"name": "linear", "weight": 0.5}},
+    "store": {"remote": "embedded"},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "code")
+    return tmp_path
+
+
+def state(project: Path, timeline: str, manifest: str = '{"step": 0}', **changes: Any) -> None:
+    """Record step 0 of a timeline, with only the files that a report reads."""
+    tree = project / f"tree-{timeline}"
+    tree.mkdir()
+    YAML(typ="safe").dump({**PARAMS, "timeline": timeline, **changes}, tree / "params.yaml")
+    (tree / "dvc.yaml").write_text(
+        "stages:\n  evaluate:\n    outs: [a, b]\n    metrics:\n      - metrics.json:\n          cache: false\n"
+    )
+    (tree / "manifest.json").write_text(manifest)
+    (tree / "metrics.json").write_text(json.dumps({"A_KA": 1.0}))
+    git(project, "--work-tree", str(tree), "add", "--all")
+    made = git(project, "write-tree")
+    git(project, "read-tree", "HEAD")
+    states.make(project, timeline, 0, 1, made, [git(project, "rev-parse", "HEAD")], "state", None)
+
+
+def test_a_cell_is_what_the_newest_states_params_say(project: Path) -> None:
+    state(project, "demo", seed=4)
+    assert plain.cells(project, ["demo"]) == [Cell("demo", "ema", "ema", "linear", 4)]
+
+
+def test_seeds_and_protocols_of_one_experiment_are_compared(project: Path) -> None:
+    state(project, "demo")
+    state(project, "again", seed=1)
+    state(project, "replay", time={**PARAMS["time"], "init": "ft", "deploy": "ft"})
+    found = plain.cells(project, ["demo", "again", "replay"])
+    assert [(cell.protocol, cell.technique, cell.seed, cell.variant) for cell in found] == [
+        ("ema+ema", "linear", 0, ""), ("ema+ema", "linear", 1, ""), ("ft+ft", "", 0, "")
+    ]  # fmt: skip
+
+
+def test_settings_tell_techniques_of_one_name_apart(project: Path) -> None:
+    state(project, "half")
+    state(project, "tenth", time={**PARAMS["time"], "technique": {"name": "linear", "weight": 0.1}})
+    labels = [cell.technique for cell in plain.cells(project, ["half", "tenth"])]
+    assert labels == ["linear weight 0.5", "linear weight 0.1"]
+
+
+def test_a_technique_of_ones_own_is_called_by_its_class(project: Path) -> None:
+    state(project, "own", time={**PARAMS["time"], "technique": {"name": "mine/fancy.py:Fancy"}})
+    assert plain.cells(project, ["own"])[0].technique == "Fancy"
+
+
+@pytest.mark.parametrize("change", [{"stream": [{"name": "flags"}]}, {"store": {"remote": "other"}}])
+def test_what_no_cell_can_say_makes_variants(project: Path, change: dict[str, Any]) -> None:
+    """Another stream; or nothing at all, so that the two would be one cell."""
+    state(project, "demo")
+    state(project, "other", **change)
+    assert [cell.variant for cell in plain.cells(project, ["demo", "other"])] == ["demo", "other"]
+
+
+def test_a_timeline_without_states_is_one_sentence(project: Path) -> None:
+    state(project, "demo")
+    with pytest.raises(UserError, match=r"timeline 'nix' has no states to report on \(recorded timelines: demo\)"):
+        plain.cells(project, ["demo", "nix"])
+
+
+def test_records_hold_every_file_and_who_wrote_what(project: Path) -> None:
+    state(project, "demo")
+    (cell,) = plain.cells(project, ["demo"])
+    (record,) = records.read(project, [cell])[cell]
+    assert record.manifest == {"step": 0}
+    assert record.metrics == {"A_KA": 1.0}
+    assert record.params["timeline"] == "demo"
+    assert record.outputs == {"evaluate": ("a", "b", "metrics.json")}
+    assert record.state.tag == layout.short_tag("demo", 0)
+
+
+def test_a_damaged_record_is_named(project: Path) -> None:
+    state(project, "demo", manifest="{")
+    (cell,) = plain.cells(project, ["demo"])
+    with pytest.raises(UserError, match=r"state/demo/0000: manifest\.json is damaged .* `chronomerge doctor`"):
+        records.read(project, [cell])

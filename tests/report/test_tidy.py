@@ -1,0 +1,119 @@
+"""Records to one long table: every metric where it belongs, nothing counted twice."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.grid.cells import Cell
+from tasks.report import tidy
+from tasks.report.vectors import Geometry
+from tests.report import made_up
+
+CELL = Cell("demo", "ema", "ema", "linear", 3)
+TOP1 = [
+    {"food": 10.0, "flags": 20.0, "faces": 60.0},
+    {"food": 50.0, "flags": 22.0, "faces": 58.0},
+    {"food": 40.0, "flags": 70.0, "faces": 55.0},
+]
+
+
+def values(table: pd.DataFrame, metric: str, **where: object) -> list[float]:
+    rows = table[table["metric"] == metric]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows["value"].tolist()
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    records = {CELL: made_up.lineage(CELL, ["food", "flags"], TOP1, ["faces"])}
+    return tidy.table(records, {})
+
+
+def test_columns_and_what_every_row_says_of_its_state(table: pd.DataFrame) -> None:
+    assert list(table.columns) == tidy.COLUMNS
+    assert table["value"].dtype == "float64"
+    assert not table.isna().any().any()
+    last = table[table["step"] == 2].iloc[0]
+    assert (last["timeline"], last["init"], last["technique"], last["seed"]) == ("demo", "ema", "linear", 3)
+    assert (last["arrival"], last["tag"]) == ("flags", "state/demo/0002")
+
+
+def test_every_data_set_at_every_step_in_its_role(table: pd.DataFrame) -> None:
+    assert values(table, "top1", dataset="food") == [10, 50, 40]
+    assert set(table[table["dataset"] == "food"]["role"]) == {"adaptation"}
+    assert set(table[table["dataset"] == "faces"]["role"]) == {"retention"}
+    assert values(table, "A_KA") == [20, 21, 22]
+
+
+def test_metrics_over_the_stream(table: pd.DataFrame) -> None:
+    assert values(table, "ACC") == [50, (40 + 70) / 2]
+    assert values(table, "BWT") == [40 - 50]
+    assert values(table, "FWT", step=2) == [22 - 20]
+    assert values(table, "forgetting") == [10]
+
+
+def test_an_arrival_without_a_data_set_of_its_name_takes_no_part() -> None:
+    records = {CELL: made_up.lineage(CELL, ["food", "style"], TOP1, ["faces"])}
+    table = tidy.table(records, {})
+    assert values(table, "ACC") == [50, 40]
+    assert values(table, "FWT") == []
+
+
+def test_a_timeline_without_any_such_set_has_no_metrics_over_the_stream() -> None:
+    """As the multitask reference, at which everything arrives at once."""
+    records = {CELL: made_up.lineage(CELL, ["everything"], TOP1[:2], ["faces"])}
+    table = tidy.table(records, {})
+    assert not set(table["metric"]) & {"ACC", "BWT", "FWT", "forgetting"}
+
+
+def test_sets_of_images_and_texts() -> None:
+    def ways(of: float) -> dict[str, dict[str, dict[str, float]]]:
+        return {"pairs": {
+            "image_to_text": {"1": of, "5": of + 10, "10": of + 20},
+            "text_to_image": {"1": of, "5": of + 20, "10": of + 30},
+        }}  # fmt: skip
+
+    recall = [ways(5), ways(25)]
+    records = {CELL: made_up.lineage(CELL, ["pairs"], [{"food": 1.0}, {"food": 2.0}], recall=recall)}
+    table = tidy.table(records, {})
+    assert values(table, "image_to_text_recall@10", dataset="pairs") == [25, 45]
+    assert values(table, "text_to_image_recall@1", dataset="pairs") == [5, 25]
+    assert values(table, "score", dataset="pairs") == [20, 40]
+    assert values(table, "top1", dataset="pairs") == []
+    assert values(table, "ACC") == [40]  # of recall@5, the mean of both ways
+
+
+def test_what_was_spent() -> None:
+    spent = {"steps": 5, "samples": 50, "flops": 1e9, "mafs": 5e8, "memory": 0.5}
+    table = tidy.table({CELL: made_up.lineage(CELL, ["food"], TOP1[:2], spent=spent)}, {})
+    assert values(table, "budget_steps") == [5, 5]
+    assert values(table, "budget_mafs") == [5e8, 5e8]
+    assert "budget_memory" not in set(table["metric"])
+    assert values(table, "seconds:train") == [10, 11]
+    assert values(table, "seconds") == [12, 13]
+    assert values(table, "bytes_new") == [1000, 1001]
+    assert values(table, "bytes:inputs") == [107, 7]  # the test sets come once
+
+
+def test_cells_that_share_experts_count_them_once() -> None:
+    other = Cell("other", "ema", "all", "linear", 3)
+    shared = ["base", "one", "two"]
+    records = {
+        cell: made_up.lineage(cell, ["food", "flags"], TOP1, ["faces"], experts=shared) for cell in (CELL, other)
+    }
+    table = tidy.table(records, {})
+    assert values(table, "reused:train", timeline="demo") == [0, 0, 0]
+    assert values(table, "reused:train", timeline="other") == [1, 1, 1]
+    assert values(table, "bytes:train", timeline="other") == [0, 0, 0]
+    assert values(table, "seconds:train", timeline="other") == values(table, "seconds:train", timeline="demo")
+
+
+def test_task_vectors_stand_at_their_steps() -> None:
+    geometry = Geometry((1, 2), ("food", "flags"), np.array([[4.0, 3.0], [3.0, 9.0]]))
+    records = {CELL: made_up.lineage(CELL, ["food", "flags"], TOP1, ["faces"])}
+    table = tidy.table(records, {"demo": geometry})
+    assert values(table, "task_vector_norm") == [2, 3]
+    assert values(table, "task_vector_cosine", step=1, dataset="flags") == [0.5]
+    assert values(table, "task_vector_angle", step=2, dataset="food") == pytest.approx([60])
+    assert values(table, "task_vector_distance", step=1) == pytest.approx([(4 + 9 - 6) ** 0.5])
