@@ -90,6 +90,9 @@ def record(project: Path) -> Recording:
                 for name, path in outs.items()
             }}, "dvc.lock",
         )  # fmt: skip
+        for path in layout.PLOTS:
+            (project / path).parent.mkdir(exist_ok=True)
+            (project / path).write_text("step\n0\n")
         for path in layout.INPUTS:
             dump({"outs": [{"path": Path(path).name, "hash": "md5", **entries[path].as_dict()}]}, f"{path}.dvc")
         written = {
