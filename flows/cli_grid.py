@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from flows import here
+from flows import cli_report, here
 from flows.cli_states import AsJson, Wait
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from flows.grid import Layout, Outcome
@@ -39,9 +40,12 @@ def grid(
 ) -> None:
     """Run protocols × techniques × seeds on one stream; each cell is a timeline. The same command resumes.
 
+    Ends with the report on them, in report/.
+
     What an option names takes the place of that list under `grid` in params.yaml.
     """
     from flows import grid as grids
+    from tasks.grid import cells
 
     project = here.project()
     os.chdir(project)  # paths in params.yaml start there
@@ -55,10 +59,20 @@ def grid(
             out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
         return
     outcome = _run(project, found, count, wait=wait)
+    there = cells.recorded(project, found.cells)
+    written = None
+    if there:
+        options = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
+        command = f"chronomerge grid{options}"
+        written = cli_report.write(project, there, None, command, command if options else "chronomerge report")
     if as_json:
-        out.print_json(json.dumps({"recorded": outcome.recorded, "failed": outcome.failed, "left_out": found.left_out}))
+        page = str(written.page) if written else None
+        row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": found.left_out, "page": page}
+        out.print_json(json.dumps(row))
     else:
         out.print("\n".join(_outcome_lines(found, outcome)), soft_wrap=True)
+        if written:
+            out.print("\n".join(cli_report.lines(written)), soft_wrap=True)
     if outcome.failed:
         raise typer.Exit(2)
 
@@ -74,6 +88,10 @@ def _run(project: Path, found: Layout, lanes: int, *, wait: bool) -> Outcome:
         except KeyboardInterrupt:
             typer.secho("interrupted; what has finished is kept, and the same command goes on from there", err=True)
             raise typer.Exit(130) from None
+
+
+def _options(given: Mapping[str, str | None]) -> str:
+    return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
 
 
 def _chosen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from flows import here
 from flows.cli_states import AsJson
 
 if TYPE_CHECKING:
+    from tasks.grid.cells import Cell
     from tasks.report.report import Written
 
 out = Console(highlight=False, markup=False)
@@ -20,32 +22,54 @@ out = Console(highlight=False, markup=False)
 
 def report(
     timeline: Annotated[
-        list[str] | None, typer.Option(help="A timeline to report on, or several; by default the one in params.yaml.")
+        list[str] | None,
+        typer.Option(
+            help="A timeline to report on, or several; by default the grid in params.yaml as far as it is recorded, "
+            "else its timeline."
+        ),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="The folder to write to; by default report/ in the project.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """One page on what is recorded: curves, heat maps, tables; with its figures and its table as files."""
-    from tasks import console
-    from tasks.report import plain
-    from tasks.report.report import report as write
-
     project = here.project()
-    names = timeline or [here.timeline(project)]
-    drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in names)])
-    with console.shown() as progress:
-        written = write(
-            project,
-            plain.cells(project, names),
-            to.resolve() if to else project / "report",
-            made_by="chronomerge run",
-            drawn_by=drawn_by,
-            progress=progress,
-        )
+    cells, made_by = ([], "") if timeline else _of_grid(project)
+    if not cells:
+        from tasks.report import plain
+
+        cells, made_by = plain.cells(project, timeline or [here.timeline(project)]), "chronomerge run"
+    drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in timeline or ())])
+    written = write(project, cells, to, made_by, drawn_by)
     if as_json:
         out.print_json(json.dumps(row(written)))
     else:
         out.print("\n".join(lines(written)), soft_wrap=True)
+
+
+def _of_grid(project: Path) -> tuple[list[Cell], str]:
+    """What is recorded of the grid in params.yaml, and the command that records the rest."""
+    from tasks.grid import cells
+    from tasks.params import load
+
+    path = project / "params.yaml"
+    grid = load(path).grid
+    return (cells.recorded(project, cells.expand(path.read_text(), grid, project)) if grid else []), "chronomerge grid"
+
+
+def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, drawn_by: str) -> Written:
+    """Write the report on some cells, with its progress on the terminal."""
+    from tasks import console
+    from tasks.report.report import report
+
+    with console.shown() as progress:
+        return report(
+            project,
+            cells,
+            to.resolve() if to else project / "report",
+            made_by=made_by,
+            drawn_by=drawn_by,
+            progress=progress,
+        )
 
 
 def row(written: Written) -> dict[str, object]:

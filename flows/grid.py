@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import prefect_server
+from flows import artifacts, prefect_server
 from flows.lanes import Lanes
 from flows.run import check, own_files, pending
 from tasks import progress
@@ -107,7 +107,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Out
         if worktree.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")
         progress.report(starting, 1, 1)
-        return _flow(f"grid {found.params.timeline}", jobs, ready)
+        return _flow(project, found, jobs, ready)
 
 
 def _job(project: Path, one: Planned, code: Code, remote: str, *, wait: bool) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _job(project: Path, one: Planned, code: Code, remote: str, *, wait: bool) ->
     return {"project": str(project), "code": own, "remote": remote, "wait": wait}
 
 
-def _flow(name: str, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcome:
+def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcome:
     """The Prefect flow of a grid: a task for each cell, whose own flow runs in a lane."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
@@ -130,20 +130,22 @@ def _flow(name: str, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcom
         return lanes.run(timeline, jobs[timeline])
 
     @flow(
-        name="grid", flow_run_name=name, persist_result=False,
+        name="grid", flow_run_name=f"grid {found.params.timeline}", persist_result=False,
         task_runner=ThreadPoolTaskRunner(max_workers=lanes.count),  # type: ignore[arg-type]
     )  # fmt: skip
     def grid() -> State[Any]:
         futures = {cell.with_options(task_run_name=one).submit(one): one for one in jobs}
         for number, future in enumerate(as_completed(list(futures)), start=1):
-            timeline, found = futures[future], future.result(raise_on_failure=False)
-            if isinstance(found, BaseException):
-                outcome.failed[timeline] = str(found)
-                progress.report(timeline, 1, 1, f"FAILED: {found}")
+            timeline, result = futures[future], future.result(raise_on_failure=False)
+            if isinstance(result, BaseException):
+                outcome.failed[timeline] = str(result)
+                progress.report(timeline, 1, 1, f"FAILED: {result}")
             else:
-                outcome.recorded[timeline] = found
-                progress.report(timeline, 1, 1, f"recorded up to {found[-1]}" if found else "had nothing to do")
+                outcome.recorded[timeline] = result
+                progress.report(timeline, 1, 1, f"recorded up to {result[-1]}" if result else "had nothing to do")
             progress.report("cells", number, len(futures))
+        if there := cells.recorded(project, found.cells):
+            artifacts.publish(project, there)
         if outcome.failed:
             return Failed(message=f"{len(outcome.failed)} of {len(jobs)} cells failed")
         return Completed(message=f"{len(jobs)} cells")

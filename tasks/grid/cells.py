@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from tasks.errors import UserError
 from tasks.params import Grid, LabelledTechnique, Params, parse
+from tasks.record import states
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,12 @@ def _dump(yaml: YAML, content: Any) -> str:
     buffer = io.StringIO()
     yaml.dump(content, buffer)
     return buffer.getvalue()
+
+
+def recorded(project: Path, planned: Iterable[Planned]) -> list[Cell]:
+    """The cells whose timelines have states."""
+    known = set(states.timelines(project))
+    return [one.cell for one in planned if one.cell.timeline in known]
 
 
 def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:

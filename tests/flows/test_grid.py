@@ -5,8 +5,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterName,
+)
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests import project as projects
 from tests.project import chronomerge, deployed
@@ -48,6 +57,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) 
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "2 cells failed" in failed.stdout
     assert "a mistake in own.py" in failed.stdout
+    assert str(folder / "report" / "index.html") in failed.stdout
     return folder
 
 
@@ -83,3 +93,21 @@ def test_a_cell_equals_the_same_timeline_run_alone(grid: Path, run: Path) -> Non
 def test_what_is_recorded_is_not_run_again(grid: Path, prefect_api: dict[str, str]) -> None:
     assert "nothing to do" in chronomerge(grid, "grid", "--technique", "linear", **prefect_api).stdout
     assert chronomerge(grid, "grid", "--technique", "nothing", check=False).returncode == 2
+
+
+def test_the_report_shows_the_cells(grid: Path, tmp_path: Path) -> None:
+    table = pd.read_parquet(grid / "report" / "metrics.parquet")
+    assert set(table["timeline"]) == {f"tiny-{name}-s0" for name in CELLS}
+    assert set(table["technique"]) == {"linear", "Own"}
+    chronomerge(grid, "report", "--to", str(tmp_path))  # without options: the grid in params.yaml
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "metrics.parquet"), table)
+
+
+@pytest.mark.usefixtures("grid")
+def test_prefect_shows_the_summary_beside_the_grid(prefect_api: dict[str, str]) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_api["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["grid tiny"])))
+        mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id for run in runs]))
+        found = {one.key: one for one in client.read_artifacts(artifact_filter=mine)}
+    assert "ema + ema, linear" in found["cells"].data
+    assert "# tiny" in found["summary"].data
