@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ BUCKET = "chronomerge"
 START_SECONDS = 60
 _GRPC = 10_000
 """SeaweedFS opens a gRPC port this far above each of its ports."""
+_LETS_GO_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ def _credentials(home: Path) -> dict[str, str]:
 def _ports(last: Server | None) -> dict[str, int]:
     """Free ports, each with its gRPC port; those of the last start if they are free, so that clones configured
     then still find the server. All lie below what Linux gives to outgoing connections (from 32768)."""
-    if last and all(_free(port) and _free(port + _GRPC) for port in last.ports.values()):
+    if last and _become_free(last.ports.values()):
         return last.ports
     chosen: dict[str, int] = {}
     for name in ("s3", "master", "volume", "filer", "admin"):
@@ -311,6 +312,17 @@ def _ports(last: Server | None) -> dict[str, int]:
                     if p not in chosen.values() and _free(p) and _free(p + _GRPC))  # fmt: skip
         chosen[name] = port
     return chosen
+
+
+def _become_free(ports: Iterable[int]) -> bool:
+    """Whether ports are free, or are so in a moment: a server that ended just now counts as ended before all of its
+    threads have let go of them."""
+    deadline = time.monotonic() + _LETS_GO_SECONDS
+    while not all(_free(port) and _free(port + _GRPC) for port in ports):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _free(port: int) -> bool:
