@@ -29,7 +29,7 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Pin again after a change of pyproject.toml; torch stays without its local version, so that a machine with a GPU
 # takes the CUDA build and its parts, which is why these alone are not pinned.
