@@ -23,7 +23,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.cache import Cache, Entry, hash_of
-from tasks.params import Params
+from tasks.params import Params, Train
 from tasks.progress import Progress, silent
 
 LIBRARIES = (
@@ -121,7 +121,7 @@ def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Ma
     ``content`` gives the hash of a dependency's content by its path; ``machine`` is what results are bit-exact on:
     the device and the thread count.
     """
-    params = YAML(typ="safe").load((project / "params.yaml").read_text())
+    params = _that_matter(YAML(typ="safe").load((project / "params.yaml").read_text()))
     facts = {
         "cmd": node.cmd,
         "params": {name: _value(params, name) for name in node.params},
@@ -134,6 +134,14 @@ def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Ma
     if "time" in node.params and ":" in technique:  # file.py:Class, a user's own
         facts["technique"] = content(technique.rpartition(":")[0])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _that_matter(params: dict[str, Any]) -> dict[str, Any]:
+    """Without what the step does not read: so timelines whose experts are trained in another way share their base."""
+    if params.get("step") == 0 and (params.get("base") or {}).get("train"):
+        kept = {key: value for key, value in params.get("train", {}).items() if key not in Train.OF_EXPERTS}
+        return {**params, "train": kept}
+    return params
 
 
 def _value(params: Any, dotted: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -176,6 +176,11 @@ class Budget(Settings):
 
 class Train(Settings):
     """Expert training: AdamW, cosine with warm-up restarted at each time step (TIME, section 4)."""
+
+    OF_EXPERTS: ClassVar[frozenset[str]] = frozenset(
+        {"method", "steps", "budget", "batch_size", "lr", "mixture", "buffer"}
+    )
+    """What the training of the base does not read: ``base.train`` says how much, and of what there is one pool."""
 
     method: NameOrSettings = Named(name="full")
     """What trains of the model (one of `tasks.train.methods`); an expert is stored as full weights all the same."""

@@ -50,6 +50,19 @@ def test_the_key_follows_dependencies_params_and_nothing_else(project: Path) -> 
     assert key(project, "train") != before
 
 
+def test_a_base_is_shared_by_timelines_that_train_experts_in_another_way(project: Path) -> None:
+    def at(step: int, **train: object) -> str:
+        changed = {**PARAMS["train"], **train}
+        YAML(typ="safe").dump({**PARAMS, "step": step, "train": changed}, project / "params.yaml")
+        return key(project, "train")
+
+    others: list[dict[str, object]] = [{"steps": 7}, {"lr": 1e-5}, {"method": "lora"}, {"mixture": {"update": 1}}]
+    for other in others:
+        assert at(0, **other) == at(0)
+        assert at(1, **other) != at(1)
+    assert at(0, loss="siglip") != at(0)  # the base is trained with it, too
+
+
 def test_the_chain_is_the_time_step() -> None:
     declared = nodes.declared(ROOT)
     assert list(declared) == ["prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate"]

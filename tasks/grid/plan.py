@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tasks.grid.cells import Planned
-from tasks.params import Params
+from tasks.params import Params, Train
 
 KINDS = ("train", "deploy", "evaluate")
 """The nodes that cost: trainings, merges and evaluations."""
@@ -83,7 +83,8 @@ def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
         data = names("data", past, arrived, held)
         if arrival is None:
             trained = params.base.pretrained == "train"
-            recipe = _fingerprint([params.base.train, params.train])
+            shared = params.train.model_dump(mode="json", exclude=set(Train.OF_EXPERTS))
+            recipe = _fingerprint([params.base.train, shared])
         else:
             trained = arrival.expert is None
             recipe = _fingerprint(params.train)
