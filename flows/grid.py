@@ -135,15 +135,19 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lane
     )  # fmt: skip
     def grid() -> State[Any]:
         futures = {cell.with_options(task_run_name=one).submit(one): one for one in jobs}
-        for number, future in enumerate(as_completed(list(futures)), start=1):
-            timeline, result = futures[future], future.result(raise_on_failure=False)
-            if isinstance(result, BaseException):
-                outcome.failed[timeline] = str(result)
-                progress.report(timeline, 1, 1, f"FAILED: {result}")
-            else:
-                outcome.recorded[timeline] = result
-                progress.report(timeline, 1, 1, f"recorded up to {result[-1]}" if result else "had nothing to do")
-            progress.report("cells", number, len(futures))
+        try:
+            for number, future in enumerate(as_completed(list(futures)), start=1):
+                timeline, result = futures[future], future.result(raise_on_failure=False)
+                if isinstance(result, BaseException):
+                    outcome.failed[timeline] = str(result)
+                    progress.report(timeline, 1, 1, f"FAILED: {result}")
+                else:
+                    outcome.recorded[timeline] = result
+                    progress.report(timeline, 1, 1, f"recorded up to {result[-1]}" if result else "had nothing to do")
+                progress.report("cells", number, len(futures))
+        except BaseException:  # Ctrl-C, or a polite end: Prefect waits for its tasks, and they for their lanes
+            lanes.close()
+            raise
         if there := cells.recorded(project, found.cells):
             artifacts.publish(project, there)
         if outcome.failed:

@@ -93,6 +93,7 @@ class Lanes:
     count: int
     _free: queue.Queue[Lane] = field(default_factory=queue.Queue)
     _all: list[Lane] = field(default_factory=list)
+    _closed: bool = False
 
     def __enter__(self) -> Self:
         self._all = [Lane(number, self.project) for number in range(1, self.count + 1)]
@@ -101,6 +102,11 @@ class Lanes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all lanes, whatever they are at; who waits for one, or asks for one later, gets an error."""
+        self._closed = True
         for lane in self._all:
             lane.close()
 
@@ -115,7 +121,7 @@ class Lanes:
         try:
             return lane.run(name, job)
         finally:
-            if not lane.alive:
+            if not lane.alive and not self._closed:
                 lane = self._again(lane)
             self._free.put(lane)
 

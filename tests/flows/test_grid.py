@@ -61,6 +61,23 @@ def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) 
     return folder
 
 
+def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> None:
+    """SIGTERM to the grid alone, in the middle of cells that would take their time."""
+    base = {"steps": 100_000, "batch_size": 16, "lr": 1e-3}
+    folder = projects.make(tmp_path / "project", grid=GRID, base={**projects.PARAMS["base"], "train": base})
+    process = projects.start(folder, "grid", "--lanes", "2", "--technique", "linear", **prefect_api)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".chronomerge/unfinished/*/train")):  # a training is under way
+        assert process.poll() is None, "ended before it began"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lanes = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(30) != 0
+    _, alive = psutil.wait_procs(lanes, timeout=10)
+    assert not [one for one in alive if "flows.lane_process" in one.cmdline()]
+
+
 def trainings(folder: Path) -> set[tuple[Any, ...]]:
     """The trainings that really ran: their results, and how long each took, which no second run has exactly."""
     found = set()
