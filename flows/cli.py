@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from flows import cli_care, cli_grid, cli_merge, cli_remote, cli_report, cli_states, cli_stream, here
-from flows.cli_states import AsJson, Wait
+from flows.cli_states import AsJson, Scheduler, Wait
 from tasks.errors import UserError
 from tasks.record.dvc import RemoteError
 from tasks.record.git import GitError
@@ -65,19 +65,19 @@ def demo() -> None:
 
 
 @app.command()
-def run(until: Until = None, wait: Wait = False) -> None:
+def run(until: Until = None, wait: Wait = False, scheduler: Scheduler = None) -> None:
     """Run every pending time step; after a failure or a kill, the same command resumes."""
-    _run(here.project(), until, wait=wait)
+    _run(here.project(), until, wait=wait, scheduler=scheduler)
 
 
 @app.command()
-def step(wait: Wait = False) -> None:
+def step(wait: Wait = False, scheduler: Scheduler = None) -> None:
     """Run the next time step only."""
     from flows.run import pending
 
     project = here.project()
     steps = pending(project).steps
-    _run(project, steps[0] if steps else None, wait=wait)
+    _run(project, steps[0] if steps else None, wait=wait, scheduler=scheduler)
 
 
 @app.command()
@@ -103,7 +103,7 @@ app.add_typer(cli_remote.app, name="remote")
 app.add_typer(cli_stream.app, name="stream")
 
 
-def _run(project: Path, until: int | None, *, wait: bool) -> None:
+def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None = None) -> None:
     from flows import views
     from flows.run import run as run_pending
     from tasks import console, progress
@@ -112,7 +112,7 @@ def _run(project: Path, until: int | None, *, wait: bool) -> None:
     with console.shown() as listener:
         progress.listen(listener)
         try:
-            tags = run_pending(project, until, wait=wait)
+            tags = run_pending(project, until, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
             _say("interrupted; what has finished is kept, and the same command goes on from there")
             raise typer.Exit(130) from None

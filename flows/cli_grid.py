@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from flows import cli_report, here
-from flows.cli_states import AsJson, Wait
+from flows.cli_states import AsJson, Scheduler, Wait
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,8 +33,12 @@ def grid(
     plan: Annotated[bool, typer.Option("--plan", help="Print how much work it is, and do none of it.")] = False,
     lanes: Annotated[
         int | None,
-        typer.Option(min=1, help="Cells side by side; by default the cores divided by `threads` of params.yaml, or 1."),
+        typer.Option(
+            min=1,
+            help="Cells side by side; by default the workers, or the cores divided by `threads` of params.yaml, or 1.",
+        ),
     ] = None,
+    scheduler: Scheduler = None,
     as_json: AsJson = False,
     wait: Wait = False,
 ) -> None:
@@ -50,7 +54,7 @@ def grid(
     project = here.project()
     os.chdir(project)  # paths in params.yaml start there
     found = grids.laid_out(project, _chosen(project, init, deploy, technique, seed))
-    count = lanes or grids.lanes_for(found.params)
+    count = lanes or grids.lanes_for(found.params, scheduler)
     if plan:
         made, estimated = grids.planned(project, found)
         if as_json:
@@ -58,7 +62,7 @@ def grid(
         else:
             out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
         return
-    outcome = _run(project, found, count, wait=wait)
+    outcome = _run(project, found, count, wait=wait, scheduler=scheduler)
     there = cells.recorded(project, found.cells)
     written = None
     if there:
@@ -77,14 +81,14 @@ def grid(
         raise typer.Exit(2)
 
 
-def _run(project: Path, found: Layout, lanes: int, *, wait: bool) -> Outcome:
+def _run(project: Path, found: Layout, lanes: int, *, wait: bool, scheduler: str | None) -> Outcome:
     from flows import grid as grids
     from tasks import console, progress
 
     with console.shown() as listener:
         progress.listen(listener)
         try:
-            return grids.grid(project, found, lanes, wait=wait)
+            return grids.grid(project, found, lanes, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
             typer.secho("interrupted; what has finished is kept, and the same command goes on from there", err=True)
             raise typer.Exit(130) from None

@@ -17,6 +17,10 @@ NAME = typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for
 Name = Annotated[str, NAME]
 Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="tcp://HOST:PORT", help="Run the nodes on the workers of a Dask scheduler (docs/scale.md)."),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows import artifacts, prefect_server
 from flows.lanes import Lanes
-from flows.run import check, own_files, pending
+from flows.run import check, pending
 from tasks import progress
 from tasks.errors import UserError
 from tasks.grid import cells, estimate, plan
@@ -20,6 +20,7 @@ from tasks.grid.plan import Plan
 from tasks.params import Grid, Params, load
 from tasks.record import states, store, worktree
 from tasks.record.worktree import Code
+from tasks.workers import pool
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,24 @@ def planned(project: Path, found: Layout) -> tuple[Plan, Estimate | None]:
     return made, estimate.estimate(made, known) if known else None
 
 
-def lanes_for(params: Params) -> int:
-    """As many lanes as cores allow, where the params say how many threads each takes; else one takes all."""
+def lanes_for(params: Params, scheduler: str | None) -> int:
+    """One for each worker; in this machine as many as cores allow, where the params say how many threads each takes,
+    else one that takes all.
+
+    Raises:
+        UserError: no scheduler answers, or it has no worker.
+    """
+    with pool.opened(scheduler) as workers:
+        if workers:
+            return workers.slots
     cores = len(os.sched_getaffinity(0))
     return max(1, cores // params.threads) if params.threads else 1
 
 
-def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Outcome:
+def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, scheduler: str | None = None) -> Outcome:
     """Run all pending cells of a grid; one that fails does not stop the others, and the same call goes on with it.
+
+    Nodes run in the lanes, or on the workers of a Dask ``scheduler``.
 
     Raises:
         UserError: something is wrong that concerns all cells, found as early as it can be.
@@ -92,7 +103,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Out
     for one in found.todo:
         for warning in check(one.params, project):
             progress.report("mind:", 1, 1, f"{one.cell.timeline}: {warning}")
-    own = sorted({path for one in found.todo for path in own_files(one.params)})
+    own = sorted({path for one in found.todo for path in one.params.own_files})
     code = worktree.code_of(project, *own)
     starting = "starting the store, the Prefect server and the lanes"
     progress.report(starting, 0, 1)
@@ -101,7 +112,10 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Out
         Lanes(project, min(lanes, len(found.todo))) as ready,
         store.open_store(project, found.params.store.remote) as remote,
     ):
-        jobs = {one.cell.timeline: _job(project, one, code, remote.name, wait=wait) for one in found.todo}
+        jobs = {
+            one.cell.timeline: _job(project, one, code, remote.name, wait=wait, scheduler=scheduler)
+            for one in found.todo
+        }
         server.wait()
         ready.wait()
         if worktree.code_of(project, *own).tree != code.tree:
@@ -110,9 +124,9 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Out
         return _flow(project, found, jobs, ready)
 
 
-def _job(project: Path, one: Planned, code: Code, remote: str, *, wait: bool) -> dict[str, Any]:
+def _job(project: Path, one: Planned, code: Code, remote: str, *, wait: bool, scheduler: str | None) -> dict[str, Any]:
     own = asdict(worktree.with_params(project, code, one.text))
-    return {"project": str(project), "code": own, "remote": remote, "wait": wait}
+    return {"project": str(project), "code": own, "remote": remote, "wait": wait, "scheduler": scheduler}
 
 
 def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcome:

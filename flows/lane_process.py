@@ -34,7 +34,9 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            tags = run_cell(Path(job["project"]), Code(**job["code"]), job["remote"], wait=job["wait"])
+            tags = run_cell(
+                Path(job["project"]), Code(**job["code"]), job["remote"], wait=job["wait"], scheduler=job["scheduler"]
+            )
             _tell(answers, tags=tags)
         except ReadableError as error:
             _tell(answers, error=str(error))

@@ -16,6 +16,7 @@ from tasks.record.config import Remote
 from tasks.record.dvc import RemoteError
 from tasks.record.states import State
 from tasks.record.worktree import Code
+from tasks.workers import pool
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ def pending(project: Path, until: int | None = None, params: Params | None = Non
     return Pending(params, last, range(first, (length if until is None else until) + 1))
 
 
-def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[str]:
+def run(project: Path, until: int | None = None, *, wait: bool = False, scheduler: str | None = None) -> list[str]:
     """Run the pending steps and return the tags of the states they became; none pending, nothing starts.
 
-    The code and the params are taken down once: what changes while a run lasts counts for the next run.
+    Nodes run in this process, or on the workers of a Dask ``scheduler``. The code and the params are taken down once:
+    what changes while a run lasts counts for the next run.
 
     Raises:
         UserError: whatever the user can mend, found as early as it can be.
@@ -60,7 +62,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
     with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
         worktree.require_not_checked_out(project, params.timeline)
         worktree.clean_up(project, params.timeline)
-        own = own_files(params)
+        own = params.own_files
         code = worktree.code_of(project, *own)
         locked, params = params.timeline, worktree.params_of(project, code)
         if params.timeline != locked:
@@ -78,10 +80,12 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
         for warning in check(params, project):
             progress.report("mind:", 1, 1, warning)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
+        workers = stack.enter_context(pool.opened(scheduler))
         with _claimed(project, todo, remote, wait=wait):
-            from tasks import models
+            if not workers:
+                from tasks import models
 
-            models.preload()
+                models.preload()
             if worktree.code_of(project, *own).tree != code.tree:
                 raise UserError("files of the project changed while the run was starting; run again")
             server.wait()
@@ -89,7 +93,9 @@ def run(project: Path, until: int | None = None, *, wait: bool = False) -> list[
             return _flow(project, todo, code, remote)
 
 
-def run_cell(project: Path, code: Code, remote_name: str, *, wait: bool = False) -> list[str]:
+def run_cell(
+    project: Path, code: Code, remote_name: str, *, wait: bool = False, scheduler: str | None = None
+) -> list[str]:
     """Run the pending steps of the timeline that ``code`` has the params of; as `run`, within what a grid has opened.
 
     Store and Prefect server are up, the code is taken down, and everything that can be checked is.
@@ -104,7 +110,7 @@ def run_cell(project: Path, code: Code, remote_name: str, *, wait: bool = False)
         if not todo.steps:
             return []
         remote = config.remote(project, remote_name)
-        with _claimed(project, todo, remote, wait=wait):
+        with _claimed(project, todo, remote, wait=wait), pool.opened(scheduler):
             return _flow(project, todo, code, remote)
 
 
@@ -133,12 +139,6 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]
         raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
     finally:
         prefect_server.flush_logs()
-
-
-def own_files(params: Params) -> list[str]:
-    """The user's files that params name as code: a technique of their own."""
-    technique = params.time.technique.name
-    return [technique.rpartition(":")[0]] if ":" in technique else []
 
 
 def _tidy(project: Path, timeline: str) -> None:

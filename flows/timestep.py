@@ -27,6 +27,7 @@ from tasks.record.restore import fetch as fetch_state
 from tasks.record.restore import missing
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
+from tasks.workers import pool
 
 RETRY_SECONDS = [2.0, 10.0, 30.0]
 """Waits before another try where a network or a store may recover."""
@@ -72,7 +73,7 @@ class _Step:
             worktree.for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
         ):
             self._inputs(tree, previous, dvc)
-            references = self._nodes(tree)
+            references = self._nodes(tree, dvc)
             record = functools.partial(
                 recording.record, self.project, tree, self.code, self._input_entries(), references, self.cache, dvc,
             )  # fmt: skip
@@ -128,12 +129,12 @@ class _Step:
     def _fetch(self, into: Path, fetching: Any) -> None:
         fetch.with_options(task_run_name=f"fetch-{into.name}-{self.step}")(fetching)
 
-    def _nodes(self, tree: Worktree) -> list[Reference]:
+    def _nodes(self, tree: Worktree, dvc: Dvc) -> list[Reference]:
         """The DAG. Preparing the arrival and the test sets are independent; the rest is a chain."""
         declared = nodes.declared(tree.folder)
 
         def finish(name: str, prefect_task: NodeTask) -> Reference:
-            return self._finish(declared[name], prefect_task, tree)
+            return self._finish(declared[name], prefect_task, tree, dvc)
 
         return [
             finish("prepare", tasks.prepare.task.prepare),
@@ -144,14 +145,21 @@ class _Step:
             finish("evaluate", tasks.evaluate.task.evaluate),
         ]
 
-    def _finish(self, node: Node, prefect_task: NodeTask, tree: Worktree) -> Reference:
+    def _finish(self, node: Node, prefect_task: NodeTask, tree: Worktree, dvc: Dvc) -> Reference:
         """Run a node, or take what an earlier run of equal key made, once its bytes have been checked."""
-        machine = models.device_facts(tree.params.threads)
+        threads, workers = tree.params.threads, pool.at_hand()
+        machine = workers.machine(threads) if workers else models.device_facts(threads)
         key = nodes.key_of(node, tree.folder, functools.partial(self._content, tree.folder), machine)
         call: Mapping[str, Any] = {
             "worktree": str(tree.folder), "cache": str(self.cache.folder), "key": key, "step": self.step,
-            "machine": machine,
+            "machine": machine, "elsewhere": None,
         }  # fmt: skip
+        if workers:
+            inputs = self._files_of(node)
+            call = {
+                **call,
+                "elsewhere": functools.partial(workers.run, inputs=inputs, remote=self.remote.name, dvc=dvc),
+            }
         with nodes.one_at_a_time(self.project, key):
             finished = Reference.from_dict(prefect_task(**call))
             if not (tree.folder / node.outputs[0]).exists():  # not run just now: a result of an earlier run
@@ -161,6 +169,12 @@ class _Step:
                     finished = Reference.from_dict(prefect_task.with_options(refresh_cache=True)(**call))
         self.entries |= finished.outs
         return finished
+
+    def _files_of(self, node: Node) -> dict[str, Entry]:
+        """The files that a node reads of what lies in the worktree, code apart."""
+        read = tuple(f"{path}/" for path in node.deps)
+        found = {name: md5 for name, md5 in self.cache.files(self.entries).items() if f"{name}/".startswith(read)}
+        return {name: Entry(md5, self.cache.path(md5).stat().st_size) for name, md5 in found.items()}
 
     def _content(self, folder: Path, path: str) -> str:
         """The hash of a path in the worktree, known for inputs and outputs, computed for code."""

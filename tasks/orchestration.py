@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from prefect.states import State as RunState
 from tasks import nodes, params, progress
 from tasks.cache import Cache
 from tasks.errors import UserError
-from tasks.nodes import Work
+from tasks.nodes import Node, Reference, Work
+from tasks.params import Params
+from tasks.progress import Progress
 
-NodeTask = Task[[str, str, str, int, dict[str, str | int]], dict[str, Any]]
+Elsewhere = Callable[[Node, str, Path, Params, Cache, Progress], Reference]
+"""Runs a node (its key, the worktree, its params) where it likes; its outputs end in the worktree and in the cache."""
+
+NodeTask = Task[[str, str, str, int, dict[str, str | int], Elsewhere | None], dict[str, Any]]
 
 
 def node_task(name: str, work: Work) -> NodeTask:
@@ -30,14 +36,17 @@ def node_task(name: str, work: Work) -> NodeTask:
         persist_result=True,
         result_serializer="json",
     )
-    def run(worktree: str, cache: str, key: str, step: int, machine: dict[str, str | int]) -> dict[str, Any]:
+    def run(
+        worktree: str, cache: str, key: str, step: int, machine: dict[str, str | int], elsewhere: Elsewhere | None
+    ) -> dict[str, Any]:
         folder = Path(worktree)
         node = nodes.declared(folder)[name]
         settings = params.load(folder / "params.yaml")
         assert settings.step == step, f"{folder} holds step {settings.step}, not {step}"
-        return nodes.run(
-            node, key, work, folder, settings, Cache(Path(cache)), machine, progress.of_step(step)
-        ).as_dict()
+        kept, tell = Cache(Path(cache)), progress.of_step(step)
+        if elsewhere:
+            return elsewhere(node, key, folder, settings, kept, tell).as_dict()
+        return nodes.run(node, key, work, folder, settings, kept, machine, tell).as_dict()
 
     return run
 

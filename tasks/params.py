@@ -329,6 +329,12 @@ class Params(Settings):
     step: int | None = Field(default=None, ge=0)
     arrival: Arrival | None = None
 
+    @property
+    def own_files(self) -> list[str]:
+        """The user's files that are code: a technique of their own."""
+        technique = self.time.technique.name
+        return [technique.rpartition(":")[0]] if ":" in technique else []
+
     @model_validator(mode="after")
     def _unique(self) -> Params:
         names = [arrival.name for arrival in self.stream]

@@ -15,12 +15,10 @@ from tasks.errors import UserError
 from tasks.record import config, layout, paths, retention
 from tasks.record.config import Remote
 from tasks.record.dvc import Dvc, RemoteError
+from tasks.record.fetching import bring
 from tasks.record.git import common_dir, git
 from tasks.record.states import State
 from tasks.record.worktree import forget, remove
-
-TRIES = 3
-"""How often an object is asked for that comes with wrong bytes."""
 
 
 @dataclass(frozen=True)
@@ -101,35 +99,7 @@ def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection
         RemoteError: the store cannot be reached, or breaks off.
     """
     try:
-        return _fetch(state, cache, dvc, worktree, only)
+        return bring(_wanted(state, only), cache, dvc, worktree, state.tag)
     except (RemoteError, UserError):
         retention.require_weights(state)
         raise
-
-
-def _fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection[str] | None) -> int:
-    fetched: set[str] = set()
-    while lacking := set(missing(state, cache, only)):  # listings first, then what they list
-        for _ in range(TRIES):
-            absent = dvc("fetch", worktree, md5s=sorted(lacking))["absent"]
-            if absent:
-                raise UserError(f"the store does not hold {_named(state, cache, absent[0])}")
-            wrong = lacking.intersection(missing(state, cache, only))
-            if not wrong:
-                break
-        else:
-            name = _named(state, cache, min(wrong))
-            raise UserError(f"the store gives wrong bytes for {name}; they were not kept")
-        fetched |= lacking
-    return sum(size for md5, size in cache.objects(_wanted(state, only).values()).items() if md5 in fetched)
-
-
-def _named(state: State, cache: Cache, md5: str) -> str:
-    """What an object is to a state, for people."""
-    paths = (
-        path
-        for path, entry in state.entries.items()
-        if md5 == entry.md5
-        or (entry.is_folder and entry.md5 not in cache.missing(entry) and md5 in cache.md5s([entry]))
-    )
-    return f"{next(paths)} of {state.tag} (object {md5})"

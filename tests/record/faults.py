@@ -84,13 +84,14 @@ class Plan:
 
 
 @contextmanager
-def proxied(remote: Remote, plan: Plan, prefix: str = "") -> Iterator[Remote]:
-    """A remote whose requests go through the plan; ``prefix`` names a part of the bucket of its own."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(remote, plan))
+def proxied(remote: Remote, plan: Plan, prefix: str = "", host: str = "127.0.0.1") -> Iterator[Remote]:
+    """A remote whose requests go through the plan; ``prefix`` names a part of the bucket of its own, ``host`` where
+    it can be reached."""
+    server = ThreadingHTTPServer((host, 0), _handler(remote, plan))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
+    endpoint = f"http://{host}:{server.server_port}"
     try:
         url = f"{remote.url}-{prefix}" if prefix else remote.url
         yield replace(remote, name="proxied", url=url, options={**remote.options, "endpointurl": endpoint})
