@@ -136,11 +136,11 @@ def _why_held(row: Mapping[str, Any]) -> str:
 
 def held_lines(project: Path, timeline: str, tags: Collection[str]) -> Iterator[str]:
     """A sentence for each of these states that is held."""
-    rows = states_rows(project, timeline)
-    at = next((f"stays at {row['tag']}" for row in rows if row["pointer"]), "is nowhere yet")
-    for row in rows:
-        if row["tag"] in tags and not row["promoted"]:
-            yield f"{row['tag']} is held: {_why_held(row)}; deployed/{timeline} {at}"
+    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    at = f"stays at {deployed.tag}" if deployed else "is nowhere yet"
+    for state in recorded.all_states(project, timeline):
+        if state.tag in tags and not recorded.is_promoted(state, decided):
+            yield f"{state.tag} is held: {_why_held(_row(state, True, deployed, decided))}; deployed/{timeline} {at}"
 
 
 def what_next(project: Path, timeline: str) -> str:

@@ -71,15 +71,14 @@ class _Source:
         stored = self._cache.path(md5)
         if stored.exists():
             shutil.copyfile(stored, target)
-            if md5_of(target) == md5.removesuffix(".dir"):
+            if md5_of(target) == md5:
                 return target
-        for _ in range(TRIES if self._depot else 0):
-            assert self._depot
-            if self._depot.take([md5], self._into):
-                self.fetched += target.stat().st_size
-                return target
-        where = f"neither the cache nor {self._depot.remote.url}" if self._depot else f"the cache ({stored}) does not"
-        raise UserError(f"{where} has the bytes of {path} of {self._state.tag}; `chronomerge doctor` tells more")
+        depot = self._depot
+        if depot and any(depot.take([md5], self._into) for _ in range(TRIES)):
+            self.fetched += target.stat().st_size
+            return target
+        where = f"neither {stored} nor {depot.remote.url} has" if depot else f"{stored} does not have"
+        raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` tells more")
 
     def listing(self, md5: str) -> dict[str, str]:
         found = objects.members_here([md5], self._cache)
