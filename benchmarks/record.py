@@ -35,7 +35,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tasks import nodes
 from tasks.cache import Cache, Entry
 from tasks.nodes import Reference
-from tasks.record import config, layout, recording, restore, store, worktree
+from tasks.record import config, layout, recording, restore, states, store, worktree
 from tasks.record.config import Remote
 from tasks.record.dvc import Dvc
 from tasks.record.states import State
@@ -164,6 +164,7 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
     params = worktree.params_of(project, code)
     cache = Cache(config.cache_dir(project))
     arrival = params.stream[step - 1] if step else None
+    previous = states.last(project, params.timeline)
     with Dvc(project) as dvc, worktree.for_step(project, code, remote, step, arrival) as tree:
         inputs = {}
         for path in layout.INPUTS:
@@ -183,7 +184,7 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
             ]
             clock.lap("hash and link into the cache")
             with _timed_dvc(clock):
-                state = recording.record(project, tree, code, inputs, references, cache, dvc)
+                state = recording.record(project, tree, code, previous, inputs, references, cache, dvc)
             clock.lap("git and manifest")
         measured = Measured(
             clock.total, clock.parts, {}, new, _bytes(project / ".dvc/cache") - before, _held(remote) - there, memory

@@ -107,7 +107,10 @@ def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None
     project = here.project()
     to, made = past.rollback(project, timeline or here.timeline(project), state, wait=wait)
     if made is None:
-        out.print(f"nothing to do: {to.tag} is what the next step starts from", soft_wrap=True)
+        out.print(
+            f"nothing to do: {to.tag} is the newest state (chronomerge promote deploys one that is held)",
+            soft_wrap=True,
+        )
     else:
         left = made.manifest["rollback"]["from"]
         out.print(

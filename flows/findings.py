@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tasks.record import states
 from tasks.record.integrity import Finding, Integrity, Place
 from tasks.record.verify import NodeCheck, Verification
 from tasks.units import size
@@ -49,7 +50,8 @@ def recomputed_lines(found: Verification) -> Iterator[str]:
         yield f"  first to differ: {found.first.node}; the nodes after it read what it made. It may be because:"
         yield from (f"  - {reason}" for reason in found.reasons)
     if found.history:
-        yield f"  data/history does not follow from {found.state.manifest['previous']}: {', '.join(found.history)}"
+        start = states.start_of(found.state)
+        yield f"  data/history does not follow from {start.tag if start else 'nothing'}: {', '.join(found.history)}"
     if found.contradictions:
         yield f"  manifest.json and DVC's files name different content for {', '.join(found.contradictions)}"
 

@@ -127,7 +127,7 @@ def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[St
     with lock.writing(project, timeline, wait=wait):
         worktree.require_not_checked_out(project, timeline)
         worktree.clean_up(project, timeline)
-        settings = _store_of(project, timeline)
+        settings = store_of(project, timeline)
         if settings.git:
             recorded.synchronize(project, timeline, settings.git)
         state = recorded.find(project, timeline, name)
@@ -158,7 +158,7 @@ def _bring(project: Path, state: State) -> None:
                 restoring.fetch(state, Cache(config.cache_dir(project)), dvc, there)
 
 
-def _store_of(project: Path, timeline: str) -> Store:
+def store_of(project: Path, timeline: str) -> Store:
     """Where a timeline's states are kept and pushed to: as params.yaml says, else as its newest state does."""
     params = load(project / "params.yaml")
     newest = recorded.last(project, timeline)

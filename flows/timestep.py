@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tasks.cache import Cache, Entry, hash_of
 from tasks.nodes import Node, Reference
 from tasks.orchestration import NodeTask, can_pass
 from tasks.params import Arrival, Evaluate, Params
-from tasks.record import config, history, layout, recording, states, worktree
+from tasks.record import config, history, layout, promotion, recording, states, worktree
 from tasks.record.dvc import Dvc, at_hand
 from tasks.record.restore import fetch as fetch_state
 from tasks.record.restore import missing
@@ -67,30 +67,32 @@ class _Step:
     def run(self) -> str:
         params = worktree.params_of(self.project, self.code)
         previous = states.last(self.project, params.timeline)
+        start = promotion.next_start(self.project, params.timeline, params.gate)
         arrival = _arrival(params, self.step)
         with (
             at_hand(self.project) as dvc,
             worktree.for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
         ):
-            self._inputs(tree, previous, dvc)
+            self._inputs(tree, previous, start, dvc)
             references = self._nodes(tree, dvc)
             record = functools.partial(
-                recording.record, self.project, tree, self.code, self._input_entries(), references, self.cache, dvc,
+                recording.record, self.project, tree, self.code, start, self._input_entries(), references, self.cache,
+                dvc,
             )  # fmt: skip
             tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
             metrics = json.loads((tree.folder / "metrics.json").read_text())
-        self.progress("recorded as", 1, 1, f"{tag}: A_KA {metrics['A_KA']:.1f}, A_ZS {metrics['A_ZS']:.1f}")
+            promoted = json.loads((tree.folder / "manifest.json").read_text())["gate"]["promoted"]
+        scored = f"A_KA {metrics['A_KA']:.1f}, A_ZS {metrics['A_ZS']:.1f}"
+        self.progress("recorded as", 1, 1, f"{tag}: {scored}{'' if promoted else ', held by the gate'}")
         return tag
 
-    def _inputs(self, tree: Worktree, previous: State | None, dvc: Dvc) -> None:
-        """Place raw files and history in the worktree."""
+    def _inputs(self, tree: Worktree, previous: State | None, start: State | None, dvc: Dvc) -> None:
+        """Place raw files and history in the worktree: the history of ``start``, else as ``previous`` has it."""
         params, folder = tree.params, tree.folder
-        if previous and not self.fresh:
-            for entry in previous.entries.values():
-                self.cache.drop_damaged(entry)  # comes from the remote again
-        if previous and missing(previous, self.cache):
-            with worktree.of_state(self.project, previous, self.remote) as there:
-                fetch_state(previous, self.cache, dvc, there)
+        if previous:
+            self._bring(previous, previous.entries, dvc, trusted=self.fresh)
+        if start and start != previous:
+            self._bring(start, history.READS, dvc, trusted=False)
         raw_arrival, raw_evaluation = folder / layout.RAW_ARRIVAL, folder / layout.RAW_EVALUATION
         downloads = layout.private(self.project) / "downloads"
         if params.arrival:
@@ -109,14 +111,24 @@ class _Step:
                 prepare.fetch_evaluation, params, raw_evaluation, downloads, self.progress, self.project
             ))  # fmt: skip
             self._put(folder, layout.RAW_EVALUATION)
-        self._place(folder, layout.HISTORY, self._history(tree, previous))
+        self._place(folder, layout.HISTORY, self._history(tree, start))
 
-    def _history(self, tree: Worktree, previous: State | None) -> Entry:
+    def _bring(self, state: State, paths: Collection[str], dvc: Dvc, *, trusted: bool) -> None:
+        """Have paths of a state in the cache, and unless it can be trusted every byte of them hashed."""
+        if not trusted:
+            for path, entry in state.entries.items():
+                if path in paths:
+                    self.cache.drop_damaged(entry)  # comes from the remote again
+        if missing(state, self.cache, paths):
+            with worktree.of_state(self.project, state, self.remote) as there:
+                fetch_state(state, self.cache, dvc, there, paths)
+
+    def _history(self, tree: Worktree, start: State | None) -> Entry:
         params = tree.params
-        if previous:
+        if start:
             technique = params.time.technique
             batch = params.time.deploy == "all" and not merge.has_sequential_form(technique.name, technique.settings)
-            return history.after(previous, self.cache, tree.scratch, all_experts=batch)
+            return history.after(start, self.cache, tree.scratch, all_experts=batch)
         seed = tree.scratch / "seed"
         seed.mkdir()
         models.resolve(params.base, self.project, seed / "model")

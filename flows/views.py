@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from flows.run import pending
-from tasks.record import layout, lock
+from tasks.gate import Outcome
+from tasks.record import decisions, heads, layout, lock, promotion
 from tasks.record import states as recorded
+from tasks.record.decisions import Decision
 from tasks.record.states import State
 from tasks.units import size
 
+DEPLOYED, HELD = "▸", "×"
+"""The marks of states in the table."""
 
-def _row(state: State, current: bool) -> dict[str, Any]:
+
+def _row(state: State, current: bool, deployed: State | None, decided: Mapping[str, Decision]) -> dict[str, Any]:
     manifest, metrics = state.manifest, state.metrics
+    decision = decided.get(state.tag)
     return {
         "tag": state.tag,
         "name": state.name,
@@ -26,6 +33,11 @@ def _row(state: State, current: bool) -> dict[str, Any]:
         "line": state.line,
         "current": current,
         "previous": manifest["previous"],
+        "starts_from": manifest.get("starts_from", manifest["previous"]),
+        "promoted": recorded.is_promoted(state, decided),
+        "pointer": state == deployed,
+        "gate": manifest.get("gate"),
+        "decision": asdict(decision) if decision else None,
         "rollback": manifest.get("rollback"),
         "arrival": manifest["arrival"],
         "init": manifest["protocol"]["init"],
@@ -51,7 +63,12 @@ def states_rows(project: Path, timeline: str, *, all_lines: bool = False) -> lis
     """The current lineage of a timeline as plain data, step 0 first; or every state of every line, as recorded."""
     lineage = recorded.lineage(project, timeline)
     shown = recorded.all_states(project, timeline) if all_lines else lineage
-    return [_row(state, state in lineage) for state in shown]
+    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    return [_row(state, state in lineage, deployed, decided) for state in shown]
+
+
+def _decided(project: Path, timeline: str) -> Mapping[str, Decision]:
+    return decisions.latest(project, heads.here(project, timeline).decisions)
 
 
 def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> RenderableType:
@@ -78,7 +95,7 @@ def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> Re
 
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
-        row["name"],
+        (DEPLOYED if row["pointer"] else "" if row["promoted"] else HELD) + row["name"],
         row["arrival"] or "–",
         f"{row['A_KA']:.2f}",
         f"{row['A_ZS']:.2f}",
@@ -93,6 +110,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _notes(rows: list[dict[str, Any]], everything: list[State]) -> Iterator[str]:
     """What the table's short cells mean, and where lines part."""
+    for row in rows:
+        if row["pointer"]:
+            yield f"{DEPLOYED} deployed: tag deployed/{row['tag'].split('/')[1]}"
+        elif not row["promoted"]:
+            yield f"{HELD} {row['name']} is held: {_why_held(row)}"
     if any(row["code"]["dirty"] for row in rows):
         yield "* with changes that were not committed; the state has them"
     for row in rows:
@@ -101,6 +123,24 @@ def _notes(rows: list[dict[str, Any]], everything: list[State]) -> Iterator[str]
             yield f"line {row['line']}: rolled back from {gone['from']} to {gone['to']} on {since}"
     if hidden := len(everything) - len(rows):
         yield f"left behind by rollbacks: {hidden} more states (--all)"
+
+
+def _why_held(row: Mapping[str, Any]) -> str:
+    """Whose word it was, or the conditions that failed, with the values that they found."""
+    if decision := row["decision"]:
+        said = f"by {decision['who']} on {decision['at'].partition('T')[0]}"
+        return said + (f", {decision['reason']}" if decision["reason"] else "")
+    outcomes = [Outcome(**outcome) for outcome in row["gate"]["conditions"]]
+    return ", ".join(str(outcome) for outcome in outcomes if outcome.holds is False)
+
+
+def held_lines(project: Path, timeline: str, tags: Collection[str]) -> Iterator[str]:
+    """A sentence for each of these states that is held."""
+    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    at = f"stays at {deployed.tag}" if deployed else "is nowhere yet"
+    for state in recorded.all_states(project, timeline):
+        if state.tag in tags and not recorded.is_promoted(state, decided):
+            yield f"{state.tag} is held: {_why_held(_row(state, True, deployed, decided))}; deployed/{timeline} {at}"
 
 
 def what_next(project: Path, timeline: str) -> str:
@@ -123,22 +163,30 @@ def status(project: Path) -> dict[str, Any]:
     """What runs, what is recorded last, what is pending."""
     todo = pending(project)
     name = todo.params.timeline
+    deployed = recorded.deployed(project, name)
+    start = promotion.next_start(project, name, todo.params.gate) if todo.steps else None
     names = ["base", *(arrival.name for arrival in todo.params.stream)]
     return {
         "timeline": name,
         "running": lock.holder(project, name),
         "last": todo.last.tag if todo.last else None,
+        "last_promoted": todo.last is not None and recorded.is_promoted(todo.last, _decided(project, name)),
+        "deployed": deployed.tag if deployed else None,
+        "starts_from": start.tag if start else None,
         "pending": [{"step": step, "arrival": names[step]} for step in todo.steps],
     }
 
 
 def status_text(found: dict[str, Any]) -> str:
     steps = ", ".join(f"{p['step']} ({p['arrival']})" for p in found["pending"])
+    held = " (held)" if found["last"] and not found["last_promoted"] else ""
+    start = f", from {found['starts_from']}" if found["starts_from"] != found["last"] else ""
     return "\n".join([
         f"timeline {found['timeline']}",
         f"  running   {found['running'] or 'nothing'}",
-        f"  last      {found['last'] or 'no state yet'}",
-        f"  pending   {steps or 'nothing'}",
+        f"  last      {found['last'] or 'no state yet'}{held}",
+        f"  deployed  {found['deployed'] or 'nothing yet'}",
+        f"  pending   {steps + start if steps else 'nothing'}",
     ])  # fmt: skip
 
 

@@ -12,12 +12,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tasks import gate
 from tasks.errors import UserError
 
 
@@ -265,6 +267,20 @@ class Evaluate(Settings):
         return self
 
 
+def _condition(text: str) -> str:
+    gate.parse(text)
+    return text
+
+
+class Gate(Settings):
+    """What a state must hold to be promoted once it is evaluated, and where the next step starts if it does not."""
+
+    require: list[Annotated[str, AfterValidator(_condition)]] = []
+    """Conditions, ``NAME OP NUMBER``; `tasks.gate` has the names."""
+    held: Literal["continue", "skip"] = "continue"
+    """After a held state: go on from it, or from the newest promoted one, as though its arrival had never come."""
+
+
 class LabelledTechnique(Technique):
     """A technique of a grid; ``label`` tells it from another of the same name."""
 
@@ -322,6 +338,8 @@ class Params(Settings):
     train: Train
     evaluate: Evaluate
     store: Store = Store()
+    gate: Gate | None = None
+    """Decides which states are promoted; without one all are."""
     grid: Grid | None = None
     """What ``chronomerge grid`` runs; a timeline by itself has no use for it."""
 
@@ -334,6 +352,14 @@ class Params(Settings):
         """The user's files that are code: a technique of their own."""
         technique = self.time.technique.name
         return [technique.rpartition(":")[0]] if ":" in technique else []
+
+    @field_validator("gate")
+    @classmethod
+    def _known_sets(cls, value: Gate | None, info: ValidationInfo) -> Gate | None:
+        evaluate = info.data.get("evaluate")
+        if value and evaluate:
+            gate.require_sets(value.require, [one.name for one in (*evaluate.adaptation, *evaluate.retention)])
+        return value
 
     @model_validator(mode="after")
     def _unique(self) -> Params:

@@ -133,4 +133,5 @@ def deployed(folder: Path, timeline: str = "tiny") -> dict[str, str]:
 
 
 def tags(folder: Path) -> Sequence[str]:
-    return git(folder, "tag", "--list").splitlines()
+    """Those of states."""
+    return git(folder, "tag", "--list", "state/*").splitlines()

@@ -154,6 +154,7 @@ BOUNDARIES = (
     Boundary("result half written", "prefect.filesystems:LocalFileSystem._resolve_path", "after", _written_by_prefect),
     # recording
     Boundary("recording begins", "tasks.record.recording:record", "before"),
+    Boundary("judged by the gate", "tasks.gate:judge", "after"),
     Boundary("manifest written", "tasks.record.manifest:text", "after"),
     Boundary("before dvc add", f"{REPO}.add", "before", where="dvc"),
     Boundary("after dvc add", f"{REPO}.add", "after", where="dvc"),

@@ -49,6 +49,9 @@ def whole(project: Path, users: Users, timeline: str = "tiny") -> None:
     head = git(project, "for-each-ref", "--format=%(objectname)", layout.branch(timeline))
     if head != (git(project, "rev-parse", tags[-1]) if tags else ""):
         raise BrokenError(f"the branch is at {head[:10] or 'nothing'}, not at {tags[-1:]}")
+    pointer = git(project, "for-each-ref", "--format=%(objectname)", layout.pointer(timeline))
+    if pointer != head:  # all are promoted
+        raise BrokenError(f"deployed/{timeline} is at {pointer[:10] or 'nothing'}, not at {tags[-1:]}")
     for older, tag in zip([None, *tags], tags, strict=False):
         files = git(project, "ls-tree", "-r", "--name-only", tag).splitlines()
         if lacking := set(layout.RECORDED) - set(files):

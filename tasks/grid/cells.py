@@ -62,7 +62,8 @@ def expand(text: str, grid: Grid, project: Path) -> list[Planned]:
     written.preserve_quotes = True
     written.width = 4096
     content: Any = written.load(text)
-    content.pop("grid", None)
+    for key in ("grid", "gate"):  # what a gate would hold is what a grid is to show
+        content.pop(key, None)
     made = []
     for variant, changes in (grid.variants or {"": {}}).items():
         own = copy.deepcopy(content)

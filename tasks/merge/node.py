@@ -32,35 +32,36 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
     step = params.step
     if step is None:
         raise UserError("params.yaml has no step; run this node through chronomerge, or from a recorded state")
-    check(params.time, step)
     technique = registry.create(params.time.technique.name, params.time.technique.settings)
     expert = project / _STEP / "expert.safetensors"
     if not expert.is_file():
         raise UserError(f"{expert}: no such checkpoint; the train node writes it")
+    number = _number(project / _WEIGHTS / "lineage.json")
+    check(params.time, number)
     running = project / _STEP / "running"
     if running.exists():
         shutil.rmtree(running)
     running.mkdir(parents=True)
     deployed = project / _STEP / "deployed.safetensors"
 
-    held: dict[str, Any] = {"step": step, "experts": step}
+    held: dict[str, Any] = {"step": step, "experts": number}
     if params.time.uses_ema:
-        held["ema"] = _ema(project, params, technique, expert, running / "ema.safetensors", progress)
+        held["ema"] = _ema(project, params, number, technique, expert, running / "ema.safetensors", progress)
     if step == 0 or params.time.deploy == "ft":
         _copy(expert, deployed)
     elif params.time.deploy == "ema":
         _copy(running / "ema.safetensors", deployed)
     else:
-        held["all"] = _all(project, params, for_all(technique), expert, running / "all", deployed, progress)
+        held["all"] = _all(project, params, number, for_all(technique), expert, running / "all", deployed, progress)
     _write_json(running / "running.json", held)
 
 
 def _ema(
-    project: Path, params: Params, technique: Technique, expert: Path, out: Path, progress: Progress
+    project: Path, params: Params, number: int, technique: Technique, expert: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """EMA_t = f([θ_t, EMA_{t-1}]): the new expert first. It starts at θ_0 or, with first-expert, at θ_1."""
     start = params.time.ema_start
-    if params.step == 0 or (params.step == 1 and start == "first-expert"):
+    if number == 0 or (number == 1 and start == "first-expert"):
         _copy(expert, out)
         return {"start": start, "merges": 0}
     base = _needed(project / _WEIGHTS / "base.safetensors")
@@ -68,30 +69,36 @@ def _ema(
     report = engine.merge(
         technique, [expert, before], base, out, seed=params.seed, threads=params.threads, progress=progress
     ).report
-    merges = (params.step or 0) - (start == "first-expert")
+    merges = number - (start == "first-expert")
     return {"start": start, "merges": merges, "report": report.as_json()}
 
 
 def _all(
-    project: Path, params: Params, technique: Technique, expert: Path, state: Path, out: Path, progress: Progress
-) -> dict[str, Any]:
+    project: Path, params: Params, number: int, technique: Technique, expert: Path, state: Path, out: Path,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     base = _needed(project / _WEIGHTS / "base.safetensors")
-    assert params.step is not None
     if isinstance(technique, Accumulator) and technique.sequential:
-        previous = project / _WEIGHTS / "running" / "all" if params.step > 1 else None
+        previous = project / _WEIGHTS / "running" / "all" if number > 1 else None
         report = engine.advance(
             technique, expert, base, previous, state, out, seed=params.seed, threads=params.threads, progress=progress
         )
-        if report.experts != params.step:
-            raise UserError(
-                f"{previous}: holds {report.experts - 1} experts, and step {params.step} needs {params.step - 1}"
-            )
+        if report.experts != number:
+            raise UserError(f"{previous}: holds {report.experts - 1} experts, and expert {number} needs {number - 1}")
         return {"report": report.as_json()}
-    earlier = [_needed(project / _WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, params.step)]
+    earlier = [_needed(project / _WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, number)]
     report = engine.merge(
         technique, [*earlier, expert], base, out, seed=params.seed, threads=params.threads, progress=progress
     ).report
     return {"report": report.as_json()}
+
+
+def _number(lineage: Path) -> int:
+    """The how-manieth expert the step's is; 0 for the base. Arrivals that were skipped do not count."""
+    try:
+        return int(json.loads(lineage.read_text())["step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{lineage}: does not say how many experts came before ({error})") from None
 
 
 def _needed(path: Path) -> Path:

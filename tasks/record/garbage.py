@@ -55,6 +55,7 @@ def fetch_references(project: Path) -> list[str]:
     shared = shared_remotes(project, _readable(project))
     for remote in shared:
         refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
+        refs += ["+refs/tags/deployed/*:refs/tags/deployed/*"]
         try:
             git(project, "fetch", "--quiet", "--no-tags", remote, *refs)
             retention.fetch_notes(project, remote)
@@ -179,7 +180,9 @@ def _used(depot: Depot, recorded: Iterable[State]) -> set[str]:
     project, known = depot.project, {state.commit for state in recorded}
     peeled = "%(if)%(*objecttype)%(then)%(*objecttype) %(*objectname)%(else)%(objecttype) %(objectname)%(end)"
     rows = (row.split() for row in git(project, "for-each-ref", f"--format={peeled} %(refname)").splitlines())
-    commits = {name for kind, name, ref in rows if kind == "commit" and not ref.startswith("refs/notes/")}
+    commits = {
+        name for kind, name, ref in rows if kind == "commit" and not ref.startswith(("refs/notes/", "refs/decisions/"))
+    }
     revisions = sorted(commits - known)
     found: set[str] = set()
     for tree in worktree.folders(project):

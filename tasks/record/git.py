@@ -39,6 +39,16 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
 
 
+def identity(folder: Path) -> Mapping[str, str]:
+    """The environment for making commits: nothing where git knows the user's own name, else the program's."""
+    try:
+        git(folder, "var", "GIT_COMMITTER_IDENT")
+        return {}
+    except GitError:
+        who = {"NAME": "chronomerge", "EMAIL": "chronomerge@localhost"}
+        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+
+
 def resolve(folder: Path, revision: str) -> str | None:
     """The object id of a revision, or None where there is none."""
     try:

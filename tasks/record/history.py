@@ -1,8 +1,8 @@
 """What one state hands on to the next: ``data/history``, put together from the previous state by hash alone.
 
-``lineage.json``, ``model/`` and, from step 1 on, ``weights/`` (base, last expert, running model, and all experts
-where the deployment needs them) and ``pools/`` (pretraining and every earlier arrival's data). ``regularizer/`` is what
-the training of earlier steps holds important, where a regularizer is chosen.
+``model/`` and ``weights/`` (``lineage.json``, which says the how-manieth expert the step's will be; from step 1 on
+base, last expert, running model, and all experts where the deployment needs them), ``pools/`` (pretraining and every
+earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important, where one is chosen).
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
 
 
 def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) -> Entry:
-    """The history of the step after a state; everything it refers to must be in the cache."""
-    entries, step = previous.entries, previous.step + 1
+    """The history of a step that starts from a state; everything it refers to must be in the cache.
+
+    Experts are counted, not steps: one whose state was held and skipped has never been.
+    """
+    entries = previous.entries
     past = entries[layout.HISTORY]
 
     def handed_on(path: str) -> Entry:
@@ -51,10 +54,11 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         assert entry is not None, f"{previous.tag} lacks {layout.HISTORY}/{path}"
         return entry
 
+    number = json.loads(cache.path(handed_on("weights/lineage.json").md5).read_text())["step"] + 1
     expert = entries[layout.EXPERT]
     parts = {
         "model": handed_on("model"),
-        "weights/base.safetensors": expert if step == 1 else handed_on("weights/base.safetensors"),
+        "weights/base.safetensors": expert if number == 1 else handed_on("weights/base.safetensors"),
         "weights/expert.safetensors": expert,
         "weights/running": entries[layout.RUNNING],
     }
@@ -62,23 +66,23 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         parts["regularizer"] = entries[layout.REGULARIZER]
     else:  # a state of before there were regularizers
         parts |= _put(cache, scratch, NOTHING_HELD)
-    if all_experts and step > 1:
-        if step > 2:
+    if all_experts and number > 1:
+        if number > 2:
             parts["weights/experts"] = handed_on("weights/experts")
-        parts[f"weights/experts/{previous.step:04d}.safetensors"] = expert
+        parts[f"weights/experts/{number - 1:04d}.safetensors"] = expert
     pools = json.loads(cache.path(handed_on("pools/pools.json").md5).read_text())
     for name in pools:
         parts[f"pools/{name}"] = handed_on(f"pools/{name}")
     arrived = entries[layout.ARRIVAL]
     if cache.part(arrived, "dataset.json"):
-        name = "pretraining" if step == 1 else previous.params["arrival"]["name"]
+        name = "pretraining" if number == 1 else previous.params["arrival"]["name"]
         parts[f"pools/{name}"] = arrived
         pools.append(name)
-    return cache.compose(parts | _notes(cache, scratch, step, pools))
+    return cache.compose(parts | _notes(cache, scratch, number, pools))
 
 
-def _notes(cache: Cache, scratch: Path, step: int, pools: list[str]) -> dict[str, Entry]:
-    return _put(cache, scratch, {"weights/lineage.json": {"step": step}, "pools/pools.json": pools})
+def _notes(cache: Cache, scratch: Path, number: int, pools: list[str]) -> dict[str, Entry]:
+    return _put(cache, scratch, {"weights/lineage.json": {"step": number}, "pools/pools.json": pools})
 
 
 def _put(cache: Cache, scratch: Path, notes: Mapping[str, Any]) -> dict[str, Entry]:

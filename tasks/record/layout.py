@@ -17,6 +17,7 @@ INIT = "data/step/init.safetensors"
 EXPERT = "data/step/expert.safetensors"
 RUNNING = "data/step/running"
 DEPLOYED = "data/step/deployed.safetensors"
+EVALUATION = "data/step/evaluation"
 TRAINING = "data/step/training"
 REGULARIZER = "data/step/regularizer"
 
@@ -35,6 +36,16 @@ def private(project: Path) -> Path:
 
 def branch(timeline: str) -> str:
     return f"refs/heads/states/{timeline}"
+
+
+def pointer(timeline: str) -> str:
+    """The tag at the deployed state, the newest that is promoted: what a server follows."""
+    return f"refs/tags/deployed/{timeline}"
+
+
+def decisions(timeline: str) -> str:
+    """The ref that keeps what people have decided by hand: a commit for each, none ever taken away."""
+    return f"refs/decisions/{timeline}"
 
 
 def short_tag(timeline: str, step: int, line: int = 1) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks import nodes
 from tasks.cache import Cache, Entry
+from tasks.gate import Verdict
 from tasks.nodes import Reference
 from tasks.params import Params
 from tasks.record.states import State
@@ -19,15 +20,18 @@ from tasks.record.worktree import Code
 def build(
     params: Params,
     previous: State | None,
+    start: State | None,
     code: Code,
     inputs: Mapping[str, Entry],
     references: Iterable[Reference],
     training: Mapping[str, Any],
+    verdict: Verdict,
     cache: Cache,
 ) -> dict[str, Any]:
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content).
 
-    ``bytes`` counts each content once; ``new`` is what the previous state does not refer to.
+    ``previous`` is the state recorded before, ``starts_from`` the one whose history went on. ``bytes`` counts each
+    content once; ``new`` is what the previous state does not refer to.
     """
     finished = list(references)
     outputs = {path: entry for reference in finished for path, entry in reference.outs.items()}
@@ -39,8 +43,10 @@ def build(
         "line": previous.line if previous else 1,
         "arrival": params.arrival.name if params.arrival else None,
         "previous": previous.tag if previous else None,
+        "starts_from": start.tag if start else None,
         "protocol": {"init": params.time.init, "deploy": params.time.deploy, "ema_start": params.time.ema_start},
         "technique": {"name": params.time.technique.name, **params.time.technique.settings},
+        "gate": verdict.as_dict(),
         "seed": params.seed,
         "budget": dict(training),
         "inputs": {path: entry.as_dict() for path, entry in inputs.items()},

@@ -12,10 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tasks import gate
 from tasks.cache import Cache, Entry
+from tasks.errors import UserError
+from tasks.gate import Verdict
 from tasks.nodes import Reference
 from tasks.params import Params
-from tasks.record import claim, config, layout, manifest, plots, states
+from tasks.record import claim, config, layout, manifest, plots, promotion, states
 from tasks.record.dvc import Dvc
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
@@ -25,12 +28,13 @@ def record(
     project: Path,
     worktree: Worktree,
     code: Code,
+    start: State | None,
     inputs: Mapping[str, Entry],
     references: Sequence[Reference],
     cache: Cache,
     dvc: Dvc,
 ) -> State:
-    """Record a step whose nodes have finished, and return its state.
+    """Record a step whose nodes have finished, and return its state; ``start`` is the one that it started from.
 
     Raises:
         RemoteError: the remote did not take everything; nothing is recorded, and the same call may be tried again.
@@ -40,10 +44,11 @@ def record(
     assert params.step is not None
     previous = states.last(project, params.timeline)
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
-    content = manifest.build(params, previous, code, inputs, references, training, cache)
+    outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
+    verdict = _judge(project, worktree, outputs, cache, dvc)
+    content = manifest.build(params, previous, start, code, inputs, references, training, verdict, cache)
     (worktree.folder / "manifest.json").write_text(manifest.text(content))
     plots.write(project, worktree.folder, previous, params.step, content["arrival"])
-    outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     made = {**inputs, **outputs}
     dvc(
         "record",
@@ -64,6 +69,25 @@ def record(
         _message(params, worktree.folder),
         params.store.git,
         claim.agreement(params.store, remote),
+        promoted=verdict.promoted,
+    )
+
+
+def _judge(project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc) -> Verdict:
+    """What the gate says of the metrics in the worktree; without a gate there is nothing that it could hold against."""
+    params = worktree.params
+    conditions = params.gate.require if params.gate else []
+    if not conditions:
+        return gate.judge([], {}, None)
+
+    def bring(md5: str) -> None:
+        if dvc("fetch", worktree.folder, md5s=[md5])["absent"]:
+            raise UserError(f"the store does not hold the list of test sets that the gate compares with (object {md5})")
+
+    metrics = json.loads((worktree.folder / "metrics.json").read_text())
+    sets = outputs[layout.EVALUATION]
+    return gate.judge(
+        conditions, metrics, promotion.reference(project, params.timeline, params.evaluate, sets, cache, bring)
     )
 
 

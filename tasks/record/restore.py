@@ -58,11 +58,7 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; name another folder with --to")
-    for own in (layout.private(project), project / ".dvc", common_dir(project)):
-        if folder.resolve().is_relative_to(own.resolve()):
-            raise UserError(
-                f"{folder} is in {own}, which is not for you to keep things in; name another folder with --to"
-            )
+    require_elsewhere(project, folder)
     paths.check(state)
     cache = Cache(config.cache_dir(project))
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
@@ -86,6 +82,19 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
         remove(project, part)
         raise
     return Restored(state, folder, fetched)
+
+
+def require_elsewhere(project: Path, folder: Path) -> None:
+    """Refuse to write into a project's own folders.
+
+    Raises:
+        UserError: the folder is in one of them.
+    """
+    for own in (layout.private(project), project / ".dvc", common_dir(project)):
+        if folder.resolve().is_relative_to(own.resolve()):
+            raise UserError(
+                f"{folder} is in {own}, which is not for you to keep things in; name another folder with --to"
+            )
 
 
 def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection[str] | None = None) -> int:

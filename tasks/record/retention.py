@@ -110,8 +110,9 @@ def require_weights(state: State) -> None:
 def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> tuple[list[State], list[str]]:
     """The states whose weights go, and a sentence for each that stays for another reason than was asked.
 
-    Of each timeline its newest ``keep_last`` states stay (at least one: the next step starts from it), those tagged
-    ``keep_tags``, and any that is checked out somewhere.
+    Of each timeline its newest ``keep_last`` states stay (at least one: the next step starts from it), the deployed one
+    (a server may ask for it, and the next step may start from it), those tagged ``keep_tags``, and any that is checked
+    out somewhere.
 
     Raises:
         UserError: a tag that is no state's.
@@ -123,11 +124,14 @@ def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> 
             raise UserError(f"--keep-tag {tag}: no state has that tag; `git tag --list 'state/*'` lists them")
     gone, checked_out = let_go(project), _checked_out(project)
     going, reasons = [], []
-    for each in recorded.values():
+    for timeline, each in recorded.items():
+        deployed = states.deployed(project, timeline)
         for state in each[: -(keep_last or 1)]:
             if state.tag in keep_tags or state.commit in gone:
                 continue
-            if state.commit in checked_out:
+            if state == deployed:
+                reasons.append(f"{state.tag} stays: it is deployed")
+            elif state.commit in checked_out:
                 reasons.append(f"{state.tag} stays: it is checked out in {checked_out[state.commit]}")
             else:
                 going.append(state)

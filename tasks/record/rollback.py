@@ -1,7 +1,8 @@
 """Going back: an earlier state becomes the newest again, on a line of its own, and nothing is forgotten.
 
-Tags never move and the branch only goes forward, so that other machines can follow. A rollback is therefore a state
-like any other: the tree of the one gone back to, its manifest with a new line and what was left behind, no new bytes.
+Tags of states never move and the branch only goes forward, so that other machines can follow. A rollback is therefore
+a state like any other: the tree of the one gone back to, its manifest with a new line and what was left behind, no new
+bytes. It is promoted, so the pointer goes back with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tasks.record.states import State
 
 
 def is_newest(state: State) -> bool:
-    """Whether the next step starts from this state anyway, or from the same one on another line."""
+    """Whether this is the newest state anyway, or the same one on another line."""
     newest = states.last(state.project, state.timeline)
     return newest is not None and _origin(newest) == _origin(state)
 
@@ -36,7 +37,8 @@ def rollback(project: Path, to: State, shared: str | None, agree: Callable[[Stat
     assert newest, f"{to.tag} is recorded, so there is a newest state"
     line = newest.line + 1
     made = {
-        **to.manifest,
+        # Whoever goes back to a state wants it: it is promoted, whatever the gate said of it once.
+        **{key: value for key, value in to.manifest.items() if key != "gate"},
         "line": line,
         "bytes": {**to.manifest["bytes"], "new": 0},
         "rollback": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from ruamel.yaml import YAML
 
 from tasks.cache import Entry
 from tasks.errors import UserError
-from tasks.record import layout
-from tasks.record.git import GitError, git, resolve, show
+from tasks.record import decisions, heads, layout
+from tasks.record.decisions import Decision
+from tasks.record.git import GitError, git, identity, resolve, show
+from tasks.record.heads import Heads
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,41 @@ def find(project: Path, timeline: str, name: str | int) -> State:
     raise UserError(f"timeline {timeline!r} has no state {name} (recorded: {there})")
 
 
-def previous_of(state: State) -> State | None:
-    """The state that a state goes on from; None at step 0."""
-    tag = state.manifest["previous"]
+def start_of(state: State) -> State | None:
+    """The state that a state started from; None at step 0. Where held states are skipped, not the one before it."""
+    tag = state.manifest.get("starts_from", state.manifest["previous"])
     return find(state.project, state.timeline, tag) if tag else None
+
+
+def is_promoted(state: State, decided: Mapping[str, Decision]) -> bool:
+    """Whether a state is promoted: as somebody decided (`decisions.latest`), else as the gate said when it was new."""
+    if decision := decided.get(state.tag):
+        return decision.promoted
+    return bool(state.manifest.get("gate", {}).get("promoted", True))
+
+
+def promoted_state(project: Path, timeline: str, decided: str | None) -> State | None:
+    """The newest promoted state of the current lineage: where the pointer belongs, given a commit of the decisions."""
+    by_hand = decisions.latest(project, decided)
+    return next((state for state in reversed(lineage(project, timeline)) if is_promoted(state, by_hand)), None)
+
+
+def deployed(project: Path, timeline: str) -> State | None:
+    """The state that the pointer is at; where there is no pointer (states of before there were any), where it belongs.
+
+    Raises:
+        UserError: it is at no state of the timeline, which only a hand can have done.
+    """
+    found = heads.here(project, timeline)
+    if found.pointer is None:
+        return promoted_state(project, timeline, found.decisions)
+    at = [state for state in all_states(project, timeline) if state.commit == found.pointer]
+    if not at:
+        raise UserError(
+            f"tag deployed/{timeline} is at {found.pointer[:10]}, which is no state of the timeline; "
+            "`chronomerge doctor --repair` puts it back; in a clone, `git fetch --tags --force` may bring what it lacks"
+        )
+    return at[0]
 
 
 def last(project: Path, timeline: str) -> State | None:
@@ -197,6 +230,8 @@ def commit(
     message: str,
     shared: str | None,
     agree: Callable[[State], None] = lambda _: None,
+    *,
+    promoted: bool = True,
 ) -> State:
     """Make state ``step`` of what lies in a worktree, after ``previous`` and on its line; see `make`.
 
@@ -206,7 +241,8 @@ def commit(
     git(worktree, "add", "--force", "--", *layout.RECORDED)
     parents = [*([previous.commit] if previous else []), code]
     line = previous.line if previous else 1
-    return make(project, timeline, step, line, git(worktree, "write-tree"), parents, message, shared, agree)
+    tree = git(worktree, "write-tree")
+    return make(project, timeline, step, line, tree, parents, message, shared, agree, promoted=promoted)
 
 
 def make(
@@ -219,39 +255,43 @@ def make(
     message: str,
     shared: str | None,
     agree: Callable[[State], None] = lambda _: None,
+    *,
+    promoted: bool = True,
 ) -> State:
-    """Make a state of a tree: its commit, then branch and tag in one transaction.
+    """Make a state of a tree: its commit, then branch, tag and pointer in one transaction.
 
-    That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch. With a
-    ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several machines one wins;
-    a crash between the two is mended by `synchronize`. Without one, ``agree`` asks whoever else must (`claim.take`).
+    That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch or decided
+    anything. With a ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several
+    machines one wins; a crash between the two is mended by `synchronize`. Without one, ``agree`` asks whoever else must
+    (`claim.take`). The pointer goes to the state where it is ``promoted``, else to the newest that is.
 
     Raises:
         UserError: another writer was first, or the git remote cannot be reached.
     """
     flags = [part for parent in dict.fromkeys(parents) for part in ("-p", parent)]
-    made = git(project, "commit-tree", tree, *flags, stdin=message, env=_identity(project))
+    old = heads.here(project, timeline)
+    made = git(project, "commit-tree", tree, *flags, stdin=message, env=identity(project))
     state = State(project, timeline, step, made, line)
-    branch, tag = layout.branch(timeline), layout.tag(timeline, step, line)
-    head = resolve(project, branch)
     overtaken = UserError(f"somebody else recorded in timeline {timeline!r} meanwhile; run again to go on from there")
-    if head and not _is_ancestor(project, head, made):
+    if old.branch and not _is_ancestor(project, old.branch, made):
         raise overtaken
+    target = state if promoted else promoted_state(project, timeline, old.decisions)
+    new = Heads(made, target.commit if target else None, old.decisions)
     if shared:
-        _publish(state, shared)
+        publish(state, new, old, shared)
     agree(state)
-    update = f"update {branch} {made} {head}" if head else f"create {branch} {made}"
+    tag = layout.tag(timeline, step, line)
     try:
-        git(project, "update-ref", "--stdin", stdin=f"start\n{update}\ncreate {tag} {made}\nprepare\ncommit\n")
+        heads.move(project, timeline, old, new, creating=(tag, made))
     except GitError as error:
-        if resolve(project, tag) or resolve(project, branch) != head:
+        if resolve(project, tag) or heads.here(project, timeline) != old:
             raise overtaken from None
         raise UserError(f"git cannot record {state.tag}: {error}; what has finished is kept for the next run") from None
     return state
 
 
 def synchronize(project: Path, timeline: str, shared: str) -> None:
-    """Bring the states that other machines recorded from a git remote, and push those it lacks.
+    """Bring the states and decisions of other machines from a git remote, and push those it lacks.
 
     Raises:
         UserError: the remote cannot be reached, or the two hold different states of one step.
@@ -259,23 +299,64 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
     branch, seen = layout.branch(timeline), f"refs/chronomerge/{shared}/{timeline}"
     tags = f"refs/tags/state/{timeline}/*"
     try:
-        there = git(project, "ls-remote", shared, branch).split("\t")[0] or None
-        if there:
-            git(project, "fetch", "--quiet", "--no-tags", shared, f"+{branch}:{seen}", f"{tags}:{tags}")
+        there = heads.there(project, timeline, shared)
+        refs = [f"+{branch}:{seen}", f"{tags}:{tags}"] if there.branch else []
+        refs += [layout.decisions(timeline)] if there.decisions else []
+        if refs:
+            git(project, "fetch", "--quiet", "--no-tags", shared, *refs)
     except GitError as error:
         raise UserError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
-    here = resolve(project, branch)
-    if there and there != here:
-        if here is None or _is_ancestor(project, here, there):
-            git(project, "update-ref", branch, there, here or "")
-        elif not _is_ancestor(project, there, here):
-            raise UserError(
-                f"store.git: timeline {timeline!r} has gone two ways, here and on git remote {shared!r}; "
-                f"give one of them another name (git branch -m, and its tags), or delete it"
-            )
+    here = heads.here(project, timeline)
+    try:
+        both = (_later(project, here.branch, there.branch), _later(project, here.decisions, there.decisions))
+    except _TwoWays:
+        raise UserError(
+            f"store.git: timeline {timeline!r} has gone two ways, here and on git remote {shared!r}; "
+            f"give one of them another name (git branch -m, and its tags), or delete it"
+        ) from None
+    target = promoted_state(project, timeline, both[1])
+    here_too = Heads(both[0], target.commit if target else None, both[1])
+    if here_too != here:
+        heads.move(project, timeline, here, here_too)
     newest = last(project, timeline)
-    if newest and newest.commit != there:
-        _publish(newest, shared)
+    if newest:
+        wanted = replace(here_too, branch=newest.commit)
+        if wanted != there:
+            publish(newest, wanted, there, shared)
+
+
+def follow(project: Path, timeline: str, shared: str) -> None:
+    """Bring the states and the pointer of a git remote, as one who only reads: no branch moves, nothing is pushed.
+
+    Raises:
+        UserError: the remote cannot be reached, or holds another state under a tag of ours.
+    """
+    tags, pointer = f"refs/tags/state/{timeline}/*", layout.pointer(timeline)
+    try:
+        there = heads.there(project, timeline, shared)
+        moved = [f"+{pointer}:{pointer}"] if there.pointer else []
+        git(project, "fetch", "--quiet", "--no-tags", shared, f"{tags}:{tags}", *moved)
+    except GitError as error:
+        raise UserError(f"store.git: cannot ask git remote {shared!r} which state is deployed: {error}") from None
+
+
+class _TwoWays(Exception):  # noqa: N818
+    """Neither of two commits comes after the other."""
+
+
+def _later(project: Path, one: str | None, other: str | None) -> str | None:
+    """The one of two commits that comes after the other, or is the same.
+
+    Raises:
+        _TwoWays: neither does.
+    """
+    if one is None or other is None:
+        return one or other
+    if _is_ancestor(project, one, other):
+        return other
+    if _is_ancestor(project, other, one):
+        return one
+    raise _TwoWays
 
 
 def _is_ancestor(project: Path, older: str, newer: str) -> bool:
@@ -287,25 +368,14 @@ def _is_ancestor(project: Path, older: str, newer: str) -> bool:
     return True
 
 
-def _publish(state: State, remote: str) -> None:
-    """Push the branch and all its tags, all or nothing; what is there already is fine."""
+def publish(state: State, new: Heads, seen: Heads, remote: str) -> None:
+    """Push a timeline up to a state, and all its tags, all or nothing; what is there already is fine."""
     recorded = all_states(state.project, state.timeline)
     older = [f"refs/tags/{one.tag}" for one in recorded if (one.line, one.step) < (state.line, state.step)]
-    refs = [f"{state.commit}:{layout.branch(state.timeline)}", f"{state.commit}:refs/tags/{state.tag}", *older]
     try:
-        git(state.project, "push", "--quiet", "--atomic", remote, *refs)
+        heads.push(state.project, state.timeline, new, seen, remote, [f"{state.commit}:refs/tags/{state.tag}", *older])
     except GitError as error:
         raise UserError(
             f"git remote {remote!r} did not take {state.tag}: {error}; if another machine was first, "
             "run again to go on from its state"
         ) from None
-
-
-def _identity(project: Path) -> Mapping[str, str]:
-    """The user's own name where git knows it, else the program's."""
-    try:
-        git(project, "var", "GIT_COMMITTER_IDENT")
-        return {}
-    except GitError:
-        who = {"NAME": "chronomerge", "EMAIL": "chronomerge@localhost"}
-        return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}

@@ -51,7 +51,7 @@ class Verification:
     nodes: tuple[NodeCheck, ...] = ()
     """Those that ran to their end, in that order."""
     history: tuple[str, ...] = ()
-    """Paths of ``data/history`` that do not follow from the previous state."""
+    """Paths of ``data/history`` that do not follow from the state it started from."""
     contradictions: tuple[str, ...] = ()
     """Paths for which manifest.json and DVC's own files name different content."""
     failure: str | None = None
@@ -81,9 +81,9 @@ def needs(state: State) -> list[Need]:
 
 
 def _predecessor(state: State) -> State | None:
-    """What a state's history is checked against: the state before it, unless that has let its weights go."""
-    previous = states.previous_of(state)
-    return None if previous is None or previous.commit in retention.let_go(state.project) else previous
+    """What a state's history is checked against: the state it started from, unless that has let its weights go."""
+    start = states.start_of(state)
+    return None if start is None or start.commit in retention.let_go(state.project) else start
 
 
 def verify(project: Path, state: State, remote: Remote | None, progress: Progress = silent) -> Verification:

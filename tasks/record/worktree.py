@@ -132,8 +132,9 @@ def _is_of_nothing(project: Path, note: Path) -> bool:
 
 def _drop_stale_locks(repository: Path, timeline: str) -> None:
     """Git locks a ref for milliseconds; a lock on ours that stays is of a git that was killed, and would stop us."""
-    branch, tags = layout.branch(timeline), layout.tag(timeline, 0).rpartition("/")[0]
-    locks = [repository / f"{branch}.lock", *(repository / tags).glob("*.lock")]
+    moving = (layout.branch(timeline), layout.pointer(timeline), layout.decisions(timeline))
+    tags = layout.tag(timeline, 0).rpartition("/")[0]
+    locks = [*(repository / f"{ref}.lock" for ref in moving), *(repository / tags).glob("*.lock")]
     if any(path.exists() for path in locks):
         time.sleep(1)
     for path in locks:

@@ -29,10 +29,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str,
 
 
 def whole(folder: Path) -> None:
-    """No half of a state anywhere: the branch is at the newest tag, and each tag has all its files."""
+    """No half of a state anywhere: branch and pointer are at the newest tag, and each tag has all its files."""
     tags = projects.tags(folder)
-    heads = git(folder, "for-each-ref", "--format=%(objectname)", "refs/heads/states/tiny")
-    assert heads == (git(folder, "rev-parse", tags[-1]) if tags else "")
+    for ref in ("refs/heads/states/tiny", "refs/tags/deployed/tiny"):
+        head = git(folder, "for-each-ref", "--format=%(objectname)", ref)
+        assert head == (git(folder, "rev-parse", tags[-1]) if tags else "")
     for tag in tags:
         files = git(folder, "ls-tree", "-r", "--name-only", tag).splitlines()
         assert {"manifest.json", "metrics.json", "dvc.lock", "data/history.dvc"} <= set(files)

@@ -137,6 +137,11 @@ def test_a_variant_that_makes_no_sense_is_named() -> None:
         expand(variants={"long": {"train": {"stepz": 12}}})
 
 
+def test_a_grid_has_no_gate() -> None:
+    found = expand(text(gate={"require": ["A_KA > 50%"], "held": "skip"}))
+    assert all(one.params.gate is None for one in found.values())
+
+
 def test_a_grid_needs_a_stream() -> None:
     with pytest.raises(UserError, match="needs a stream"):
         expand(text(stream=[]))

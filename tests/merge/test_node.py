@@ -34,6 +34,10 @@ def params(step: int, **time: Any) -> Params:
     )
 
 
+def number(project: Path, value: int) -> None:
+    (project / "data/history/weights/lineage.json").write_text(json.dumps({"step": value}))
+
+
 def timeline(project: Path, steps: int, **time: Any) -> list[Model]:
     """Run steps 0 … ``steps`` with random experts, handing on what the flow hands on; returns the deployed models."""
     history, step = project / "data/history/weights", project / "data/step"
@@ -43,6 +47,7 @@ def timeline(project: Path, steps: int, **time: Any) -> list[Model]:
     models = [base(), *experts(steps)]
     for t in range(steps + 1):
         save_file(models[t], step / "expert.safetensors")
+        number(project, t)
         deploy(project, params(t, **time))
         deployed.append(load_file(step / "deployed.safetensors"))
         if t == 0:
@@ -93,6 +98,28 @@ def test_deploying_all_is_the_batch_merge_with_and_without_a_sequential_form(nam
     assert said["all"]["report"]["experts"] == 3
 
 
+@pytest.mark.parametrize(
+    "time", [{"deploy": "all"}, {"deploy": "all", "technique": {"name": "tsv"}}, {"ema_start": "first-expert"}, {}]
+)
+def test_arrivals_that_were_skipped_do_not_count(time: dict[str, Any], tmp_path: Path) -> None:
+    """Step 3 with no expert before it, and step 5 with one, are what steps 1 and 2 would have been."""
+    expected = timeline(tmp_path, 2, **time)
+    shutil.rmtree(tmp_path / "data")
+    history, step = tmp_path / "data/history/weights", tmp_path / "data/step"
+    history.mkdir(parents=True)
+    step.mkdir(parents=True)
+    save_file(base(), history / "base.safetensors")
+    (history / "experts").mkdir()
+    for t, (at, model) in enumerate(zip((0, 3, 5), [base(), *experts(2)], strict=True)):
+        save_file(model, step / "expert.safetensors")
+        number(tmp_path, t)
+        deploy(tmp_path, params(at, **time))
+        assert same(load_file(step / "deployed.safetensors"), expected[t])
+        shutil.copy(step / "expert.safetensors", history / "experts" / f"{t:04}.safetensors")
+        shutil.rmtree(history / "running", ignore_errors=True)
+        shutil.copytree(step / "running", history / "running")
+
+
 def test_the_share_of_the_new_expert_means_the_same_for_slerp(tmp_path: Path) -> None:
     outcome = timeline(tmp_path, 1, technique={"name": "slerp", "weight": 0.9})
     near, far = experts(1)[0], base()
@@ -112,6 +139,10 @@ def test_missing_inputs_are_named_and_nothing_is_deployed(tmp_path: Path) -> Non
         deploy(tmp_path, params(1))
     (tmp_path / "data/step").mkdir(parents=True)
     save_file(base(), tmp_path / "data/step/expert.safetensors")
+    with pytest.raises(UserError, match=r"lineage\.json: does not say how many experts"):
+        deploy(tmp_path, params(1))
+    (tmp_path / "data/history/weights").mkdir(parents=True)
+    number(tmp_path, 1)
     with pytest.raises(UserError, match=r"base\.safetensors: no such checkpoint"):
         deploy(tmp_path, params(1))
     assert not (tmp_path / "data/step/deployed.safetensors").exists()

@@ -68,7 +68,7 @@ def record(project: Path, remote: Remote, dvc: Dvc, expert: int = 5000) -> State
         inputs = {path: cache.put(tree.folder / path) for path in layout.INPUTS}
         made = Reference("make", "", {path: cache.put(tree.folder / path) for path in OUTPUTS}, 0.0, {})
         assert params.timeline == "x"
-        return recording.record(project, tree, code, inputs, [made], cache, dvc)
+        return recording.record(project, tree, code, previous, inputs, [made], cache, dvc)
 
 
 def noise(step: int, what: int, size: int) -> bytes:

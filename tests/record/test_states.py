@@ -63,7 +63,7 @@ def test_what_a_remote_lacks_is_pushed_again(project: Path, shared: Path) -> Non
     one = record(project, 1, record(project, 0, None))  # as after a crash before the push
     states.synchronize(project, "x", "origin")
     assert git(shared, "rev-parse", "refs/heads/states/x") == one.commit
-    assert git(shared, "tag").splitlines() == ["state/x/0000", "state/x/0001"]
+    assert git(shared, "tag").splitlines() == ["deployed/x", "state/x/0000", "state/x/0001"]
     states.synchronize(project, "x", "origin")
 
 

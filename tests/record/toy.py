@@ -8,18 +8,37 @@ from tasks.record.git import git
 from tasks.record.states import State
 
 
-def record(project: Path, step: int, previous: State | None, remote: str | None = None, note: str = "") -> State:
-    """Commit a state of timeline ``x`` after another."""
+def record(
+    project: Path,
+    step: int,
+    previous: State | None,
+    remote: str | None = None,
+    note: str = "",
+    *,
+    promoted: bool = True,
+) -> State:
+    """Commit a state of timeline ``x`` after another; the gate has promoted or held it."""
     tree = project.parent / f"{project.name}-tree"
     git(project, "worktree", "add", "--quiet", "--detach", str(tree))
-    manifest = {"step": step, "previous": previous.tag if previous else None, "bytes": {"new": 7}, "note": note}
+    manifest = {
+        "step": step, "previous": previous.tag if previous else None, "bytes": {"new": 7}, "note": note,
+        "gate": {"promoted": promoted},
+    }  # fmt: skip
     try:
         for name in layout.RECORDED:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_text(f"{step} {note}\n")
         (tree / "manifest.json").write_text(json.dumps(manifest))
         return states.commit(
-            tree, project, "x", step, previous, git(project, "rev-parse", "HEAD"), f"state {step}", remote
+            tree,
+            project,
+            "x",
+            step,
+            previous,
+            git(project, "rev-parse", "HEAD"),
+            f"state {step}",
+            remote,
+            promoted=promoted,
         )
     finally:
         worktree.remove(project, tree)

@@ -15,6 +15,7 @@ CHECKS: tuple[Check, ...] = (
     leftovers.dvc_locks,
     records.damaged,
     records.branches,
+    records.pointers,
     records.not_pushed,
     contents.store_reachable,
     contents.uploads,

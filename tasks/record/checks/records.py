@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.record import layout, retention, states
+from tasks.record import heads, layout, retention, states
 from tasks.record.doctor import Finding, Visit
 from tasks.record.garbage import shared_remotes
 from tasks.record.git import GitError, git, resolve
@@ -50,6 +51,25 @@ def branches(visit: Visit) -> Iterator[Finding]:
 
 def _move(project: Path, branch: str, new: str, old: str) -> None:
     git(project, "update-ref", branch, new, old)
+
+
+def pointers(visit: Visit) -> Iterator[Finding]:
+    """The pointer of a timeline is at one of its states."""
+    for timeline in states.timelines(visit.project):
+        found = heads.here(visit.project, timeline)
+        recorded = {state.commit for state in states.all_states(visit.project, timeline)}
+        if found.pointer and found.pointer not in recorded:
+            yield Finding(
+                f"tag deployed/{timeline} is at no state", found.pointer[:10],
+                "somebody moved it, or a fetch brought it without the state's own tag; who follows it finds nothing",
+                "move it to the newest promoted state", partial(_point, visit.project, timeline), timeline=timeline,
+            )  # fmt: skip
+
+
+def _point(project: Path, timeline: str) -> None:
+    old = heads.here(project, timeline)
+    target = states.promoted_state(project, timeline, old.decisions)
+    heads.move(project, timeline, old, replace(old, pointer=target.commit if target else None))
 
 
 def not_pushed(visit: Visit) -> Iterator[Finding]:

@@ -1,0 +1,158 @@
+"""The gate of a timeline: conditions on a state's metrics, which decide whether it is promoted or held.
+
+A condition reads ``NAME OP NUMBER``. OP is one of ``<= < >= >``. All numbers are shares of one: ``0.02`` and ``2%`` are
+the same, and a bare number beyond one is refused, since ``metrics.json`` counts in percent and ``2`` could mean either.
+
+| NAME | is |
+|---|---|
+| ``A_KA``, ``A_ZS``, ``geometric_mean`` | as in ``metrics.json`` |
+| ``score.SET`` | what the evaluation set SET counts by: top-1, or mean recall@5 (`tasks.scores`) |
+| ``accumulation_gain``, ``geometric_mean_gain`` | how much higher A_KA, the geometric mean is than the reference's |
+| ``retention_drop`` | how much lower A_ZS is than the reference's |
+
+The reference is the newest promoted state. A difference to a state that was tested on other sets means nothing: such a
+condition is left open, and holds no state back.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Any
+
+from tasks.scores import scores
+
+ROLES = ("adaptation", "retention")
+OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
+LEVELS = ("A_KA", "A_ZS", "geometric_mean")
+DIFFERENCES = {
+    "accumulation_gain": ("A_KA", 1, ROLES[:1]),
+    "retention_drop": ("A_ZS", -1, ROLES[1:]),
+    "geometric_mean_gain": ("geometric_mean", 1, ROLES),
+}
+"""Name → the metric, the sign of its change that counts, and the roles of the sets that it is a mean over."""
+SCORE = "score."
+DIGITS = 6
+"""Decimals of a share: as fine as ``metrics.json``, so that 30 % less 28 % is 0.02 and not a bit more."""
+
+_FORM = re.compile(r"\s*([A-Za-z]\S*)\s*(<=|>=|<|>)\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition; ``bound`` is a share of one."""
+
+    name: str
+    op: str
+    bound: Decimal
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.op} {(self.bound * 100).normalize():f}%"
+
+    def holds(self, value: float) -> bool:
+        return bool(OPERATORS[self.op](value, float(self.bound)))
+
+
+def parse(text: str) -> Condition:
+    """Read a condition.
+
+    Raises:
+        ValueError: it is none; says what it should be.
+    """
+    found = _FORM.fullmatch(text)
+    if not found:
+        raise ValueError(f"a condition is NAME OP NUMBER, such as retention_drop <= 2%; OP is {', '.join(OPERATORS)}")
+    name, op, number, percent = found.groups()
+    if name not in (*LEVELS, *DIFFERENCES) and not name.startswith(SCORE):
+        raise ValueError(f"no value is called {name}; there are {', '.join((*LEVELS, *DIFFERENCES))} and {SCORE}SET")
+    bound = Decimal(number) / 100 if percent else Decimal(number)
+    if abs(bound) > 1:
+        raise ValueError(
+            f"{number}{percent} is beyond 100%; numbers are shares of one, so write {number}% or a fraction"
+        )
+    return Condition(name, op, bound)
+
+
+def require_sets(conditions: Iterable[str], names: Collection[str]) -> None:
+    """Check that conditions on single sets name some that are evaluated.
+
+    Raises:
+        ValueError: names the one that is not, and those that are.
+    """
+    for text in conditions:
+        name = parse(text).name
+        if name.startswith(SCORE) and name.removeprefix(SCORE) not in names:
+            raise ValueError(
+                f"{text}: no evaluation set is called {name.removeprefix(SCORE)}; there are {', '.join(names)}"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a condition: ``value`` is a share of one; both are None where there is nothing to compare with."""
+
+    condition: str
+    value: float | None
+    holds: bool | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.condition} (nothing to compare with)"
+            if self.value is None
+            else f"{self.condition} ({self.value:.2%})"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a state is promoted, and why."""
+
+    promoted: bool
+    conditions: tuple[Outcome, ...]
+    compared_with: str | None
+    """The tag of the reference, where any condition has looked at it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The ``gate`` of a ``manifest.json``."""
+        return {**asdict(self), "conditions": [asdict(outcome) for outcome in self.conditions]}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The state that differences are taken to."""
+
+    tag: str
+    metrics: Mapping[str, Any]
+    same: Collection[str]
+    """The `ROLES` whose evaluation sets are those of the judged state: the same names, the same content."""
+
+
+def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: Reference | None) -> Verdict:
+    """Judge a state by its ``metrics.json`` and that of the reference: promoted unless a condition fails."""
+    outcomes = []
+    compared = False
+    for text in conditions:
+        condition = parse(text)
+        value = _value(condition.name, metrics, reference)
+        compared |= value is not None and condition.name in DIFFERENCES
+        outcomes.append(Outcome(text, value, None if value is None else condition.holds(value)))
+    promoted = all(outcome.holds is not False for outcome in outcomes)
+    return Verdict(promoted, tuple(outcomes), reference.tag if reference and compared else None)
+
+
+def _value(name: str, metrics: Mapping[str, Any], reference: Reference | None) -> float | None:
+    if name.startswith(SCORE):
+        return _share(scores(metrics)[name.removeprefix(SCORE)])
+    if name in LEVELS:
+        return _share(metrics[name])
+    metric, sign, roles = DIFFERENCES[name]
+    if reference is None or not set(roles) <= set(reference.same):
+        return None
+    return _share(sign * (metrics[metric] - reference.metrics[metric]))
+
+
+def _share(percent: float) -> float:
+    return round(percent / 100, DIGITS)

@@ -1,0 +1,71 @@
+"""What people have decided by hand about states: promoted or held, whatever the gate said.
+
+Each decision is a commit on a ref of the timeline (``refs/decisions/X``), with all decisions so far as its
+``decisions.json``; so ``git log refs/decisions/X`` tells the story, and several machines can agree as on a branch.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks.record.git import git, identity, show
+
+_FILE = "decisions.json"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Somebody's word on a state."""
+
+    state: str
+    """Its tag."""
+    promoted: bool
+    who: str
+    host: str
+    at: str
+    """UTC, ISO 8601."""
+    reason: str | None
+
+
+def decided(state: str, reason: str | None, *, promoted: bool, project: Path) -> Decision:
+    """A decision of the current user, now."""
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Decision(state, promoted, _who(project), socket.gethostname(), at, reason)
+
+
+def _who(project: Path) -> str:
+    """As git calls the user, else as the system does."""
+    if "GIT_AUTHOR_NAME" not in identity(project):
+        return git(project, "var", "GIT_AUTHOR_IDENT").rpartition(">")[0] + ">"
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        return f"user {os.getuid()}"
+
+
+def read(project: Path, commit: str | None) -> list[Decision]:
+    """All decisions up to a commit of their ref, the first one first."""
+    return [Decision(**row) for row in json.loads(show(project, commit, _FILE))] if commit else []
+
+
+def latest(project: Path, commit: str | None) -> Mapping[str, Decision]:
+    """The decision that counts on each state that somebody has decided on: tag → the last one."""
+    return {decision.state: decision for decision in read(project, commit)}
+
+
+def add(project: Path, before: str | None, decision: Decision) -> str:
+    """Make the commit of one more decision; no ref moves."""
+    rows = [asdict(one) for one in (*read(project, before), decision)]
+    blob = git(project, "hash-object", "-w", "--stdin", stdin=json.dumps(rows, indent=1) + "\n")
+    tree = git(project, "mktree", stdin=f"100644 blob {blob}\t{_FILE}\n")
+    parents = ["-p", before] if before else []
+    message = f"{'promote' if decision.promoted else 'hold'} {decision.state}\n"
+    message += f"\n{decision.reason}\n" if decision.reason else ""
+    return git(project, "commit-tree", tree, *parents, stdin=message, env=identity(project))

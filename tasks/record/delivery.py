@@ -1,0 +1,134 @@
+"""Bring the weights of a state to where a server picks them up: a folder that open_clip loads as ``local-dir:FOLDER``.
+
+Three files, each replaced as a whole, the note last: so what the note names lies there. Other files in the folder stay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tasks.cache import Cache, md5_of
+from tasks.errors import UserError
+from tasks.record import layout, objects
+from tasks.record.fetching import TRIES
+from tasks.record.objects import Depot
+from tasks.record.states import State
+
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+NOTE = "state.json"
+"""Which state this is, its scores, and the md5 of its weights."""
+
+
+def is_there(state: State, folder: Path) -> bool:
+    """Whether a folder has the weights of a state already; they are hashed."""
+    try:
+        noted = json.loads((folder / NOTE).read_text())
+        same = md5_of(folder / WEIGHTS) == state.entries[layout.DEPLOYED].md5
+    except (OSError, ValueError):
+        return False
+    return bool(noted == _note(state) and same and (folder / CONFIG).exists())
+
+
+def deliver(state: State, folder: Path, cache: Cache, depot: Depot | None) -> int:
+    """Write a state's deployed weights and its model's configuration; returns how many bytes came from the remote.
+
+    ``depot`` may be None where the cache has what is needed. What comes from either is hashed before it is shown.
+
+    Raises:
+        UserError: neither has the right bytes.
+        RemoteError: the remote cannot be reached.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _part(folder) as part:
+        source = _Source(state, cache, depot, part)
+        weights = source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED)
+        _show(weights, folder / WEIGHTS)
+        for name, content in ((CONFIG, _config(state, source)), (NOTE, _note(state))):
+            (part / name).write_text(json.dumps(content, indent=1) + "\n")
+            _show(part / name, folder / name)
+    return source.fetched
+
+
+class _Source:
+    """Objects of a state, out of the cache or else the remote, as files of their own in the folder ``into``."""
+
+    def __init__(self, state: State, cache: Cache, depot: Depot | None, into: Path):
+        self._state, self._cache, self._depot, self._into = state, cache, depot, into
+        self.fetched = 0
+
+    def get(self, md5: str, path: str) -> Path:
+        """One object; ``path`` is what messages call it."""
+        target = self._into / md5
+        stored = self._cache.path(md5)
+        if stored.exists():
+            shutil.copyfile(stored, target)
+            if md5_of(target) == md5:
+                return target
+        depot = self._depot
+        if depot and any(depot.take([md5], self._into) for _ in range(TRIES)):
+            self.fetched += target.stat().st_size
+            return target
+        where = f"neither {stored} nor {depot.remote.url} has" if depot else f"{stored} does not have"
+        raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` tells more")
+
+    def listing(self, md5: str) -> dict[str, str]:
+        found = objects.members_here([md5], self._cache)
+        if md5 not in found and self._depot:
+            found = objects.members([md5], self._depot)
+        if md5 not in found:
+            raise UserError(f"the list of files in {layout.HISTORY} of {self._state.tag} cannot be had (object {md5})")
+        return found[md5]
+
+
+def _config(state: State, source: _Source) -> dict[str, Any]:
+    """The model in open_clip's own format; see `tasks.models` for what lies in the history."""
+    files = source.listing(state.entries[layout.HISTORY].md5)
+    model, preprocess = (
+        json.loads(source.get(files[f"model/{name}"], f"{layout.HISTORY}/model/{name}").read_text())
+        for name in ("model.json", "preprocess.json")
+    )
+    return {"model_cfg": model["model_cfg"], "preprocess_cfg": {"size": preprocess.pop("image_size"), **preprocess}}
+
+
+def _note(state: State) -> dict[str, Any]:
+    weights = state.entries[layout.DEPLOYED]
+    return {
+        "timeline": state.timeline,
+        "step": state.step,
+        "tag": state.tag,
+        "commit": state.commit,
+        "arrival": state.manifest["arrival"],
+        "model": state.params["base"]["model"],
+        "weights": {"file": WEIGHTS, "md5": weights.md5, "size": weights.size},
+        "metrics": {name: state.metrics[name] for name in ("A_KA", "A_ZS", "geometric_mean")},
+    }
+
+
+def _show(made: Path, target: Path) -> None:
+    """Put a finished file in its place at once, its bytes on the disk before its name."""
+    with made.open("rb") as file:
+        os.fsync(file.fileno())
+    made.replace(target)
+
+
+@contextmanager
+def _part(folder: Path) -> Iterator[Path]:
+    """A folder inside for what is not finished; what killed ones left goes."""
+    for left in folder.glob(".chronomerge-*"):
+        if left.name.rpartition("-")[2].isdecimal() and not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    part = folder / f".chronomerge-{os.getpid()}"
+    part.mkdir()
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,98 @@
+"""Which states are promoted: what the gate compares a new one with, and what people decide by hand afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tasks import gate
+from tasks.cache import Cache, Entry
+from tasks.errors import UserError
+from tasks.params import Evaluate, Gate
+from tasks.record import decisions, heads, layout, retention, states
+from tasks.record.git import GitError
+from tasks.record.heads import Heads
+from tasks.record.states import State
+
+
+def next_start(project: Path, timeline: str, settings: Gate | None) -> State | None:
+    """The state that the next step starts from; None where nothing is recorded.
+
+    The newest; or, where held states are skipped, the newest promoted one (the base, while there is none).
+    """
+    newest = states.last(project, timeline)
+    if newest is None or settings is None or settings.held == "continue":
+        return newest
+    decided = heads.here(project, timeline).decisions
+    return states.promoted_state(project, timeline, decided) or states.lineage(project, timeline)[0]
+
+
+def reference(
+    project: Path, timeline: str, evaluate: Evaluate, sets: Entry, cache: Cache, bring: Callable[[str], None]
+) -> gate.Reference | None:
+    """What the gate compares a new state with: the newest promoted one, and which of its test sets are the same.
+
+    ``sets`` is the new state's ``data/step/evaluation``; ``bring`` puts an object of the store into the cache.
+    """
+    found = states.promoted_state(project, timeline, heads.here(project, timeline).decisions)
+    if found is None:
+        return None
+    theirs = found.entries[layout.EVALUATION]
+    if not cache.path(theirs.md5).exists():
+        bring(theirs.md5)
+    before = _contents(Evaluate.model_validate(found.params["evaluate"]), cache.members(theirs))
+    now = _contents(evaluate, cache.members(sets))
+    return gate.Reference(found.tag, found.metrics, [role for role in gate.ROLES if before[role] == now[role]])
+
+
+def _contents(evaluate: Evaluate, files: Mapping[str, str]) -> dict[str, dict[str, dict[str, str]]]:
+    """Role → set → relative path → md5; ``files`` are those of ``data/step/evaluation``."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for role in gate.ROLES:
+        names = [one.name for one in getattr(evaluate, role)]
+        found[role] = {
+            name: {path: md5 for path, md5 in files.items() if path.startswith(f"{name}/")} for name in sorted(names)
+        }
+    return found
+
+
+def decide(state: State, *, promoted: bool, reason: str | None, shared: str | None) -> State | None:
+    """Promote or hold a state by hand; decision and pointer move in one transaction.
+
+    The caller keeps the sweep out (`lock.present`) and has brought the states of the ``shared`` git remote, if there is
+    one. Whoever records meanwhile is not waited for: of the two, one is first, and the other is told.
+
+    Returns the state that is deployed now, or None where the state was so already.
+
+    Raises:
+        UserError: the state is none of the current lineage, nothing would be left to deploy, its weights were let go,
+            or somebody else was first.
+    """
+    project, timeline = state.project, state.timeline
+    if state not in states.lineage(project, timeline):
+        back = f"`chronomerge rollback {state.step}.{state.line}`"
+        raise UserError(f"{state.tag} was left behind by a rollback; {back} goes back to it")
+    old = heads.here(project, timeline)
+    if states.is_promoted(state, decisions.latest(project, old.decisions)) == promoted:
+        return None
+    word = decisions.decided(state.tag, reason, promoted=promoted, project=project)
+    made = decisions.add(project, old.decisions, word)
+    target = states.promoted_state(project, timeline, made)
+    if target is None:
+        raise UserError(
+            f"{state.tag} is the only promoted state of its timeline; promote another one before holding it"
+        )
+    if target.commit in retention.let_go(project):
+        raise UserError(
+            f"{target.tag} would be deployed, but its weights were let go (chronomerge gc); promote another state first"
+        )
+    new = Heads(old.branch, target.commit, made)
+    if shared:
+        states.publish(states.lineage(project, timeline)[-1], new, old, shared)
+    try:
+        heads.move(project, timeline, old, new)
+    except GitError as error:
+        if heads.here(project, timeline) != old:
+            raise UserError(f"timeline {timeline!r} moved on meanwhile; look again, and decide again") from None
+        raise UserError(f"git cannot keep that decision: {error}") from None
+    return target
