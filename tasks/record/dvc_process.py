@@ -72,6 +72,7 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "fetch": fetch,
     "checkout": checkout,
     "send": transfer.send,
+    "keep": transfer.keep,
     "stored": inventory.stored,
     "take": inventory.take,
     "discard": inventory.discard,

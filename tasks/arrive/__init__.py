@@ -1,0 +1,10 @@
+"""Arrivals: data or an expert from anywhere is checked in full, kept by the project, and appended to the stream.
+
+`arrive` does it for one arrival, `tasks.inbox` for whatever lies finished in a folder or an S3 prefix.
+"""
+
+from tasks.arrive.arriving import arrive
+from tasks.arrive.request import Request
+from tasks.arrive.verdict import Verdict
+
+__all__ = ["Request", "Verdict", "arrive"]
