@@ -90,6 +90,7 @@ def status(as_json: AsJson = False) -> None:
 
 
 app.command()(cli_arrive.arrive)
+app.command()(cli_arrive.inbox)
 app.command()(cli_grid.grid)
 app.command()(cli_states.states)
 app.command()(cli_states.restore)

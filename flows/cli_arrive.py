@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from flows import here
 from flows.cli_states import AsJson
+
+if TYPE_CHECKING:
+    from tasks.inbox import Scan
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -59,3 +63,51 @@ def _from_here(given: str, project: Path) -> str:
     if not whole.exists():
         return given
     return f"{whole.relative_to(project) if whole.is_relative_to(project) else whole}{mark}{split}"
+
+
+def inbox(
+    where: Annotated[str, typer.Argument(metavar="PATH|s3://BUCKET/PREFIX", help="Where drops lie, a folder each.")],
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="Look again, so long after each look, until stopped.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let every finished drop arrive once: a folder with READY or arrival.yaml in it; status 2 if one was refused."""
+    from tasks import console
+    from tasks import inbox as inboxes
+    from tasks.arrive import UnreachableError
+    from tasks.record.dvc import RemoteError
+
+    project = here.project()
+    where = _from_here(where, project)
+    while True:
+        try:
+            with console.shown() as progress:
+                found = inboxes.scan(project, where, progress, dry_run=dry_run)
+        except (UnreachableError, RemoteError) as error:
+            if watch is None:
+                raise
+            out.print(f"not now: {error}")
+        else:
+            if as_json:
+                typer.echo(json.dumps(found.as_dict()))  # on one line: a program may read them as they come
+            else:
+                _print(found, everything=watch is None)
+            if watch is None:
+                raise typer.Exit(2 if found.refused else 0)
+        time.sleep(watch)
+
+
+def _print(found: Scan, *, everything: bool) -> None:
+    """What a look came to; of many looks, only what is new."""
+    for one in [*found.taken, *found.refused]:
+        assert one.verdict
+        for line in one.verdict.lines():
+            out.print(line)
+    if everything:
+        for one in [*found.changed, *found.known, *found.waiting]:
+            out.print(f"{one.name}: {one.why}")
+        counts = {"taken": found.taken, "refused": found.refused, "changed": found.changed, "known": found.known}
+        said = ", ".join(f"{len(drops)} {kind}" for kind, drops in {**counts, "waiting": found.waiting}.items())
+        out.print(f"{found.where}: {said}")

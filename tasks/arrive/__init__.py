@@ -3,8 +3,9 @@
 `arrive` does it for one arrival, `tasks.inbox` for whatever lies finished in a folder or an S3 prefix.
 """
 
-from tasks.arrive.arriving import arrive
-from tasks.arrive.request import Request
+from tasks.arrive.arriving import ChangedError, arrive, refusal
+from tasks.arrive.request import CHECKPOINTS, Request
+from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Verdict
 
-__all__ = ["Request", "Verdict", "arrive"]
+__all__ = ["CHECKPOINTS", "ChangedError", "Request", "UnreachableError", "Verdict", "arrive", "refusal"]

@@ -30,7 +30,7 @@ from tasks.errors import UserError, redacted
 from tasks.params import Arrival, Params, SourceSpec, load
 from tasks.prepare import experts
 from tasks.prepare.photographs import Photographs
-from tasks.prepare.registry import written
+from tasks.prepare.registry import parse_all, written
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress, silent
 from tasks.record import config, layout, lock, pointers, store
@@ -51,14 +51,29 @@ class _Copy:
         return hash_of(self.folder) if self.folder else None
 
 
-def arrive(project: Path, request: Request, progress: Progress = silent, *, dry_run: bool = False) -> Verdict:
+class ChangedError(UserError):
+    """Files changed while they were copied: what was checked may be neither what was there nor what is."""
+
+
+def arrive(
+    project: Path,
+    request: Request,
+    progress: Progress = silent,
+    *,
+    dry_run: bool = False,
+    once: bool = False,
+    unchanged: Callable[[], bool] = lambda: True,
+) -> Verdict:
     """Check what arrives in full and, unless something is wrong with it, keep its files and append it to the stream.
 
     A refusal is a verdict too, and is written down in ``.chronomerge/refused``. With ``dry_run`` nothing is changed.
+    With ``once``, what has the very files of another arrival of the stream is that arrival, and there already.
+    ``unchanged`` is asked when all is copied and checked.
 
     Raises:
         UserError: the request makes no sense, or the project itself is wrong (its params, base, test sets or store).
         UnreachableError: S3 does not give the files.
+        ChangedError: ``unchanged`` says that they are not.
         RemoteError: the store does not take them. As after a crash, the same call may be tried again.
     """
     request.require_sense()
@@ -67,11 +82,13 @@ def arrive(project: Path, request: Request, progress: Progress = silent, *, dry_
     with _scratch(project) as scratch:
         made = _expert if request.expert else _data
         copy = made(project, params, request, scratch, findings, progress)
-        verdict = _decide(project, params, request, copy, findings)
+        if not unchanged():
+            raise ChangedError(f"{request.name}: its files changed while they were copied")
+        verdict = _decide(project, params, request, copy, findings, once=once)
         if dry_run:
             return verdict
-        if not verdict.refused and copy:
-            verdict = _commit(project, request, copy, findings, progress)
+        if verdict.outcome == "would arrive" and copy:
+            verdict = _commit(project, request, copy, findings, progress, once=once)
     if verdict.refused:
         verdict = replace(verdict, report=write_report(project, verdict))
     return verdict
@@ -177,56 +194,62 @@ def _complaining(findings: Findings, shown: Callable[[str], str] = str) -> Itera
         raise
     except UserError as error:
         findings.complain(shown(str(error)))
+    except (PermissionError, FileNotFoundError) as error:
+        findings.complain(shown(f"{error.filename}: {error.strerror}"))
 
 
 def _shown(findings: Findings, shown: Callable[[str], str]) -> Callable[[str], None]:
     return lambda problem: findings.complain(shown(problem))
 
 
-def _decide(project: Path, params: Params, request: Request, copy: _Copy | None, findings: Findings) -> Verdict:
+def _decide(
+    project: Path, params: Params, request: Request, copy: _Copy | None, findings: Findings, *, once: bool
+) -> Verdict:
     """What is to become of it, as things stand."""
-    name, step, there = request.name, len(params.stream) + 1, False
-    if copy:
-        entry = copy.entry
-        findings.facts |= {"bytes": entry.size} if entry else {}
-        target = pointers.path(project, name).with_suffix("")
-        for number, one in enumerate(params.stream, start=1):
-            if one.name == name:
-                there, step = _is(project, one, copy.arrival, entry), number
-                if not there:
-                    findings.complain(
-                        f"the stream has an arrival {name!r} already, with other content; name this one otherwise"
-                    )
-        if entry and not there and not findings.problems and target.exists() and hash_of(target).md5 != entry.md5:
-            shown = target.relative_to(project)
-            findings.complain(f"{shown} is there with other files; move them away, or name this arrival otherwise")
-        twin = known.twin(project, entry, params, name) if entry else None
+    if copy is None or findings.problems:
+        return Verdict(request.name, "refused", tuple(findings.problems), tuple(findings.notes), findings.facts)
+    name, entry, kept = request.name, copy.entry, None
+    there = {one.name: (step, one) for step, one in enumerate(params.stream, start=1)}
+    if entry:
+        findings.facts["bytes"] = entry.size
+        kept = pointers.path(project, name)
+        twin = known.twin(project, entry, params, name)
         if twin:
             findings.note(f"its files are the very same as those of {twin!r}")
-    if findings.problems or not copy:
-        return Verdict(name, "refused", tuple(findings.problems), tuple(findings.notes), findings.facts)
-    kept = pointers.path(project, name).relative_to(project).as_posix() if copy.folder else None
+        if twin and once:
+            name = twin
+        elif name not in there and kept.with_suffix("").exists() and hash_of(kept.with_suffix("")).md5 != entry.md5:
+            shown = kept.with_suffix("").relative_to(project)
+            findings.complain(f"{shown} is there with other files; move them away, or name this arrival otherwise")
+    if name == request.name and name in there and not _is(project, there[name][1], copy.arrival, entry):
+        lost = "" if not kept or kept.exists() else f" ({kept.relative_to(project)} is missing: `git checkout` it)"
+        findings.complain(f"the stream has another arrival {name!r} already{lost}; name this one otherwise")
+    if findings.problems:
+        return _decide(project, params, request, None, findings, once=once)
+    step, arrival = there.get(name, (len(params.stream) + 1, copy.arrival))
     return Verdict(
-        name, "already there" if there else "would arrive", (), tuple(findings.notes), findings.facts,
-        copy.arrival.model_dump(mode="json", exclude_defaults=True), step, kept,
+        request.name, "already there" if name in there else "would arrive", (), tuple(findings.notes), findings.facts,
+        arrival.model_dump(mode="json", exclude_defaults=True), step,
+        pointers.path(project, name).relative_to(project).as_posix() if kept else None,
     )  # fmt: skip
 
 
 def _is(project: Path, one: Arrival, other: Arrival, entry: Entry | None) -> bool:
     """Whether an arrival of the stream is another one, with these very files."""
+    same = one.expert == other.expert and parse_all(one.update, "stream") == parse_all(other.update, "--data")
     pointer = pointers.path(project, one.name)
-    if entry is None or not pointer.exists():
-        return one == other and entry is None
-    return one == other and pointers.read(pointer)[0].md5 == entry.md5
+    return same and (entry is None or (pointer.exists() and pointers.read(pointer)[0].md5 == entry.md5))
 
 
-def _commit(project: Path, request: Request, copy: _Copy, findings: Findings, progress: Progress) -> Verdict:
+def _commit(
+    project: Path, request: Request, copy: _Copy, findings: Findings, progress: Progress, *, once: bool
+) -> Verdict:
     """Keep the files and append the arrival, unless somebody was first."""
     file = (project / "params.yaml").resolve()
     pointer = pointers.path(project, request.name)
     with lock.present(project, wait=True), pointers.one_at_a_time(project):
         params = load(file)
-        verdict = _decide(project, params, request, copy, findings)
+        verdict = _decide(project, params, request, copy, findings, once=once)
         if verdict.outcome != "would arrive":
             return verdict
         text = stream_file.appended(file.read_text(), copy.arrival, file)  # before anything is written

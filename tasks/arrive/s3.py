@@ -80,6 +80,22 @@ def download(address: str, into: Path, progress: Progress) -> Path:
     return home
 
 
+def text(address: str) -> str:
+    """The content of a small object.
+
+    Raises:
+        UserError: it is no text.
+        UnreachableError: no access, or no answer.
+    """
+    bucket, key = _split(address)
+    with _complaints(address):
+        content = store.client(Remote("s3", address)).get_object(Bucket=bucket, Key=key)["Body"].read()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{address}: not a text") from None
+
+
 def _split(address: str) -> tuple[str, str]:
     bucket, _, key = address.removeprefix(SCHEME).partition("/")
     if not address.startswith(SCHEME) or not bucket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -102,7 +103,8 @@ def few(names: Sequence[str]) -> str:
 def write_report(project: Path, verdict: Verdict, now: datetime | None = None) -> str:
     """Write a refusal down in the project; returns where."""
     when = now or datetime.now(UTC)
-    path = layout.private(project) / "refused" / f"{verdict.name}-{when:%Y%m%dT%H%M%S%fZ}.json"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", verdict.name)
+    path = layout.private(project) / "refused" / f"{name}-{when:%Y%m%dT%H%M%S%fZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     content = {"refused_at": when.isoformat(timespec="seconds"), **verdict.as_dict()}
@@ -114,7 +116,7 @@ def write_report(project: Path, verdict: Verdict, now: datetime | None = None) -
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
     for key, value in facts.items():
         if key == "classes":
-            yield f"{len(value)} classes"
+            yield f"{len(value)} class{'es'[: 2 * (len(value) != 1)]}"
         elif key == "bytes":
             yield size(value)
         elif isinstance(value, float):

@@ -22,7 +22,7 @@ from tasks.cache import Cache, Entry, hash_of
 from tasks.errors import UserError
 from tasks.record import config, layout
 from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
+from tasks.record.dvc import Dvc, at_hand
 
 TRIES = 3
 """How often an object is asked for that comes with wrong bytes."""
@@ -68,7 +68,7 @@ def keep(project: Path, folder: Path, remote: Remote) -> Entry:
     """
     cache = Cache(config.cache_dir(project))
     entry = cache.put(folder)
-    with Dvc(project) as dvc:
+    with at_hand(project) as dvc:
         dvc("keep", project, remote=remote.name, objects=sorted(cache.md5s([entry])))
     return entry
 
