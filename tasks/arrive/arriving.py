@@ -11,44 +11,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from tasks import models
-from tasks.arrive import known, s3, samples, stream_file
-from tasks.arrive.request import Request, located
-from tasks.arrive.s3 import UnreachableError
-from tasks.arrive.verdict import Findings, Verdict, few, write_report
+from tasks.arrive import known, stream_file
+from tasks.arrive.copying import Copy, Copying, Memo
+from tasks.arrive.request import Request
+from tasks.arrive.verdict import Findings, Verdict, write_report
 from tasks.cache import Cache, Entry, hash_of
 from tasks.errors import UserError, redacted
-from tasks.params import Arrival, Params, SourceSpec, load
-from tasks.prepare import experts
-from tasks.prepare.photographs import Photographs
-from tasks.prepare.registry import parse_all, written
-from tasks.prepare.source import Context, Outside
+from tasks.params import Arrival, Params, load
+from tasks.prepare.registry import parse_all
 from tasks.progress import Progress, silent
 from tasks.record import config, layout, lock, pointers, store
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """An arrival whose files have been copied and checked."""
-
-    arrival: Arrival
-    folder: Path | None
-    """The files to keep; None where the arrival has none, but names what anybody can have."""
-    about: Mapping[str, Any]
-    """What the pointer to them says."""
-
-    @property
-    def entry(self) -> Entry | None:
-        return hash_of(self.folder) if self.folder else None
 
 
 class ChangedError(UserError):
@@ -63,12 +42,13 @@ def arrive(
     dry_run: bool = False,
     once: bool = False,
     unchanged: Callable[[], bool] = lambda: True,
+    memo: Memo | None = None,
 ) -> Verdict:
     """Check what arrives in full and, unless something is wrong with it, keep its files and append it to the stream.
 
     A refusal is a verdict too, and is written down in ``.chronomerge/refused``. With ``dry_run`` nothing is changed.
     With ``once``, what has the very files of another arrival of the stream is that arrival, and there already.
-    ``unchanged`` is asked when all is copied and checked.
+    ``unchanged`` is asked when all is copied and checked; ``memo`` keeps the test images from one call to the next.
 
     Raises:
         UserError: the request makes no sense, or the project itself is wrong (its params, base, test sets or store).
@@ -78,10 +58,9 @@ def arrive(
     """
     request.require_sense()
     params = load(project / "params.yaml")
-    findings = Findings()
     with _scratch(project) as scratch:
-        made = _expert if request.expert else _data
-        copy = made(project, params, request, scratch, findings, progress)
+        copying = Copying(project, params, request, scratch, progress, {} if memo is None else memo)
+        copy, findings = copying.run(), copying.findings
         if not unchanged():
             raise ChangedError(f"{request.name}: its files changed while they were copied")
         verdict = _decide(project, params, request, copy, findings, once=once)
@@ -112,98 +91,8 @@ def _scratch(project: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _data(
-    project: Path, params: Params, request: Request, scratch: Path, findings: Findings, progress: Progress
-) -> _Copy | None:
-    """Copy and check data; None where not even its sources can be told."""
-    model = scratch / layout.HISTORY / "model"
-    models.resolve(params.base, project, model)
-    how = models.preprocess(model)
-    outside = Outside(project, layout.private(project) / "downloads", params.seed, progress)
-    context = Context(params.seed, how.image_size, how.interpolation, how.resize_mode == "squash", scratch)
-    sources, raws, readings = [], [], []
-    for number, given in enumerate(request.data):
-        with _complaining(findings):
-            found = located(given, request.settings, project, scratch / f"download-{number}", progress)
-            complain = _shown(findings, found.shown)
-            raw = scratch / f"raw-{number}" / found.source.kind
-            raw.mkdir(parents=True)
-            with _complaining(findings, found.shown):
-                found.source.fetch(raw, replace(outside, complain=complain))
-                readings.append((found.source, found.source.read(raw, replace(context, complain=complain))))
-            sources.append(found)
-            raws.append(raw)
-    tests = known.test_images(project, params, scratch, progress)
-    samples.check(request.name, readings, tests, findings, progress)
-    names = findings.facts["classes"]
-    earlier = [one for one in params.stream if one.name != request.name]
-    for name, its in known.classes(project, params, earlier, outside, context):
-        if both := sorted(its.intersection(names)):
-            findings.note(f"{len(both)} of its {len(names)} classes arrive with {name!r} too: {few(both)}")
-    if findings.problems:
-        return None
-    folder, path = scratch / "kept" / request.name, f"{layout.ARRIVALS}/{request.name}"
-    specs: list[SourceSpec] = []
-    for number, (one, raw) in enumerate(zip(sources, raws, strict=True), start=1):
-        if isinstance(one.source, Photographs):
-            own = f"/{number}" if len(sources) > 1 else ""
-            specs.append(written(one.source.moved(raw, Path(f"{folder}{own}"), f"{path}{own}")))
-        else:
-            specs.append(one.given)
-    arrival = Arrival(name=request.name, update=specs)
-    about = _about(request.data, {"samples": findings.facts["samples"], "classes": list(names)})
-    return _Copy(arrival, folder if folder.exists() else None, about)
-
-
-def _expert(
-    project: Path, params: Params, request: Request, scratch: Path, findings: Findings, progress: Progress
-) -> _Copy | None:
-    """Copy and check an expert; None where it is no checkpoint."""
-    from tasks.arrive import weights
-
-    assert request.expert
-    model = scratch / "model"
-    models.resolve(params.base, project, model)
-    base = weights.base(project, params, model, scratch)
-    folder = scratch / "kept" / request.name
-    target = folder / experts.FILE
-    address = request.expert
-    with _complaining(findings):
-        remote = address.startswith(s3.SCHEME)
-        here = str(s3.download(address, scratch / "download", progress)) if remote else address
-        with _complaining(findings, lambda text: text.replace(here, address)):
-            experts.fetch(here, target, project, progress)
-            weights.check(request.name, target, base, findings, progress)
-    if findings.problems:
-        return None
-    arrival = Arrival(name=request.name, expert=f"{layout.ARRIVALS}/{request.name}/{experts.FILE}")
-    return _Copy(arrival, folder, _about([request.expert], {}))
-
-
-def _about(given: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"arrived": now, "from": [redacted(str(one)) for one in given], **facts}
-
-
-@contextmanager
-def _complaining(findings: Findings, shown: Callable[[str], str] = str) -> Iterator[None]:
-    """What is wrong with an arrival is a finding; that nobody can tell is not."""
-    try:
-        yield
-    except UnreachableError:
-        raise
-    except UserError as error:
-        findings.complain(shown(str(error)))
-    except (PermissionError, FileNotFoundError) as error:
-        findings.complain(shown(f"{error.filename}: {error.strerror}"))
-
-
-def _shown(findings: Findings, shown: Callable[[str], str]) -> Callable[[str], None]:
-    return lambda problem: findings.complain(shown(problem))
-
-
 def _decide(
-    project: Path, params: Params, request: Request, copy: _Copy | None, findings: Findings, *, once: bool
+    project: Path, params: Params, request: Request, copy: Copy | None, findings: Findings, *, once: bool
 ) -> Verdict:
     """What is to become of it, as things stand."""
     if copy is None or findings.problems:
@@ -242,7 +131,7 @@ def _is(project: Path, one: Arrival, other: Arrival, entry: Entry | None) -> boo
 
 
 def _commit(
-    project: Path, request: Request, copy: _Copy, findings: Findings, progress: Progress, *, once: bool
+    project: Path, request: Request, copy: Copy, findings: Findings, progress: Progress, *, once: bool
 ) -> Verdict:
     """Keep the files and append the arrival, unless somebody was first."""
     file = (project / "params.yaml").resolve()

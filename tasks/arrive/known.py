@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import prepare
@@ -11,7 +11,7 @@ from tasks.arrive.samples import digest
 from tasks.cache import Cache, Entry
 from tasks.datasets import Dataset
 from tasks.errors import UserError
-from tasks.params import Arrival, Params
+from tasks.params import Params
 from tasks.prepare.node import prepare_evaluation
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress
@@ -54,13 +54,11 @@ def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None
     return entry if same and not cache.missing(entry) else None
 
 
-def classes(
-    project: Path, params: Params, arrivals: Sequence[Arrival], outside: Outside, context: Context
-) -> Iterator[tuple[str, set[str]]]:
-    """Name and classes of the first arrivals of the stream, as far as they can be told without the store."""
+def classes(project: Path, params: Params, outside: Outside, context: Context) -> Iterator[tuple[str, set[str]]]:
+    """Name and classes of the stream's arrivals, as far as they can be told without the store."""
     cache = Cache(config.cache_dir(project))
     recorded = {state.step: state.entries[layout.ARRIVAL] for state in states.lineage(project, params.timeline)}
-    for step, one in enumerate(arrivals, start=1):
+    for step, one in enumerate(params.stream, start=1):
         entry = recorded.get(step)
         if one.expert is not None:
             continue

@@ -40,7 +40,7 @@ def check(
     """
     total = sum(reading.count for _, reading in readings)
     counts: Counter[str] = Counter()
-    seen: dict[bytes, Example] = {}
+    seen: dict[bytes, tuple[str, str | None]] = {}
     ids: set[str] = set()
     copies: list[str] = []
     for done, example in enumerate(_examples(readings, findings), start=1):
@@ -53,13 +53,13 @@ def check(
         if key in tests:
             findings.complain(f"{example.id}: is a test image ({tests[key]}); what is tested must not be trained on")
         if key in seen:
-            copies.append(_copy(example, seen[key]))
+            copies.append(_copy(example, *seen[key]))
         else:
-            seen[key] = Example(example.id, example.image[:0], example.caption, example.class_name)
+            seen[key] = example.id, example.class_name
         if done % REPORT_EVERY == 0 or done == total:
             progress(f"checking {name}", done, total)
     if copies:
-        findings.note(f"{len(copies)} exact duplicates within it: {few(copies)}")
+        findings.note(f"{len(copies)} exact duplicate{'s'[: len(copies) > 1]} within it: {few(copies)}")
     for source, reading in readings:
         _require_all_classes(source, reading, findings)
     if not total and not findings.problems:
@@ -75,11 +75,11 @@ def _examples(readings: Sequence[tuple[Source, Reading]], findings: Findings) ->
             findings.complain(str(error))
 
 
-def _copy(example: Example, first: Example) -> str:
+def _copy(example: Example, first: str, its_class: str | None) -> str:
     """Of the same image twice, in words; in two classes, which one is right?"""
-    if example.class_name == first.class_name:
-        return f"{example.id} is {first.id}"
-    return f"{example.id}, as {example.class_name!r}, is {first.id}, as {first.class_name!r}"
+    if example.class_name == its_class:
+        return f"{example.id} is {first}"
+    return f"{example.id}, as {example.class_name!r}, is {first}, as {its_class!r}"
 
 
 def _require_all_classes(source: Source, reading: Reading, findings: Findings) -> None:

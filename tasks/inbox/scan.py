@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks import arrive as arriving
-from tasks.arrive import CHECKPOINTS, ChangedError, Request, UnreachableError, Verdict
+from tasks.arrive import CHECKPOINTS, ChangedError, Memo, Request, UnreachableError, Verdict
 from tasks.errors import UserError
 from tasks.inbox import notes, places
 from tasks.inbox.notes import Note
@@ -92,8 +92,9 @@ def scan(project: Path, where: str, progress: Progress = silent, *, dry_run: boo
         if fresh and not dry_run:  # opened once for all of them
             stack.enter_context(store.open_store(project, load(project / "params.yaml").store.remote))
             stack.enter_context(dvc.kept(project))
+        memo: Memo = {}
         for name, signature in fresh:
-            _take(project, place, name, signature, found, progress, dry_run=dry_run)
+            _take(project, place, name, signature, found, progress, memo, dry_run=dry_run)
     return found
 
 
@@ -130,7 +131,15 @@ def _seen_again(project: Path, place: Place, note: Note, signature: str) -> Note
 
 
 def _take(
-    project: Path, place: Place, name: str, signature: str, found: Scan, progress: Progress, *, dry_run: bool
+    project: Path,
+    place: Place,
+    name: str,
+    signature: str,
+    found: Scan,
+    progress: Progress,
+    memo: Memo,
+    *,
+    dry_run: bool,
 ) -> None:
     """Let one drop arrive, and note what became of it."""
 
@@ -146,7 +155,9 @@ def _take(
         except UserError as error:
             verdict = arriving.refusal(project, name, [str(error)], dry_run=dry_run)
         else:
-            verdict = arriving.arrive(project, request, progress, dry_run=dry_run, once=True, unchanged=unchanged)
+            verdict = arriving.arrive(
+                project, request, progress, dry_run=dry_run, once=True, unchanged=unchanged, memo=memo
+            )
     except (UnreachableError, ChangedError) as error:
         found.waiting.append(Drop(name, str(error)))
         return
