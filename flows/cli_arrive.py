@@ -76,27 +76,32 @@ def inbox(
     """Let every finished drop arrive once: a folder with READY or arrival.yaml in it; status 2 if one was refused."""
     from tasks import console
     from tasks import inbox as inboxes
-    from tasks.arrive import UnreachableError
+    from tasks.errors import UserError
     from tasks.record.dvc import RemoteError
 
     project = here.project()
     where = _from_here(where, project)
-    while True:
-        try:
-            with console.shown() as progress:
-                found = inboxes.scan(project, where, progress, dry_run=dry_run)
-        except (UnreachableError, RemoteError) as error:
-            if watch is None:
-                raise
-            out.print(f"not now: {error}")
+
+    def look(*, everything: bool) -> Scan:
+        with console.shown() as progress:
+            found = inboxes.scan(project, where, progress, dry_run=dry_run)
+        if as_json:
+            typer.echo(json.dumps(found.as_dict()))  # on one line: a program may read them as they come
         else:
-            if as_json:
-                typer.echo(json.dumps(found.as_dict()))  # on one line: a program may read them as they come
-            else:
-                _print(found, everything=watch is None)
-            if watch is None:
-                raise typer.Exit(2 if found.refused else 0)
-        time.sleep(watch)
+            _print(found, everything=everything)
+        return found
+
+    if watch is None:
+        raise typer.Exit(2 if look(everything=True).refused else 0)
+    try:
+        while True:
+            try:
+                look(everything=False)
+            except (UserError, RemoteError) as error:  # a store may be down, params.yaml half edited
+                out.print(f"not now: {error}")
+            time.sleep(watch)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def _print(found: Scan, *, everything: bool) -> None:

@@ -111,7 +111,7 @@ class Copying:
         for number, given in enumerate(self.request.data):
             with self._complaining():
                 downloads = self.scratch / f"download-{number}"
-                found = located(given, self.request.settings, self.project, downloads, self.progress)
+                found = located(given, self.request, self.project, downloads, self.progress)
                 raw = self.scratch / f"raw-{number}" / found.source.kind
                 raw.mkdir(parents=True)
                 with self._complaining(found.shown):

@@ -31,6 +31,8 @@ class Request:
     expert: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For sources that are given as bare paths: what else the source says, and ``source``, its kind."""
+    where: str = "--data"
+    """Who says so, for messages."""
 
     def require_sense(self) -> None:
         """Raises:
@@ -58,22 +60,22 @@ class Found:
     """Gives a message the address that the user knows, in place of that of a download."""
 
 
-def located(given: SourceSpec, settings: Mapping[str, Any], project: Path, scratch: Path, progress: Progress) -> Found:
-    """The source that a person means; what is in S3 is downloaded into the folder ``scratch``.
+def located(given: SourceSpec, request: Request, project: Path, scratch: Path, progress: Progress) -> Found:
+    """The source that one of a request's data means; what is in S3 is downloaded into the folder ``scratch``.
 
     Raises:
         UserError: it is of no kind that is read, could be of several, or is not there.
         UnreachableError: S3 does not give it.
     """
-    spec = _said(given, settings)
+    spec, where = _said(given, request), request.where
     if isinstance(spec, str):
-        source = parse(spec, "--data")
+        source = parse(spec, where)
         if not isinstance(source, Photographs):
             return Found(source, spec)
         spec = {"source": source.kind, **source.model_dump(mode="json", exclude_defaults=True)}
     path = spec.get("path")
     if not isinstance(path, str):
-        return Found(parse(spec, "--data"), spec)
+        return Found(parse(spec, where), spec)
     remote = path.startswith(s3.SCHEME)
     there = s3.download(path, scratch, progress) if remote else project / path
     if not there.exists():
@@ -83,12 +85,12 @@ def located(given: SourceSpec, settings: Mapping[str, Any], project: Path, scrat
         raise UserError(f"{path}: is a checkpoint; it arrives with --expert")
     spec = {"source": recognised(there, path) if "source" not in spec else spec["source"], **spec}
     if not remote:
-        return Found(parse(spec, "--data"), spec)
-    source = parse({**spec, "path": str(there), "drawn_as": path}, "--data")
+        return Found(parse(spec, where), spec)
+    source = parse({**spec, "path": str(there), "drawn_as": path}, where)
     return Found(source, spec, lambda text: text.replace(str(there), path))
 
 
-def _said(given: SourceSpec, settings: Mapping[str, Any]) -> SourceSpec:
+def _said(given: SourceSpec, request: Request) -> SourceSpec:
     """Short forms as they are, all else as a mapping: it may be written in YAML, and a bare path has ``settings``."""
     if not isinstance(given, str) or given.partition(":")[0] in kinds():
         return given
@@ -96,7 +98,7 @@ def _said(given: SourceSpec, settings: Mapping[str, Any]) -> SourceSpec:
         try:
             content = YAML(typ="safe").load(given)
         except YAMLError as error:
-            raise UserError(f"--data {given}: not a mapping: {' '.join(str(error).split())}") from None
+            raise UserError(f"{request.where}: {given}: not a mapping: {' '.join(str(error).split())}") from None
         return {str(key): value for key, value in content.items()}
     path, _, split = given.rpartition("#") if given.endswith(("#train", "#test")) else (given, "", "")
-    return {**settings, "path": path, **({"split": split} if split else {})}
+    return {**request.settings, "path": path, **({"split": split} if split else {})}

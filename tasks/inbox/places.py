@@ -34,6 +34,10 @@ class Place(ABC):
         """What a look from outside tells of a drop: another one after every change; None where it is gone."""
 
     @abstractmethod
+    def still(self, name: str, signature: str) -> bool:
+        """Whether a new look at a drop gives the same signature."""
+
+    @abstractmethod
     def finished(self, name: str) -> bool:
         """Whether a drop has its marker."""
 
@@ -91,6 +95,9 @@ class _Folder(Place):
             return None
         return _hash(facts) if facts else None
 
+    def still(self, name: str, signature: str) -> bool:
+        return self.signature(name) == signature
+
     def finished(self, name: str) -> bool:
         return any((self.folder / name / marker).is_file() for marker in MARKERS)
 
@@ -127,7 +134,11 @@ class _Prefix(Place):
         return sorted(self._objects)
 
     def signature(self, name: str) -> str | None:
-        return self.content(name) if name in self._objects else None
+        return self.content(name) if self._objects[name] else None
+
+    def still(self, name: str, signature: str) -> bool:
+        self._objects[name] = s3.objects(self.address(name) + "/")
+        return self.signature(name) == signature
 
     def finished(self, name: str) -> bool:
         return any(marker in self._objects[name] for marker in MARKERS)

@@ -87,92 +87,103 @@ def scan(project: Path, where: str, progress: Progress = silent, *, dry_run: boo
     """
     with notes.one_at_a_time(project), contextlib.ExitStack() as stack:
         place = places.place(where, project)
-        found = Scan(place.where)
-        fresh = list(_fresh(project, place, found))
+        look = _Look(project, place, progress, dry_run, Scan(place.where))
+        fresh = list(look.fresh())
         if fresh and not dry_run:  # opened once for all of them
             stack.enter_context(store.open_store(project, load(project / "params.yaml").store.remote))
             stack.enter_context(dvc.kept(project))
-        memo: Memo = {}
         for name, signature in fresh:
-            _take(project, place, name, signature, found, progress, memo, dry_run=dry_run)
-    return found
+            look.take(name, signature)
+    return look.found
 
 
-def _fresh(project: Path, place: Place, found: Scan) -> Iterator[tuple[str, str]]:
-    """The drops that are to be looked into, with their signatures; all others are put where they belong."""
-    for name in place.drops():
-        signature = place.signature(name)
-        if signature is None or not place.finished(name):
-            found.waiting.append(Drop(name, f"has neither {' nor '.join(MARKERS)}: not finished"))
-            continue
-        note = notes.read(project, place.where, name)
-        if note and note.signature != signature:
-            note = _seen_again(project, place, note, signature)
-        if note is None:
-            yield name, signature
-        elif note.changed:
-            found.changed.append(
-                Drop(name, f"was taken as {note.arrival!r}, and has other content since; drop it anew")
-            )
-        elif note.outcome == "taken":
-            found.known.append(Drop(name, f"was taken as {note.arrival!r}"))
-        else:
-            found.known.append(Drop(name, f"was refused, and is the same since; see {note.report}"))
+@dataclass(frozen=True)
+class _Look:
+    """One look through an inbox, on its way."""
 
+    project: Path
+    place: Place
+    progress: Progress
+    dry_run: bool
+    found: Scan
+    memo: Memo = field(default_factory=dict)
 
-def _seen_again(project: Path, place: Place, note: Note, signature: str) -> Note | None:
-    """The note on a drop that looks different; None where that is to be looked into."""
-    changed = place.content(note.drop) != note.content
-    if changed and note.outcome == "refused":
-        return None
-    note = note.model_copy(update={"signature": signature, "changed": changed})
-    notes.write(project, note)
-    return note
+    def fresh(self) -> Iterator[tuple[str, str]]:
+        """The drops that are to be looked into, with their signatures; all others are put where they belong."""
+        for name in self.place.drops():
+            signature = self.place.signature(name)
+            if signature is None or not self.place.finished(name):
+                self._wait(name, f"has neither {' nor '.join(MARKERS)}: not finished")
+                continue
+            note = notes.read(self.project, self.place.where, name)
+            if note and note.signature != signature:
+                try:
+                    note = self._seen_again(note, signature)
+                except _UNREADABLE as error:
+                    self._wait(name, f"{error.filename}: {error.strerror}")
+                    continue
+            if note is None:
+                yield name, signature
+            elif note.changed:
+                why = f"was taken as {note.arrival!r}, and has other content since; drop it anew"
+                self.found.changed.append(Drop(name, why))
+            elif note.outcome == "taken":
+                self.found.known.append(Drop(name, f"was taken as {note.arrival!r}"))
+            else:
+                self.found.known.append(Drop(name, f"was refused, and is the same since; see {note.report}"))
 
+    def _seen_again(self, note: Note, signature: str) -> Note | None:
+        """The note on a drop that looks different; None where that is to be looked into."""
+        changed = self.place.content(note.drop) != note.content
+        if changed and note.outcome == "refused":
+            return None
+        note = note.model_copy(update={"signature": signature, "changed": changed})
+        if not self.dry_run:
+            notes.write(self.project, note)
+        return note
 
-def _take(
-    project: Path,
-    place: Place,
-    name: str,
-    signature: str,
-    found: Scan,
-    progress: Progress,
-    memo: Memo,
-    *,
-    dry_run: bool,
-) -> None:
-    """Let one drop arrive, and note what became of it."""
-
-    def unchanged() -> bool:
-        return places.place(place.where, project).signature(name) == signature
-
-    content = place.content(name)
-    try:
+    def take(self, name: str, signature: str) -> None:
+        """Let one drop arrive, and note what became of it."""
         try:
-            request = _request(place, name)
+            content = self.place.content(name)
+            verdict = self._verdict(name, signature)
+        except (UnreachableError, ChangedError) as error:
+            self._wait(name, str(error))
+            return
+        except _UNREADABLE as error:
+            self._wait(name, f"{error.filename}: {error.strerror}")
+            return
+        arrival = str(verdict.arrival["name"]) if verdict.arrival else verdict.name
+        if verdict.refused:
+            self.found.refused.append(Drop(name, f"refused: {verdict.problems[0]}", verdict))
+        elif arrival != verdict.name:
+            self.found.known.append(Drop(name, f"has the very files of {arrival!r}", verdict))
+        else:
+            self.found.taken.append(Drop(name, f"taken as {arrival!r}, step {verdict.step}", verdict))
+        if not self.dry_run:
+            notes.write(self.project, Note(
+                place=self.place.where, drop=name, signature=signature, content=content,
+                outcome="refused" if verdict.refused else "taken", arrival=arrival, report=verdict.report,
+            ))  # fmt: skip
+
+    def _verdict(self, name: str, signature: str) -> Verdict:
+        try:
+            request = _request(self.place, name)
         except UnreachableError:
             raise
         except UserError as error:
-            verdict = arriving.refusal(project, name, [str(error)], dry_run=dry_run)
-        else:
-            verdict = arriving.arrive(
-                project, request, progress, dry_run=dry_run, once=True, unchanged=unchanged, memo=memo
-            )
-    except (UnreachableError, ChangedError) as error:
-        found.waiting.append(Drop(name, str(error)))
-        return
-    arrival = str(verdict.arrival["name"]) if verdict.arrival else verdict.name
-    if verdict.refused:
-        found.refused.append(Drop(name, f"refused: {verdict.problems[0]}", verdict))
-    elif arrival != verdict.name:
-        found.known.append(Drop(name, f"has the very files of {arrival!r}", verdict))
-    else:
-        found.taken.append(Drop(name, f"taken as {arrival!r}, step {verdict.step}", verdict))
-    if not dry_run:
-        notes.write(project, Note(
-            place=place.where, drop=name, signature=signature, content=content,
-            outcome="refused" if verdict.refused else "taken", arrival=arrival, report=verdict.report,
-        ))  # fmt: skip
+            return arriving.refusal(self.project, name, [str(error)], dry_run=self.dry_run)
+        return arriving.arrive(
+            self.project, request, self.progress, dry_run=self.dry_run, once=True, memo=self.memo,
+            unchanged=lambda: self.place.still(name, signature),
+        )  # fmt: skip
+
+    def _wait(self, name: str, why: str) -> None:
+        self.found.waiting.append(Drop(name, why))
+
+
+_UNREADABLE = (PermissionError, FileNotFoundError)
+"""What a drop's own files can raise: they may be readable by the next look."""
 
 
 def _request(place: Place, name: str) -> Request:
@@ -198,7 +209,9 @@ def _request(place: Place, name: str) -> Request:
         if "path" in settings:
             raise UserError(f"{address}/{MANIFEST}: path: the data are the drop's files, wherever it lies")
         template = {"template": said.prompt} if said.prompt is not None else {}
-        request = Request(said.name or name, (address,), settings={**settings, **template})
+        request = Request(
+            said.name or name, (address,), settings={**settings, **template}, where=f"{address}/{MANIFEST}"
+        )
     request.require_sense()
     return request
 

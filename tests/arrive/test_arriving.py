@@ -42,6 +42,7 @@ def prepared(project: Path, name: str) -> Dataset:
 
 
 def test_the_original_may_go(arriving: Arrive, given: Path, project: Path, tmp_path: Path) -> None:
+    (project / f".chronomerge/arriving/{2**22 + 1}-killed/raw").mkdir(parents=True)
     verdict = arriving("new", given)
     assert (verdict.outcome, verdict.step, verdict.kept) == ("arrived", 2, "data/arrivals/new.dvc")
     line = '  - {name: new, update: ["images:data/arrivals/new"]}\n'

@@ -125,6 +125,15 @@ def test_what_changes_while_it_is_read_waits(
     assert names(scan().taken) == ["late"]
 
 
+def test_what_cannot_be_read_waits_and_keeps_nobody_waiting(scan: Callable[..., Scan], inbox: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        finished(inbox / name, {"cat": 1}, seed)
+    (inbox / "a/cat/gone.png").symlink_to("nowhere")
+    found = scan()
+    assert (names(found.waiting), names(found.taken)) == (["a"], ["b"])
+    assert "gone.png: No such file" in found.waiting[0].why
+
+
 def test_two_scans_at_once(scan: Callable[..., Scan], project: Path, inbox: Path) -> None:
     for number in range(2):
         finished(inbox / f"drop-{number}", {"cat": 1}, number)
