@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_care, cli_grid, cli_merge, cli_remote, cli_report, cli_serving, cli_states, cli_stream, here
+from flows import (
+    cli_arrive,
+    cli_care,
+    cli_grid,
+    cli_merge,
+    cli_remote,
+    cli_report,
+    cli_serving,
+    cli_states,
+    cli_stream,
+    here,
+)
 from flows.cli_states import AsJson, Scheduler, Wait
 from tasks.errors import UserError
 from tasks.record.dvc import RemoteError
@@ -89,6 +100,8 @@ def status(as_json: AsJson = False) -> None:
     out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found), soft_wrap=True)
 
 
+app.command()(cli_arrive.arrive)
+app.command()(cli_arrive.inbox)
 app.command()(cli_grid.grid)
 app.command()(cli_states.states)
 app.command()(cli_states.restore)

@@ -21,7 +21,7 @@ from tasks.cache import Cache, Entry, hash_of
 from tasks.nodes import Node, Reference
 from tasks.orchestration import NodeTask, can_pass
 from tasks.params import Arrival, Evaluate, Params
-from tasks.record import config, history, layout, promotion, recording, states, worktree
+from tasks.record import config, history, layout, pointers, promotion, recording, states, worktree
 from tasks.record.dvc import Dvc, at_hand
 from tasks.record.restore import fetch as fetch_state
 from tasks.record.restore import missing
@@ -96,6 +96,10 @@ class _Step:
         raw_arrival, raw_evaluation = folder / layout.RAW_ARRIVAL, folder / layout.RAW_EVALUATION
         downloads = layout.private(self.project) / "downloads"
         if params.arrival:
+            for pointer in prepare.pointers(params.arrival, self.project):
+                self._fetch(pointer, functools.partial(
+                    pointers.bring, self.project, pointer, folder, self.cache, dvc
+                ))  # fmt: skip
             self._fetch(raw_arrival, functools.partial(
                 prepare.fetch_arrival, params, params.arrival, raw_arrival, downloads, self.progress, self.project
             ))  # fmt: skip

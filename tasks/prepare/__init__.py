@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks.params import Arrival, Params, SourceSpec
-from tasks.prepare import experts, files
+from tasks.prepare import captured, experts, files
+from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
 
-__all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into"]
+__all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into", "pointers"]
 
 
 def check(params: Params, project: Path = Path()) -> None:
@@ -56,6 +57,13 @@ def fetch_arrival(
             experts.fetch(arrival.expert, folder / experts.FILE, project, progress)
         outside = Outside(project, cache, params.seed, progress)
         _fetch(parse_all(arrival.update, f"arrival {arrival.name}"), folder, outside)
+
+
+def pointers(arrival: Arrival, project: Path) -> list[Path]:
+    """The pointers that bring back what `fetch_arrival` wants to find in the project of an arrival's files."""
+    sources = parse_all(arrival.update, f"arrival {arrival.name}")
+    paths = [source.path for source in sources if isinstance(source, Photographs)] + [arrival.expert or ""]
+    return sorted({pointer for path in paths if (pointer := captured.pointer(project, path))})
 
 
 def fetch_evaluation(

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.prepare import files
+from tasks.prepare import captured, files
 from tasks.progress import Progress
 
 FILE = "expert.safetensors"
@@ -25,7 +25,7 @@ def check(expert: str, project: Path) -> None:
     """
     if "://" in expert:
         _bucket_and_key(expert)
-    elif not (project / expert).is_file():
+    elif not (project / expert).is_file() and captured.pointer(project, expert) is None:
         raise UserError(f"expert {expert}: no such file")
 
 

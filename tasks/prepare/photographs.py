@@ -18,8 +18,8 @@ from pydantic import BaseModel, Field, field_validator
 
 from tasks.datasets import Origin
 from tasks.errors import UserError
-from tasks.prepare import files, imaging
-from tasks.prepare.source import Context, Example, Outside, Reading, Source
+from tasks.prepare import captured, files, imaging
+from tasks.prepare.source import Complain, Context, Example, Outside, Reading, Source, refuse
 from tasks.randomness import derive
 
 Split = Literal["train", "test"]
@@ -47,6 +47,10 @@ class Row:
     load: Callable[[], bytes]
     """Reads the encoded image."""
 
+    @property
+    def wordless(self) -> bool:
+        return self.caption is None and self.class_name is None
+
 
 class _Listing(BaseModel):
     """What was fetched, for preparation later: kept beside the raw copies."""
@@ -67,6 +71,8 @@ class Photographs(Source):
 
     path: str = Field(min_length=1)
     """Relative to the project's root, or absolute."""
+    drawn_as: str | None = None
+    """The path that a drawn split goes by, where the files have come from there; by default ``path``."""
     split: Split | None = None
     fraction: float = Field(default=0.2, gt=0, lt=1)
     caption: str | None = None
@@ -113,11 +119,16 @@ class Photographs(Source):
         """
         path = project / self.path
         if not path.exists():
-            raise UserError(f"{self.kind}: {self.path}: no such file or folder")
+            pointer = captured.pointer(project, self.path)
+            wanted = f"; `dvc pull {pointer.relative_to(project)}` brings it" if pointer else ""
+            raise UserError(f"{self.kind}: {self.path}: no such file or folder{wanted}")
         return path
 
     def check(self, project: Path) -> None:
-        self.find(self.location(project))
+        if not (project / self.path).exists() and captured.pointer(project, self.path):
+            return  # it was looked at as it arrived, and comes out of the store when its step runs
+        path = self.location(project)
+        self.sound(path, self.find(path)[0], refuse)
 
     @abstractmethod
     def find(self, path: Path) -> tuple[list[Path], bool]:
@@ -126,6 +137,13 @@ class Photographs(Source):
         Raises:
             UserError: there are none, or there are splits and none was picked.
         """
+
+    def sound(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:  # noqa: ARG002 - most kinds agree
+        """Those of the files found at the user's ``path`` that can be read as what they are; the rest is complained of.
+
+        What `only` leaves out need not be among them.
+        """
+        return found
 
     @abstractmethod
     def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
@@ -140,6 +158,7 @@ class Photographs(Source):
     def fetch(self, into: Path, outside: Outside) -> None:
         path = self.location(outside.project)
         found, given = self.find(path)
+        found = self.sound(path, found, outside.complain)
         home = path if path.is_dir() else path.parent
         for done, file in enumerate(found, start=1):
             files.copy(file, into / self.store / file.relative_to(home))
@@ -148,12 +167,30 @@ class Photographs(Source):
         listing = _Listing(given=given, files=[file.relative_to(home).as_posix() for file in found])
         (into / f"{self.store}.json").write_text(listing.model_dump_json(indent=1) + "\n")
 
-    def read(self, raw: Path, context: Context) -> Reading:
+    def moved(self, raw: Path, folder: Path, path: str) -> Photographs:
+        """Move the raw copies that `fetch` left in ``raw`` to ``folder``, which a project has at ``path``.
+
+        Returns the source that reads the very same samples from there, without the files of another split.
+        """
+        listing = self._listing(raw)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        (raw / self.store).rename(folder)
+        given = listing.given
+        tops = {name.split("/")[0] for name in listing.files}
+        if given and len(tops) == 1 and (folder / min(tops)).is_dir():
+            path = f"{path}/{min(tops)}"
+        drawn_as = (self.drawn_as or self.path) if self.split and not given else None
+        return self.model_copy(update={"path": path, "split": None if given else self.split, "drawn_as": drawn_as})
+
+    def _listing(self, raw: Path) -> _Listing:
         path = raw / f"{self.store}.json"
         try:
-            listing = _Listing.model_validate_json(path.read_text())
+            return _Listing.model_validate_json(path.read_text())
         except (OSError, ValueError):
             raise UserError(f"{path}: missing or damaged; fetch the arrival again") from None
+
+    def read(self, raw: Path, context: Context) -> Reading:
+        listing = self._listing(raw)
         home = (raw / self.store).absolute()  # as the paths that come back out of a table are
         rows, split = self.rows(home, [home / name for name in listing.files], context.scratch)
         names = self.selected((row.class_name for row in rows), f"{self.kind}: {self.path}")
@@ -162,8 +199,9 @@ class Photographs(Source):
         if self.split is not None and not given:
             rows = [row for row in rows if drawn(row.group, context.seed, self.fraction) == self.split]
         for row in rows:
-            if row.caption is None and row.class_name is None:
-                raise UserError(f"{row.id}: has neither a caption nor a class; name the column with caption or label")
+            if row.wordless:
+                context.complain(f"{row.id}: has neither a caption nor a class; name the column with caption or label")
+        rows = [row for row in rows if not row.wordless]
         return Reading(
             count=len(rows),
             classes=tuple(dict.fromkeys(row.class_name for row in rows if row.class_name is not None)),
@@ -177,18 +215,22 @@ class Photographs(Source):
         return row.caption or self.template.format(row.class_name)
 
     def _examples(self, rows: Sequence[Row], context: Context) -> Iterator[Example]:
-        def decode(row: Row) -> np.ndarray:
+        def decode(row: Row) -> np.ndarray | str:
             try:
-                data = row.load()
+                return imaging.decode(row.load(), context, row.id)
             except OSError as error:
-                raise UserError(f"{row.id}: cannot be read: {error.strerror or error}") from None
-            return imaging.decode(data, context, row.id)
+                return f"{row.id}: cannot be read: {error.strerror or error}"
+            except UserError as error:
+                return str(error)
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside the interpreter lock
             for start in range(0, len(rows), CHUNK):
                 chunk = rows[start : start + CHUNK]
                 for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
-                    yield Example(row.id, image, self._caption(row), row.class_name)
+                    if isinstance(image, str):
+                        context.complain(image)
+                    else:
+                        yield Example(row.id, image, self._caption(row), row.class_name)
 
 
 def drawn(name: str, seed: int, fraction: float) -> Split:

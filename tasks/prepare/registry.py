@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -54,6 +55,30 @@ def parse(spec: SourceSpec, where: str) -> Source:
     except ValueError as error:
         problems = str(error)
     raise UserError(f"{where}: {spec!r}: {problems}")
+
+
+def recognised(path: Path, shown: str) -> str:
+    """The kind of source that a user's file or folder looks like; ``shown`` is what messages call it.
+
+    Raises:
+        UserError: none, or several.
+    """
+    found = [kind for kind, source in kinds().items() if source.recognises(path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        said = " or ".join(f"{kind}:{shown}" for kind in found)
+        raise UserError(f"{shown}: could be read in several ways; say {said}")
+    raise UserError(f"{shown}: holds nothing that is read: images, tables (CSV, TSV, JSON lines, Parquet) or tar files")
+
+
+def written(source: Source) -> SourceSpec:
+    """A source as params.yaml has it, in the short form where that says everything."""
+    settings = source.model_dump(mode="json", exclude_defaults=True)
+    if set(settings) <= {"path", "split"} and "path" in settings:
+        split = f"#{settings['split']}" if "split" in settings else ""
+        return f"{source.kind}:{settings['path']}{split}"
+    return {"source": source.kind, **settings}
 
 
 def parse_all(specs: Sequence[SourceSpec], where: str) -> list[Source]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,18 @@ from tasks.errors import UserError
 from tasks.params import Settings
 from tasks.progress import Progress
 
+Complain = Callable[[str], None]
+"""Hears what is wrong with a part of the data; where it returns, that part is left out and the rest is looked at."""
+
+
+def refuse(problem: str) -> None:
+    """How to complain where data must be whole.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(problem)
+
 
 @dataclass(frozen=True)
 class Outside:
@@ -27,6 +39,7 @@ class Outside:
     """A folder that keeps downloads between calls."""
     seed: int
     progress: Progress
+    complain: Complain = refuse
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Context:
     """A folder for temporary files, removed afterwards."""
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
     """What sources keep between readings of one node call, by a key that starts with their kind."""
+    complain: Complain = field(default=refuse, repr=False)
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,11 @@ class Source(Settings):
         Raises:
             ValueError: one sentence on what is wrong with it.
         """
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:  # noqa: ARG003 - not all kinds have files of a user's
+        """Whether a user's file or folder, of which nothing else is known, looks like one that this kind reads."""
+        return False
 
     def check(self, project: Path) -> None:
         """Look, without reading data, whether this source can be fetched at all.

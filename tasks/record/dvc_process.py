@@ -46,11 +46,6 @@ def record(
     return {"pushed": transfer.push(repo, objects, known)}
 
 
-def push(repo: Repo, *, objects: list[str]) -> dict[str, Any]:
-    """Make the store hold objects of the cache, byte for byte."""
-    return {"pushed": transfer.push(repo, objects, known=())}
-
-
 def fetch(repo: Repo, *, md5s: list[str]) -> dict[str, Any]:
     """Bring objects from the store into the cache, whole or not at all; ``absent`` are those that it lacks."""
     return {"absent": transfer.fetch(repo, md5s)}
@@ -74,10 +69,10 @@ def checkout(repo: Repo) -> dict[str, Any]:
 
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "record": record,
-    "push": push,
     "fetch": fetch,
     "checkout": checkout,
     "send": transfer.send,
+    "keep": transfer.keep,
     "stored": inventory.stored,
     "take": inventory.take,
     "discard": inventory.discard,

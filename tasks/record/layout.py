@@ -12,7 +12,11 @@ HISTORY = "data/history"
 INPUTS = (RAW_ARRIVAL, RAW_EVALUATION, HISTORY)
 """What the flow places before the nodes run; each is tracked by a ``.dvc`` file beside it."""
 
+ARRIVALS = "data/arrivals"
+"""Files of arrivals that the project keeps, one folder each, and DVC's pointers to them."""
+
 ARRIVAL = "data/step/arrival"
+EVALUATION = "data/step/evaluation"
 INIT = "data/step/init.safetensors"
 EXPERT = "data/step/expert.safetensors"
 RUNNING = "data/step/running"

@@ -30,7 +30,7 @@ class TransferError(Exception):
     """A transfer failed; networks and stores recover, so another try makes sense."""
 
 
-def push(repo: Repo, md5s: Collection[str], known: Collection[str]) -> int:
+def push(repo: Repo, md5s: Collection[str], known: Collection[str], remote: str | None = None) -> int:
     """Make the store hold objects of the cache, byte for byte; returns how many were sent.
 
     Those in ``known`` belong to a state that is recorded, and were compared when it was: they must be there, no more.
@@ -38,11 +38,20 @@ def push(repo: Repo, md5s: Collection[str], known: Collection[str]) -> int:
     Raises:
         TransferError: the store does not take them, or keeps other bytes (those objects are removed from it again).
     """
-    with opened(repo) as (store, cache):
+    with opened(repo, remote) as (store, cache):
         absent = set(md5s) - set(store.oids_exist(md5s, jobs=QUERIES))
-        large = upload.large_objects(repo, repo.config["core"]["remote"], absent)
+        large = upload.large_objects(repo, remote or repo.config["core"]["remote"], absent)
         _send(store, cache, absent, large, set(md5s) - set(known))
     return len(absent)
+
+
+def keep(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:
+    """Make a store hold objects of the cache, whether a state is to refer to them or not.
+
+    Raises:
+        TransferError: as `push`.
+    """
+    return {"pushed": push(repo, objects, (), remote)}
 
 
 def send(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:

@@ -206,6 +206,8 @@ def _forget_earlier_state(folder: Path) -> None:
     for path in layout.RECORDED:
         if path not in ("params.yaml", "dvc.yaml"):
             (folder / path).unlink(missing_ok=True)
+    # A state holds what arrived at it as raw files, and needs no pointer; DVC would want what others point to.
+    shutil.rmtree(folder / layout.ARRIVALS, ignore_errors=True)
 
 
 def _write_params(path: Path, step: int, arrival: Arrival | None) -> None:

@@ -65,7 +65,7 @@ class Pool:
             RemoteError: store or scheduler cannot be reached; worth another try.
         """
         absent = {entry.md5 for entry in inputs.values()} - self._stored
-        dvc("push", folder, objects=sorted(absent))
+        dvc("keep", folder, remote=remote, objects=sorted(absent))
         threads = params.threads
         code = packed(folder, ("tasks", "dvc.yaml", "params.yaml", *params.own_files))
         command = tuple(node.cmd.removeprefix("python -m ").split())

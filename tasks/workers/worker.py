@@ -57,7 +57,7 @@ def run(job: Job) -> Done:
             kept.link(entry, folder / path)
         seconds = _execute(job, folder)
         outs = {path: kept.put(folder / path) for path in job.outs}
-        dvc("push", folder, objects=sorted(kept.md5s(outs.values())))
+        dvc("keep", folder, remote=job.remote, objects=sorted(kept.md5s(outs.values())))
         return Done(outs, {path: (folder / path).read_bytes() for path in job.metrics}, seconds)
 
 

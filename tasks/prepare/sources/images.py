@@ -15,6 +15,7 @@ from typing import ClassVar
 from tasks.errors import UserError
 from tasks.prepare import hugging
 from tasks.prepare.photographs import CAPTION_COLUMNS, LABEL_COLUMNS, Photographs, Row, given_splits, pick
+from tasks.prepare.source import Complain
 
 EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -25,21 +26,31 @@ class Images(Photographs):
 
     kind: ClassVar[str] = "images"
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return path.is_dir() and any(found.suffix.lower() in EXTENSIONS for found in _walk(path))
+
     def find(self, path: Path) -> tuple[list[Path], bool]:
         if not path.is_dir():
             raise UserError(f"images: {self.path}: not a folder")
-        splits = given_splits([p.name for p in path.iterdir() if p.is_dir()])
-        split = pick(splits, self.split, f"images: {self.path}")
-        top = path / split if split else path
+        top, split = self._top(path)
         found = sorted(p for p in _walk(top) if p.suffix.lower() in EXTENSIONS or p.name in METADATA)
         if not found:
             raise UserError(f"images: {self._shown(top, path)}: holds no images ({', '.join(sorted(EXTENSIONS))})")
-        if not any(p.name in METADATA for p in found):
-            self._check_classes(path, top, found)
-            if self.only:  # what is not read need not be fetched
-                names = self.selected((_spoken(p.parent.name) for p in found), f"images: {self.path}")
-                found = [p for p in found if _spoken(p.parent.name) in names]
         return found, split is not None
+
+    def sound(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:
+        if any(p.name in METADATA for p in found):
+            return found
+        top, _ = self._top(path)
+        for file in found:
+            if file.parent == top:
+                complain(f"images: {self._shown(file, path)}: lies outside any class folder; move it into one")
+        for folder in sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+            if not any(file.is_relative_to(folder) for file in found):
+                complain(f"images: {self._shown(folder, path)}: the class folder holds no images; remove it")
+        names = self.selected((_spoken(p.parent.name) for p in found if p.parent != top), f"images: {self.path}")
+        return [p for p in found if p.parent != top and _spoken(p.parent.name) in names]
 
     def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
         table = hugging.load("imagefolder", found, scratch, f"images: {self.path}")
@@ -50,18 +61,18 @@ class Images(Photographs):
         rows = []
         for image, caption, name in zip(table["image"], captions, classes, strict=True):
             file = Path(image["path"])
-            shown = self._shown(file, home)
-            spoken = _spoken(name) if name and column == "label" else name  # a folder's name
-            rows.append(Row(shown, shown, caption, spoken, file.read_bytes))
+            shown, spoken = self._shown(file, home), name
+            if name and column == "label":  # a folder's name
+                spoken = _spoken(name)
+            group = (Path(self.drawn_as or self.path) / file.relative_to(home)).as_posix()
+            rows.append(Row(shown, group, caption, spoken, file.read_bytes))
         return sorted(rows, key=lambda row: row.id), False
 
-    def _check_classes(self, path: Path, top: Path, found: list[Path]) -> None:
-        for file in found:
-            if file.parent == top:
-                raise UserError(f"images: {self._shown(file, path)}: lies outside any class folder; move it into one")
-        for folder in sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
-            if not any(file.is_relative_to(folder) for file in found):
-                raise UserError(f"images: {self._shown(folder, path)}: the class folder holds no images; remove it")
+    def _top(self, path: Path) -> tuple[Path, str | None]:
+        """Where the class folders lie, and the name of the split that this is, if there are splits."""
+        splits = given_splits([p.name for p in path.iterdir() if p.is_dir()])
+        split = pick(splits, self.split, f"images: {self.path}")
+        return (path / split if split else path), split
 
     def _shown(self, file: Path, path: Path) -> str:
         return (Path(self.path) / file.relative_to(path)).as_posix()

@@ -41,6 +41,12 @@ class Table(Photographs):
     image: str | None = None
     split_column: str | None = None
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix.lower() in FORMATS
+        return any(p.suffix.lower() in FORMATS and p.stem != "metadata" for p in path.iterdir())
+
     def find(self, path: Path) -> tuple[list[Path], bool]:
         found = sorted(path.iterdir()) if path.is_dir() else [path]
         found = [p for p in found if p.suffix.lower() in FORMATS and not p.name.startswith(".")]
@@ -56,9 +62,11 @@ class Table(Photographs):
             images = self._images(self._load(found, Path(scratch)))
             named = list(dict.fromkeys(v for v in images if isinstance(v, str) and v))
         for done, name in enumerate(named, start=1):
-            if not (home / name).is_file():
-                raise UserError(f"table: {self.path}: names the image {name!r}, and there is no such file")
-            files.copy(home / name, target / _stored(name))
+            image = _there(home, name)
+            if image is None:
+                outside.complain(self._absent(name))
+            else:
+                files.copy(image, target / _stored(name))
             outside.progress(f"copying images of {self.path}", done, len(named))
 
     def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
@@ -77,12 +85,21 @@ class Table(Photographs):
                 continue
             shown = f"{self.path}:{number + 1}"
             if isinstance(image, str) and image:
-                rows.append(Row(shown, image, caption, name, (home / _stored(image)).read_bytes))
+                rows.append(Row(shown, image, caption, name, partial(self._load_image, home, image)))
             else:
                 data = hugging.encoded(image, shown)
                 load = partial(hugging.encoded_at, images, number, shown)
                 rows.append(Row(shown, hashlib.sha256(data).hexdigest(), caption, name, load))
         return rows, chosen is not None
+
+    def _load_image(self, home: Path, name: str) -> bytes:
+        try:
+            return (home / _stored(name)).read_bytes()
+        except FileNotFoundError:
+            raise UserError(self._absent(name)) from None
+
+    def _absent(self, name: str) -> str:
+        return f"table: {self.path}: names the image {name!r}, and there is no such file"
 
     def _load(self, found: Sequence[Path], scratch: Path) -> datasets.Dataset:
         return hugging.load(FORMATS[found[0].suffix.lower()], found, scratch, f"table: {self.path}")
@@ -95,6 +112,11 @@ class Table(Photographs):
                 f"table: {self.path}: no column of images among {', '.join(table.column_names)}; name it with image"
             )
         return table[column]
+
+
+def _there(home: Path, name: str) -> Path | None:
+    """Where an image is that a table names: where a raw copy of the table has it, or else where the table says."""
+    return next((path for path in (home / _stored(name), home / name) if path.is_file()), None)
 
 
 def _stored(name: str) -> str:

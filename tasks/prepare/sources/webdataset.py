@@ -29,6 +29,10 @@ class WebDataset(Photographs):
 
     kind: ClassVar[str] = "webdataset"
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return any(p.suffix.lower() == ".tar" for p in (path.iterdir() if path.is_dir() else [path]))
+
     def find(self, path: Path) -> tuple[list[Path], bool]:
         found = sorted(p for p in path.iterdir() if p.suffix.lower() == ".tar") if path.is_dir() else [path]
         if not found:
@@ -47,10 +51,11 @@ class WebDataset(Photographs):
         classes = hugging.as_texts(_members(table, self.label, LABEL_COLUMNS, what), self.classes, f"{what}: classes")
         rows = []
         for number, (key, tar) in enumerate(zip(table["__key__"], table["__url__"], strict=True)):
-            shown = f"{self.path}:{Path(tar).relative_to(home).as_posix()}/{key}"
+            inside = f"{Path(tar).relative_to(home).as_posix()}/{key}"
+            shown, group = f"{self.path}:{inside}", f"{self.drawn_as or self.path}:{inside}"
             column = next((column for column in images if column[number] is not None), images[0])
             load = partial(hugging.encoded_at, column, number, shown)
-            rows.append(Row(shown, shown, captions[number], classes[number], load))
+            rows.append(Row(shown, group, captions[number], classes[number], load))
         return rows, False
 
 

@@ -1,0 +1,176 @@
+"""What arrives, copied to one place and checked there, in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tasks import models
+from tasks.arrive import known, s3, samples
+from tasks.arrive.request import Found, Request, located
+from tasks.arrive.s3 import UnreachableError
+from tasks.arrive.verdict import Findings, few
+from tasks.cache import Entry, hash_of
+from tasks.errors import UserError, redacted
+from tasks.params import Arrival, Params, SourceSpec
+from tasks.prepare import experts
+from tasks.prepare.photographs import Photographs
+from tasks.prepare.registry import written
+from tasks.prepare.source import Context, Outside, Reading, Source
+from tasks.progress import Progress, silent
+from tasks.record import layout
+
+Memo = dict[str, dict[bytes, str]]
+"""What calls for one project share: the test images, by what they were made of."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An arrival whose files have been copied and checked."""
+
+    arrival: Arrival
+    folder: Path | None
+    """The files to keep; None where the arrival has none, but names what anybody can have."""
+    about: Mapping[str, Any]
+    """What the pointer to them says."""
+
+    @cached_property
+    def entry(self) -> Entry | None:
+        return hash_of(self.folder) if self.folder else None
+
+
+@dataclass(frozen=True)
+class Copying:
+    """One request on its way: what it is for, where it is put together, and what is found out."""
+
+    project: Path
+    params: Params
+    request: Request
+    scratch: Path
+    progress: Progress
+    memo: Memo
+    findings: Findings = field(default_factory=Findings)
+
+    def run(self) -> Copy | None:
+        """The copy, or None where something is wrong with it.
+
+        Raises:
+            UserError: the project's base or test sets cannot be had.
+            UnreachableError: S3 does not give the files.
+        """
+        folder, about = self.scratch / "kept" / self.request.name, {"arrived": _now(), "from": self._given}
+        arrival = self._expert(folder) if self.request.expert else self._data(folder)
+        if self.findings.problems or arrival is None:
+            return None
+        if classes := self.findings.facts.get("classes"):
+            about["classes"] = list(classes)
+        return Copy(arrival, folder if folder.exists() else None, about)
+
+    @property
+    def _given(self) -> list[str]:
+        return [redacted(str(one)) for one in self.request.data or [self.request.expert]]
+
+    @property
+    def _path(self) -> str:
+        """Where the project is to have the files."""
+        return f"{layout.ARRIVALS}/{self.request.name}"
+
+    def _model(self) -> Path:
+        folder = self.scratch / layout.HISTORY / "model"
+        models.resolve(self.params.base, self.project, folder)
+        return folder
+
+    def _expert(self, folder: Path) -> Arrival:
+        from tasks.arrive import weights
+
+        address = str(self.request.expert)
+        model = self._model()
+        base = weights.base(self.project, self.params, model, self.scratch)
+        target = folder / experts.FILE
+        with self._complaining():
+            remote = address.startswith(s3.SCHEME)
+            here = str(s3.download(address, self.scratch / "download", self.progress)) if remote else address
+            with self._complaining(lambda text: text.replace(here, address)):
+                experts.fetch(here, target, self.project, self.progress)
+                weights.check(self.request.name, target, base, self.findings, self.progress)
+        return Arrival(name=self.request.name, expert=f"{self._path}/{experts.FILE}")
+
+    def _data(self, folder: Path) -> Arrival | None:
+        how = models.preprocess(self._model())
+        outside = Outside(self.project, layout.private(self.project) / "downloads", self.params.seed, self.progress)
+        context = Context(
+            self.params.seed, how.image_size, how.interpolation, how.resize_mode == "squash", self.scratch
+        )  # fmt: skip
+        copied: list[tuple[Found, Path]] = []
+        readings: list[tuple[Source, Reading]] = []
+        for number, given in enumerate(self.request.data):
+            with self._complaining():
+                downloads = self.scratch / f"download-{number}"
+                found = located(given, self.request, self.project, downloads, self.progress)
+                raw = self.scratch / f"raw-{number}" / found.source.kind
+                raw.mkdir(parents=True)
+                with self._complaining(found.shown):
+                    complain = self._complain(found.shown)
+                    found.source.fetch(raw, replace(outside, complain=complain))
+                    readings.append((found.source, found.source.read(raw, replace(context, complain=complain))))
+                copied.append((found, raw))
+        samples.check(self.request.name, readings, self._tests(), self.findings, self.progress)
+        self._compare(replace(outside, progress=silent), context)
+        if self.findings.problems:
+            return None
+        return Arrival(name=self.request.name, update=self._moved(copied, folder))
+
+    def _moved(self, copied: list[tuple[Found, Path]], folder: Path) -> list[SourceSpec]:
+        """The sources that read what was copied, from where the project is to have it."""
+        specs: list[SourceSpec] = []
+        for number, (found, raw) in enumerate(copied, start=1):
+            if isinstance(found.source, Photographs):
+                own = f"/{number}" if len(copied) > 1 else ""
+                specs.append(written(found.source.moved(raw, Path(f"{folder}{own}"), f"{self._path}{own}")))
+            else:
+                specs.append(found.given)
+        return specs
+
+    def _tests(self) -> Mapping[bytes, str]:
+        subject = self.params.model_dump_json(include={"seed", "base", "evaluate"})
+        if subject not in self.memo:
+            self.memo[subject] = known.test_images(self.project, self.params, self.scratch, self.progress)
+        return self.memo[subject]
+
+    def _compare(self, outside: Outside, context: Context) -> None:
+        """Note which classes other arrivals have too."""
+        names = self.findings.facts["classes"]
+        shared = {
+            name: both
+            for name, its in known.classes(self.project, self.params, outside, context)
+            if name != self.request.name and (both := its.intersection(names))
+        }
+        if shared:
+            classes, others = sorted(set().union(*shared.values())), [repr(name) for name in shared]
+            self.findings.note(
+                f"{len(classes)} of its {len(names)} classes arrive with {few(others)} too: {few(classes)}"
+            )
+
+    @contextmanager
+    def _complaining(self, shown: Callable[[str], str] = str) -> Iterator[None]:
+        """What is wrong with an arrival is a finding; that nobody can tell is not."""
+        try:
+            yield
+        except UnreachableError:
+            raise
+        except UserError as error:
+            self.findings.complain(shown(str(error)))
+        except (PermissionError, FileNotFoundError) as error:
+            self.findings.complain(shown(f"{error.filename}: {error.strerror}"))
+
+    def _complain(self, shown: Callable[[str], str]) -> Callable[[str], None]:
+        return lambda problem: self.findings.complain(shown(problem))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,84 @@
+"""What a project knows already: its test images, the classes of earlier arrivals, and what it keeps files of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks import prepare
+from tasks.arrive.samples import digest
+from tasks.cache import Cache, Entry
+from tasks.datasets import Dataset
+from tasks.errors import UserError
+from tasks.params import Params
+from tasks.prepare.node import prepare_evaluation
+from tasks.prepare.source import Context, Outside
+from tasks.progress import Progress
+from tasks.record import config, layout, pointers, states
+
+
+def test_images(project: Path, params: Params, scratch: Path, progress: Progress) -> dict[bytes, str]:
+    """All images of the test sets, by hash, with where they are, in words.
+
+    They are those of the last state, where it has the same sets, or are prepared for this alone in ``scratch``, which
+    has the model's folder as ``data/history/model``.
+
+    Raises:
+        UserError: an evaluation set cannot be had.
+    """
+    folder = scratch / layout.EVALUATION
+    cache = Cache(config.cache_dir(project))
+    if recorded := _recorded_tests(project, params, cache):
+        cache.link(recorded, folder)
+    else:
+        downloads = layout.private(project) / "downloads"
+        prepare.fetch_evaluation(params, scratch / layout.RAW_EVALUATION, downloads, progress, project)
+        prepare_evaluation(scratch, params, progress)
+    found: dict[bytes, str] = {}
+    for kind, sets in (("adaptation", params.evaluate.adaptation), ("retention", params.evaluate.retention)):
+        for one in sets:
+            data = Dataset(folder / one.name)
+            for id_, image in zip(data.ids, data.images, strict=True):
+                found.setdefault(digest(image), f"{id_} of the {kind} set {one.name!r}")
+    return found
+
+
+def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None:
+    last = states.last(project, params.timeline)
+    if last is None:
+        return None
+    before = Params.model_validate(last.params)
+    entry = last.entries[layout.EVALUATION]
+    same = (before.base, before.evaluate) == (params.base, params.evaluate)
+    return entry if same and not cache.missing(entry) else None
+
+
+def classes(project: Path, params: Params, outside: Outside, context: Context) -> Iterator[tuple[str, set[str]]]:
+    """Name and classes of the stream's arrivals, as far as they can be told without the store."""
+    cache = Cache(config.cache_dir(project))
+    recorded = {state.step: state.entries[layout.ARRIVAL] for state in states.lineage(project, params.timeline)}
+    for step, one in enumerate(params.stream, start=1):
+        entry = recorded.get(step)
+        if one.expert is not None:
+            continue
+        if entry and not cache.missing(entry):
+            card = cache.members(entry)["dataset.json"]
+            yield one.name, set(json.loads(cache.path(card).read_bytes())["classes"])
+        elif found := prepare.pointers(one, project):
+            yield one.name, {name for pointer in found for name in pointers.read(pointer)[1].get("classes", ())}
+        else:
+            try:
+                with prepare.looked_into(one.update, f"arrival {one.name}", outside, context) as readings:
+                    yield one.name, {name for _, reading in readings for name in reading.classes}
+            except UserError:
+                continue  # that arrival's own fault, which a run will name
+
+
+def twin(project: Path, entry: Entry, params: Params, name: str) -> str | None:
+    """Another arrival of the stream that has these very files."""
+    for one in params.stream:
+        path = pointers.path(project, one.name)
+        if one.name != name and path.exists() and pointers.read(path)[0].md5 == entry.md5:
+            return one.name
+    return None

@@ -1,0 +1,230 @@
+"""One look through an inbox: what is finished and new arrives or is refused, and is left where it lies.
+
+Exactly once, whatever is killed: a drop counts as taken when its line is in the stream. Killed before that, nothing has
+arrived, and the next scan takes it. Killed after it, before the drop's note, the next scan finds its files in the
+stream, under whatever name the drop has by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks import arrive as arriving
+from tasks.arrive import CHECKPOINTS, ChangedError, Memo, Request, UnreachableError, Verdict
+from tasks.errors import UserError
+from tasks.inbox import notes, places
+from tasks.inbox.notes import Note
+from tasks.inbox.places import MANIFEST, MARKERS, Place
+from tasks.params import load
+from tasks.progress import Progress, silent
+from tasks.record import dvc, store
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One drop, and what there is to say of it."""
+
+    name: str
+    why: str
+    verdict: Verdict | None = None
+    """Of a drop that was looked into just now."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "why": self.why, "verdict": self.verdict.as_dict() if self.verdict else None}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one look through an inbox came to; a drop is in one list."""
+
+    where: str
+    taken: list[Drop] = field(default_factory=list)
+    """In the stream now, and never reported as taken before."""
+    refused: list[Drop] = field(default_factory=list)
+    """Refused just now."""
+    waiting: list[Drop] = field(default_factory=list)
+    """Not finished, or could not be read to its end: the next scan looks again."""
+    changed: list[Drop] = field(default_factory=list)
+    """Taken before, and of other content now; not taken again."""
+    known: list[Drop] = field(default_factory=list)
+    """Taken before, or refused before, and the same since; or the files of an arrival under another name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        kinds = ("taken", "refused", "waiting", "changed", "known")
+        return {"where": self.where, **{kind: [one.as_dict() for one in getattr(self, kind)] for kind in kinds}}
+
+
+class _Manifest(BaseModel):
+    """``arrival.yaml`` of a drop; what else it says are settings of the source that reads the data."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str | None = None
+    """Of the arrival; by default the drop's."""
+    expert: str | None = None
+    """The checkpoint among the drop's files."""
+    prompt: str | None = None
+    """Caption where there is none, with ``{}`` for the class."""
+
+
+def scan(project: Path, where: str, progress: Progress = silent, *, dry_run: bool = False) -> Scan:
+    """Look through the inbox at ``where``, a folder or ``s3://BUCKET/PREFIX``, once; nothing in it is ever changed.
+
+    With ``dry_run`` drops are checked, and nothing is changed in the project either.
+
+    Raises:
+        UserError: there is no such inbox, or the project itself is wrong (params, base, test sets, store).
+        UnreachableError: S3 does not answer.
+        RemoteError: the store does not take the files. What was taken before that stays so.
+    """
+    with notes.one_at_a_time(project), contextlib.ExitStack() as stack:
+        place = places.place(where, project)
+        look = _Look(project, place, progress, dry_run, Scan(place.where))
+        fresh = list(look.fresh())
+        if fresh and not dry_run:  # opened once for all of them
+            stack.enter_context(store.open_store(project, load(project / "params.yaml").store.remote))
+            stack.enter_context(dvc.kept(project))
+        for name, signature in fresh:
+            look.take(name, signature)
+    return look.found
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look through an inbox, on its way."""
+
+    project: Path
+    place: Place
+    progress: Progress
+    dry_run: bool
+    found: Scan
+    memo: Memo = field(default_factory=dict)
+
+    def fresh(self) -> Iterator[tuple[str, str]]:
+        """The drops that are to be looked into, with their signatures; all others are put where they belong."""
+        for name in self.place.drops():
+            signature = self.place.signature(name)
+            if signature is None or not self.place.finished(name):
+                self._wait(name, f"has neither {' nor '.join(MARKERS)}: not finished")
+                continue
+            note = notes.read(self.project, self.place.where, name)
+            if note and note.signature != signature:
+                try:
+                    note = self._seen_again(note, signature)
+                except _UNREADABLE as error:
+                    self._wait(name, f"{error.filename}: {error.strerror}")
+                    continue
+            if note is None:
+                yield name, signature
+            elif note.changed:
+                why = f"was taken as {note.arrival!r}, and has other content since; drop it anew"
+                self.found.changed.append(Drop(name, why))
+            elif note.outcome == "taken":
+                self.found.known.append(Drop(name, f"was taken as {note.arrival!r}"))
+            else:
+                self.found.known.append(Drop(name, f"was refused, and is the same since; see {note.report}"))
+
+    def _seen_again(self, note: Note, signature: str) -> Note | None:
+        """The note on a drop that looks different; None where that is to be looked into."""
+        changed = self.place.content(note.drop) != note.content
+        if changed and note.outcome == "refused":
+            return None
+        note = note.model_copy(update={"signature": signature, "changed": changed})
+        if not self.dry_run:
+            notes.write(self.project, note)
+        return note
+
+    def take(self, name: str, signature: str) -> None:
+        """Let one drop arrive, and note what became of it."""
+        try:
+            content = self.place.content(name)
+            verdict = self._verdict(name, signature)
+        except (UnreachableError, ChangedError) as error:
+            self._wait(name, str(error))
+            return
+        except _UNREADABLE as error:
+            self._wait(name, f"{error.filename}: {error.strerror}")
+            return
+        arrival = str(verdict.arrival["name"]) if verdict.arrival else verdict.name
+        if verdict.refused:
+            self.found.refused.append(Drop(name, f"refused: {verdict.problems[0]}", verdict))
+        elif arrival != verdict.name:
+            self.found.known.append(Drop(name, f"has the very files of {arrival!r}", verdict))
+        else:
+            self.found.taken.append(Drop(name, f"taken as {arrival!r}, step {verdict.step}", verdict))
+        if not self.dry_run:
+            notes.write(self.project, Note(
+                place=self.place.where, drop=name, signature=signature, content=content,
+                outcome="refused" if verdict.refused else "taken", arrival=arrival, report=verdict.report,
+            ))  # fmt: skip
+
+    def _verdict(self, name: str, signature: str) -> Verdict:
+        try:
+            request = _request(self.place, name)
+        except UnreachableError:
+            raise
+        except UserError as error:
+            return arriving.refusal(self.project, name, [str(error)], dry_run=self.dry_run)
+        return arriving.arrive(
+            self.project, request, self.progress, dry_run=self.dry_run, once=True, memo=self.memo,
+            unchanged=lambda: self.place.still(name, signature),
+        )  # fmt: skip
+
+    def _wait(self, name: str, why: str) -> None:
+        self.found.waiting.append(Drop(name, why))
+
+
+_UNREADABLE = (PermissionError, FileNotFoundError)
+"""What a drop's own files can raise: they may be readable by the next look."""
+
+
+def _request(place: Place, name: str) -> Request:
+    """What a drop asks for.
+
+    Raises:
+        UserError: its manifest is wrong, or its name can be no arrival's.
+    """
+    said = _manifest(place, name)
+    files = [file for file in place.names(name) if file not in MARKERS]
+    settings = dict(said.__pydantic_extra__ or {})
+    address = place.address(name)
+    expert = said.expert
+    if expert is None and not settings and len(files) == 1 and Path(files[0]).suffix.lower() in CHECKPOINTS:
+        expert = files[0]
+    if expert is not None:
+        if expert not in files:
+            raise UserError(f"{address}/{MANIFEST}: expert: {expert!r} is none of the drop's files")
+        if settings or said.prompt:
+            raise UserError(f"{address}/{MANIFEST}: an expert takes no {next(iter([*settings, 'prompt']))}")
+        request = Request(said.name or name, expert=f"{address}/{expert}")
+    else:
+        if "path" in settings:
+            raise UserError(f"{address}/{MANIFEST}: path: the data are the drop's files, wherever it lies")
+        template = {"template": said.prompt} if said.prompt is not None else {}
+        request = Request(
+            said.name or name, (address,), settings={**settings, **template}, where=f"{address}/{MANIFEST}"
+        )
+    request.require_sense()
+    return request
+
+
+def _manifest(place: Place, name: str) -> _Manifest:
+    text = place.manifest(name)
+    where = f"{place.address(name)}/{MANIFEST}"
+    try:
+        content = YAML(typ="safe").load(text or "{}")
+        return _Manifest.model_validate({} if content is None else content)
+    except YAMLError as error:
+        raise UserError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {key or 'it'}: {first['msg']}") from None
