@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import prefect_server
+from flows import prefect_runs, prefect_server
 from flows.lanes import Lanes
 from flows.run import check, own_files, pending
 from tasks import progress
@@ -103,6 +103,8 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Out
     ):
         jobs = {one.cell.timeline: _job(project, one, code, remote.name, wait=wait) for one in found.todo}
         server.wait()
+        if server.process:  # our own database, which no other run uses
+            prefect_runs.crash_dead(server, project, found.params.timeline)
         ready.wait()
         if worktree.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")

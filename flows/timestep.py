@@ -16,6 +16,7 @@ import tasks.merge.task
 import tasks.prepare.task
 import tasks.record.task
 import tasks.train.task
+from flows import artifacts
 from tasks import merge, models, nodes, prepare, progress
 from tasks.cache import Cache, Entry, hash_of
 from tasks.nodes import Node, Reference
@@ -79,6 +80,7 @@ class _Step:
             tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
             metrics = json.loads((tree.folder / "metrics.json").read_text())
         self.progress("recorded as", 1, 1, f"{tag}: A_KA {metrics['A_KA']:.1f}, A_ZS {metrics['A_ZS']:.1f}")
+        artifacts.publish_step(states.find(self.project, params.timeline, tag), previous)
         return tag
 
     def _inputs(self, tree: Worktree, previous: State | None, dvc: Dvc) -> None:

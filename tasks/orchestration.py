@@ -11,7 +11,7 @@ from prefect.states import State as RunState
 
 from tasks import nodes, params, progress
 from tasks.cache import Cache
-from tasks.errors import UserError
+from tasks.errors import may_pass
 from tasks.nodes import Work
 
 NodeTask = Task[[str, str, str, int, dict[str, str | int]], dict[str, Any]]
@@ -43,5 +43,5 @@ def node_task(name: str, work: Work) -> NodeTask:
 
 
 def can_pass(_task: Task[..., Any], _run: TaskRun, state: RunState) -> bool:
-    """A retry helps against networks and stores, never against what the user must mend."""
-    return not isinstance(state.result(raise_on_failure=False), UserError)
+    """`tasks.errors.may_pass`, as Prefect asks it of a task that has failed."""
+    return may_pass(state.result(raise_on_failure=False))

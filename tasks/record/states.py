@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.cache import Entry
-from tasks.errors import UserError
+from tasks.errors import UnavailableError, UserError
 from tasks.record import layout
 from tasks.record.git import GitError, git, resolve, show
 
@@ -254,7 +254,8 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
     """Bring the states that other machines recorded from a git remote, and push those it lacks.
 
     Raises:
-        UserError: the remote cannot be reached, or the two hold different states of one step.
+        UnavailableError: the remote cannot be reached.
+        UserError: the two hold different states of one step.
     """
     branch, seen = layout.branch(timeline), f"refs/chronomerge/{shared}/{timeline}"
     tags = f"refs/tags/state/{timeline}/*"
@@ -263,7 +264,7 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
         if there:
             git(project, "fetch", "--quiet", "--no-tags", shared, f"+{branch}:{seen}", f"{tags}:{tags}")
     except GitError as error:
-        raise UserError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
+        raise UnavailableError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
     here = resolve(project, branch)
     if there and there != here:
         if here is None or _is_ancestor(project, here, there):

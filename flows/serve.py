@@ -1,0 +1,291 @@
+"""``chronomerge serve``: a Prefect server and a deployment of the timeline's run, kept up until somebody ends it.
+
+What can break is a process of its own, tied to this one: the server, the runner that starts runs, the runs. Where one
+of the first two ends, all starts over; nothing is kept here that the next start would miss.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from flows import notes, prefect_runs, prefect_server, schedule_facts
+from flows.prefect_api import Api, UnansweredError
+from flows.run import pending
+from tasks.errors import UserError
+from tasks.params import Params, load
+from tasks.record import layout, lock
+
+EVENT = "chronomerge.arrived"
+"""The Prefect event that says that a stream has grown; the deployment starts a run on it."""
+
+LOOK_SECONDS = 1.0
+TELL_SECONDS = 5.0
+"""Between two looks at the processes and params.yaml; between two questions to the server."""
+AGAIN_SECONDS = 60
+"""After an event, how long until another where no run has come of it."""
+STOP_SECONDS = 60
+"""How long a run may take to end politely."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When runs are due."""
+
+    cron: str | None
+    timezone: str
+    on_arrival: bool
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Who serves a project, as others may read it."""
+
+    host: str
+    pid: int
+    since: str
+    url: str
+    timeline: str
+
+
+class _EndedError(Exception):
+    """A process that should last has ended."""
+
+
+def serving(project: Path) -> Serving | None:
+    """Who serves a project on this machine now."""
+    path = layout.private(project) / "serve.json"
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return Serving(**text) if (text := json.loads(path.read_text() or "null")) else None
+    return None
+
+
+def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
+    """Serve a project until SIGTERM or Ctrl-C; ``say`` hears what happens, a line each time.
+
+    Raises:
+        UserError: somebody serves it already, params.yaml or the cron line is wrong, the server does not start.
+        KeyboardInterrupt: it was ended; runs and helpers have ended, too.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _alone(project) as note:
+        pause = 1.0
+        while True:
+            started = time.monotonic()
+            session = _Session(project, plan, say, note)
+            try:
+                session.run()
+            except _EndedError as error:
+                if not session.started:
+                    raise UserError(str(error)) from None
+                pause = 1.0 if time.monotonic() - started > 300 else min(60.0, 2 * pause)
+                say(f"{error}; starting over in {pause:.0f} s")
+                time.sleep(pause)
+
+
+@contextmanager
+def _alone(project: Path) -> Iterator[TextIO]:
+    private = layout.private(project)
+    private.mkdir(exist_ok=True)
+    with (private / "serve.json").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = serving(project)
+            by = f"process {who.pid} on {who.host} since {who.since}" if who else "another process"
+            raise UserError(f"{project} is being served by {by}; end that first") from None
+        try:
+            yield file
+        finally:
+            file.truncate(0)
+
+
+class _Session:
+    """From a start to the end of any of its processes."""
+
+    def __init__(self, project: Path, plan: Plan, say: Callable[[str], None], note: TextIO):
+        self.project, self.plan, self.say, self._note = project, plan, say, note
+        self.params: Params = load(project / "params.yaml")
+        self.started = False
+        self._asked = 0.0
+        self._told: dict[str, str] | None = None
+
+    def run(self) -> None:
+        name = self.params.timeline
+        with prefect_server.lasting(self.project) as server:
+            server.wait()
+            self.api = Api(server.url)
+            self._take_note(Serving(socket.gethostname(), os.getpid(), _now(), server.url, name))
+            due = self._settle(server)
+            with self._runner() as (runner, deployment):
+                self._introduce(server, deployment)
+                if due:
+                    self.say(f"{due}: one run now")
+                    self.api.post(f"deployments/{deployment}/create_flow_run", {})
+                self._watch(server, runner)
+
+    def _take_note(self, serving: Serving) -> None:
+        self._note.truncate(0)
+        json.dump(asdict(serving), self._note)
+        self._note.flush()
+
+    def _settle(self, server: prefect_server.Server) -> str | None:
+        """Tell Prefect which runs are dead, and forget those that were missed; returns why one is due at once."""
+        name = self.params.timeline
+        found = schedule_facts.deployment(self.api, name)
+        ours = _tags(self.project)
+        if found and not server.process and not set(ours) <= set(found["tags"]):
+            raise UserError(
+                f"the Prefect server at {server.url} has a deployment {schedule_facts.FLOW}/{name} of another folder "
+                f"or machine ({found['description'] or 'no description'}); end that and delete it (prefect deployment "
+                f"delete {schedule_facts.FLOW}/{name}), or give the timeline another name"
+            )
+        crashed = []
+        if lock.holder(self.project, name) is None:
+            crashed = prefect_runs.crash_dead(server, self.project, name)
+        missed = 0
+        if found:
+            mine = {"deployments": {"id": {"any_": [found["id"]]}}}
+            crashed += prefect_runs.crash(self.api, flow_runs={}, **mine)
+            missed = self._forget_missed(found["id"])
+        if crashed:
+            self.say(f"told Prefect that these crashed, nobody runs them any more: {', '.join(crashed)}")
+        left = notes.read(self.project, name)
+        if left and left.outcome in (None, "interrupted") and lock.holder(self.project, name) is None:
+            return f"the run of {left.started} did not end"
+        return f"{missed} runs were missed" if missed else None
+
+    def _forget_missed(self, deployment: str) -> int:
+        """Cancel what was due while nobody served; returns how many."""
+        state = {"type": "CANCELLED", "name": "Cancelled", "message": "missed: nobody served the timeline then"}
+        now, count = datetime.now(UTC), 0
+        while late := [
+            run["id"]
+            for run in schedule_facts.runs(self.api, deployment, ["SCHEDULED"], "NEXT_SCHEDULED_START_TIME_ASC")
+            if datetime.fromisoformat(run["next_scheduled_start_time"]) < now
+        ]:
+            for run in late:
+                self.api.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})
+            count += len(late)
+        return count
+
+    @contextmanager
+    def _runner(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        """The process that starts runs, and the id of the deployment it has registered."""
+        log = layout.private(self.project) / "logs" / "runner.log"
+        plan = {
+            **asdict(self.plan), "name": self.params.timeline, "project": str(self.project), "poll": 2,
+            "description": f"timeline {self.params.timeline} of {self.project} on {socket.gethostname()}",
+            "tags": _tags(self.project), "event": EVENT, "resource": self._resource(),
+        }  # fmt: skip
+        with log.open("ab") as file:
+            runner = subprocess.Popen(
+                [sys.executable, "-m", "flows.runner_process", json.dumps(plan)],
+                cwd=self.project, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True,
+                start_new_session=True,  # Ctrl-C is for us, who end it in order
+            )  # fmt: skip
+        try:
+            assert runner.stdout
+            first = runner.stdout.readline()
+            if not first:
+                raise _EndedError(f"the runner did not start (its log is {log})")
+            yield runner, json.loads(first)["deployment"]
+        finally:
+            runner.terminate()
+            try:
+                runner.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                runner.kill()
+                runner.wait()
+
+    def _introduce(self, server: prefect_server.Server, deployment: str) -> None:
+        when = []
+        if self.plan.cron:
+            when.append(f"at {self.plan.cron!r} ({self.plan.timezone})")
+        if self.plan.on_arrival:
+            when.append("when params.yaml's stream has grown")
+        self.started = True
+        self.say(f"serving timeline {self.params.timeline} {' and '.join(when)}")
+        shown = server.url.removesuffix("/api")
+        self.say(f"Prefect's pages: {shown}/deployments/deployment/{deployment}; Ctrl-C ends this")
+
+    def _watch(self, server: prefect_server.Server, runner: subprocess.Popen[str]) -> None:
+        told = time.monotonic() - TELL_SECONDS
+        while True:
+            if server.process and server.process.poll() is not None:
+                raise _EndedError(f"the Prefect server has ended (its log is {server.log})")
+            if runner.poll() is not None:
+                raise _EndedError("the runner has ended (its log is .chronomerge/logs/runner.log)")
+            try:
+                if self.plan.on_arrival:
+                    self._ask_for_run()
+                if time.monotonic() - told >= TELL_SECONDS:
+                    told = time.monotonic()
+                    self._tell()
+            except UnansweredError as error:
+                self.say(f"{error}; asking again")
+                time.sleep(TELL_SECONDS)
+            time.sleep(LOOK_SECONDS)
+
+    def _ask_for_run(self) -> None:
+        """Send the event where a run is wanted, and again where none came of it: the state of things decides, so that
+        nothing is lost with an event."""
+        if time.monotonic() - self._asked < AGAIN_SECONDS and self._asked:
+            return
+        if self._wanted():
+            self._asked = time.monotonic()
+            self.say("the stream has grown: asking for a run")
+            resource = {"prefect.resource.id": self._resource(), "prefect.resource.name": self.params.timeline}
+            event = {"id": str(uuid.uuid4()), "occurred": _now(), "event": EVENT, "resource": resource}
+            self.api.post("events", [event])
+
+    def _wanted(self) -> bool:
+        """Whether steps are pending that no run has tried yet, and none is under way."""
+        try:
+            todo = pending(self.project)
+        except UserError:
+            return False  # params.yaml is being written, or wrong: the next scheduled run says so
+        if not todo.steps or lock.holder(self.project, todo.params.timeline):
+            return False
+        left = notes.read(self.project, todo.params.timeline)
+        return left is None or left.outcome != "failed" or left.stream != notes.signature(todo.params)
+
+    def _tell(self) -> None:
+        """Say what became of the newest run, once."""
+        found = schedule_facts.facts(self.api, self.params.timeline)
+        if found and found.last and found.last != self._told:
+            if self._told is not None:
+                self.say(f"run {found.last['run']} {found.last['state']}: {found.last['message']}")
+            self._told = found.last
+        elif self._told is None:
+            self._told = {}
+
+    def _resource(self) -> str:
+        return f"chronomerge.timeline.{self.params.timeline}.{_tags(self.project)[1]}"
+
+
+def _tags(project: Path) -> list[str]:
+    """What marks our deployment among those of other folders and machines."""
+    return ["chronomerge", prefect_runs.tags(project, "")[2]]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
