@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,11 @@ def main() -> None:
 
     async def serve() -> None:
         news.tell(answers, deployment=str(await runner.aadd_deployment(await _deployment(plan))))
-        await runner.start()
+        running = asyncio.create_task(runner.start())
+        await asyncio.sleep(0)  # it sets a handler of its own first, which ends the process and nothing of what it runs
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.create_task(runner.astop()))
+        await running
 
     asyncio.run(serve())
 

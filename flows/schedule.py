@@ -24,7 +24,7 @@ from flows import hooks
 from tasks import lifeline
 from tasks.errors import UnavailableError, UserError
 
-RETRY_SECONDS = [60, 300, 900]
+RETRY_SECONDS = [60, 300, 900, 3600]
 """Waits before another try, where a store or a network may recover."""
 
 SERVED = "CHRONOMERGE_SERVED"

@@ -6,7 +6,7 @@ of the first two ends, all starts over; nothing is kept here that the next start
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import signal
@@ -22,12 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from flows import notes, prefect_runs, prefect_server, schedule_facts
+from flows import notes, prefect_runs, prefect_server, schedule_facts, serve_note
 from flows.prefect_api import Api, UnansweredError
 from flows.run import pending
+from flows.serve_note import Serving
 from tasks.errors import UserError
 from tasks.params import Params, load
-from tasks.record import layout, lock
+from tasks.record import embedded, layout, lock
 
 EVENT = "chronomerge.arrived"
 """The Prefect event that says that a stream has grown; the deployment starts a run on it."""
@@ -50,32 +51,8 @@ class Plan:
     on_arrival: bool
 
 
-@dataclass(frozen=True)
-class Serving:
-    """Who serves a project, as others may read it."""
-
-    host: str
-    pid: int
-    since: str
-    url: str
-    timeline: str
-
-
 class _EndedError(Exception):
     """A process that should last has ended."""
-
-
-def serving(project: Path) -> Serving | None:
-    """Who serves a project on this machine now."""
-    path = layout.private(project) / "serve.json"
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        return Serving(**text) if (text := json.loads(path.read_text() or "null")) else None
-    return None
 
 
 def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
@@ -86,7 +63,8 @@ def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
         KeyboardInterrupt: it was ended; runs and helpers have ended, too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _alone(project) as note:
+    with serve_note.alone(project) as note, contextlib.ExitStack() as stack:
+        stack.callback(embedded.stop_unused, project)  # a killed run leaves the store running
         pause = 1.0
         while True:
             started = time.monotonic()
@@ -99,23 +77,6 @@ def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
                 pause = 1.0 if time.monotonic() - started > 300 else min(60.0, 2 * pause)
                 say(f"{error}; starting over in {pause:.0f} s")
                 time.sleep(pause)
-
-
-@contextmanager
-def _alone(project: Path) -> Iterator[TextIO]:
-    private = layout.private(project)
-    private.mkdir(exist_ok=True)
-    with (private / "serve.json").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = serving(project)
-            by = f"process {who.pid} on {who.host} since {who.since}" if who else "another process"
-            raise UserError(f"{project} is being served by {by}; end that first") from None
-        try:
-            yield file
-        finally:
-            file.truncate(0)
 
 
 class _Session:
@@ -133,19 +94,15 @@ class _Session:
         with prefect_server.lasting(self.project) as server:
             server.wait()
             self.api = Api(server.url)
-            self._take_note(Serving(socket.gethostname(), os.getpid(), _now(), server.url, name))
+            serve_note.write(self._note, Serving(socket.gethostname(), os.getpid(), _now(), server.url, name))
             due = self._settle(server)
             with self._runner() as (runner, deployment):
                 self._introduce(server, deployment)
                 if due:
                     self.say(f"{due}: one run now")
                     self.api.post(f"deployments/{deployment}/create_flow_run", {})
+                    self._asked = time.monotonic()
                 self._watch(server, runner)
-
-    def _take_note(self, serving: Serving) -> None:
-        self._note.truncate(0)
-        json.dump(asdict(serving), self._note)
-        self._note.flush()
 
     def _settle(self, server: prefect_server.Server) -> str | None:
         """Tell Prefect which runs are dead, and forget those that were missed; returns why one is due at once."""
@@ -258,7 +215,10 @@ class _Session:
             self.api.post("events", [event])
 
     def _wanted(self) -> bool:
-        """Whether steps are pending that no run has tried yet, and none is under way."""
+        """Whether the stream has arrivals that no run has tried yet, and none is under way.
+
+        What a run has tried and not brought to its end is for its own retries, or for the next start of all this.
+        """
         try:
             todo = pending(self.project)
         except UserError:
@@ -266,7 +226,7 @@ class _Session:
         if not todo.steps or lock.holder(self.project, todo.params.timeline):
             return False
         left = notes.read(self.project, todo.params.timeline)
-        return left is None or left.outcome != "failed" or left.stream != notes.signature(todo.params)
+        return left is None or left.stream != notes.signature(todo.params)
 
     def _tell(self) -> None:
         """Say what became of the newest run, once."""
