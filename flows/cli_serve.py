@@ -31,27 +31,31 @@ def serve(
         raise UserError("when should runs start? --cron '0 2 * * *', --on-arrival, or both")
     project = here.project()
     os.chdir(project)  # paths in params.yaml start there
-    plan = Plan(_checked(cron) if cron else None, _zone(timezone), on_arrival)
+    plan = Plan(checked(cron) if cron else None, zone(timezone), on_arrival)
     try:
         serve_project(project, plan, lambda line: out.print(f"{_clock(plan.timezone)} {line}"))
     except KeyboardInterrupt:
         out.print("ended; what has finished is kept, and the next start goes on from there")
 
 
-def _checked(cron: str) -> str:
+def checked(cron: str) -> str:
+    """A cron line that Prefect takes.
+
+    Raises:
+        UserError: it takes it not.
+    """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.client.schemas.schedules import CronSchedule
 
     try:
         return CronSchedule(cron=cron).cron
-    except ValueError as error:
-        why = str(error).splitlines()[-1] if len(str(error).splitlines()) < 3 else str(error).splitlines()[2].strip()
+    except ValueError:
         raise UserError(
-            f"--cron {cron!r}: {why.partition(' [')[0]}; five fields: minute hour day month weekday"
+            f"--cron {cron!r} is no cron line; expected five fields: minute hour day month weekday, as '0 2 * * *'"
         ) from None
 
 
-def _zone(name: str | None) -> str:
+def zone(name: str | None) -> str:
     """A time zone by its name; that of this machine where none is given.
 
     Raises:

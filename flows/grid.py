@@ -103,7 +103,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False) -> Out
     ):
         jobs = {one.cell.timeline: _job(project, one, code, remote.name, wait=wait) for one in found.todo}
         server.wait()
-        if server.process:  # our own database, which no other run uses
+        if server.private:  # no other run uses its database
             prefect_runs.crash_dead(server, project, found.params.timeline)
         ready.wait()
         if worktree.code_of(project, *own).tree != code.tree:

@@ -35,7 +35,7 @@ def crash_dead(server: Server, project: Path, timeline: str) -> list[str]:
 
     In our own database nobody else runs anything, so there all that has not ended is dead.
     """
-    mine = {} if server.process else {"tags": {"all_": tags(project, timeline)}}
+    mine = {} if server.private else {"tags": {"all_": tags(project, timeline)}}
     try:
         return crash(Api(server.url), flow_runs=mine)
     except UnansweredError as error:  # what Prefect shows of the past stops no run

@@ -27,6 +27,9 @@ from tasks.record import layout
 START_SECONDS = 180
 """A first start creates the database: 8 s on an idle machine, 40 s on a busy one."""
 
+_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+"""Where the user names a database that our server is to use, a PostgreSQL say."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -35,6 +38,11 @@ class Server:
     url: str
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether its database is of our own making, so that no other server has part in it."""
+        return self.process is not None and not any(os.environ.get(name) for name in _DATABASE)
 
     def wait(self) -> None:
         """Return when the server answers, in whatever way: signing in is the client's business.

@@ -109,7 +109,7 @@ class _Session:
         name = self.params.timeline
         found = schedule_facts.deployment(self.api, name)
         ours = _tags(self.project)
-        if found and not server.process and not set(ours) <= set(found["tags"]):
+        if found and not server.private and not set(ours) <= set(found["tags"]):
             raise UserError(
                 f"the Prefect server at {server.url} has a deployment {schedule_facts.FLOW}/{name} of another folder "
                 f"or machine ({found['description'] or 'no description'}); end that and delete it (prefect deployment "
@@ -148,6 +148,7 @@ class _Session:
     def _runner(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
         """The process that starts runs, and the id of the deployment it has registered."""
         log = layout.private(self.project) / "logs" / "runner.log"
+        log.parent.mkdir(exist_ok=True)
         plan = {
             **asdict(self.plan), "name": self.params.timeline, "project": str(self.project), "poll": 2,
             "description": f"timeline {self.params.timeline} of {self.project} on {socket.gethostname()}",
