@@ -99,7 +99,7 @@ class _Keeper:
 
     def write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f"{self._path.name}.new")
         temporary.write_text(json.dumps(asdict(self._note)))
         temporary.replace(self._path)
         self._written = time.monotonic()

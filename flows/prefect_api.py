@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ class UnansweredError(Exception):
     """The server gave no answer, or refused; says why."""
 
 
+_BUSY = (429, 502, 503)
+"""What a server answers that is to be asked again; SQLite's "database is locked" is such a case."""
+
+
 @dataclass(frozen=True)
 class Api:
     """The API of a Prefect server; signs in as Prefect's own client does (key, or user and password)."""
 
     url: str
-    timeout: float = 10
+    patience: float = 30
+    """Seconds until an answer has to be there."""
 
     def get(self, path: str) -> Any:
         """The answer; None where there is no such thing.
@@ -38,16 +44,21 @@ class Api:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **_credentials()}
         request = urllib.request.Request(f"{self.url}/{path}", data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise UnansweredError(f"the Prefect server at {self.url} refuses {path}: {error}") from None
-        except OSError as error:
-            raise UnansweredError(f"the Prefect server at {self.url} does not answer: {error}") from None
-        return json.loads(text) if text else None
+        deadline, pause = time.monotonic() + self.patience, 0.2
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=max(0.1, deadline - time.monotonic())) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code not in _BUSY or time.monotonic() + pause > deadline:
+                    raise UnansweredError(f"the Prefect server at {self.url} refuses {path}: {error}") from None
+            except OSError as error:
+                raise UnansweredError(f"the Prefect server at {self.url} does not answer: {error}") from None
+            time.sleep(pause)
+            pause *= 2
 
 
 def _credentials() -> dict[str, str]:

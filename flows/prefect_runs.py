@@ -56,8 +56,8 @@ def crash(api: Api, *, flow_runs: dict[str, Any], **others: Any) -> list[str]:
         left = {run["id"]: run["name"] for run in found if run["id"] not in crashed}
         if not left:
             return list(crashed.values())
-        for tasks in _task_runs(api, list(left)):
-            api.post(f"task_runs/{tasks}/set_state", {"state": state, "force": True})
+        for one in _task_runs(api, list(left)):
+            api.post(f"task_runs/{one}/set_state", {"state": state, "force": True})
         for run in left:
             api.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})
         crashed |= left

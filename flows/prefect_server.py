@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +94,10 @@ def serving(project: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def lasting(project: Path) -> Iterator[Server]:
+def lasting(project: Path, say: Callable[[str], None]) -> Iterator[Server]:
     """As `serving`, for a process that starts runs rather than being one: with schedules, triggers and Prefect's pages.
 
-    Raises:
-        UserError: a run of the project uses our database just now.
+    Waits for a run that uses our database, and says so.
     """
     private = _settled(project)
     if url := os.environ.get("PREFECT_API_URL"):
@@ -106,7 +105,8 @@ def lasting(project: Path) -> Iterator[Server]:
         return
     with (private / "prefect.lock").open("a") as lock:
         if not _alone(lock):
-            raise UserError("a run uses the project's Prefect database just now; try again when it has ended")
+            say("waiting for the run that uses the project's Prefect database")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         server = _start(private / "prefect", private / "logs" / "prefect.log", _free_port(), {})
         try:
             yield server

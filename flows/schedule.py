@@ -18,9 +18,12 @@ from typing import Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed, State
 
-from flows import hooks
+from flows import hooks, prefect_runs
+from flows.prefect_api import Api, UnansweredError
 from tasks import lifeline
 from tasks.errors import UnavailableError, UserError
 
@@ -38,6 +41,7 @@ def scheduled(project: str = ".") -> State[Any]:
         lifeline.end_with(os.getppid(), every=0.5)
     folder = Path(project).resolve()
     logger = get_run_logger()
+    _crash_predecessors(logger.warning)
     for pause in (*RETRY_SECONDS, None):
         try:
             tags = _run(folder, logger.info)
@@ -51,6 +55,24 @@ def scheduled(project: str = ".") -> State[Any]:
         else:
             return Completed(message=f"recorded {', '.join(tags)}" if tags else "nothing was pending")
     raise AssertionError
+
+
+def _crash_predecessors(log: Callable[[str], object]) -> None:
+    """Tell Prefect which earlier runs of the deployment are dead, where its limit allows one at a time.
+
+    Whoever lives renews a lease on that one place; so this run would not be here if another lived.
+    """
+    if not deployment.id:
+        return
+    api = Api(str(PREFECT_API_URL.value()))
+    try:
+        limit = (api.get(f"deployments/{deployment.id}") or {}).get("global_concurrency_limit")
+        if limit and limit["limit"] == 1:
+            others = {"id": {"not_any_": [flow_run.id]}}
+            for name in prefect_runs.crash(api, flow_runs=others, deployments={"id": {"any_": [deployment.id]}}):
+                log(f"run {name} was dead, and is marked as crashed")
+    except UnansweredError as error:
+        log(str(error))
 
 
 def _failed(folder: Path, error: UserError) -> State[Any]:
@@ -81,7 +103,10 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
             if news["done"] == news["total"]:
                 log(f"{news['what']} {news['note']}".rstrip())
         raise UnavailableError(f"the run ended in the middle (status {process.wait()}): killed, or out of memory")
+    except UserError:
+        raise
+    except BaseException:  # SIGTERM, or a cancellation on Prefect's pages
+        process.terminate()
+        raise
     finally:
-        if process.poll() is None and sys.exc_info()[0] is not None:
-            process.terminate()
         process.wait()

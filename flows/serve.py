@@ -33,11 +33,10 @@ from tasks.record import embedded, layout, lock
 EVENT = "chronomerge.arrived"
 """The Prefect event that says that a stream has grown; the deployment starts a run on it."""
 
-LOOK_SECONDS = 1.0
-TELL_SECONDS = 5.0
-"""Between two looks at the processes and params.yaml; between two questions to the server."""
-AGAIN_SECONDS = 60
-"""After an event, how long until another where no run has come of it."""
+LOOK_SECONDS = 5.0
+"""Between two looks at params.yaml, and two questions to the server."""
+AGAIN_SECONDS = 60.0
+"""After an event, how long until another where no run has come of it; then twice as long each time."""
 STOP_SECONDS = 60
 """How long a run may take to end politely."""
 
@@ -49,6 +48,18 @@ class Plan:
     cron: str | None
     timezone: str
     on_arrival: bool
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """For which stream a run was asked for, and when it is time to ask again."""
+
+    stream: str
+    again: float = 0.0
+    pause: float = AGAIN_SECONDS
+
+    def once_more(self) -> _Asked:
+        return _Asked(self.stream, time.monotonic() + self.pause, 2 * self.pause)
 
 
 class _EndedError(Exception):
@@ -71,7 +82,7 @@ def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
             session = _Session(project, plan, say, note)
             try:
                 session.run()
-            except _EndedError as error:
+            except (_EndedError, UnansweredError) as error:
                 if not session.started:
                     raise UserError(str(error)) from None
                 pause = 1.0 if time.monotonic() - started > 300 else min(60.0, 2 * pause)
@@ -86,12 +97,12 @@ class _Session:
         self.project, self.plan, self.say, self._note = project, plan, say, note
         self.params: Params = load(project / "params.yaml")
         self.started = False
-        self._asked = 0.0
+        self._asked = _Asked("")
         self._told: dict[str, str] | None = None
 
     def run(self) -> None:
         name = self.params.timeline
-        with prefect_server.lasting(self.project) as server:
+        with prefect_server.lasting(self.project, self.say) as server:
             server.wait()
             self.api = Api(server.url)
             serve_note.write(self._note, Serving(socket.gethostname(), os.getpid(), _now(), server.url, name))
@@ -101,7 +112,7 @@ class _Session:
                 if due:
                     self.say(f"{due}: one run now")
                     self.api.post(f"deployments/{deployment}/create_flow_run", {})
-                    self._asked = time.monotonic()
+                    self._asked = _Asked(notes.signature(self.params)).once_more()
                 self._watch(server, runner)
 
     def _settle(self, server: prefect_server.Server) -> str | None:
@@ -186,48 +197,53 @@ class _Session:
         self.say(f"Prefect's pages: {shown}/deployments/deployment/{deployment}; Ctrl-C ends this")
 
     def _watch(self, server: prefect_server.Server, runner: subprocess.Popen[str]) -> None:
-        told = time.monotonic() - TELL_SECONDS
+        looked = 0.0
         while True:
             if server.process and server.process.poll() is not None:
                 raise _EndedError(f"the Prefect server has ended (its log is {server.log})")
             if runner.poll() is not None:
                 raise _EndedError("the runner has ended (its log is .chronomerge/logs/runner.log)")
-            try:
-                if self.plan.on_arrival:
-                    self._ask_for_run()
-                if time.monotonic() - told >= TELL_SECONDS:
-                    told = time.monotonic()
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                looked = time.monotonic()
+                try:
+                    if self.plan.on_arrival:
+                        self._ask_for_run()
                     self._tell()
-            except UnansweredError as error:
-                self.say(f"{error}; asking again")
-                time.sleep(TELL_SECONDS)
-            time.sleep(LOOK_SECONDS)
+                except UnansweredError as error:
+                    self.say(f"{error}; asking again")
+            time.sleep(1)
 
     def _ask_for_run(self) -> None:
-        """Send the event where a run is wanted, and again where none came of it: the state of things decides, so that
-        nothing is lost with an event."""
-        if time.monotonic() - self._asked < AGAIN_SECONDS and self._asked:
-            return
-        if self._wanted():
-            self._asked = time.monotonic()
-            self.say("the stream has grown: asking for a run")
-            resource = {"prefect.resource.id": self._resource(), "prefect.resource.name": self.params.timeline}
-            event = {"id": str(uuid.uuid4()), "occurred": _now(), "event": EVENT, "resource": resource}
-            self.api.post("events", [event])
+        """Send the event where a run is wanted, and again, ever later, while none has come of it.
 
-    def _wanted(self) -> bool:
-        """Whether the stream has arrivals that no run has tried yet, and none is under way.
+        The state of things decides, not what has happened: an event that is lost loses nothing.
+        """
+        wanted = self._wanted()
+        if wanted is None:
+            return
+        if wanted != self._asked.stream:
+            self._asked = _Asked(wanted)
+        if time.monotonic() < self._asked.again:
+            return
+        self._asked = self._asked.once_more()
+        self.say("the stream has grown: asking for a run")
+        resource = {"prefect.resource.id": self._resource(), "prefect.resource.name": self.params.timeline}
+        event = {"id": str(uuid.uuid4()), "occurred": _now(), "event": EVENT, "resource": resource}
+        self.api.post("events", [event])
+
+    def _wanted(self) -> str | None:
+        """The signature of the stream, if it has arrivals that no run has tried yet, and none is under way.
 
         What a run has tried and not brought to its end is for its own retries, or for the next start of all this.
         """
         try:
             todo = pending(self.project)
         except UserError:
-            return False  # params.yaml is being written, or wrong: the next scheduled run says so
+            return None  # params.yaml is being written, or wrong: the next scheduled run says so
         if not todo.steps or lock.holder(self.project, todo.params.timeline):
-            return False
-        left = notes.read(self.project, todo.params.timeline)
-        return left is None or left.stream != notes.signature(todo.params)
+            return None
+        left, now = notes.read(self.project, todo.params.timeline), notes.signature(todo.params)
+        return now if left is None or left.stream != now else None
 
     def _tell(self) -> None:
         """Say what became of the newest run, once."""

@@ -160,7 +160,7 @@ def _schedule(project: Path, timeline: str) -> dict[str, Any]:
     if url is None:
         return found
     try:
-        facts = schedule_facts.facts(Api(url, timeout=2), timeline)
+        facts = schedule_facts.facts(Api(url, patience=2), timeline)
     except UnansweredError as error:
         return {**found, "error": str(error)}
     if facts is None:

@@ -30,4 +30,4 @@ def test_an_unknown_time_zone_is_refused() -> None:
 
 def test_a_server_that_is_not_there_is_told() -> None:
     with pytest.raises(UnansweredError, match="does not answer"):
-        Api("http://127.0.0.1:1/api", timeout=1).get("health")
+        Api("http://127.0.0.1:1/api", patience=1).get("health")
