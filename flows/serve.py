@@ -76,13 +76,12 @@ def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serve_note.alone(project) as note, contextlib.ExitStack() as stack:
         stack.callback(embedded.stop_unused, project)  # a killed run leaves the store running
-        pause = 1.0
+        session, pause = _Session(project, plan, say, note), 1.0
         while True:
             started = time.monotonic()
-            session = _Session(project, plan, say, note)
             try:
                 session.run()
-            except (_EndedError, UnansweredError) as error:
+            except (_EndedError, UnansweredError, UserError) as error:
                 if not session.started:
                     raise UserError(str(error)) from None
                 pause = 1.0 if time.monotonic() - started > 300 else min(60.0, 2 * pause)
@@ -91,7 +90,7 @@ def serve(project: Path, plan: Plan, say: Callable[[str], None]) -> None:
 
 
 class _Session:
-    """From a start to the end of any of its processes."""
+    """What serves; each `run` of it lasts until one of its processes ends."""
 
     def __init__(self, project: Path, plan: Plan, say: Callable[[str], None], note: TextIO):
         self.project, self.plan, self.say, self._note = project, plan, say, note
@@ -126,10 +125,12 @@ class _Session:
                 f"or machine ({found['description'] or 'no description'}); end that and delete it (prefect deployment "
                 f"delete {schedule_facts.FLOW}/{name}), or give the timeline another name"
             )
-        crashed = []
-        if lock.holder(self.project, name) is None:
-            crashed = prefect_runs.crash_dead(server, self.project, name)
-        missed = 0
+        crashed, missed = [], 0
+        try:
+            with lock.writing(self.project, name):
+                crashed, free = prefect_runs.crash_dead(server, self.project, name), True
+        except UserError:  # somebody runs it just now
+            free = False
         if found:
             mine = {"deployments": {"id": {"any_": [found["id"]]}}}
             crashed += prefect_runs.crash(self.api, flow_runs={}, **mine)
@@ -137,7 +138,7 @@ class _Session:
         if crashed:
             self.say(f"told Prefect that these crashed, nobody runs them any more: {', '.join(crashed)}")
         left = notes.read(self.project, name)
-        if left and left.outcome in (None, "interrupted") and lock.holder(self.project, name) is None:
+        if free and left and left.outcome in (None, "interrupted"):
             return f"the run of {left.started} did not end"
         return f"{missed} runs were missed" if missed else None
 
