@@ -18,6 +18,7 @@ from flows import (
     cli_merge,
     cli_remote,
     cli_report,
+    cli_serve,
     cli_serving,
     cli_states,
     cli_stream,
@@ -103,6 +104,7 @@ def status(as_json: AsJson = False) -> None:
 app.command()(cli_arrive.arrive)
 app.command()(cli_arrive.inbox)
 app.command()(cli_grid.grid)
+app.command()(cli_serve.serve)
 app.command()(cli_states.states)
 app.command()(cli_states.restore)
 app.command()(cli_states.verify)
@@ -120,7 +122,7 @@ app.add_typer(cli_stream.app, name="stream")
 
 
 def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None = None) -> None:
-    from flows import views
+    from flows import hooks, views
     from flows.run import run as run_pending
     from tasks import console, progress
 
@@ -132,6 +134,9 @@ def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None 
         except KeyboardInterrupt:
             _say("interrupted; what has finished is kept, and the same command goes on from there")
             raise typer.Exit(130) from None
+        except Exception as error:
+            hooks.failed(project, error)
+            raise
     name = here.timeline(project)
     if tags:
         out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))

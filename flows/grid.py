@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import artifacts, prefect_server
+from flows import artifacts, prefect_runs, prefect_server
 from flows.lanes import Lanes
 from flows.run import check, pending
 from tasks import progress
@@ -117,6 +117,8 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
             for one in found.todo
         }
         server.wait()
+        if server.private:  # no other run uses its database
+            prefect_runs.crash_dead(server, project, found.params.timeline)
         ready.wait()
         if worktree.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")

@@ -1,25 +1,91 @@
-"""A check of `chronomerge doctor`: runs that our own Prefect database still calls running, though nobody runs."""
+"""Runs that Prefect calls running though nobody runs them: it never hears of a SIGKILL or a reboot."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from flows.prefect_api import Api, UnansweredError
+from flows.prefect_server import Server
+from tasks import progress
 from tasks.record import layout
 from tasks.record.doctor import Finding, Visit
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.filters import FlowRunFilter
+_UNENDED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+
+
+def tags(project: Path, timeline: str) -> list[str]:
+    """What marks the flow runs of a timeline in this very folder.
+
+    Only who holds the timeline's lock starts such a run. So whoever gets the lock knows that all others are dead.
+    """
+    return ["chronomerge", f"timeline:{timeline}", f"folder:{_name_of(project)}"]
+
+
+def crash_dead(server: Server, project: Path, timeline: str) -> list[str]:
+    """Tell Prefect which runs of a timeline have crashed, for the holder of its lock; returns their names.
+
+    In our own database nobody else runs anything, so there all that has not ended is dead.
+    """
+    mine = {} if server.private else {"tags": {"all_": tags(project, timeline)}}
+    try:
+        return crash(Api(server.url), flow_runs=mine)
+    except UnansweredError as error:  # what Prefect shows of the past stops no run
+        progress.report("mind:", 1, 1, str(error))
+        return []
+
+
+def crash(api: Api, *, flow_runs: dict[str, Any], **others: Any) -> list[str]:
+    """Force the runs that have not ended, of those that Prefect's filters name, to crashed; returns their names.
+
+    Raises:
+        UnansweredError: the server does not do as asked.
+    """
+    state = {"type": "CRASHED", "name": "Crashed", "message": "its process was gone: killed, or the machine went down"}
+    crashed: dict[str, str] = {}
+    while True:
+        found = api.post("flow_runs/filter", {"flow_runs": {**flow_runs, "state": _UNENDED}, **others})
+        left = {run["id"]: run["name"] for run in found if run["id"] not in crashed}
+        if not left:
+            return list(crashed.values())
+        for one in _task_runs(api, list(left)):
+            api.post(f"task_runs/{one}/set_state", {"state": state, "force": True})
+        for run in left:
+            api.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})
+        crashed |= left
+
+
+def _task_runs(api: Api, flow_runs: list[str]) -> list[str]:
+    asked = {"flow_runs": {"id": {"any_": flow_runs}}, "task_runs": {"state": _UNENDED}}
+    return [run["id"] for run in api.post("task_runs/filter", asked)]
+
+
+def _name_of(project: Path) -> str:
+    """A name that this folder has alone; a copy of it gets another."""
+    path, inode = layout.private(project) / "folder.json", project.stat().st_ino
+    try:
+        known = json.loads(path.read_text())
+        if known["inode"] == inode:
+            return str(known["name"])
+    except (FileNotFoundError, ValueError):
+        pass
+    name = uuid.uuid4().hex[:12]
+    temporary = path.with_name(f"folder.json.{os.getpid()}")
+    temporary.write_text(json.dumps({"name": name, "inode": inode}))
+    temporary.replace(path)
+    return name
 
 
 def unended(visit: Visit) -> Iterator[Finding]:
-    """Runs that were killed: Prefect never hears of that, and would show them as running for ever."""
+    """A check of `chronomerge doctor`: such runs in our own database. The next run would mend it, too."""
     private = layout.private(visit.project)
     database = private / "prefect" / "prefect.db"
     if not database.exists() or _in_use(private / "prefect.lock"):
@@ -58,21 +124,7 @@ def _crash(project: Path) -> None:
     try:
         with prefect_server.serving(project) as server:
             server.wait()
-            _force(server.url)
+            crash(Api(server.url), flow_runs={})
     finally:
         if users:
             os.environ["PREFECT_API_URL"] = users
-
-
-def _force(url: str) -> None:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
-
-    kinds = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
-    left: FlowRunFilter = FlowRunFilter(state=FlowRunFilterState(type=kinds))
-    with SyncPrefectClient(url) as client:
-        while runs := client.read_flow_runs(flow_run_filter=left):
-            for run in runs:
-                client.set_flow_run_state(run.id, Crashed(message="its process was gone"), force=True)

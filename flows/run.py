@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows import prefect_server
+from flows import notes, prefect_runs, prefect_server
+from flows.prefect_server import Server
 from tasks import progress
-from tasks.errors import UserError
+from tasks.errors import UnavailableError, UserError
 from tasks.params import Params, load
 from tasks.record import claim, config, embedded, layout, lock, states, store, worktree
 from tasks.record.config import Remote
@@ -74,6 +76,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             prefect_server.tidy(project)
             embedded.stop_unused(project)
             return []
+        stack.enter_context(notes.kept(project, params, todo.steps))
         starting = "starting the store and the Prefect server"
         progress.report(starting, 0, 1)
         server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
@@ -89,6 +92,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             if worktree.code_of(project, *own).tree != code.tree:
                 raise UserError("files of the project changed while the run was starting; run again")
             server.wait()
+            prefect_runs.crash_dead(server, project, params.timeline)
             progress.report(starting, 1, 1)
             return _flow(project, todo, code, remote)
 
@@ -110,7 +114,12 @@ def run_cell(
         if not todo.steps:
             return []
         remote = config.remote(project, remote_name)
-        with _claimed(project, todo, remote, wait=wait), pool.opened(scheduler):
+        with (
+            notes.kept(project, params, todo.steps),
+            _claimed(project, todo, remote, wait=wait),
+            pool.opened(scheduler),
+        ):
+            prefect_runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
             return _flow(project, todo, code, remote)
 
 
@@ -130,13 +139,16 @@ def _claimed(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Ite
 
 def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]:
     """The Prefect flow of the pending steps."""
+    from prefect import tags
+
     from flows.timeline import timeline
 
     named = timeline.with_options(flow_run_name=f"{todo.params.timeline} to step {todo.steps[-1]}")
     try:
-        return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
+        with tags(*prefect_runs.tags(project, todo.params.timeline)):
+            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
     except RemoteError as error:
-        raise UserError(f"{error}; what has finished is kept, so run again when the store answers") from error
+        raise UnavailableError(f"{error}; what has finished is kept, so run again when the store answers") from error
     finally:
         prefect_server.flush_logs()
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from prefect import flow
 
+from flows import hooks
 from flows.timestep import timestep
-from tasks.record import dvc
+from tasks.record import dvc, worktree
+from tasks.record.worktree import Code
 
 
 @flow(name="timeline", flow_run_name="to step {last}", validate_parameters=False)
@@ -17,5 +19,11 @@ def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: 
 
     The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code.
     """
-    with dvc.kept(Path(project)):
-        return [timestep(project, step, code, remote, fresh=step > first) for step in range(first, last + 1)]
+    folder = Path(project)
+    params = worktree.params_of(folder, Code(**code))
+    tags = []
+    with dvc.kept(folder):
+        for step in range(first, last + 1):
+            tags.append(timestep(project, step, code, remote, fresh=step > first))
+            hooks.recorded(folder, params.hooks, params.timeline, step, tags[-1])
+    return tags

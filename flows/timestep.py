@@ -16,6 +16,7 @@ import tasks.merge.task
 import tasks.prepare.task
 import tasks.record.task
 import tasks.train.task
+from flows import artifacts
 from tasks import merge, models, nodes, prepare, progress
 from tasks.cache import Cache, Entry, hash_of
 from tasks.nodes import Node, Reference
@@ -84,6 +85,7 @@ class _Step:
             promoted = json.loads((tree.folder / "manifest.json").read_text())["gate"]["promoted"]
         scored = f"A_KA {metrics['A_KA']:.1f}, A_ZS {metrics['A_ZS']:.1f}"
         self.progress("recorded as", 1, 1, f"{tag}: {scored}{'' if promoted else ', held by the gate'}")
+        artifacts.publish_step(states.find(self.project, params.timeline, tag), previous)
         return tag
 
     def _inputs(self, tree: Worktree, previous: State | None, start: State | None, dvc: Dvc) -> None:

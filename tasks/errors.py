@@ -20,6 +20,15 @@ class UserError(ReadableError):
     """
 
 
+class UnavailableError(UserError):
+    """A store or a network that does not answer: it may pass by itself, and the same command works later."""
+
+
+def may_pass(error: object) -> bool:
+    """Whether another try can help: against networks and stores, never against what the user must mend."""
+    return not isinstance(error, UserError) or isinstance(error, UnavailableError)
+
+
 def redacted(text: str) -> str:
     """A text without the user names and passwords of its URLs."""
     return re.sub(r"://[^/\s@]+@", "://***@", text)

@@ -12,7 +12,7 @@ from prefect.states import State as RunState
 
 from tasks import nodes, params, progress
 from tasks.cache import Cache
-from tasks.errors import UserError
+from tasks.errors import may_pass
 from tasks.nodes import Node, Reference, Work
 from tasks.params import Params
 from tasks.progress import Progress
@@ -52,5 +52,5 @@ def node_task(name: str, work: Work) -> NodeTask:
 
 
 def can_pass(_task: Task[..., Any], _run: TaskRun, state: RunState) -> bool:
-    """A retry helps against networks and stores, never against what the user must mend."""
-    return not isinstance(state.result(raise_on_failure=False), UserError)
+    """`tasks.errors.may_pass`, as Prefect asks it of a task that has failed."""
+    return may_pass(state.result(raise_on_failure=False))

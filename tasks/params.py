@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -323,6 +324,23 @@ class Store(Settings):
     """A git remote that states are pushed to, where several machines share a timeline."""
 
 
+def _split(value: Any) -> Any:
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+Command = Annotated[list[str], BeforeValidator(_split), Field(min_length=1)]
+"""A program and its arguments, as a list or as one line with a shell's quotes; no shell ever runs it."""
+
+
+class Hooks(Settings):
+    """The user's own commands (`flows.hooks`); what they do to a run is nothing."""
+
+    recorded: Command | None = None
+    """After each recorded state."""
+    failed: Command | None = None
+    """When a run has failed."""
+
+
 class Params(Settings):
     """One experiment: a stream run under one set of settings, that is, a timeline."""
 
@@ -340,6 +358,7 @@ class Params(Settings):
     store: Store = Store()
     gate: Gate | None = None
     """Decides which states are promoted; without one all are."""
+    hooks: Hooks = Hooks()
     grid: Grid | None = None
     """What ``chronomerge grid`` runs; a timeline by itself has no use for it."""
 

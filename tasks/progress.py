@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -23,6 +25,23 @@ def listen(listener: Progress) -> None:
     """Choose who hears of the work that flows do in this process (as with logging: one for all of it)."""
     global _listener
     _listener = listener
+
+
+@contextmanager
+def also(listener: Progress) -> Iterator[None]:
+    """Let another one hear of it too, while the block lasts."""
+    global _listener
+    before = _listener
+
+    def both(what: str, done: int, total: int, note: str = "") -> None:
+        before(what, done, total, note)
+        listener(what, done, total, note)
+
+    _listener = both
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 def report(what: str, done: int, total: int, note: str = "") -> None:

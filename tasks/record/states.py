@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.cache import Entry
-from tasks.errors import UserError
+from tasks.errors import UnavailableError, UserError
 from tasks.record import decisions, heads, layout
 from tasks.record.decisions import Decision
 from tasks.record.git import GitError, git, identity, resolve, show
@@ -294,7 +294,8 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
     """Bring the states and decisions of other machines from a git remote, and push those it lacks.
 
     Raises:
-        UserError: the remote cannot be reached, or the two hold different states of one step.
+        UnavailableError: the remote cannot be reached.
+        UserError: the two hold different states of one step.
     """
     branch, seen = layout.branch(timeline), f"refs/chronomerge/{shared}/{timeline}"
     tags = f"refs/tags/state/{timeline}/*"
@@ -305,7 +306,7 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
         if refs:
             git(project, "fetch", "--quiet", "--no-tags", shared, *refs)
     except GitError as error:
-        raise UserError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
+        raise UnavailableError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
     here = heads.here(project, timeline)
     try:
         both = (_later(project, here.branch, there.branch), _later(project, here.decisions, there.decisions))
@@ -329,7 +330,7 @@ def follow(project: Path, timeline: str, shared: str) -> None:
     """Bring the states and the pointer of a git remote, as one who only reads: no branch moves, nothing is pushed.
 
     Raises:
-        UserError: the remote cannot be reached, or holds another state under a tag of ours.
+        UnavailableError: the remote cannot be reached, or holds another state under a tag of ours.
     """
     tags, pointer = f"refs/tags/state/{timeline}/*", layout.pointer(timeline)
     try:
@@ -337,7 +338,9 @@ def follow(project: Path, timeline: str, shared: str) -> None:
         moved = [f"+{pointer}:{pointer}"] if there.pointer else []
         git(project, "fetch", "--quiet", "--no-tags", shared, f"{tags}:{tags}", *moved)
     except GitError as error:
-        raise UserError(f"store.git: cannot ask git remote {shared!r} which state is deployed: {error}") from None
+        raise UnavailableError(
+            f"store.git: cannot ask git remote {shared!r} which state is deployed: {error}"
+        ) from None
 
 
 class _TwoWays(Exception):  # noqa: N818

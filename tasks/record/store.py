@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import UserError
+from tasks.errors import UnavailableError, UserError
 from tasks.record import config, embedded
 from tasks.record.config import Remote
 
@@ -71,7 +71,8 @@ def check(remote: Remote) -> None:
     """Write, read and delete one small object; make the bucket of the embedded store.
 
     Raises:
-        UserError: what is wrong (no connection, credentials, no bucket, no permission) and where to mend it.
+        UserError: what is wrong (credentials, no bucket, no permission) and where to mend it.
+        UnavailableError: the store does not answer, or says itself that it cannot.
     """
     if not remote.is_s3:
         return  # DVC's other remotes: its own messages come with the first push
@@ -91,11 +92,11 @@ def check(remote: Remote) -> None:
         body = s3.get_object(Bucket=remote.bucket, Key=key)["Body"].read()
         s3.delete_object(Bucket=remote.bucket, Key=key)
     except ClientError as error:
-        raise UserError(f"{where} {reason(error)}") from None
+        passing = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        raise (UnavailableError if passing else UserError)(f"{where} {reason(error)}") from None
     except (BotoCoreError, ValueError) as error:
-        raise UserError(
-            f"{where} cannot be reached: {reason(error)}; is it running, and is its endpoint right?"
-        ) from None
+        kind = UnavailableError if isinstance(error, BotoCoreError) else UserError
+        raise kind(f"{where} cannot be reached: {reason(error)}; is it running, and is its endpoint right?") from None
     if body != b"probe":
         raise UserError(f"{where} gives back other bytes than were written; do not trust it")
 

@@ -29,6 +29,9 @@ from tasks.record.states import State
 CODE = ("flows", "tasks", "params.yaml", "dvc.yaml")
 """Untracked files here belong to the code of a state all the same (a technique just written, say)."""
 
+NOT_OF_A_STATE = ("step", "arrival", "grid", "hooks")
+"""Keys of the user's params that a state's own do not take over; it gets a step and an arrival of its own."""
+
 
 @dataclass(frozen=True)
 class Code:
@@ -219,9 +222,9 @@ def _write_params(path: Path, step: int, arrival: Arrival | None) -> None:
     yaml.preserve_quotes = True
     yaml.width = 4096
     content: Any = yaml.load(path.read_text())
-    for key in ("step", "arrival", "grid"):
+    for key in NOT_OF_A_STATE:
         content.pop(key, None)
-    _spell_out(content, load(path).model_dump(mode="json", exclude={"step", "arrival", "grid"}))
+    _spell_out(content, load(path).model_dump(mode="json", exclude=set(NOT_OF_A_STATE)))
     buffer = io.StringIO()
     plain = YAML(typ="safe")
     plain.default_flow_style = False

@@ -11,7 +11,9 @@ from typing import Any
 from tasks.grid.cells import Cell
 from tasks.report.records import lineage
 
-_OWN = frozenset({"timeline", "seed", "time", "step", "arrival", "threads", "save_every", "store", "grid"})
+_OWN = frozenset(
+    {"timeline", "seed", "time", "step", "arrival", "threads", "save_every", "store", "hooks", "gate", "grid"}
+)
 """Params in which timelines of one experiment may differ: what a cell says, and what changes no result."""
 
 

@@ -1,0 +1,112 @@
+"""The Prefect flow that a deployment runs: what is pending of a project's timeline, tried again where that helps.
+
+Of at most one run at a time, Prefect's concurrency limit on the deployment is what people see: a run that is due while
+another lasts is cancelled at once, so that none pile up. The timeline's lock is what holds: whoever runs, by whatever
+way, one process at a time writes to a timeline, and a scheduled run waits for one that was started by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Failed, State
+
+from flows import hooks, prefect_runs
+from flows.prefect_api import Api, UnansweredError
+from tasks import lifeline
+from tasks.errors import UnavailableError, UserError
+
+RETRY_SECONDS = [60, 300, 900, 3600]
+"""Waits before another try, where a store or a network may recover."""
+
+SERVED = "CHRONOMERGE_SERVED"
+"""Set in the environment of what `flows.serve` starts: it ends with it."""
+
+
+@flow(name="chronomerge", validate_parameters=False)
+def scheduled(project: str = ".") -> State[Any]:
+    """Run what is pending in a project's folder as ``chronomerge run`` would, and say in one line what came of it."""
+    if os.environ.get(SERVED):
+        lifeline.end_with(os.getppid(), every=0.5)
+    folder = Path(project).resolve()
+    logger = get_run_logger()
+    _crash_predecessors(logger.warning)
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            tags = _run(folder, logger.info)
+        except UnavailableError as error:
+            if pause is None:
+                return _failed(folder, error)
+            logger.warning("%s; another try in %s s", error, pause)
+            time.sleep(pause)
+        except UserError as error:
+            return _failed(folder, error)
+        else:
+            return Completed(message=f"recorded {', '.join(tags)}" if tags else "nothing was pending")
+    raise AssertionError
+
+
+def _crash_predecessors(log: Callable[[str], object]) -> None:
+    """Tell Prefect which earlier runs of the deployment are dead, where its limit allows one at a time.
+
+    Whoever lives renews a lease on that one place; so this run would not be here if another lived.
+    """
+    if not deployment.id:
+        return
+    api = Api(str(PREFECT_API_URL.value()))
+    try:
+        limit = (api.get(f"deployments/{deployment.id}") or {}).get("global_concurrency_limit")
+        if limit and limit["limit"] == 1:
+            others = {"id": {"not_any_": [flow_run.id]}}
+            for name in prefect_runs.crash(api, flow_runs=others, deployments={"id": {"any_": [deployment.id]}}):
+                log(f"run {name} was dead, and is marked as crashed")
+    except UnansweredError as error:
+        log(str(error))
+
+
+def _failed(folder: Path, error: UserError) -> State[Any]:
+    hooks.failed(folder, error)
+    return Failed(message=str(error))
+
+
+def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
+    """One try, in a process of its own; returns the tags of the states it recorded.
+
+    Raises:
+        UnavailableError: another try can help.
+        UserError: none can.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.run_process"],
+        cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            news = json.loads(line)
+            if "tags" in news:
+                return list(news["tags"])
+            if "error" in news:
+                raise (UnavailableError if news["may_pass"] else UserError)(news["error"])
+            if news["done"] == news["total"]:
+                log(f"{news['what']} {news['note']}".rstrip())
+        raise UnavailableError(f"the run ended in the middle (status {process.wait()}): killed, or out of memory")
+    except UserError:
+        raise
+    except BaseException:  # SIGTERM, or a cancellation on Prefect's pages
+        process.terminate()
+        raise
+    finally:
+        process.wait()

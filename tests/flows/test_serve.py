@@ -1,0 +1,212 @@
+"""Runs on a schedule: a real Prefect server, a real deployment, real kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows import notes, prefect_runs, schedule_facts, step_summary, views
+from flows.prefect_api import Api
+from flows.prefect_server import Server
+from tasks.record import states
+from tests import project as projects
+
+pytestmark = pytest.mark.slow
+
+FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")
+
+
+def until(what: Callable[[], Any], seconds: float = 240) -> Any:
+    """What becomes true, once it does."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return found
+
+
+class Serve:
+    """``chronomerge serve`` as a process, and all it says."""
+
+    def __init__(self, folder: Path, *args: str, **environment: str):
+        self.log = folder.parent / "serve.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows", *args],
+                cwd=folder, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def says(self, sentence: str) -> str:
+        """All it has said, once it has said this."""
+
+        def said() -> str | None:
+            text = self.log.read_text()
+            assert self.process.poll() is None or sentence in text, text
+            return text if sentence in text else None
+
+        return str(until(said))
+
+    def kill(self) -> None:
+        """SIGKILL it alone; returns when all it started has noticed."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        _, alive = psutil.wait_procs([one for one in family if one.name() != "weed"], timeout=15)
+        assert not alive
+
+    def end(self) -> None:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+        assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+@contextmanager
+def served(folder: Path, *args: str, **environment: str) -> Iterator[Serve]:
+    serve = Serve(folder, *args, **environment)
+    try:
+        yield serve
+    finally:
+        if serve.process.poll() is None:
+            serve.kill()
+
+
+def under_way(folder: Path, timeline: str) -> bool:
+    note = notes.read(folder, timeline)
+    return note is not None and note.at.startswith("step 0: ") and note.ended is None
+
+
+def test_a_killed_schedule_goes_on_and_nothing_piles_up(
+    tmp_path: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is triggered, a second refused; SIGKILL, three runs are missed; one run makes up for all of that."""
+    folder = projects.make(tmp_path / "project", timeline="nightly", stream=[])
+    api = Api(prefect_api["PREFECT_API_URL"])
+    monkeypatch.setenv("PREFECT_API_URL", api.url)
+    with served(folder, *FAR_AWAY, **prefect_api) as serve:
+        assert "timeline nightly at '0 2 1 1 *' (Europe/Berlin)" in serve.says("Prefect's pages")
+        deployment = schedule_facts.deployment(api, "nightly")
+        assert deployment
+        trigger = f"deployments/{deployment['id']}/create_flow_run"
+
+        def state_of(run: dict[str, Any]) -> dict[str, Any]:
+            return dict(api.get(f"flow_runs/{run['id']}")["state"])
+
+        first = api.post(trigger, {})
+        until(lambda: under_way(folder, "nightly"))
+        shown = views.status(folder)
+        assert shown["at"].startswith("step 0: ")
+        assert shown["schedule"]["running"] == first["name"]
+        second = api.post(trigger, {})
+        until(lambda: state_of(second)["type"] == "CANCELLED")
+        assert state_of(second)["message"] == "Deployment concurrency limit reached."
+        assert projects.chronomerge(folder, *FAR_AWAY, check=False, **prefect_api).returncode == 2
+        serve.kill()
+    assert state_of(first)["type"] == "RUNNING"
+    assert views.status(folder)["ended"]["outcome"] == "killed"
+    late = {"type": "SCHEDULED", "state_details": {"scheduled_time": str(datetime.now(UTC) - timedelta(days=1))}}
+    missed = [api.post(trigger, {"state": late}) for _ in range(3)]
+    with served(folder, *FAR_AWAY, **prefect_api) as serve:
+        said = serve.says("completed: recorded state/nightly/0000")
+        assert said.count("one run now") == 1
+        assert state_of(first)["type"] == "CRASHED"
+        assert {state_of(run)["message"] for run in missed} == {"missed: nobody served the timeline then"}
+        ran = schedule_facts.runs(api, deployment["id"], ["COMPLETED"], "END_TIME_DESC")
+        assert [run["state"]["message"] for run in ran] == ["recorded state/nightly/0000"]
+        left = list(schedule_facts.runs(api, deployment["id"], ["RUNNING", "PENDING", "SCHEDULED"], "ID_DESC"))
+        assert left == []
+        serve.end()
+    shown = views.status(folder)["schedule"]
+    assert shown["served"] is None
+    assert shown["last"]["message"] == "recorded state/nightly/0000"
+
+
+def test_only_dead_runs_of_this_folder_are_told_to_have_crashed(tmp_path: Path, prefect_api: dict[str, str]) -> None:
+    api = Api(prefect_api["PREFECT_API_URL"])
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    (here / ".chronomerge").mkdir(parents=True)
+    mine = prefect_runs.tags(here, "dead")
+    shutil.copytree(here, copy)
+    flow = api.post("flows/", {"name": "timeline"})["id"]
+
+    def run(tags: list[str]) -> str:
+        made = api.post("flow_runs/", {"flow_id": flow, "tags": tags, "state": {"type": "RUNNING"}})
+        return str(made["id"])
+
+    dead = run(mine)
+    others = [run(prefect_runs.tags(here, "another")), run(prefect_runs.tags(copy, "dead"))]
+    assert len(prefect_runs.crash_dead(Server(api.url), here, "dead")) == 1
+    assert api.get(f"flow_runs/{dead}")["state"]["type"] == "CRASHED"
+    assert [api.get(f"flow_runs/{one}")["state"]["type"] for one in others] == ["RUNNING", "RUNNING"]
+
+
+def test_the_summary_of_a_step_says_what_changed(run: Path, prefect_api: dict[str, str]) -> None:
+    first, second = (states.find(run, "tiny", step) for step in (1, 2))
+    text = step_summary.text(second, first)
+    assert text.startswith("# state/tiny/0002: second\n")
+    assert "| in percent | state/tiny/0001 | now | change |" in text
+    before, now = first.metrics["A_KA"], second.metrics["A_KA"]
+    assert f"| accumulation (A_KA) | {before:.2f} | {now:.2f} | {now - before:+.2f} |" in text
+    asked = {"artifacts": {"key": {"any_": ["step-tiny"]}}}
+    published = Api(prefect_api["PREFECT_API_URL"]).post("artifacts/filter", asked)
+    assert text in [artifact["data"] for artifact in published]
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The address of a database in a PostgreSQL server of this test's own."""
+    found = [*Path("/usr/lib/postgresql").glob("*/bin"), *filter(None, [shutil.which("initdb")])]
+    if not found:
+        pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
+    home, programs = Path(tempfile.mkdtemp(prefix="chronomerge-postgres-")), found[-1]
+    programs = programs if programs.is_dir() else programs.parent
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        shutil.chown(home, "postgres", "postgres")
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+
+    def do(program: str, *args: str) -> None:
+        subprocess.run([programs / program, *args], cwd=home, check=True, capture_output=True, **user)
+
+    data = str(home / "data")
+    do("initdb", "--pgdata", data, "--username", "prefect", "--auth", "trust", "--no-sync")
+    settings = f"-F -c listen_addresses= -c unix_socket_directories={home}"
+    try:
+        do("pg_ctl", "--pgdata", data, "--wait", "--log", str(home / "log"), "--options", settings, "start")
+        yield f"postgresql+asyncpg://prefect@/postgres?host={home}"
+    finally:
+        do("pg_ctl", "--pgdata", data, "--mode", "immediate", "stop")
+        shutil.rmtree(home)
+
+
+def test_an_arrival_starts_a_run_with_prefect_on_postgresql(tmp_path: Path, postgres: str) -> None:
+    """By Prefect's event and trigger, on a server that serve starts itself."""
+    folder = projects.make(tmp_path / "project", timeline="arrivals", stream=[])
+    arrived = {"name": "vendor", "expert": "missing.safetensors"}
+    with served(folder, "serve", "--on-arrival", PREFECT_SERVER_DATABASE_CONNECTION_URL=postgres) as serve:
+        assert "when params.yaml's stream has grown" in serve.says("completed: recorded state/arrivals/0000")
+        projects.write_params(folder, timeline="arrivals", stream=[arrived], hooks={"failed": HOOK})
+        assert "missing.safetensors" in serve.says(" failed: ").splitlines()[-1]
+        until((folder / "hooked").exists)
+        assert "missing.safetensors" in json.loads((folder / "hooked").read_text())["CHRONOMERGE_ERROR"]
+        serve.end()
+    assert not (folder / ".chronomerge" / "prefect" / "prefect.db").exists()
+
+
+HOOK = [
+    sys.executable, "-c",
+    "import json, os; print(json.dumps(dict(os.environ)), file=open('hooked.new', 'w'), flush=True); "
+    "os.rename('hooked.new', 'hooked')",
+]  # fmt: skip
