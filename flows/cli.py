@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_care, cli_grid, cli_merge, cli_remote, cli_report, cli_serving, cli_states, cli_stream, here
+from flows import cli_care, cli_deployed, cli_grid, cli_merge, cli_remote, cli_report, cli_states, cli_stream, here
 from flows.cli_states import AsJson, Wait
 from tasks.errors import UserError
 from tasks.record.dvc import RemoteError
@@ -94,9 +94,9 @@ app.command()(cli_states.states)
 app.command()(cli_states.restore)
 app.command()(cli_states.verify)
 app.command()(cli_states.rollback)
-app.command()(cli_serving.promote)
-app.command()(cli_serving.hold)
-app.command()(cli_serving.fetch)
+app.command()(cli_deployed.promote)
+app.command()(cli_deployed.hold)
+app.command()(cli_deployed.fetch)
 app.command()(cli_care.doctor)
 app.command()(cli_care.gc)
 app.command()(cli_report.report)
