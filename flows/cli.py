@@ -14,12 +14,12 @@ from rich.console import Console
 from flows import (
     cli_arrive,
     cli_care,
+    cli_deployed,
     cli_grid,
     cli_merge,
     cli_remote,
     cli_report,
     cli_serve,
-    cli_serving,
     cli_states,
     cli_stream,
     here,
@@ -109,9 +109,9 @@ app.command()(cli_states.states)
 app.command()(cli_states.restore)
 app.command()(cli_states.verify)
 app.command()(cli_states.rollback)
-app.command()(cli_serving.promote)
-app.command()(cli_serving.hold)
-app.command()(cli_serving.fetch)
+app.command()(cli_deployed.promote)
+app.command()(cli_deployed.hold)
+app.command()(cli_deployed.fetch)
 app.command()(cli_care.doctor)
 app.command()(cli_care.gc)
 app.command()(cli_report.report)

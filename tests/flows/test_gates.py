@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows import serving, views
+from flows import deployed, views
 from tasks import checkpoints, models
 from tasks.cache import Cache, hash_of
 from tasks.errors import UserError
@@ -68,15 +68,15 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
 
 def test_decisions_by_hand_are_seen_and_count(gated: Path) -> None:
     three = states.find(gated, "tiny", 3)
-    done = serving.decide(gated, "tiny", "3", promoted=True, reason="wanted")
-    assert done == serving.Decided(three, True, three)
+    done = deployed.decide(gated, "tiny", "3", promoted=True, reason="wanted")
+    assert done == deployed.Decided(three, True, three)
     assert promotion.next_start(gated, "tiny", load(gated / "params.yaml").gate) == three
     rows = views.states_rows(gated, "tiny")
     assert [(row["name"], row["promoted"], row["pointer"]) for row in rows] == [
         ("0", True, False), ("1", True, False), ("2", True, False), ("3", True, True), ("4", False, False),
     ]  # fmt: skip
     assert rows[3]["decision"]["reason"] == "wanted"
-    assert serving.decide(gated, "tiny", "3", promoted=True, reason=None) == serving.Decided(three, False, three)
+    assert deployed.decide(gated, "tiny", "3", promoted=True, reason=None) == deployed.Decided(three, False, three)
     held = chronomerge(gated, "hold", "3", "--reason", "not any more")
     assert "state/tiny/0003 is held; deployed/tiny is at state/tiny/0002" in held.stdout
     table = chronomerge(gated, "states").stdout
@@ -93,14 +93,14 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     (folder / delivery.WEIGHTS).write_text("an older one")
-    done = serving.fetch(gated, "tiny", folder)
+    done = deployed.fetch(gated, "tiny", folder)
     assert (done.state, done.new, done.fetched) == (two, True, 0)
     assert {path.name for path in folder.iterdir()} == {
         "mine.txt", delivery.WEIGHTS, delivery.CONFIG, delivery.NOTE,
     }  # fmt: skip
     assert hash_of(folder / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     before = (folder / delivery.NOTE).stat()
-    assert not serving.fetch(gated, "tiny", folder).new
+    assert not deployed.fetch(gated, "tiny", folder).new
     assert (folder / delivery.NOTE).stat().st_mtime_ns == before.st_mtime_ns
     assert json.loads((folder / delivery.NOTE).read_text())["tag"] == "state/tiny/0002"
 
@@ -127,15 +127,15 @@ def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_pa
     git(tmp_path, "clone", "--quiet", str(gated), "clone")
     assert heads.here(clone, "tiny") == heads.Heads(None, two.commit, None)
     chronomerge(clone, "remote", "use", str(gated))
-    done = serving.fetch(clone, "tiny", tmp_path / "serving")
+    done = deployed.fetch(clone, "tiny", tmp_path / "serving")
     assert done.new
     assert two.entries[layout.DEPLOYED].size < done.fetched < two.entries[layout.DEPLOYED].size + 4000
     assert hash_of(tmp_path / "serving" / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     assert not list((clone / ".dvc" / "cache").glob("files/md5/*/*"))
     with pytest.raises(UserError, match="not for you to keep things in"):
-        serving.fetch(clone, "tiny", clone / ".git" / "x")
+        deployed.fetch(clone, "tiny", clone / ".git" / "x")
     with pytest.raises(UserError, match="timeline 'other' has no deployed state here"):
-        serving.fetch(clone, "other", tmp_path / "serving")
+        deployed.fetch(clone, "other", tmp_path / "serving")
 
 
 def test_what_was_skipped_has_left_no_trace(gated: Path, prefect_api: dict[str, str]) -> None:

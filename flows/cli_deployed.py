@@ -28,10 +28,10 @@ def hold(state: Name, reason: Reason = None, timeline: Timeline = None) -> None:
 
 
 def _decide(name: str, timeline: str | None, reason: str | None, *, promoted: bool) -> None:
-    from flows import serving
+    from flows import deployed
 
     project = here.project()
-    done = serving.decide(project, timeline or here.timeline(project), name, promoted=promoted, reason=reason)
+    done = deployed.decide(project, timeline or here.timeline(project), name, promoted=promoted, reason=reason)
     word = "promoted" if promoted else "held"
     at = f"deployed/{done.state.timeline} is at {done.deployed.tag}" if done.deployed else "no state is deployed"
     if not done.changed:
@@ -49,12 +49,12 @@ def fetch(
     timeline: Timeline = None,
 ) -> None:
     """Bring the deployed weights, and no more of the state, to a folder that open_clip loads; verified by hash."""
-    from flows import serving
+    from flows import deployed
     from tasks.record import delivery
     from tasks.units import size
 
     project = here.project()
-    done = serving.fetch(project, timeline or here.timeline(project), to)
+    done = deployed.fetch(project, timeline or here.timeline(project), to)
     if as_json:
         row = {"tag": done.state.tag, "folder": str(done.folder), "new": done.new, "fetched": done.fetched}
         out.print_json(json.dumps(row))
