@@ -57,6 +57,11 @@ class Scan:
     known: list[Drop] = field(default_factory=list)
     """Taken before, or refused before, and the same since; or the files of an arrival under another name."""
 
+    def sort(self) -> None:
+        """Order each list by name."""
+        for drops in (self.taken, self.refused, self.waiting, self.changed, self.known):
+            drops.sort(key=lambda one: one.name)
+
     def as_dict(self) -> dict[str, Any]:
         kinds = ("taken", "refused", "waiting", "changed", "known")
         return {"where": self.where, **{kind: [one.as_dict() for one in getattr(self, kind)] for kind in kinds}}
@@ -94,6 +99,7 @@ def scan(project: Path, where: str, progress: Progress = silent, *, dry_run: boo
             stack.enter_context(dvc.kept(project))
         for name, signature in fresh:
             look.take(name, signature)
+    look.found.sort()
     return look.found
 
 

@@ -232,5 +232,7 @@ def test_exactly_once_whatever_happens(
     whole = [one for one in inbox.iterdir() if (one / "dog/0.png").stat().st_size > 4]
     assert {path.name for path in whole} <= set(names(found.known)) | set(names(found.changed))
     lose()
-    scan()
-    assert stream(project) == lines
+    scan()  # a drop that changed when it was known by another's name may be new now; nothing comes twice
+    assert stream(project)[: len(lines)] == lines
+    contents = [pointers.read(pointers.path(project, name))[0].md5 for name in stream(project)[1:]]
+    assert len(set(contents)) == len(contents)
