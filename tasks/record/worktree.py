@@ -210,7 +210,7 @@ def _forget_earlier_state(folder: Path) -> None:
         if path not in ("params.yaml", "dvc.yaml"):
             (folder / path).unlink(missing_ok=True)
     # A state holds what arrived at it as raw files, and needs no pointer; DVC would want what others point to.
-    shutil.rmtree(folder / layout.ARRIVALS, ignore_errors=True)
+    git(folder, "rm", "-r", "--force", "--quiet", "--ignore-unmatch", "--", layout.ARRIVALS)
 
 
 def _write_params(path: Path, step: int, arrival: Arrival | None) -> None:

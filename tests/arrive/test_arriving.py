@@ -12,12 +12,12 @@ import pytest
 
 from tasks import prepare
 from tasks.arrive import ChangedError, Request, arrive, known
-from tasks.cache import Cache, hash_of
+from tasks.cache import Cache, Entry, hash_of
 from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.params import load
 from tasks.prepare.node import prepare_arrival
-from tasks.record import config, pointers
+from tasks.record import config, pointers, worktree
 from tasks.record.dvc import Dvc
 from tests import project as projects
 from tests.arrive.conftest import PARAMS, Arrive, drop, noise, tree
@@ -207,3 +207,18 @@ def test_a_clone_gets_the_files_from_the_store(
     stored.write_bytes(b"damaged")
     bring()
     assert hash_of(clone / "data/arrivals/new").md5 == pointers.read(pointer)[0].md5
+
+
+def test_a_state_has_no_pointers_to_what_arrives_at_others(project: Path) -> None:
+    """DVC would want their files wherever the state is checked out; what arrived at it, it has as raw files."""
+    (project / "data/arrivals").mkdir(parents=True)
+    for name in ("one", "two"):
+        pointers.write(pointers.path(project, name), Entry("0" * 32 + ".dir", 1, 1), {})
+    projects.git(project, "add", "data/arrivals/one.dvc")
+    projects.git(project, "commit", "--quiet", "--message", "one")
+    projects.git(project, "add", "data/arrivals/two.dvc")
+    code = worktree.code_of(project)
+    with worktree.for_step(project, code, config.remote(project, "disk"), 1, None) as step:
+        assert not (step.folder / "data/arrivals").exists()
+        assert "data/arrivals" not in projects.git(step.folder, "ls-files")
+    assert sorted(path.name for path in (project / "data/arrivals").iterdir()) == ["one.dvc", "two.dvc"]

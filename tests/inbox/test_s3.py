@@ -10,7 +10,7 @@ import boto3
 import pytest
 
 from tasks import inbox as inboxes
-from tasks.arrive import Request, UnreachableError, arrive
+from tasks.arrive import Request, UnreachableError, arrive, s3
 from tasks.params import load
 from tasks.record import store
 from tests.arrive.conftest import drop
@@ -67,7 +67,7 @@ def test_an_inbox_in_s3(project: Path, tmp_path: Path, bucket: Any) -> None:
     assert len(found.known) == 1
 
 
-def test_data_and_experts_in_s3(project: Path, tmp_path: Path, bucket: Any) -> None:
+def test_data_and_experts_in_s3(project: Path, tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(bucket, drop(tmp_path / "given", {"cat": 2}, seed=4), "data/given")
     for given in ("s3://drops/data/given", "images:s3://drops/data/given", "s3://drops/data/given/#train"):
         verdict = arrive(project, Request("new", (given,)), dry_run=True)
@@ -77,8 +77,10 @@ def test_data_and_experts_in_s3(project: Path, tmp_path: Path, bucket: Any) -> N
     assert problem.startswith("expert s3://drops/e.safetensors: not a readable safetensors file")
     (problem,) = arrive(project, Request("new", ("s3://drops/none",)), dry_run=True).problems
     assert problem == "s3://drops/none: nothing is stored there"
-    bucket.put_object(Key="odd/../../x.png", Body=b"")
-    assert arrive(project, Request("new", ("s3://drops/odd",)), dry_run=True).refused
+    for key in ("../../x.png", "a//b.png", "/etc/x.png"):
+        monkeypatch.setattr(s3, "objects", lambda _, key=key: {key: s3.Stored(1, "")})
+        (problem,) = arrive(project, Request("new", ("s3://drops/odd",)), dry_run=True).problems
+        assert f"holds the key {key!r}, which is no path of a file" in problem
 
 
 def test_a_store_that_does_not_answer_says_nothing_of_a_drop(
