@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import artifacts, prefect_runs, prefect_server
+from flows import prefect_runs, prefect_server
 from flows.lanes import Lanes
 from flows.run import check, pending
 from tasks import progress
@@ -138,6 +138,8 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lane
     from prefect.futures import as_completed
     from prefect.states import Completed, Failed, State
     from prefect.task_runners import ThreadPoolTaskRunner
+
+    from flows import artifacts
 
     outcome = Outcome()
 
