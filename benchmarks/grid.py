@@ -2,15 +2,17 @@
 
     .venv/bin/python benchmarks/grid.py DIR --lanes N
 
-DIR is a project whose `chronomerge grid --lanes N` has finished. Splits the lanes' wall time (as the embedded Prefect
-server has noted it) into the nodes' own work (as the manifests say, each run of a node once), fetching, recording, and
-the rest: Prefect, hashing, worktrees, and lanes that wait for each other's nodes.
+DIR is a project whose `chronomerge grid --lanes N` has finished. Takes the newest run of it that ended by itself, as
+the embedded Prefect server has noted it, and splits its lanes' wall time into the nodes' own work (as the manifests of
+the states recorded meanwhile say, each run of a node once), fetching, recording, and the rest: Prefect, hashing,
+worktrees, and lanes that wait for each other's nodes.
 """
 
 from __future__ import annotations
 
 import argparse
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.grid import cells, plan
@@ -31,24 +33,38 @@ def measure(project: Path, lanes: int) -> None:
     grid = load(path).grid
     if grid is None:
         raise SystemExit(f"{path} has no grid")
-    planned, _ = cells.usable(cells.expand(path.read_text(), grid, project))
-    there = cells.recorded(project, planned)
-    table = tidy.table(records.read(project, there), {})
-    values = table.set_index(["tag", "metric"])["value"]
-    nodes = {metric.partition(":")[2] for metric in table["metric"].unique() if metric.startswith("seconds:")}
-    work, runs = {}, {}
-    for node in sorted(nodes):
-        seconds, reused = values.xs(f"seconds:{node}", level=1), values.xs(f"reused:{node}", level=1)
-        work[node], runs[node] = float(seconds[reused == 0].sum()), int((reused == 0).sum())
-
     database = sqlite3.connect(project / ".chronomerge" / "prefect" / "prefect.db")
-    took = "sum(julianday(end_time) - julianday(start_time)) * 86400"
-    (wall,) = database.execute(f"select {took} from flow_run where name like 'grid %'").fetchone()
+    start, end = database.execute(
+        "select start_time, end_time from flow_run where name like 'grid %' and end_time is not null "
+        "order by end_time desc"
+    ).fetchone()
+    begun, ended = (datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (start, end))
+    wall = (ended - begun).total_seconds()
+    planned, _ = cells.usable(cells.expand(path.read_text(), grid, project))
+    found = records.read(project, cells.recorded(project, planned))
+    meanwhile = {
+        record.state.tag
+        for lineage in found.values()
+        for record in lineage
+        if begun <= datetime.fromisoformat(record.manifest["recorded"]["at"]) <= ended
+    }
+    table = tidy.table(found, {})
+    values = table[table["tag"].isin(meanwhile)].set_index(["tag", "metric"])["value"]
+    work, runs = {}, {}
+    for node in sorted(name for name in values.index.unique(1) if name.startswith("seconds:")):
+        seconds, reused = values.xs(node, level=1), values.xs(node.replace("seconds", "reused"), level=1)
+        work[node], runs[node] = float(seconds[reused == 0].sum()), int((reused == 0).sum())
     kind = "substr(name, 1, instr(name || '-', '-') - 1)"
-    tasks = dict(database.execute(f"select {kind}, {took} from task_run where end_time is not null group by 1"))
+    tasks = dict(
+        database.execute(
+            f"select {kind}, sum(julianday(end_time) - julianday(start_time)) * 86400 from task_run "
+            "where start_time >= ? and end_time <= ? group by 1",
+            (start, end),
+        )
+    )
     whole, own = lanes * wall, sum(work.values())
     rows = {
-        **{f"node {node} ({runs[node]} runs)": seconds for node, seconds in work.items()},
+        **{f"node {node.partition(':')[2]} ({runs[node]} runs)": seconds for node, seconds in work.items()},
         "all nodes": own,
         "fetch": tasks["fetch"],
         "record (DVC, S3, git)": tasks["record"],
@@ -57,11 +73,12 @@ def measure(project: Path, lanes: int) -> None:
     }
     for name, seconds in rows.items():
         print(f"{name:38} {seconds:9.1f} s {seconds / whole:7.1%}")
-    states = table["tag"].nunique()
+    beside = (whole - own) / len(meanwhile)
+    print(f"\n{len(meanwhile)} states; beside the nodes' own work {beside:.2f} lane seconds a state")
+    every = table[table["metric"] == "reused:train"]
     separate = plan.plan(planned, set())
-    beside = (whole - own) / states
-    print(f"\n{len(there)} cells, {states} states; beside the nodes' own work {beside:.2f} lane seconds a state")
-    print(f"trainings run: {runs['train']}, of timelines by themselves: {separate.separate('train')}")
+    trained = int((every["value"] == 0).sum())
+    print(f"trainings of the whole grid: {trained}; of timelines by themselves: {separate.separate('train')}")
 
 
 if __name__ == "__main__":

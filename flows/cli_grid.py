@@ -63,9 +63,9 @@ def grid(
             out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
         return
     outcome = _run(project, found, count, wait=wait, scheduler=scheduler)
-    there = cells.recorded(project, found.cells)
     written = None
-    if there:
+    if any(outcome.recorded.values()):
+        there = cells.recorded(project, found.cells)
         options = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
         command = f"chronomerge grid{options}"
         written = cli_report.write(project, there, None, command, command if options else "chronomerge report")
@@ -164,7 +164,8 @@ def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: in
 
 def _outcome_lines(found: Layout, outcome: Outcome) -> list[str]:
     done, states = len(outcome.recorded), sum(map(len, outcome.recorded.values()))
-    lines = [f"{done} cells recorded {states} states" if done else "nothing to do: all cells are recorded"]
+    nothing = "nothing to do: all cells are recorded (chronomerge report shows them)"
+    lines = [f"{done} cells recorded {states} states" if done else nothing]
     if outcome.failed:
         lines = [f"{len(outcome.failed)} cells failed; the same command goes on with them:"]
         lines += [f"  {timeline}: {reason}" for timeline, reason in sorted(outcome.failed.items())]

@@ -55,3 +55,13 @@ def test_variants_are_a_choice_and_have_references_of_their_own() -> None:
     assert drawn.choices == {"technique": ["ties", "linear"], "variant": ["", "short"]}
     labels = [row for row in values(drawn.specification(standalone=False)) if row.get("label") == "multitask"]
     assert {row["variant"] for row in labels} == {"", "short"}
+
+
+def test_a_reference_far_below_all_cells_leaves_them_the_plane() -> None:
+    table = synthetic.table(("linear",), 2, 3)
+    lost = (table["reference"] == "no-replay") & table["metric"].isin(["A_KA", "A_ZS"])
+    table.loc[lost, "value"] = 1.5
+    drawn = {figure.name: figure for figure in figures.draw(table, Vectors())}
+    points = {row["label"]: row for row in values(drawn["plane"].specification(standalone=True)) if "label" in row}
+    assert {"base", "multitask", "no replay (1.5, 1.5)"} <= points.keys()
+    assert float(str(points["no replay (1.5, 1.5)"]["A_KA"])) > 5  # at the edge

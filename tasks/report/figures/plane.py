@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -32,16 +33,38 @@ def draw(table: pd.DataFrame, best: str) -> Figure | None:
     wide["end"] = wide["step"] == wide.groupby("cell")["step"].transform("max")
     menus = choices(found, best)
     look = Look(found)
+    wide, seen = _within(wide)
     chart = alt.layer(
-        *_levels(wide), *_references(wide, of_variant(menus)), *_paths(wide, look, chosen(menus))
+        *_levels(seen), *_references(wide, seen, of_variant(menus)), *_paths(wide, seen, look, chosen(menus))
     )  # fmt: skip
     chart = chart.add_params(*parameter(menus)).properties(width=680, height=460)
     caption = "Up and to the right is better; grey curves join equal geometric means. Each path starts at the base."
     return Figure("plane", "Accumulation against retention", caption, chart, 64, menus, look.names)
 
 
-def _axes(wide: pd.DataFrame) -> tuple[alt.X, alt.Y]:
-    x, y = (alt.Scale(domain=_domain(wide[name]), nice=False) for name in ("A_KA", "A_ZS"))
+Seen = Mapping[str, tuple[float, float]]
+"""The part of each axis that is shown."""
+
+
+def _within(wide: pd.DataFrame) -> tuple[pd.DataFrame, Seen]:
+    """What is shown of both axes: all cells, and the references that are not worse than every cell in both.
+
+    One that is (training without replay can lose nearly all) is put at the edge, its numbers in its name, or there
+    would be little room for the cells.
+    """
+    cells = wide[wide["reference"] == ""]
+    least = cells[["A_KA", "A_ZS"]].min()
+    far = (wide["reference"] != "") & (wide["A_KA"] < least["A_KA"]) & (wide["A_ZS"] < least["A_ZS"])
+    numbers = wide["A_KA"].map(" ({:.1f}, ".format) + wide["A_ZS"].map("{:.1f})".format)
+    seen = {
+        name: _domain(wide.loc[~far & ((wide["reference"] == "") | wide["end"]), name]) for name in ("A_KA", "A_ZS")
+    }
+    edge = {name: wide[name].clip(*seen[name]) for name in seen}
+    return wide.assign(**edge, numbers=numbers.where(far, "")), seen
+
+
+def _axes(seen: Seen) -> tuple[alt.X, alt.Y]:
+    x, y = (alt.Scale(domain=list(seen[name]), nice=False) for name in ("A_KA", "A_ZS"))
     axis = alt.Axis(grid=False, tickCount=8)
     return (
         alt.X("A_KA:Q", title="knowledge accumulation, A_KA (%)", scale=x, axis=axis),
@@ -49,21 +72,22 @@ def _axes(wide: pd.DataFrame) -> tuple[alt.X, alt.Y]:
     )
 
 
-def _domain(values: pd.Series[float]) -> list[float]:
+def _domain(values: pd.Series[float]) -> tuple[float, float]:
     margin = max(0.08 * (values.max() - values.min()), 0.5)
-    return [max(0.0, float(values.min() - margin)), float(values.max() + margin)]
+    return max(0.0, float(values.min() - margin)), float(values.max() + margin)
 
 
-def _levels(wide: pd.DataFrame) -> list[alt.Chart]:
+def _levels(seen: Seen) -> list[alt.Chart]:
     """Curves of equal geometric mean through the visible part of the plane."""
-    (left, right), (bottom, top) = _domain(wide["A_KA"]), _domain(wide["A_ZS"])
+    (left, right), (bottom, top) = seen["A_KA"], seen["A_ZS"]
     step = _round_step(np.sqrt(right * top) - np.sqrt(left * bottom))
     levels = np.arange(np.ceil(np.sqrt(left * bottom) / step), np.sqrt(right * top) / step) * step
     x = np.linspace(max(left, 1e-9), right, 60)
     curves = [pd.DataFrame({"A_KA": x, "A_ZS": level**2 / x, "level": level}) for level in levels]
     curve = pd.concat(curves)
     curve = curve[(curve["A_ZS"] >= bottom) & (curve["A_ZS"] <= top)]
-    x_axis, y_axis = _axes(wide)
+    curve = curve[curve.groupby("level")["level"].transform("size") > 3]  # the others cross a corner
+    x_axis, y_axis = _axes(seen)
     lines = alt.Chart(curve.round(4)).mark_line(color="#dddddd", strokeWidth=1)
     ends = alt.Chart(curve.sort_values("A_KA").groupby("level").tail(1).round(4))
     text = ends.mark_text(align="right", dx=-2, dy=-6, color="#9a9a9a", fontSize=10)
@@ -78,15 +102,15 @@ def _round_step(span: float) -> float:
     return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw))
 
 
-def _paths(wide: pd.DataFrame, look: Look, keep: str) -> list[alt.Chart]:
+def _paths(wide: pd.DataFrame, seen: Seen, look: Look, keep: str) -> list[alt.Chart]:
     tooltip = [
         alt.Tooltip("cell:N", title="cell"), alt.Tooltip("step:Q"), alt.Tooltip("arrival:N"),
         *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("A_KA", "A_ZS", "geometric_mean")),
     ]  # fmt: skip
-    x, y = _axes(wide)
+    x, y = _axes(seen)
     cells = alt.Chart(data(wide[wide["reference"] == ""], *_SHOWN)).transform_filter(keep).encode(x=x, y=y)
     ends = cells.transform_filter("datum.end")
-    bars = ends.mark_rule(strokeWidth=1).encode(color=look.color, opacity=look.opacity(0.6))
+    bars = ends.mark_rule(strokeWidth=1, clip=True).encode(color=look.color, opacity=look.opacity(0.6))
     shown = look.opacity(1)
     detail = alt.Detail(["technique:N", "variant:N"])
     return [
@@ -125,16 +149,20 @@ def _labels(ends: alt.Chart, look: Look) -> list[alt.Chart]:
     return found
 
 
-def _references(wide: pd.DataFrame, keep: str) -> list[alt.Chart]:
+def _references(wide: pd.DataFrame, seen: Seen, keep: str) -> list[alt.Chart]:
     """The base, and the last state of each reference."""
     start = wide[(wide["reference"] == "") & (wide["step"] == 0)]
     base = start.groupby("variant")[["A_KA", "A_ZS"]].mean().reset_index().assign(label="base")
     rest = wide[(wide["reference"] != "") & wide["end"]]
-    points = pd.concat([base, rest.assign(label=rest["reference"].map(REFERENCES))])
-    chart = alt.Chart(data(points, "A_KA", "A_ZS", "label", "variant")).transform_filter(keep)
-    chart = chart.encode(x="A_KA:Q", y="A_ZS:Q")
+    rest = rest.assign(label=rest["reference"].map(REFERENCES) + rest["numbers"])
+    points = pd.concat([base.assign(numbers=""), rest])
+    chart = alt.Chart(data(points, "A_KA", "A_ZS", "label", "numbers", "variant")).transform_filter(keep)
+    x, y = _axes(seen)
+    chart = chart.encode(x=x, y=y)
+    words = chart.encode(text="label:N")
     point = chart.mark_point(shape="diamond", size=130, color=INK, filled=True)
     return [
         point.encode(tooltip=["label:N", alt.Tooltip("A_KA:Q", format=".2f"), alt.Tooltip("A_ZS:Q", format=".2f")]),
-        chart.mark_text(dy=-13, color=FAINT, fontSize=11).encode(text="label:N"),
+        words.transform_filter("datum.numbers === ''").mark_text(dy=-13, color=FAINT, fontSize=11),
+        words.transform_filter("datum.numbers !== ''").mark_text(dy=-8, dx=10, align="left", color=FAINT, fontSize=11),
     ]
