@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from tasks.record import embedded
 from tests import project as projects
 from tests.project import chronomerge, deployed
 
@@ -76,6 +77,7 @@ def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> N
     assert process.wait(30) != 0
     _, alive = psutil.wait_procs(lanes, timeout=10)
     assert not [one for one in alive if "flows.lane_process" in one.cmdline()]
+    embedded.stop_unused(folder)  # as the next run would
 
 
 def trainings(folder: Path) -> set[tuple[Any, ...]]:

@@ -28,7 +28,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("AWS_ACCESS_KEY_ID", remote.options["access_key_id"])
         patch.setenv("AWS_SECRET_ACCESS_KEY", remote.options["secret_access_key"])
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        made = boto3.resource("s3").Bucket("drops")
+        made = boto3.Session().resource("s3").Bucket("drops")
         made.create()
         yield made
 

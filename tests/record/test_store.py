@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks.errors import UserError
@@ -55,9 +56,12 @@ def test_another_process_keeps_it_alive_until_it_is_killed(project: Path) -> Non
 
 def test_credentials_are_private_and_checked(project: Path) -> None:
     with store.open_store(project, "embedded") as remote:
+        server = embedded.running(project)
         wrong = Remote(remote.name, remote.url, {**remote.options, "secret_access_key": "wrong"})
         with pytest.raises(UserError, match="refuses these credentials"):
             store.check(wrong)
+    assert server
+    psutil.wait_procs([psutil.Process(server.pid)], timeout=15)  # while it ends, it may still answer
     with pytest.raises(UserError, match="cannot be reached"):
         store.check(remote)
     assert remote.options["secret_access_key"] not in repr(remote)
