@@ -22,12 +22,13 @@ class Machines:
         self._net = f"cm{os.getpid() % 100_000}"
         self._names: list[str] = []
         self._started: list[subprocess.Popen[bytes]] = []
-        self.real = _ip("link", "add", self._net, "type", "bridge")
+        self.real = _possible(f"{self._net}p")
         self._address = f"10.{78 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
         """Of the network, without the last part."""
         self.host = "127.0.0.1"
         """Where machines reach this process."""
         if self.real:
+            _must("link", "add", self._net, "type", "bridge")
             self.host = f"{self._address}.1"
             _must("addr", "add", f"{self.host}/24", "dev", self._net)
             _must("link", "set", self._net, "up")
@@ -76,9 +77,24 @@ class Machines:
             _must("link", "del", self._net)
 
 
-def _ip(*args: str) -> bool:
+def _possible(probe: str) -> bool:
+    """Whether this process may make all that a machine is made of."""
+    made = _done("ip", "netns", "add", probe)
+    found = (
+        made
+        and _done("ip", "link", "add", f"{probe}b", "type", "bridge")
+        and _done("ip", "link", "add", f"{probe}o", "type", "veth", "peer", "name", f"{probe}i", "netns", probe)
+        and _done("unshare", "--uts", "--mount", "sh", "-c", "hostname probe && mount -t tmpfs none /mnt")
+    )
+    for name in (f"{probe}o", f"{probe}b"):
+        _done("ip", "link", "del", name)
+    _done("ip", "netns", "del", probe)
+    return found
+
+
+def _done(*command: str) -> bool:
     try:
-        return subprocess.run(["ip", *args], capture_output=True).returncode == 0
+        return subprocess.run(command, capture_output=True).returncode == 0
     except FileNotFoundError:
         return False
 
