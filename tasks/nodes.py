@@ -7,21 +7,21 @@ bytes; so a finished node is never run twice, in whatever order and after whatev
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from tasks import locks
 from tasks.cache import Cache, Entry, hash_of
 from tasks.params import Params, Train
 from tasks.progress import Progress, silent
@@ -172,17 +172,12 @@ def run(
     return made
 
 
-@contextmanager
-def one_at_a_time(project: Path, key: str) -> Iterator[None]:
+def one_at_a_time(project: Path, key: str) -> AbstractContextManager[None]:
     """Of equal nodes that several processes come to, the first runs while the others wait, and then take its result.
 
-    A kernel's lock, which dies with its holder; keys share few files, which stay.
+    Keys share few files.
     """
-    folder = project / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / key[:2]).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locks.exclusive(project / LOCKS / key[:2])
 
 
 def unfinished(project: Path, name: str) -> Path:

@@ -8,16 +8,11 @@ most files that nothing refers to), and the same call again finishes or finds th
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
+from tasks import scratch
 from tasks.arrive import known, stream_file
 from tasks.arrive.copying import Copy, Copying, Memo
 from tasks.arrive.request import Request
@@ -58,8 +53,8 @@ def arrive(
     """
     request.require_sense()
     params = load(project / "params.yaml")
-    with _scratch(project) as scratch:
-        copying = Copying(project, params, request, scratch, progress, {} if memo is None else memo)
+    with scratch.folder(layout.private(project) / "arriving") as home:
+        copying = Copying(project, params, request, home, progress, {} if memo is None else memo)
         copy, findings = copying.run(), copying.findings
         if not unchanged():
             raise ChangedError(f"{request.name}: its files changed while they were copied")
@@ -77,18 +72,6 @@ def refusal(project: Path, name: str, problems: list[str], *, dry_run: bool = Fa
     """The verdict on something that is no request at all, such as a manifest that cannot be read."""
     verdict = Verdict(name, "refused", tuple(redacted(problem) for problem in problems), (), {})
     return verdict if dry_run else replace(verdict, report=write_report(project, verdict))
-
-
-@contextmanager
-def _scratch(project: Path) -> Iterator[Path]:
-    """A folder on the project's file system; what killed processes have left of theirs goes."""
-    home = layout.private(project) / "arriving"
-    home.mkdir(parents=True, exist_ok=True)
-    for left in home.iterdir():
-        if not psutil.pid_exists(int(left.name.partition("-")[0])):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=f"{os.getpid()}-") as folder:
-        yield Path(folder)
 
 
 def _decide(

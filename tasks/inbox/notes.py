@@ -6,15 +6,14 @@ that was lost, or never written, makes the next scan look twice and take nothing
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks import locks
 from tasks.record import layout
 
 
@@ -37,14 +36,9 @@ class Note(BaseModel):
     """Whether it has been seen since with other content than was taken."""
 
 
-@contextmanager
-def one_at_a_time(project: Path) -> Iterator[None]:
+def one_at_a_time(project: Path) -> AbstractContextManager[None]:
     """Only one process at a time looks through a project's inboxes; others wait."""
-    home = _home(project)
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locks.exclusive(_home(project) / "lock")
 
 
 def read(project: Path, place: str, drop: str) -> Note | None:

@@ -18,13 +18,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 import psutil
 
+from tasks import locks
 from tasks.errors import UserError
 from tasks.record.config import EMBEDDED, Remote, write_remote
 
@@ -169,12 +170,9 @@ def keep(project: Path, stays: bool) -> Server | None:
     return server
 
 
-@contextmanager
-def _exclusive(home: Path) -> Iterator[None]:
+def _exclusive(home: Path) -> AbstractContextManager[None]:
     """Starting and stopping happen one at a time."""
-    with (home / "lock").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locks.exclusive(home / "lock")
 
 
 def _start(project: Path) -> Server:

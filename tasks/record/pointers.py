@@ -6,18 +6,18 @@ run needs neither the files' origin nor, in a clone, anything but pointer and st
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tasks import locks
 from tasks.cache import Cache, Entry, hash_of
 from tasks.errors import UserError
 from tasks.record import config, fetching, layout
@@ -30,13 +30,9 @@ def path(project: Path, name: str) -> Path:
     return project / layout.ARRIVALS / f"{name}.dvc"
 
 
-@contextmanager
-def one_at_a_time(project: Path) -> Iterator[None]:
+def one_at_a_time(project: Path) -> AbstractContextManager[None]:
     """Only one process at a time changes a project's arrivals; others wait."""
-    layout.private(project).mkdir(exist_ok=True)
-    with (layout.private(project) / "arrivals.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locks.exclusive(layout.private(project) / "arrivals.lock")
 
 
 def read(pointer: Path) -> tuple[Entry, dict[str, Any]]:

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from functools import cache
 from pathlib import Path
 
-import psutil
-
-from tasks import nodes
+from tasks import nodes, scratch
 from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.record import config, layout
@@ -45,11 +41,8 @@ def run(job: Job) -> Done:
     _require_same(job, home)
     store = config.remote(home, job.remote)
     kept = Cache(config.cache_dir(home))
-    scratch = layout.private(home) / "workers"
-    scratch.mkdir(parents=True, exist_ok=True)
-    _tidy(scratch)
-    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=scratch) as name, Dvc(home) as dvc:
-        folder = Path(name).resolve()
+    with scratch.folder(layout.private(home) / "workers") as made, Dvc(home) as dvc:
+        folder = made.resolve()
         unpack(job.code, folder)
         _workspace(folder, home, store)
         bring(job.inputs, kept, dvc, folder, f"the inputs of {job.node}")
@@ -78,13 +71,6 @@ def _machine(home: Path, threads: int | None) -> dict[str, str | int]:
 def _home() -> Path:
     """The clone that the worker was started in."""
     return top_level(Path.cwd())
-
-
-def _tidy(scratch: Path) -> None:
-    """Remove what workers left that were killed."""
-    for folder in scratch.iterdir():
-        if not psutil.pid_exists(int(folder.name.partition("-")[0])):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_same(job: Job, home: Path) -> None:
