@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,11 +80,11 @@ class _Step:
                 dvc,
             )  # fmt: skip
             tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
-            metrics = json.loads((tree.folder / "metrics.json").read_text())
-            promoted = json.loads((tree.folder / "manifest.json").read_text())["gate"]["promoted"]
-        scored = f"A_KA {metrics['A_KA']:.1f}, A_ZS {metrics['A_ZS']:.1f}"
-        self.progress("recorded as", 1, 1, f"{tag}: {scored}{'' if promoted else ', held by the gate'}")
-        artifacts.publish_step(states.find(self.project, params.timeline, tag), previous)
+        state = states.find(self.project, params.timeline, tag)
+        held = "" if state.manifest["gate"]["promoted"] else ", held by the gate"
+        scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"
+        self.progress("recorded as", 1, 1, f"{tag}: {scored}{held}")
+        artifacts.publish_step(state, previous)
         return tag
 
     def _inputs(self, tree: Worktree, previous: State | None, start: State | None, dvc: Dvc) -> None:

@@ -23,11 +23,9 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
 
-from tasks.scores import scores
+from tasks.scores import MEANS, ROLES, scores
 
-ROLES = ("adaptation", "retention")
 OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
-LEVELS = ("A_KA", "A_ZS", "geometric_mean")
 DIFFERENCES = {
     "accumulation_gain": ("A_KA", 1, ROLES[:1]),
     "retention_drop": ("A_ZS", -1, ROLES[1:]),
@@ -66,8 +64,8 @@ def parse(text: str) -> Condition:
     if not found:
         raise ValueError(f"a condition is NAME OP NUMBER, such as retention_drop <= 2%; OP is {', '.join(OPERATORS)}")
     name, op, number, percent = found.groups()
-    if name not in (*LEVELS, *DIFFERENCES) and not name.startswith(SCORE):
-        raise ValueError(f"no value is called {name}; there are {', '.join((*LEVELS, *DIFFERENCES))} and {SCORE}SET")
+    if name not in (*MEANS, *DIFFERENCES) and not name.startswith(SCORE):
+        raise ValueError(f"no value is called {name}; there are {', '.join((*MEANS, *DIFFERENCES))} and {SCORE}SET")
     bound = Decimal(number) / 100 if percent else Decimal(number)
     if abs(bound) > 1:
         raise ValueError(
@@ -146,7 +144,7 @@ def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: Refe
 def _value(name: str, metrics: Mapping[str, Any], reference: Reference | None) -> float | None:
     if name.startswith(SCORE):
         return _share(scores(metrics)[name.removeprefix(SCORE)])
-    if name in LEVELS:
+    if name in MEANS:
         return _share(metrics[name])
     metric, sign, roles = DIFFERENCES[name]
     if reference is None or not set(roles) <= set(reference.same):

@@ -341,6 +341,10 @@ class Hooks(Settings):
     """When a run has failed."""
 
 
+TAKEN = ("base", "pretraining")
+"""Names that no arrival can have: step 0 and its pool are called so."""
+
+
 class Params(Settings):
     """One experiment: a stream run under one set of settings, that is, a timeline."""
 
@@ -383,7 +387,7 @@ class Params(Settings):
     @model_validator(mode="after")
     def _unique(self) -> Params:
         names = [arrival.name for arrival in self.stream]
-        for taken in ("base", "pretraining"):
+        for taken in TAKEN:
             if taken in names:
                 raise ValueError(f"the arrival name {taken!r} is taken: step 0 and its pool are called so")
         _refuse_repeats("arrival", names)

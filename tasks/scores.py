@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+ROLES = ("adaptation", "retention")
+"""What an evaluation set is for; keys of ``evaluate`` in params.yaml."""
+MEANS = ("A_KA", "A_ZS", "geometric_mean")
+"""What ``metrics.json`` says of all sets together: the means over either role, and of the two."""
+
 
 def scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Evaluation set → percent, from the content of ``metrics.json``.

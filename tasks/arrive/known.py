@@ -16,6 +16,7 @@ from tasks.prepare.node import prepare_evaluation
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress
 from tasks.record import config, layout, pointers, states
+from tasks.scores import ROLES
 
 
 def test_images(project: Path, params: Params, scratch: Path, progress: Progress) -> dict[bytes, str]:
@@ -36,11 +37,11 @@ def test_images(project: Path, params: Params, scratch: Path, progress: Progress
         prepare.fetch_evaluation(params, scratch / layout.RAW_EVALUATION, downloads, progress, project)
         prepare_evaluation(scratch, params, progress)
     found: dict[bytes, str] = {}
-    for kind, sets in (("adaptation", params.evaluate.adaptation), ("retention", params.evaluate.retention)):
-        for one in sets:
+    for role in ROLES:
+        for one in getattr(params.evaluate, role):
             data = Dataset(folder / one.name)
             for id_, image in zip(data.ids, data.images, strict=True):
-                found.setdefault(digest(image), f"{id_} of the {kind} set {one.name!r}")
+                found.setdefault(digest(image), f"{id_} of the {role} set {one.name!r}")
     return found
 
 

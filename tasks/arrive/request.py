@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.arrive import s3
 from tasks.errors import UserError
-from tasks.params import Name, SourceSpec
+from tasks.params import TAKEN, Name, SourceSpec
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import kinds, parse, recognised
 from tasks.prepare.source import Source
@@ -43,7 +43,7 @@ class Request:
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"{self.name!r} cannot be the name of an arrival: {reason}") from None
-        if self.name in ("base", "pretraining"):
+        if self.name in TAKEN:
             raise UserError(f"{self.name!r} cannot be the name of an arrival: step 0 and its pool are called so")
         if bool(self.data) == (self.expert is not None):
             raise UserError(f"arrival {self.name!r}: give data or an expert, one of the two")

@@ -21,6 +21,7 @@ from tasks.record import layout, objects
 from tasks.record.fetching import TRIES
 from tasks.record.objects import Depot
 from tasks.record.states import State
+from tasks.scores import MEANS
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
@@ -109,7 +110,7 @@ def _note(state: State) -> dict[str, Any]:
         "arrival": state.manifest["arrival"],
         "model": state.params["base"]["model"],
         "weights": {"file": WEIGHTS, "md5": weights.md5, "size": weights.size},
-        "metrics": {name: state.metrics[name] for name in ("A_KA", "A_ZS", "geometric_mean")},
+        "metrics": {name: state.metrics[name] for name in MEANS},
     }
 
 

@@ -10,6 +10,7 @@ from tasks.cache import Entry
 from tasks.record import layout
 from tasks.record.git import git
 from tasks.record.states import State
+from tasks.scores import MEANS
 
 Change = tuple[Any, Any]
 """Before and after; None where there is nothing."""
@@ -105,7 +106,7 @@ def _machine(state: State) -> dict[str, Any]:
 
 def _numbers(state: State) -> dict[str, float]:
     metrics = state.metrics
-    totals = {key: metrics[key] for key in ("A_KA", "A_ZS", "geometric_mean")}
+    totals = {key: metrics[key] for key in MEANS}
     recall = {
         f"{name} {way}@{k}": value
         for name, ways in metrics.get("recall", {}).items()

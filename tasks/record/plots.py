@@ -12,9 +12,7 @@ from typing import Any
 from tasks.record import layout, states
 from tasks.record.git import show_all
 from tasks.record.states import State
-from tasks.scores import scores
-
-_MEANS = ("A_KA", "A_ZS", "geometric_mean")
+from tasks.scores import MEANS, scores
 
 
 def write(project: Path, worktree: Path, previous: State | None, step: int, arrival: str | None) -> None:
@@ -23,8 +21,8 @@ def write(project: Path, worktree: Path, previous: State | None, step: int, arri
     ``plots/timeline.csv`` has a row for each step so far, ``plots/datasets.csv`` one for each evaluation set.
     """
     metrics = json.loads((worktree / "metrics.json").read_text())
-    means = [[step, arrival or "", *(metrics[name] for name in _MEANS)]]
-    _write(worktree / layout.PLOTS[0], ("step", "arrival", *_MEANS), [*_earlier(project, previous), *means])
+    means = [[step, arrival or "", *(metrics[name] for name in MEANS)]]
+    _write(worktree / layout.PLOTS[0], ("step", "arrival", *MEANS), [*_earlier(project, previous), *means])
     _write(worktree / layout.PLOTS[1], ("dataset", "score"), scores(metrics).items())
 
 
@@ -34,7 +32,7 @@ def _earlier(project: Path, previous: State | None) -> list[list[Any]]:
     rows = []
     for state in lineage:
         manifest, metrics = (json.loads(texts[f"{state.commit}:{name}"]) for name in ("manifest.json", "metrics.json"))
-        rows.append([state.step, manifest["arrival"] or "", *(metrics[name] for name in _MEANS)])
+        rows.append([state.step, manifest["arrival"] or "", *(metrics[name] for name in MEANS)])
     return rows
 
 

@@ -13,6 +13,7 @@ from tasks.record import decisions, heads, layout, retention, states
 from tasks.record.git import GitError
 from tasks.record.heads import Heads
 from tasks.record.states import State
+from tasks.scores import ROLES
 
 
 def next_start(project: Path, timeline: str, settings: Gate | None) -> State | None:
@@ -42,13 +43,13 @@ def reference(
         bring(theirs.md5)
     before = _contents(Evaluate.model_validate(found.params["evaluate"]), cache.members(theirs))
     now = _contents(evaluate, cache.members(sets))
-    return gate.Reference(found.tag, found.metrics, [role for role in gate.ROLES if before[role] == now[role]])
+    return gate.Reference(found.tag, found.metrics, [role for role in ROLES if before[role] == now[role]])
 
 
 def _contents(evaluate: Evaluate, files: Mapping[str, str]) -> dict[str, dict[str, dict[str, str]]]:
     """Role → set → relative path → md5; ``files`` are those of ``data/step/evaluation``."""
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for role in gate.ROLES:
+    for role in ROLES:
         names = [one.name for one in getattr(evaluate, role)]
         found[role] = {
             name: {path: md5 for path, md5 in files.items() if path.startswith(f"{name}/")} for name in sorted(names)

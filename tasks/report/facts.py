@@ -9,7 +9,7 @@ import pandas as pd
 
 from tasks.report.metrics import mean_and_interval
 from tasks.report.summary import KEYS, REFERENCES, best_cell, final, last_step, spent
-from tasks.report.tidy import ROLES
+from tasks.scores import ROLES
 from tasks.units import duration, size
 
 _MEAN = "geometric_mean"

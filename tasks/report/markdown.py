@@ -8,8 +8,9 @@ import pandas as pd
 
 from tasks.report import facts
 from tasks.report.summary import KEYS, effects, named, over_seeds
+from tasks.scores import MEANS
 
-_METRICS = ("A_KA", "A_ZS", "geometric_mean", "ACC", "BWT", "FWT", "forgetting")
+_METRICS = (*MEANS, "ACC", "BWT", "FWT", "forgetting")
 
 
 def summary(table: pd.DataFrame) -> str:

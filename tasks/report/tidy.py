@@ -30,11 +30,10 @@ from tasks.report import metrics
 from tasks.report.ledger import Ledger
 from tasks.report.records import Record, Records
 from tasks.report.vectors import Geometry
-from tasks.scores import scores
+from tasks.scores import MEANS, ROLES, scores
 
 CELL = ["timeline", "init", "deploy", "technique", "seed", "variant", "reference"]
 COLUMNS = [*CELL, "step", "arrival", "tag", "metric", "dataset", "role", "value"]
-ROLES = ("adaptation", "retention")
 
 _STREAM = {
     "ACC": metrics.average_accuracy,
@@ -85,7 +84,7 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[Row]:
             yield from ((f"{way}_recall@{k}", name, roles[name], value) for k, value in at.items())
     for name, value in scored.items():
         yield "score", name, roles[name], value
-    for name in ("A_KA", "A_ZS", "geometric_mean"):
+    for name in MEANS:
         yield name, "", "", record.metrics[name]
 
 

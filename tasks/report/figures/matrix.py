@@ -9,7 +9,7 @@ from tasks.report.figures.figure import BARE, INK, OKABE_ITO, Chart, Figure, dat
 from tasks.report.figures.heat_map import ORDER
 from tasks.report.figures.series import choices, chosen
 from tasks.report.summary import named, over_seeds
-from tasks.report.tidy import ROLES
+from tasks.scores import ROLES
 
 _TEXT_FITS = 14
 """Steps up to which the numbers are written into the rectangles."""

@@ -12,11 +12,12 @@ import pandas as pd
 from tasks.report.figures.figure import FAINT, INK, Figure, data, parameter
 from tasks.report.figures.series import Look, choices, chosen, of_variant
 from tasks.report.summary import REFERENCES, last_step, named, over_seeds
+from tasks.scores import MEANS
 
 _KEYS = ["protocol", "cell", "init", "deploy", "technique", "variant", "reference", "step", "arrival"]
 
 _SHOWN = (
-    "cell", "protocol", "init", "deploy", "technique", "variant", "step", "arrival", "A_KA", "A_ZS", "geometric_mean",
+    "cell", "protocol", "init", "deploy", "technique", "variant", "step", "arrival", *MEANS,
     "A_KA_low", "A_KA_high", "A_ZS_low", "A_ZS_high", "end",
 )  # fmt: skip
 
@@ -105,7 +106,7 @@ def _round_step(span: float) -> float:
 def _paths(wide: pd.DataFrame, seen: Seen, look: Look, keep: str) -> list[alt.Chart]:
     tooltip = [
         alt.Tooltip("cell:N", title="cell"), alt.Tooltip("step:Q"), alt.Tooltip("arrival:N"),
-        *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("A_KA", "A_ZS", "geometric_mean")),
+        *(alt.Tooltip(f"{name}:Q", format=".2f") for name in MEANS),
     ]  # fmt: skip
     x, y = _axes(seen)
     cells = alt.Chart(data(wide[wide["reference"] == ""], *_SHOWN)).transform_filter(keep).encode(x=x, y=y)
