@@ -24,7 +24,7 @@ def judged(*conditions: str, same: tuple[str, ...] = gate.ROLES) -> gate.Verdict
     return judge(conditions, METRICS, Reference("state/x/0001", BEFORE, same))
 
 
-names = st.sampled_from([*gate.LEVELS, *gate.DIFFERENCES, "score.flags", "score.a.b-c_1"])
+names = st.sampled_from([*gate.MEANS, *gate.DIFFERENCES, "score.flags", "score.a.b-c_1"])
 bounds = st.decimals(-1, 1, allow_nan=False, places=5)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks import nodes
 from tasks.cache import Cache, Entry
-from tasks.errors import ReadableError, UserError
+from tasks.errors import UserError
 from tasks.nodes import Node, Reference
 from tasks.params import Params
 from tasks.progress import Progress
@@ -64,8 +64,8 @@ class Pool:
             UserError: the node's own, a worker that would make other bytes, or no worker left.
             RemoteError: store or scheduler cannot be reached; worth another try.
         """
-        absent = {entry.md5 for entry in inputs.values()} - self._stored
-        dvc("keep", folder, remote=remote, objects=sorted(absent))
+        if absent := {entry.md5 for entry in inputs.values()} - self._stored:
+            dvc("keep", folder, remote=remote, objects=sorted(absent))
         threads = params.threads
         code = packed(folder, ("tasks", "dvc.yaml", "params.yaml", *params.own_files))
         command = tuple(node.cmd.removeprefix("python -m ").split())
@@ -99,10 +99,10 @@ class Pool:
                 f"{self._scheduler}: {error.task} ended worker after worker, the last at {error.last_worker.address}; "
                 "their logs say why (often too little memory)"
             ) from None
-        except (TimeoutError, CancelledError, CommClosedError, OSError) as error:
-            if isinstance(error, ReadableError):
-                raise
+        except (TimeoutError, CancelledError, CommClosedError) as error:
             raise RemoteError(f"the Dask scheduler {self._scheduler} is gone ({error})") from None
+        except OSError as error:  # the worker's own: a full disk, say
+            raise UserError(f"a worker of {self._scheduler} cannot go on: {error}") from None
 
 
 _at_hand: ContextVar[Pool | None] = ContextVar("at_hand", default=None)

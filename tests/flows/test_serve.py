@@ -28,11 +28,12 @@ pytestmark = pytest.mark.slow
 FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")
 
 
-def until(what: Callable[[], Any], seconds: float = 240) -> Any:
-    """What becomes true, once it does."""
-    deadline = time.monotonic() + seconds
+def until(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:
+    """What becomes true, once it does; ``told`` is what to read where it does not."""
+    deadline = time.monotonic() + 240
     while not (found := what()):
-        assert time.monotonic() < deadline, what
+        if time.monotonic() > deadline:
+            pytest.fail(f"in vain: {what.__qualname__}\n{told()}")
         time.sleep(0.1)
     return found
 
@@ -41,7 +42,7 @@ class Serve:
     """``chronomerge serve`` as a process, and all it says."""
 
     def __init__(self, folder: Path, *args: str, **environment: str):
-        self.log = folder.parent / "serve.log"
+        self.folder, self.log = folder, folder.parent / "serve.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows", *args],
@@ -56,7 +57,12 @@ class Serve:
             assert self.process.poll() is None or sentence in text, text
             return text if sentence in text else None
 
-        return str(until(said))
+        return str(until(said, self.told))
+
+    def told(self) -> str:
+        """What it, its runner and its runs have written."""
+        logs = [self.log, *sorted((self.folder / ".chronomerge" / "logs").glob("*.log"))]
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
 
     def kill(self) -> None:
         """SIGKILL it alone; returns when all it started has noticed."""

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from tasks import inbox as inboxes
 from tasks.arrive import Request, UnreachableError, arrive, s3
 from tasks.params import load
-from tasks.record import store
+from tests import s3 as s3_server
 from tests.arrive.conftest import drop
 from tests.inbox.test_scan import names
 
@@ -21,15 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_dvc")]
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    home = tmp_path_factory.mktemp("s3")
-    (home / ".dvc").mkdir()
-    with store.open_store(home, "embedded") as remote, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", remote.options["endpointurl"])
-        patch.setenv("AWS_ACCESS_KEY_ID", remote.options["access_key_id"])
-        patch.setenv("AWS_SECRET_ACCESS_KEY", remote.options["secret_access_key"])
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        made = boto3.Session().resource("s3").Bucket("drops")
-        made.create()
+    with s3_server.bucket(tmp_path_factory.mktemp("s3"), "drops") as made:
         yield made
 
 

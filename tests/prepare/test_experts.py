@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tasks.errors import UserError
 from tasks.params import Arrival
 from tasks.prepare import fetch_arrival, node
-from tasks.record import embedded
+from tests import s3 as s3_server
 from tests.prepare.conftest import params
 
 Weights = dict[str, torch.Tensor]
@@ -150,16 +149,7 @@ def test_no_state_dict(arrive: Callable[[str], Weights], project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A bucket of a real S3 server, reached as a user would: through the AWS environment variables."""
-    home = tmp_path_factory.mktemp("store")
-    (home / ".dvc").mkdir()
-    with embedded.serving(home) as remote, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", remote.options["endpointurl"])
-        patch.setenv("AWS_ACCESS_KEY_ID", remote.options["access_key_id"])
-        patch.setenv("AWS_SECRET_ACCESS_KEY", remote.options["secret_access_key"])
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        made = boto3.Session().resource("s3").Bucket("experts")
-        made.create()
+    with s3_server.bucket(tmp_path_factory.mktemp("store"), "experts") as made:
         yield made
 
 
