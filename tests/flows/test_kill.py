@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -19,15 +20,6 @@ KILLS = 5
 SEED = 20_412_061
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> tuple[dict[str, str], float]:
-    """What an undisturbed run deploys at each step, and how long it takes in seconds."""
-    folder = projects.make(tmp_path_factory.mktemp("undisturbed") / "project")
-    started = time.monotonic()
-    chronomerge(folder, "run", **prefect_api)
-    return deployed(folder), time.monotonic() - started
-
-
 def whole(folder: Path) -> None:
     """No half of a state anywhere: branch and pointer are at the newest tag, and each tag has all its files."""
     tags = projects.tags(folder)
@@ -40,17 +32,17 @@ def whole(folder: Path) -> None:
     assert git(folder, "status", "--porcelain") == ""
 
 
-def test_killed_at_random_moments(
-    tmp_path: Path, prefect_api: dict[str, str], undisturbed: tuple[dict[str, str], float]
-) -> None:
-    expected, seconds = undisturbed
+def test_killed_at_random_moments(tmp_path: Path, prefect_api: dict[str, str], timed_run: tuple[Path, float]) -> None:
+    undisturbed, seconds = timed_run
+    expected = deployed(undisturbed)
     folder = projects.make(tmp_path / "project")
     moments = random.Random(SEED)
     killed = started = 0
     while killed < KILLS:
         started += 1
         process = projects.start(folder, "run", **prefect_api)
-        time.sleep(moments.uniform(0.2, 0.9) * seconds)
+        left = 1 - len(projects.tags(folder)) / (len(expected) + 1)  # the start takes about as long as a step
+        time.sleep(moments.uniform(0.2, 0.9) * seconds * left)
         alive = process.poll() is None
         killed += alive
         projects.kill(process)
@@ -65,18 +57,17 @@ def test_killed_at_random_moments(
     assert not list((folder / ".chronomerge" / "work" / "tiny").iterdir())
 
 
-def test_finished_nodes_are_not_run_again(tmp_path: Path, prefect_api: dict[str, str]) -> None:
-    """A step that fails in its last node, for want of a store, trains nothing when it is run again."""
-    folder = projects.make(tmp_path / "project")
+@pytest.fixture(scope="module")
+def unrecorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
+    """A project whose first step fails at its very end, for want of a store, and whose code is whole again."""
+    folder = projects.make(tmp_path_factory.mktemp("unrecorded") / "project")
     (folder / "tasks" / "record" / "recording.py").open("a").write(BREAK)
     done = chronomerge(folder, "run", "--until", "0", check=False, **prefect_api)
     assert done.returncode == 2
     assert "run again when the store answers" in done.stderr
     assert projects.tags(folder) == []
     git(folder, "checkout", "--quiet", "tasks/record/recording.py")
-    again = chronomerge(folder, "run", "--until", "0", **prefect_api)
-    assert "train " not in again.stderr
-    assert projects.tags(folder) == ["state/tiny/0000"]
+    return folder
 
 
 BREAK = """
@@ -89,23 +80,32 @@ def record(*_: object) -> State:
 """
 
 
-def test_a_damaged_result_is_made_again(
-    tmp_path: Path, prefect_api: dict[str, str], undisturbed: tuple[dict[str, str], float]
-) -> None:
+@pytest.fixture
+def finished(unrecorded: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    folder = tmp_path / "project"
+    shutil.copytree(unrecorded, folder, symlinks=True)
+    git(folder, "worktree", "prune")
+    return folder
+
+
+def test_finished_nodes_are_not_run_again(finished: Path, prefect_api: dict[str, str]) -> None:
+    again = chronomerge(finished, "run", "--until", "0", **prefect_api)
+    assert "train " not in again.stderr
+    assert projects.tags(finished) == ["state/tiny/0000"]
+
+
+def test_a_damaged_result_is_made_again(finished: Path, prefect_api: dict[str, str], run: Path) -> None:
     """A finished node's output is hashed before it is trusted."""
-    folder = projects.make(tmp_path / "project")
-    (folder / "tasks" / "record" / "recording.py").open("a").write(BREAK)
-    chronomerge(folder, "run", "--until", "0", check=False, **prefect_api)
-    git(folder, "checkout", "--quiet", "tasks/record/recording.py")
-    md5 = undisturbed[0]["state/tiny/0000"]
-    stored = folder / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    md5 = deployed(run)["state/tiny/0000"]
+    stored = finished / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
     stored.chmod(0o644)
     with stored.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\xff")
-    again = chronomerge(folder, "run", "--until", "0", **prefect_api)
+    again = chronomerge(finished, "run", "--until", "0", **prefect_api)
     assert "train " in again.stderr
-    assert deployed(folder) == {"state/tiny/0000": md5}
+    assert deployed(finished) == {"state/tiny/0000": md5}
 
 
 def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path, prefect_api: dict[str, str]) -> None:

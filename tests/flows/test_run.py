@@ -201,7 +201,8 @@ def test_an_outage_while_recording_is_one_line_and_the_next_run_goes_on(
     folder = projects.make(tmp_path / "project")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", "run", "--until", "0"],
-        cwd=folder, env={**os.environ, **prefect_api}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env={**os.environ, **prefect_api, "AWS_MAX_ATTEMPTS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(folder.glob(".chronomerge/work/tiny/0000-*/metrics.json")):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tasks.cache import Cache
+from tasks.record import config, layout, states
 from tests import project as projects
 from tests.project import chronomerge, git
 
@@ -98,10 +100,9 @@ def test_other_protocols(grown: Path, prefect_api: dict[str, str], time: dict[st
     chronomerge(grown, "run", **prefect_api)
     weights = {}
     for step in range(3):
-        folder = grown / "elsewhere" / timeline / str(step)
-        chronomerge(grown, "restore", str(step), "--to", str(folder))
-        read = {"init", "expert", "deployed"}
-        weights[step] = {name: load_file(folder / "data" / "step" / f"{name}.safetensors") for name in read}
+        entries, cache = states.find(grown, timeline, step).entries, Cache(config.cache_dir(grown))
+        read = {"init": layout.INIT, "expert": layout.EXPERT, "deployed": layout.DEPLOYED}
+        weights[step] = {name: load_file(cache.path(entries[path].md5)) for name, path in read.items()}
     base, experts = weights[0]["expert"], [weights[t]["expert"] for t in (1, 2)]
     name = next(k for k, t in base.items() if t.ndim == 2)
     if time["init"] == "zs":
