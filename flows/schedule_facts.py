@@ -13,6 +13,9 @@ from flows.prefect_api import Api
 FLOW = "chronomerge"
 """The name of the flow `flows.schedule.scheduled`."""
 
+GOING = ("SCHEDULED", "PENDING", "RUNNING")
+"""The types of states of a run that has not ended."""
+
 _PASSED_OVER = "Deployment concurrency limit reached."
 """What Prefect says of a run that was due while another lasted."""
 
@@ -66,6 +69,11 @@ def runs(api: Api, deployment: str, types: list[str], sort: str) -> Iterator[dic
     """The first 200 runs of a deployment in states of some types."""
     asked = {"deployments": {"id": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": types}}}}
     yield from api.post("flow_runs/filter", {**asked, "sort": sort})
+
+
+def came_to_nothing(state: dict[str, Any]) -> bool:
+    """Whether a run has ended without a word of its own: passed over, or dead."""
+    return state["type"] == "CRASHED" or state["message"] == _PASSED_OVER
 
 
 def _ended(run: dict[str, Any], zone: ZoneInfo) -> dict[str, str]:

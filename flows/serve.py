@@ -62,6 +62,15 @@ class _Asked:
         return _Asked(self.stream, time.monotonic() + self.pause, 2 * self.pause)
 
 
+@dataclass(frozen=True)
+class _Due:
+    """A run that was due at once: its id, and when it is time to ask again should it come to nothing."""
+
+    run: str
+    again: float
+    pause: float
+
+
 class _EndedError(Exception):
     """A process that should last has ended."""
 
@@ -97,6 +106,7 @@ class _Session:
         self.params: Params = load(project / "params.yaml")
         self.started = False
         self._asked = _Asked("")
+        self._due: _Due | None = None
         self._told: dict[str, str] | None = None
 
     def run(self) -> None:
@@ -110,9 +120,9 @@ class _Session:
                 self._introduce(server, deployment)
                 if due:
                     self.say(f"{due}: one run now")
-                    self.api.post(f"deployments/{deployment}/create_flow_run", {})
+                    self._due = self._start(deployment, AGAIN_SECONDS)
                     self._asked = _Asked(notes.signature(self.params)).once_more()
-                self._watch(server, runner)
+                self._watch(server, runner, deployment)
 
     def _settle(self, server: prefect_server.Server) -> str | None:
         """Tell Prefect which runs are dead, and forget those that were missed; returns why one is due at once."""
@@ -197,7 +207,11 @@ class _Session:
         shown = server.url.removesuffix("/api")
         self.say(f"Prefect's pages: {shown}/deployments/deployment/{deployment}; Ctrl-C ends this")
 
-    def _watch(self, server: prefect_server.Server, runner: subprocess.Popen[str]) -> None:
+    def _start(self, deployment: str, pause: float) -> _Due:
+        run = self.api.post(f"deployments/{deployment}/create_flow_run", {})["id"]
+        return _Due(run, time.monotonic() + pause, pause)
+
+    def _watch(self, server: prefect_server.Server, runner: subprocess.Popen[str], deployment: str) -> None:
         looked = 0.0
         while True:
             if server.process and server.process.poll() is not None:
@@ -207,12 +221,24 @@ class _Session:
             if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
                 try:
+                    self._see_to_due(deployment)
                     if self.plan.on_arrival:
                         self._ask_for_run()
                     self._tell()
                 except UnansweredError as error:
                     self.say(f"{error}; asking again")
             time.sleep(1)
+
+    def _see_to_due(self, deployment: str) -> None:
+        """Start the run that was due once more, ever later, where Prefect has passed it over or it has died."""
+        if self._due is None or time.monotonic() < self._due.again:
+            return
+        run = self.api.get(f"flow_runs/{self._due.run}")
+        if run and schedule_facts.came_to_nothing(run["state"]):
+            self.say(f"run {run['name']} came to nothing: once more")
+            self._due = self._start(deployment, 2 * self._due.pause)
+        elif not run or run["state"]["type"] not in schedule_facts.GOING:
+            self._due = None
 
     def _ask_for_run(self) -> None:
         """Send the event where a run is wanted, and again, ever later, while none has come of it.

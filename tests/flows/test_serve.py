@@ -20,11 +20,12 @@ import pytest
 from flows import notes, prefect_runs, schedule_facts, step_summary, views
 from flows.prefect_api import Api
 from flows.prefect_server import Server
-from tasks.record import embedded, states
+from tasks.record import embedded, lock, states
 from tests import project as projects
 
 pytestmark = pytest.mark.slow
 
+RUNNER = "flows.runner_process"
 FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")
 
 
@@ -72,6 +73,12 @@ class Serve:
         _, alive = psutil.wait_procs([one for one in family if one.name() != "weed"], timeout=15)
         assert not alive
 
+    def kill_run(self) -> None:
+        """SIGKILL the process that Prefect's runner has started."""
+        (runner,) = (one for one in psutil.Process(self.process.pid).children() if RUNNER in one.cmdline())
+        (run,) = runner.children()
+        run.kill()
+
     def end(self) -> None:
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
@@ -98,8 +105,11 @@ def under_way(folder: Path, timeline: str) -> bool:
 def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     tmp_path: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run is triggered, a second refused; SIGKILL, three runs are missed; one run makes up for all of that."""
+    """A run is triggered, a second refused; SIGKILL, three runs are missed; one run makes up for all of that, and when
+    it is killed too, another."""
     folder = projects.make(tmp_path / "project", timeline="nightly", stream=[])
+    code = folder / "flows" / "serve.py"
+    code.write_text(code.read_text().replace("AGAIN_SECONDS = 60.0", "AGAIN_SECONDS = 2.0"))
     api = Api(prefect_api["PREFECT_API_URL"])
     monkeypatch.setenv("PREFECT_API_URL", api.url)
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
@@ -126,8 +136,11 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     late = {"type": "SCHEDULED", "state_details": {"scheduled_time": str(datetime.now(UTC) - timedelta(days=1))}}
     missed = [api.post(trigger, {"state": late}) for _ in range(3)]
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
+        serve.says("one run now")
+        until(lambda: lock.holder(folder, "nightly"), serve.told)
+        serve.kill_run()
         said = serve.says("completed: recorded state/nightly/0000")
-        assert said.count("one run now") == 1
+        assert said.count("one run now") == said.count("came to nothing: once more") == 1
         assert state_of(first)["type"] == "CRASHED"
         assert {state_of(run)["type"] for run in missed} == {"CANCELLED"}
         ran = schedule_facts.runs(api, deployment["id"], ["COMPLETED"], "END_TIME_DESC")
