@@ -103,6 +103,7 @@ def verify(
 def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None:
     """Go back to a state: the next step starts from it; what came after stays, on a line of its own."""
     from flows import past
+    from flows.run import pending
 
     project = here.project()
     to, made = past.rollback(project, timeline or here.timeline(project), state, wait=wait)
@@ -118,3 +119,7 @@ def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None
             f"{made.line - 1} (chronomerge states --all)",
             soft_wrap=True,
         )  # fmt: skip
+        todo = None if timeline else pending(project)
+        if todo and todo.steps:
+            names = ", ".join(todo.params.stream[step - 1].name for step in todo.steps)
+            out.print(f"params.yaml still has {names}: take out what the next run is not to bring back", soft_wrap=True)

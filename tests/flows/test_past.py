@@ -90,6 +90,7 @@ def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path
     """A bad arrival is taken back, another one follows; then the first one all the same: its bytes are known."""
     done = chronomerge(copy, "rollback", "1")
     assert "state/tiny/0001.2 is state/tiny/0001 again, and step 2 starts from it" in done.stdout
+    assert "params.yaml still has second: take out what the next run is not to bring back" in done.stdout
     assert chronomerge(copy, "rollback", "1").stdout.startswith("nothing to do")
     other = {"name": "other", "update": ["images:drawings/base#train"]}
     projects.write_params(copy, stream=[projects.PARAMS["stream"][0], other])
