@@ -260,7 +260,7 @@ def _schedule_lines(schedule: dict[str, Any]) -> Iterator[str]:
         if last := schedule["last"]:
             yield f"last scheduled run {last['run']} {last['state']} {last['at']}: {last['message']}"
         if schedule["served"] is None:
-            yield f"nobody on this machine serves it (server {schedule['server']})"
+            yield f"no `chronomerge serve` of it on this machine; workers may run it (server {schedule['server']})"
 
 
 def nothing_pending(project: Path, timeline: str) -> str:
