@@ -36,7 +36,7 @@ def cut(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The stream file [printed].")] = None,
 ) -> None:
     """Deal the classes of some data sets out to time steps, and write the stream for params.yaml."""
-    from tasks import console, progress
+    from tasks import console, progress, whole
     from tasks.params import load
     from tasks.prepare.source import Context, Outside
     from tasks.record import layout
@@ -77,7 +77,7 @@ def cut(
     if out is None:
         typer.echo(content, nl=False)
     else:
-        cutting.save(out, content)
+        whole.write(out, content)
         typer.echo(f"{out}: {len(found.pairs)} classes in {steps} time steps; put its stream: into params.yaml")
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from tasks import progress
+from tasks import progress, whole
 from tasks.params import Params
 from tasks.record import layout
 
@@ -99,9 +99,7 @@ class _Keeper:
 
     def write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.new")
-        temporary.write_text(json.dumps(asdict(self._note)))
-        temporary.replace(self._path)
+        whole.write(self._path, json.dumps(asdict(self._note)))
         self._written = time.monotonic()
 
 

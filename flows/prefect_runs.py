@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.prefect_api import Api, UnansweredError
 from flows.prefect_server import Server
-from tasks import progress
+from tasks import progress, whole
 from tasks.record import layout
 from tasks.record.doctor import Finding, Visit
 
@@ -78,9 +78,7 @@ def _name_of(project: Path) -> str:
     except (FileNotFoundError, ValueError):
         pass
     name = uuid.uuid4().hex[:12]
-    temporary = path.with_name(f"folder.json.{os.getpid()}")
-    temporary.write_text(json.dumps({"name": name, "inode": inode}))
-    temporary.replace(path)
+    whole.write(path, json.dumps({"name": name, "inode": inode}), alone=False)
     return name
 
 

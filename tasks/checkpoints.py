@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from tasks import whole
 from tasks.errors import UserError
 
 Weights = dict[str, torch.Tensor]
@@ -69,11 +69,9 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict[str, st
     The bytes depend on names, shapes, dtypes, values and ``metadata`` alone: safetensors orders its header itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, temporary, metadata)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole.made(path) as part:
+        save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, part, metadata)
+        whole.sync(part)
 
 
 def check_compatible(path: Path, base: Path) -> None:

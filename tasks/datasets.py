@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from tasks import whole
 from tasks.errors import UserError
 
 _FIELDS: dict[str, pa.DataType] = {"id": pa.string(), "caption": pa.string(), "label": pa.int32()}
@@ -127,9 +128,7 @@ def write(folder: Path, card: Card, samples: Iterable[Sample], count: int) -> Ca
     with pa.OSFile(str(folder / "samples.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.table(rows, schema=SCHEMA))
     card = replace(card, size=count)
-    temporary = folder / "dataset.json.part"
-    temporary.write_text(json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / "dataset.json")
+    whole.write(folder / "dataset.json", json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n")
     return card
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import whole
 from tasks.errors import UserError
 from tasks.params import Base
 from tasks.torchvision_shim import ensure as ensure_torchvision
@@ -405,9 +406,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    whole.write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from tasks.progress import Progress
 from tests.project import PARAMS, ROOT
 
 SHARED = ("tasks/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/orchestration.py",
-          "tasks/params.py", "tasks/progress.py", "tasks/__init__.py")  # fmt: skip
+          "tasks/params.py", "tasks/progress.py", "tasks/whole.py", "tasks/__init__.py")  # fmt: skip
 """Modules that carry a node's work but do not decide its outputs."""
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from tasks import whole
 from tasks.errors import redacted
 from tasks.record import layout
 from tasks.units import size
@@ -106,10 +107,8 @@ def write_report(project: Path, verdict: Verdict, now: datetime | None = None) -
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", verdict.name)
     path = layout.private(project) / "refused" / f"{name}-{when:%Y%m%dT%H%M%S%fZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
     content = {"refused_at": when.isoformat(timespec="seconds"), **verdict.as_dict()}
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    whole.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path.relative_to(project).as_posix()
 
 

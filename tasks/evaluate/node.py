@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tasks import checkpoints, models
+from tasks import checkpoints, models, whole
 from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.evaluate import metrics, retrieval, zeroshot
@@ -71,9 +71,7 @@ def evaluate(project: Path, params: Params, progress: Progress = silent) -> None
         [one.name for one in settings.adaptation],
         [one.name for one in settings.retention],
     )
-    temporary = project / f".{METRICS.name}.part"
-    temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(project / METRICS)
+    whole.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 def _say(progress: Progress, before: int, total: int, name: str, done: int) -> None:

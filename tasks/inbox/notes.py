@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks import locks
+from tasks import locks, whole
 from tasks.record import layout
 
 
@@ -51,10 +51,7 @@ def read(project: Path, place: str, drop: str) -> Note | None:
 
 def write(project: Path, note: Note) -> None:
     """Write a note, whole or not at all."""
-    path = _path(project, note.place, note.drop)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(note.model_dump_json(indent=1) + "\n")
-    temporary.replace(path)
+    whole.write(_path(project, note.place, note.drop), note.model_dump_json(indent=1) + "\n")
 
 
 def _home(project: Path) -> Path:

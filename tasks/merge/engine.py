@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import whole
 from tasks.errors import UserError
 from tasks.merge import registry
 from tasks.merge.blas import one_thread
@@ -238,7 +239,7 @@ def advance(
             "norms": past.norms,
             "moved": past.moved,
         }
-        _write_json(state / "state.json", scalars)
+        whole.write(state / "state.json", json.dumps(scalars, indent=2, sort_keys=True) + "\n")
         return report
 
 
@@ -495,9 +496,3 @@ def _load_past(technique: Accumulator, folder: Path | None, plan: Layout, stack:
         if source.entries != wanted:
             raise UserError(f"{source.label}: the running state is of another architecture")
     return past
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)

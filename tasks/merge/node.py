@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks import whole
 from tasks.errors import UserError
 from tasks.merge import engine, registry
 from tasks.merge.protocol import check, for_all
@@ -108,9 +109,8 @@ def _needed(path: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with whole.made(target) as part:
+        shutil.copyfile(source, part)
 
 
 def _write_json(path: Path, value: Any) -> None:

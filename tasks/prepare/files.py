@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tasks import whole
+
 FICLONE = 0x40049409
 """Linux's ioctl for a copy-on-write copy (linux/fs.h)."""
 
@@ -21,13 +23,11 @@ def copy(source: Path, target: Path) -> None:
     if target.is_file() and target.stat().st_size == source.stat().st_size and digest(target) == digest(source):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    with source.open("rb") as a, temporary.open("wb") as b:
+    with whole.made(target) as part, source.open("rb") as a, part.open("wb") as b:
         try:
             fcntl.ioctl(b.fileno(), FICLONE, a.fileno())
         except OSError:  # no copy-on-write here
             shutil.copyfileobj(a, b, 1 << 20)
-    temporary.replace(target)
 
 
 def digest(path: Path, algorithm: str = "sha256") -> bytes:

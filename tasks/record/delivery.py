@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from tasks import whole
 from tasks.cache import Cache, md5_of
 from tasks.errors import UserError
 from tasks.record import layout, objects
@@ -116,8 +117,7 @@ def _note(state: State) -> dict[str, Any]:
 
 def _show(made: Path, target: Path) -> None:
     """Put a finished file in its place at once, its bytes on the disk before its name."""
-    with made.open("rb") as file:
-        os.fsync(file.fileno())
+    whole.sync(made)
     made.replace(target)
 
 

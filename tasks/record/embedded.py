@@ -25,7 +25,7 @@ from typing import TextIO
 
 import psutil
 
-from tasks import locks
+from tasks import locks, whole
 from tasks.errors import UserError
 from tasks.record.config import EMBEDDED, Remote, write_remote
 
@@ -239,10 +239,7 @@ def _spawn(command: list[str], log: Path) -> int:
 
 def _note(project: Path, server: Server) -> None:
     """Keep what is known of a server; one at a time."""
-    path = folder(project) / "server.json"
-    temporary = path.with_name("server.json.new")
-    temporary.write_text(json.dumps(asdict(server)))
-    temporary.replace(path)
+    whole.write(folder(project) / "server.json", json.dumps(asdict(server)))
 
 
 def _stop(project: Path, server: Server) -> None:

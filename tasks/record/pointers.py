@@ -7,7 +7,6 @@ run needs neither the files' origin nor, in a clone, anything but pointer and st
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tasks import locks
+from tasks import locks, whole
 from tasks.cache import Cache, Entry, hash_of
 from tasks.errors import UserError
 from tasks.record import config, fetching, layout
@@ -80,12 +79,9 @@ def write(pointer: Path, entry: Entry, about: Mapping[str, Any]) -> None:
 
 def replace(file: Path, text: str) -> None:
     """Give a file other content, at one point in time and for good."""
-    temporary = file.with_name(f".{file.name}.part")
-    with temporary.open("w") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.replace(file)
+    with whole.made(file) as part:
+        part.write_text(text)
+        whole.sync(part)
 
 
 def place(project: Path, pointer: Path, cache: Cache) -> None:

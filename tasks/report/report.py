@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import vl_convert
 
+from tasks import whole
 from tasks.grid.cells import Cell
 from tasks.progress import Progress, silent
 from tasks.report import figures, page, provenance, records, tidy, vectors
@@ -68,9 +69,9 @@ def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, pr
         content |= _files(figure)
     (to / "figures").mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
-        _replace(to / name, data)
-    _replace(to / "metrics.csv", table.to_csv(index=False).encode())
-    _replace(to / "metrics.parquet", table.to_parquet(index=False))
+        whole.write(to / name, data)
+    whole.write(to / "metrics.csv", table.to_csv(index=False).encode())
+    whole.write(to / "metrics.parquet", table.to_parquet(index=False))
     for stale in {f"figures/{path.name}" for path in (to / "figures").iterdir()} - content.keys():
         if Path(stale).stem in figures.NAMES:  # an earlier report had something to show there
             (to / stale).unlink()
@@ -89,9 +90,3 @@ def _files(figure: Figure) -> dict[str, bytes]:
         f"figures/{figure.name}.svg": svg.encode(),
         f"figures/{figure.name}.png": vl_convert.svg_to_png(svg, _SCALE),
     }
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -83,10 +83,3 @@ def text(stream: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:
     written = io.StringIO()
     yaml.dump({"stream": list(stream)}, written)
     return "".join(f"# {remark}\n" for remark in remarks) + written.getvalue()
-
-
-def save(path: Path, content: str) -> None:
-    """Write the whole file, or none of it."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(content)
-    temporary.replace(path)

@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks import models, randomness
+from tasks import models, randomness, whole
 from tasks.errors import UserError
 from tasks.params import Budget
 from tasks.train.loss import contrastive_loss
@@ -122,9 +122,7 @@ def price(
     except (OSError, ValueError, TypeError):  # not there, or damaged: find out again
         found = _price(folder, method, regularizer, batch_size, measure)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}.part")
-    temporary.write_text(json.dumps(asdict(found)) + "\n")
-    temporary.replace(kept)
+    whole.write(kept, json.dumps(asdict(found)) + "\n", alone=False)
     return found
 
 

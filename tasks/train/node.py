@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks import checkpoints, models, nodes, randomness
+from tasks import checkpoints, models, nodes, randomness, whole
 from tasks.choice import Choice
 from tasks.datasets import Dataset
 from tasks.errors import UserError
@@ -348,9 +348,8 @@ def _copy(source: Path, target: Path) -> None:
     """
     checkpoints.shapes(source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with whole.made(target) as part:
+        shutil.copyfile(source, part)
 
 
 def _report(folder: Path, curve: Sequence[Point], summary: dict[str, object]) -> None:

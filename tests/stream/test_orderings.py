@@ -190,7 +190,7 @@ def test_the_stream_selects_classes_and_reads_back(tmp_path: Path) -> None:
             ],
         },
     ]
-    cut.save(tmp_path / "stream.yaml", cut.text(stream, ["how it was made"]))
+    (tmp_path / "stream.yaml").write_text(cut.text(stream, ["how it was made"]))
     written = (tmp_path / "stream.yaml").read_text()
     assert written.startswith("# how it was made\nstream:\n")
     assert YAML(typ="safe").load(written) == {"stream": stream}
