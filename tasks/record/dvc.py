@@ -67,6 +67,10 @@ class Dvc:
         value: dict[str, Any] = answer["value"]
         return value
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,9 @@ class Job:
     command: tuple[str, ...]
     """What the node's ``cmd`` in ``dvc.yaml`` has after ``python -m``: a module and its arguments."""
     code: bytes
-    """`packed` code, ``dvc.yaml`` and ``params.yaml``."""
+    """The package ``tasks``, `packed`."""
+    settings: bytes
+    """``dvc.yaml``, ``params.yaml`` and files of the user's own that it names, `packed`."""
     inputs: Mapping[str, Entry]
     """Files that the store holds: path → content."""
     outs: tuple[str, ...]
@@ -45,15 +48,24 @@ class Done:
     metrics: Mapping[str, bytes]
     seconds: float
     """Wall time of the node's own work."""
+    worker: str
+    """Its address."""
 
 
 def packed(folder: Path, names: Iterable[str]) -> bytes:
-    """Files and folders below ``folder``, as a gzipped tar archive."""
+    """Files and folders below ``folder``, as a gzipped tar archive: equal content, equal bytes."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in names:
-            archive.add(folder / name, name, filter=lambda one: None if Path(one.name).name in IGNORED else one)
-    return buffer.getvalue()
+            archive.add(folder / name, name, filter=_plain)
+    return gzip.compress(buffer.getvalue(), compresslevel=1, mtime=0)
+
+
+def _plain(one: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Without what differs from one checkout of the same commit to another."""
+    if Path(one.name).name in IGNORED:
+        return None
+    return one.replace(mtime=0, uid=0, gid=0, uname="", gname="", deep=False)
 
 
 def unpack(code: bytes, folder: Path) -> None:

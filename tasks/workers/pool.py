@@ -30,6 +30,8 @@ class Pool:
         self._client, self._scheduler = client, scheduler
         self._machines: dict[int | None, dict[str, str | int]] = {}
         self._stored: set[str] = set()
+        self._last: str | None = None
+        """The worker that ran the last node: its cache has most of what the next one reads."""
 
     @property
     def slots(self) -> int:
@@ -67,17 +69,22 @@ class Pool:
         if absent := {entry.md5 for entry in inputs.values()} - self._stored:
             dvc("keep", folder, remote=remote, objects=sorted(absent))
         threads = params.threads
-        code = packed(folder, ("tasks", "dvc.yaml", "params.yaml", *params.own_files))
+        code, settings = packed(folder, ["tasks"]), packed(folder, ["dvc.yaml", "params.yaml", *params.own_files])
         command = tuple(node.cmd.removeprefix("python -m ").split())
         job = Job(
-            node.name, command, code, inputs, node.outs, node.metrics, remote, threads, nodes.versions(),
+            node.name, command, code, settings, inputs, node.outs, node.metrics, remote, threads, nodes.versions(),
             self.machine(threads), topic=f"progress-{uuid.uuid4()}",
         )  # fmt: skip
         self._client.subscribe_topic(job.topic, lambda event: progress(node.name, 0, 1, event[1]))
         try:
-            done = self._result(self._client.submit(worker.run, job, key=f"{node.name}-{key}", pure=False))
+            future = self._client.submit(
+                worker.run, job, key=f"{node.name}-{key}", pure=False,
+                workers=self._last, allow_other_workers=self._last is not None,
+            )  # fmt: skip
+            done = self._result(future)
         finally:
             self._client.unsubscribe_topic(job.topic)
+        self._last = done.worker
         bring(done.outs, cache, dvc, folder, f"what {node.name} made")
         self._stored |= absent | cache.md5s(done.outs.values())
         for path, content in done.metrics.items():

@@ -7,24 +7,24 @@ access to the store; code and params come with the job, so the clone's own may b
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
-import time
 from collections import deque
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tasks import nodes, scratch
 from tasks.cache import Cache
 from tasks.errors import UserError
 from tasks.record import config, layout
 from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
 from tasks.record.fetching import bring
 from tasks.record.git import top_level
+from tasks.workers import kept
 from tasks.workers.job import Done, Job, unpack
+from tasks.workers.kept import Nursery
 
 _SHOWN = 5
 """Last lines of a failed node's output that its error quotes."""
@@ -37,21 +37,29 @@ def run(job: Job) -> Done:
         UserError: what the node itself would say; or this machine would make other bytes, or lacks the project's store.
         RemoteError: the store cannot be reached.
     """
+    from distributed import get_worker
+
     home = _home()
     _require_same(job, home)
     store = config.remote(home, job.remote)
-    kept = Cache(config.cache_dir(home))
-    with scratch.folder(layout.private(home) / "workers") as made, Dvc(home) as dvc:
+    cached = Cache(config.cache_dir(home))
+    with (
+        kept.nursery(home, job.code) as nursery,
+        kept.dvc(home) as dvc,
+        scratch.folder(layout.private(home) / "workers") as made,
+    ):
         folder = made.resolve()
         unpack(job.code, folder)
+        unpack(job.settings, folder)
         _workspace(folder, home, store)
-        bring(job.inputs, kept, dvc, folder, f"the inputs of {job.node}")
+        bring(job.inputs, cached, dvc, folder, f"the inputs of {job.node}")
         for path, entry in job.inputs.items():
-            kept.link(entry, folder / path)
-        seconds = _execute(job, folder)
-        outs = {path: kept.put(folder / path) for path in job.outs}
-        dvc("keep", folder, remote=job.remote, objects=sorted(kept.md5s(outs.values())))
-        return Done(outs, {path: (folder / path).read_bytes() for path in job.metrics}, seconds)
+            cached.link(entry, folder / path)
+        seconds = _execute(job, folder, nursery, get_worker())
+        outs = {path: cached.put(folder / path) for path in job.outs}
+        dvc("keep", folder, remote=job.remote, objects=sorted(cached.md5s(outs.values())))
+        metrics = {path: (folder / path).read_bytes() for path in job.metrics}
+        return Done(outs, metrics, seconds, get_worker().address)
 
 
 def machine(threads: int | None) -> dict[str, str | int]:
@@ -90,30 +98,23 @@ def _workspace(folder: Path, home: Path, store: Remote) -> None:
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
 
-def _execute(job: Job, folder: Path) -> float:
+def _execute(job: Job, folder: Path, nursery: Nursery, worker: Any) -> float:
     """Run the node's command, and return its wall time in seconds.
 
     Raises:
         UserError: its own, or that it ended otherwise than by finishing; quotes its last lines.
     """
-    from distributed import get_worker
-
-    command = [sys.executable, "-m", "tasks.workers.child", str(os.getpid()), *job.command]
     where = socket.gethostname()
     lines: deque[str] = deque(maxlen=_SHOWN)
-    started = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, errors="replace",
-    ) as process:  # fmt: skip
-        assert process.stderr
-        for line in process.stderr:
-            lines.append(line.rstrip())
-            get_worker().log_event(job.topic, f"on {where}: {line.rstrip()}")
-    if process.returncode == 2 and lines and lines[-1].startswith("error: "):
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        worker.log_event(job.topic, f"on {where}: {line}")
+
+    status, seconds = nursery.run(folder, job.command, hear)
+    if status == 2 and lines and lines[-1].startswith("error: "):
         raise UserError(lines[-1].removeprefix("error: "))
-    if process.returncode:
+    if status:
         quoted = " | ".join(lines) or "nothing"
-        raise UserError(f"{job.node} on {where} ended with status {process.returncode}; it said: {quoted}")
-    return round(time.monotonic() - started, 3)
+        raise UserError(f"{job.node} on {where} ended with status {status}; it said: {quoted}")
+    return seconds

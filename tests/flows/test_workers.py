@@ -1,8 +1,7 @@
 """Nodes on the workers of a real Dask scheduler: other host names, no folder in common, the store between them."""
 
+import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks.errors import UserError
 from tasks.record import store
+from tasks.workers import pool
 from tests import project as projects
 from tests.flows.machines import Machines
 from tests.project import chronomerge, deployed, git
@@ -73,32 +74,59 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def training(worker: psutil.Process) -> bool:
-    """Whether a worker has a node at its training."""
+    """Whether a worker has a node at its training: no other reads both the arrival and what training starts from."""
+    for child in worker.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            step = Path(child.cwd()) / "data" / "step"
+            read = (step / "init.safetensors").exists() and (step / "arrival").exists()
+            if read and "tasks.workers.child" in child.cmdline():
+                return True
+    return False
+
+
+def kill(worker: psutil.Process) -> list[psutil.Process]:
+    """SIGKILL to Dask's own processes alone; returns those that the worker has started, which must notice."""
+    processes = [worker, *worker.children(recursive=True)]
+    started = [one for one in processes if any(part.startswith("tasks.") for part in one.cmdline())]
+    for one in processes:
+        if one not in started:
+            one.kill()
+    return started
+
+
+def ended(process: psutil.Process) -> bool:
+    """Also one that nobody reaps."""
     try:
-        return any("tasks.train" in child.cmdline() for child in worker.children(recursive=True))
+        return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
 def test_a_killed_worker_is_replaced_by_another_to_the_same_bytes(
     cluster: Cluster, run: Path, prefect_api: dict[str, str]
 ) -> None:
     workers = [cluster.worker(name) for name in ("one", "two")]
-    process = projects.start(cluster.project, "run", "--scheduler", cluster.address, **prefect_api)
+    process = projects.start(cluster.project, "run", "--until", "1", "--scheduler", cluster.address, **prefect_api)
     deadline = time.monotonic() + 200
     while not (busy := [worker for worker in workers if training(worker)]):
         assert process.poll() is None, "ended before it trained"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(busy[0].pid, signal.SIGKILL)
+    started = kill(busy[0])
+    assert len(started) == 3, "DVC, a process that has imported, and the node"
     assert process.wait(250) == 0
-    assert deployed(cluster.project) == deployed(run)
+    assert all(map(ended, started))
+    made, wanted = deployed(cluster.project), deployed(run)
+    assert made == {tag: wanted[tag] for tag in ("state/tiny/0000", "state/tiny/0001")}
 
 
-def test_what_is_wrong_with_a_cluster_is_said_before_any_work(cluster: Cluster) -> None:
-    wrong = {cluster.address: "it has no worker; start some with", "tcp://127.0.0.1:9": "no Dask scheduler answers"}
-    for address, reason in wrong.items():
-        refused = chronomerge(cluster.project, "run", "--scheduler", address, check=False)
-        assert refused.returncode == 2
-        assert reason in refused.stderr
+def test_what_is_wrong_with_a_cluster_is_said_before_any_work(
+    cluster: Cluster, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = chronomerge(cluster.project, "run", "--scheduler", cluster.address, check=False, **prefect_api)
+    assert refused.returncode == 2
+    assert "it has no worker; start some with" in refused.stderr
     assert projects.tags(cluster.project) == []
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 1)
+    with pytest.raises(UserError, match="no Dask scheduler answers"), pool.opened("tcp://127.0.0.1:9"):
+        pass

@@ -1,0 +1,122 @@
+"""What a worker keeps between jobs: nodes run in forks, of the job's own code, and end when they must."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.workers import kept
+from tasks.workers.job import packed
+from tasks.workers.kept import Nursery
+from tests.project import ROOT
+
+REAL = ("tasks/__init__.py", "tasks/lifeline.py", "tasks/workers/__init__.py", "tasks/workers/child.py")
+NODE = """
+import os, sys, time
+from pathlib import Path
+import tasks.models
+Path("made").write_text(f"{VERSION} {sys.argv[1:]} {os.getpid()} {tasks.models.loaded}")
+print("a line", file=sys.stderr, flush=True)
+{"exit": lambda: sys.exit(2), "say": lambda: sys.exit("why"), "wait": lambda: time.sleep(60), "ok": int}[sys.argv[1]]()
+"""
+
+
+def code(folder: Path, version: int = 1) -> bytes:
+    """A package that takes no time to import, with the real child process and a node."""
+    for name in REAL:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    (folder / "tasks/models.py").write_text(
+        "import os\n\ndef preload():\n    global loaded\n    loaded = os.getpid()\n"
+    )
+    (folder / "tasks/node.py").write_text(f"VERSION = {version}\n" + NODE)
+    return packed(folder, ["tasks"])
+
+
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Nursery]:
+    made = Nursery(tmp_path / "home", code(tmp_path / "code"))
+    (tmp_path / "job").mkdir()
+    yield made
+    made.close()
+
+
+def run(nursery: Nursery, folder: Path, *arguments: str) -> tuple[int, list[str]]:
+    said: list[str] = []
+    status, seconds = nursery.run(folder, ["tasks.node", *arguments], said.append)
+    assert seconds > 0
+    return status, said
+
+
+def test_equal_content_is_packed_alike(tmp_path: Path) -> None:
+    first = code(tmp_path / "a")
+    time.sleep(1.1)  # the seconds of a time stamp
+    assert code(tmp_path / "b") == first
+    assert code(tmp_path / "b", version=2) != first
+
+
+def test_nodes_run_one_after_another_in_processes_that_have_imported(nursery: Nursery, tmp_path: Path) -> None:
+    found = set()
+    for _ in range(2):
+        assert run(nursery, tmp_path / "job", "ok", "x") == (0, ["a line"])
+        version, arguments, pid, loaded = (tmp_path / "job" / "made").read_text().replace("', '", "','").split()
+        assert (version, arguments) == ("1", "['ok','x']")
+        assert pid != loaded
+        found.add((pid, loaded))
+    assert len({pid for pid, _ in found}) == 2
+    assert len({loaded for _, loaded in found}) == 1
+
+
+def test_a_node_that_fails_says_so_as_a_command_would(nursery: Nursery, tmp_path: Path) -> None:
+    assert run(nursery, tmp_path / "job", "exit") == (2, ["a line"])
+    assert run(nursery, tmp_path / "job", "say") == (1, ["a line", "why"])
+    status, said = run(nursery, tmp_path / "job", "nonsense")
+    assert status == 1
+    assert said[-1] == "KeyError: 'nonsense'"
+    assert run(nursery, tmp_path / "job", "ok") == (0, ["a line"])
+
+
+def test_a_node_ends_with_its_nursery(nursery: Nursery, tmp_path: Path) -> None:
+    ended: list[int] = []
+    wait = threading.Thread(target=lambda: ended.append(run_to_the_end(nursery, tmp_path / "job")))
+    wait.start()
+    made = tmp_path / "job" / "made"
+    until(lambda: made.exists() and made.read_text())
+    pid, parent = map(int, made.read_text().split()[-2:])
+    psutil.Process(parent).kill()
+    wait.join(20)
+    assert ended == [-9]
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert not nursery.alive
+
+
+def run_to_the_end(nursery: Nursery, folder: Path) -> int:
+    return nursery.run(folder, ["tasks.node", "wait"], lambda _: None)[0]
+
+
+def until(what: object) -> None:
+    deadline = time.monotonic() + 20
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_job_gets_what_the_last_one_left_if_its_code_is_the_same_and_it_went_well(tmp_path: Path) -> None:
+    home, old, new = tmp_path / "home", code(tmp_path / "code"), code(tmp_path / "code", version=2)
+    with kept.nursery(home, old) as first:
+        pass
+    with kept.nursery(home, old) as again:
+        assert again is first
+    with kept.nursery(home, new) as other:
+        assert other is not first
+        assert not first.alive
+        (tmp_path / "job").mkdir()
+        run(other, tmp_path / "job", "ok")
+        assert (tmp_path / "job" / "made").read_text().startswith("2 ")
+    with pytest.raises(RuntimeError), kept.nursery(home, new) as failed:
+        raise RuntimeError
+    assert failed is other
+    assert not other.alive
