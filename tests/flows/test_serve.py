@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from flows import notes, prefect_runs, schedule_facts, step_summary, views
 from flows.prefect_api import Api
 from flows.prefect_server import Server
 from tasks.record import embedded, lock, states
+from tests import postgres as postgresql
 from tests import project as projects
 
 pytestmark = pytest.mark.slow
@@ -187,28 +187,11 @@ def test_the_summary_of_a_step_says_what_changed(run: Path, prefect_api: dict[st
 @pytest.fixture
 def postgres() -> Iterator[str]:
     """The address of a database in a PostgreSQL server of this test's own."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = debian[-1] if debian else shutil.which("initdb")
-    if not initdb:
+    programs = postgresql.programs()
+    if not programs:
         pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
-    programs, home = Path(initdb).parent, Path(tempfile.mkdtemp(prefix="chronomerge-postgres-"))
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        shutil.chown(home, "postgres", "postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-
-    def do(program: str, *args: str) -> None:
-        subprocess.run([programs / program, *args], cwd=home, check=True, capture_output=True, **user)
-
-    data = str(home / "data")
-    do("initdb", "--pgdata", data, "--username", "prefect", "--auth", "trust", "--no-sync")
-    settings = f"-F -c listen_addresses= -c unix_socket_directories={home}"
-    try:
-        do("pg_ctl", "--pgdata", data, "--wait", "--log", str(home / "log"), "--options", settings, "start")
-        yield f"postgresql+asyncpg://prefect@/postgres?host={home}"
-    finally:
-        do("pg_ctl", "--pgdata", data, "--mode", "immediate", "stop")
-        shutil.rmtree(home)
+    with postgresql.serving(programs) as address:
+        yield address
 
 
 def test_an_arrival_starts_a_run_with_prefect_on_postgresql(tmp_path: Path, postgres: str) -> None:
