@@ -41,6 +41,7 @@ from tests.project import chronomerge, git
 from tests.record.faults import Plan, proxied
 
 SEEDS = (0, 1)
+CORES = len(os.sched_getaffinity(0))
 STEPS, BATCH = 300, 48
 """Of each training: some five seconds of one core."""
 PARAMS: dict[str, Any] = {
@@ -61,6 +62,8 @@ class Ran:
     """Its flow."""
     own: list[list[float]]
     """The nodes' own work in a cell, on average, by step, in seconds, as the manifests say."""
+    free: float
+    """Processor cores that other work on the machine left to it, on average."""
     states: dict[str, Any]
     """Tag → what is in it, by hash."""
 
@@ -70,13 +73,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("grid", "nodes"))
     parser.add_argument("--results", type=Path)
     given = parser.parse_args()
-    results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "cells": len(SEEDS)}
+    results: dict[str, Any] = {"cells": len(SEEDS)}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         alone(home)
-        with served(home / "s3") as remote:
+        with served(home / "s3") as (remote, process):
             if given.only != "nodes":
-                results |= scale(home, remote)
+                results |= scale(home, remote, process)
             if given.only != "grid":
                 results |= split(home, remote)
     if given.results:
@@ -94,45 +97,45 @@ def alone(home: Path) -> None:
 
 
 @contextlib.contextmanager
-def served(home: Path) -> Iterator[Remote]:
-    """An S3 store; it has ended when the block has."""
+def served(home: Path) -> Iterator[tuple[Remote, psutil.Process]]:
+    """An S3 store and its process, which has ended when the block has."""
     (home / ".dvc").mkdir(parents=True)
     with store.open_store(home, EMBEDDED) as remote:
         server = embedded.running(home)
         assert server
         process = psutil.Process(server.pid)
-        yield remote
+        yield remote, process
     process.wait(30)
 
 
-def scale(home: Path, remote: Remote) -> dict[str, Any]:
+def scale(home: Path, remote: Remote, server: psutil.Process) -> dict[str, Any]:
     """Run the grid in all four ways, print how long it took, and return it."""
     found: dict[tuple[str, int], Ran] = {}
     for kind, run in (("lanes", in_lanes), ("workers", on_workers)):
         for count in (1, 2):
-            found[kind, count] = ran = run(home / f"{kind}-{count}", remote, count)
+            found[kind, count] = ran = run(home / f"{kind}-{count}", remote, server, count)
             assert ran.states == found["lanes", 1].states, f"{count} {kind} made other bytes"
             work = len(SEEDS) * sum(map(sum, ran.own))
-            print(f"{count} {kind[:-1]:8} {ran.seconds:7.1f} s; nodes' own work {work:7.1f} s", flush=True)
+            print(f"{count} {kind:8} {ran.seconds:7.1f} s; nodes' own work {work:7.1f} s; ", end="")
+            print(f"other work left {ran.free:.1f} cores", flush=True)
     for kind in ("lanes", "workers"):
         one, two = (found[kind, count].seconds for count in (1, 2))
         print(f"{kind}: {one / two:.2f} × faster by a second one; efficiency T1 / (2 T2) = {one / two / 2:.2f}")
     print(f"{len(found['lanes', 1].states)} states, the same bytes in all four\n")
     return {
         "own": found["lanes", 1].own,
-        **{kind: {n: ran.seconds for (k, n), ran in found.items() if k == kind} for kind in ("lanes", "workers")},
+        "ran": [[kind, count, ran.seconds, ran.free] for (kind, count), ran in found.items()],
     }
 
 
-def in_lanes(folder: Path, remote: Remote, count: int) -> Ran:
-    project = make(folder, remote)
-    return grid(project, "--lanes", str(count))
+def in_lanes(folder: Path, remote: Remote, server: psutil.Process, count: int) -> Ran:
+    return grid(make(folder, remote), server, "--lanes", str(count))
 
 
-def on_workers(folder: Path, remote: Remote, count: int) -> Ran:
+def on_workers(folder: Path, remote: Remote, server: psutil.Process, count: int) -> Ran:
     project = make(folder, remote)
     with cluster(folder, remote, count) as address:
-        return grid(project, "--scheduler", address)
+        return grid(project, server, "--scheduler", address)
 
 
 def make(folder: Path, remote: Remote) -> Path:
@@ -182,8 +185,12 @@ def cluster(folder: Path, remote: Remote, count: int, *more: str) -> Iterator[st
             process.wait()
 
 
-def grid(project: Path, *options: str) -> Ran:
+def grid(project: Path, server: psutil.Process, *options: str) -> Ran:
+    before = time.monotonic(), busy(), used(server)
     chronomerge(project, "grid", *options)
+    wall, all_work, ours = (
+        now - then for now, then in zip((time.monotonic(), busy(), used(server)), before, strict=True)
+    )
     database = sqlite3.connect(project / ".chronomerge" / "prefect" / "prefect.db")
     (seconds,) = database.execute(
         "select (julianday(end_time) - julianday(start_time)) * 86400 from flow_run where name like 'grid %'"
@@ -192,7 +199,19 @@ def grid(project: Path, *options: str) -> Ran:
     steps = [[list(s.manifest["seconds"].values()) for s in found if s.step == step] for step in (0, 1)]
     own = [[fmean(seconds) for seconds in zip(*cells, strict=True)] for cells in steps]
     content = {s.tag: {path: entry.md5 for path, entry in s.entries.items()} | {"": s.metrics} for s in found}
-    return Ran(seconds, own, content)
+    return Ran(seconds, own, CORES - (all_work - ours) / wall, content)
+
+
+def busy() -> float:
+    """Seconds that the machine's cores have worked, whoever for."""
+    spent = psutil.cpu_times()
+    return spent.user + spent.nice + spent.system + spent.irq + spent.softirq
+
+
+def used(server: psutil.Process) -> float:
+    """Seconds of cores of this process, of all that it has started, and of the store."""
+    own = psutil.Process()
+    return sum(sum(one.cpu_times()[:4]) for one in (own, *own.children(recursive=True), server))
 
 
 def split(home: Path, remote: Remote) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import argparse
 import io
 import json
 import math
-import random
 import sys
 import tempfile
 import time
@@ -57,7 +56,6 @@ class Assumed:
     """Not measured here; where each comes from is in its help."""
 
     gpu: float = field(default=312e12 * 0.35, metadata={"help": "FLOP/s of a GPU at work: 35 %% of an A100's 312e12"})
-    gpu_memory: float = field(default=80e9, metadata={"help": "bytes of a GPU: an A100's"})
     wire: float = field(default=1.25e9, metadata={"help": "bytes/s of a machine's network: 10 Gbit/s"})
     store: float = field(default=3.1e9, metadata={"help": "bytes/s of the store in all: one server of 25 Gbit/s"})
     cores: float = field(default=16, metadata={"help": "processor cores of each machine"})
@@ -70,17 +68,17 @@ class Assumed:
 class Measured:
     """Measured in this repository, on two cores of a cloud machine; the command that did is named."""
 
-    flow: float = 0.6
+    flow: float = 1.7
     """Core seconds of the flow for each node on a worker. `scaling.py --only nodes`: rows of the flow, per node."""
-    worker: float = 1.0
+    worker: float = 1.5
     """Core seconds on the worker for each node. The same: rows of the worker."""
-    record: float = 2.1
+    record: float = 4.1
     """Core seconds of the flow for each state. The same, `recording`."""
-    lane: float = 0.1
-    """Core seconds for each node in a lane: its first row."""
-    requests: float = 2.0
+    lane: float = 0.8
+    """Core seconds for each node in a lane. `--validate` finds it."""
+    requests: float = 2.5
     """Requests to Prefect for each node. The same."""
-    objects: float = 60.0
+    objects: float = 70.0
     """Requests to the store for each node. The same."""
     message: float = 0.33e6
     """Bytes of code in a job. The same."""
@@ -89,13 +87,13 @@ class Measured:
     apart (tsv, iso_c, opcm) took 290e6 for those of a ViT-B/32."""
     merged: float = 1.7e9
     """Bytes a second that a merge reads and writes. `merge.py --only linear`: 9 × 605 MB."""
-    hashed: float = 0.45e9
+    hashed: float = 0.6e9
     """Bytes a second that a core hashes. `simulate.py --measure`, as the next three."""
-    sent: float = 60e6
+    sent: float = 49e6
     """Bytes a second that a DVC process sends to a store."""
-    fetched: float = 150e6
+    fetched: float = 94e6
     """Bytes a second that a DVC process fetches and hashes."""
-    prepared: float = 150.0
+    prepared: float = 165.0
     """Photographs a second that a core decodes and resizes."""
 
 
@@ -212,13 +210,13 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
             moved = 0.0
             outputs: dict[Hashable, float] = {}
             if "ema" in (cell.init, cell.deploy):
-                running = {("running", merged.name): weights}
+                running = {("running", cell.technique, cell.init, step): weights}
                 outputs |= running
                 moved += 4 * weights  # reads base, expert and running model
             if cell.deploy == "all":
-                deployed = {("all", merged.name): weights}
+                deployed = {("all", cell.technique, cell.init, step): weights}
                 moved += (2 + len(experts)) * weights if arrays is None else (3 + 2 * arrays) * weights
-                state = {("state", merged.name): arrays * weights} if arrays else {}
+                state = {("state", cell.technique, cell.init, step): arrays * weights} if arrays else {}
                 outputs |= {**deployed, **state}
             elif cell.deploy == "ema":
                 deployed = running
@@ -312,20 +310,18 @@ def validate(found: dict[str, Any]) -> None:
         for cell in range(found["cells"])
     ]
     work = found["cells"] * sum(map(sum, own))
-    measured = {int(lanes): seconds for lanes, seconds in found["lanes"].items()}
-    lane = ((measured[1] - work) / found["cells"] - states * found["record"]) / count
+    alone = next(seconds for kind, count, seconds, _ in found["ran"] if (kind, count) == ("lanes", 1))
+    lane = ((alone - work) / found["cells"] - states * found["record"]) / count
     print(f"beside a node in a lane: {lane:.2f} s; on a worker: {found['flow']:.2f} + {found['worker']:.2f} s")
-    for kind in ("lanes", "workers"):
-        for number, seconds in ((int(n), s) for n, s in found[kind].items()):
-            shared = Shared(found["cores"], 1)
-            here = Machine(Shared(math.inf), shared, shared)
-            workers = [Machine(Shared(math.inf), shared, shared) for _ in range(number)] if kind == "workers" else []
-            costs = Costs(
-                found["flow"] if workers else lane, found["worker"], found["record"], math.inf, math.inf, math.inf, 0
-            )
-            out = run(cells, Site(costs, here, Shared(math.inf), number, workers))
-            error = out.seconds / seconds - 1
-            print(f"{number} {kind}: measured {seconds:.1f} s, predicted {out.seconds:.1f} s ({error:+.0%})")
+    for kind, number, seconds, free in found["ran"]:
+        shared = Shared(free, 1)
+        here = Machine(Shared(math.inf), shared, shared)
+        workers = [Machine(Shared(math.inf), shared, shared) for _ in range(number)] if kind == "workers" else []
+        flow = found["flow"] if workers else lane
+        costs = Costs(flow, found["worker"], found["record"], math.inf, math.inf, math.inf, 0)
+        out = run(cells, Site(costs, here, Shared(math.inf), number, workers))
+        error = out.seconds / seconds - 1
+        print(f"{number} {kind} on {free:.1f} cores: {seconds:.1f} s, predicted {out.seconds:.1f} s ({error:+.0%})")
 
 
 def measure() -> None:
@@ -341,7 +337,7 @@ def measure() -> None:
         project = projects.make(Path(name) / "project")
         kept = Cache(config.cache_dir(project))
         weights = project / "weights"
-        weights.write_bytes(random.Random(0).randbytes(MEGABYTES << 20))
+        weights.write_bytes(np.random.default_rng(0).bytes(MEGABYTES << 20))
         total = weights.stat().st_size
         print(f"hashed: {total / timed(lambda: md5_of(weights)):.3g} bytes a second")
         entry = kept.put(weights)
