@@ -19,7 +19,6 @@ from tasks.grid.estimate import Estimate
 from tasks.grid.plan import Plan
 from tasks.params import Grid, Params, load
 from tasks.record import states, store, worktree
-from tasks.record.worktree import Code
 from tasks.workers import pool
 
 
@@ -113,7 +112,14 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
         store.open_store(project, found.params.store.remote) as remote,
     ):
         jobs = {
-            one.cell.timeline: _job(project, one, code, remote.name, wait=wait, scheduler=scheduler)
+            one.cell.timeline: {
+                "project": str(project),
+                "code": asdict(worktree.with_params(project, code, one.text)),
+                "remote_name": remote.name,
+                "lanes": ready.count,
+                "wait": wait,
+                "scheduler": scheduler,
+            }
             for one in found.todo
         }
         server.wait()
@@ -124,11 +130,6 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
             raise UserError("files of the project changed while the grid was starting; run again")
         progress.report(starting, 1, 1)
         return _flow(project, found, jobs, ready)
-
-
-def _job(project: Path, one: Planned, code: Code, remote: str, *, wait: bool, scheduler: str | None) -> dict[str, Any]:
-    own = asdict(worktree.with_params(project, code, one.text))
-    return {"project": str(project), "code": own, "remote": remote, "wait": wait, "scheduler": scheduler}
 
 
 def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcome:

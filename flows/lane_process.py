@@ -29,9 +29,8 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            tags = run_cell(
-                Path(job["project"]), Code(**job["code"]), job["remote"], wait=job["wait"], scheduler=job["scheduler"]
-            )
+            job |= {"project": Path(job["project"]), "code": Code(**job["code"])}
+            tags = run_cell(**job)
             news.tell(answers, tags=tags)
         except ReadableError as error:
             news.tell(answers, error=str(error))

@@ -98,11 +98,11 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
 
 
 def run_cell(
-    project: Path, code: Code, remote_name: str, *, wait: bool = False, scheduler: str | None = None
+    project: Path, code: Code, remote_name: str, lanes: int, *, wait: bool = False, scheduler: str | None = None
 ) -> list[str]:
     """Run the pending steps of the timeline that ``code`` has the params of; as `run`, within what a grid has opened.
 
-    Store and Prefect server are up, the code is taken down, and everything that can be checked is.
+    ``lanes`` is how many cells run side by side. Store and Prefect server are up, the code is taken down, and everything that can be checked is.
     """
     params = worktree.params_of(project, code)
     with lock.writing(project, params.timeline, wait=wait):
@@ -117,7 +117,7 @@ def run_cell(
         with (
             notes.kept(project, params, todo.steps),
             _claimed(project, todo, remote, wait=wait),
-            pool.opened(scheduler),
+            pool.opened(scheduler, lanes),
         ):
             prefect_runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
             return _flow(project, todo, code, remote)

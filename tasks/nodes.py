@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,28 @@ class Reference:
     def from_dict(cls, raw: Mapping[str, Any]) -> Reference:
         outs = {path: Entry(**entry) for path, entry in raw["outs"].items()}
         return cls(raw["node"], raw["key"], outs, raw["seconds"], raw["machine"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a node's work."""
+
+    command: tuple[str, ...]
+    """A module and its arguments, as ``python -m`` runs them."""
+    spared: tuple[str, ...]
+    """Inputs that it does not read."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How several workers share a node that leaves nothing but metrics, to the same bytes."""
+
+    divide: Callable[[Path, Params, int], list[Part]]
+    """(project folder, params, at most so many) → parts; none where it stays whole."""
+    result: str
+    """The file that each part leaves behind."""
+    join: Callable[[Path, Params, Sequence[bytes]], None]
+    """(project folder, params, the parts' results): writes what the node as a whole would."""
 
 
 def declared(project: Path) -> dict[str, Node]:

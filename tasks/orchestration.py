@@ -13,18 +13,19 @@ from prefect.states import State as RunState
 from tasks import nodes, params, progress
 from tasks.cache import Cache
 from tasks.errors import may_pass
-from tasks.nodes import Node, Reference, Work
+from tasks.nodes import Node, Reference, Split, Work
 from tasks.params import Params
 from tasks.progress import Progress
 
-Elsewhere = Callable[[Node, str, Path, Params, Cache, Progress], Reference]
-"""Runs a node (its key, the worktree, its params) where it likes; its outputs end in the worktree and in the cache."""
+Elsewhere = Callable[[Node, str, Path, Params, Cache, Progress, Split | None], Reference]
+"""Runs a node (its key, the worktree, its params) where it likes, in one piece or divided; its outputs end in the
+worktree and in the cache."""
 
 NodeTask = Task[[str, str, str, int, dict[str, str | int], Elsewhere | None], dict[str, Any]]
 
 
-def node_task(name: str, work: Work) -> NodeTask:
-    """A Prefect task that runs the node ``name`` of ``dvc.yaml`` in a worktree.
+def node_task(name: str, work: Work, split: Split | None = None) -> NodeTask:
+    """A Prefect task that runs the node ``name`` of ``dvc.yaml`` in a worktree; several workers may ``split`` it.
 
     Its cache key is the key given to it (`tasks.nodes.key_of`): Prefect's own policies see paths, not contents.
     """
@@ -45,7 +46,7 @@ def node_task(name: str, work: Work) -> NodeTask:
         assert settings.step == step, f"{folder} holds step {settings.step}, not {step}"
         kept, tell = Cache(Path(cache)), progress.of_step(step)
         if elsewhere:
-            return elsewhere(node, key, folder, settings, kept, tell).as_dict()
+            return elsewhere(node, key, folder, settings, kept, tell, split).as_dict()
         return nodes.run(node, key, work, folder, settings, kept, machine, tell).as_dict()
 
     return run

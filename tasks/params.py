@@ -262,9 +262,14 @@ class Evaluate(Settings):
     retention: list[EvaluationSet] = Field(min_length=1)
     batch_size: int = Field(default=256, gt=0)
 
+    @property
+    def sets(self) -> list[EvaluationSet]:
+        """All of them."""
+        return [*self.adaptation, *self.retention]
+
     @model_validator(mode="after")
     def _unique(self) -> Evaluate:
-        _refuse_repeats("evaluation set", [s.name for s in (*self.adaptation, *self.retention)])
+        _refuse_repeats("evaluation set", [s.name for s in self.sets])
         return self
 
 
@@ -381,7 +386,7 @@ class Params(Settings):
     def _known_sets(cls, value: Gate | None, info: ValidationInfo) -> Gate | None:
         evaluate = info.data.get("evaluate")
         if value and evaluate:
-            gate.require_sets(value.require, [one.name for one in (*evaluate.adaptation, *evaluate.retention)])
+            gate.require_sets(value.require, [one.name for one in evaluate.sets])
         return value
 
     @model_validator(mode="after")

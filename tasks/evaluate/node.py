@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.evaluate import metrics, retrieval, zeroshot
 from tasks.evaluate.memory import keeping_memory
+from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import text_features
-from tasks.params import Params
+from tasks.params import EvaluationSet, Params
 from tasks.progress import Progress, silent
 
 MODEL = Path("data/history/model")
@@ -23,23 +26,51 @@ SETS = Path("data/step/evaluation")
 METRICS = Path("metrics.json")
 
 
-@keeping_memory()
+@dataclass(frozen=True)
+class Scores:
+    """What was measured on test sets, by name, in percent: zero-shot top-1 where a set has classes, else recall@k in
+    both directions."""
+
+    top1: dict[str, float]
+    recall: dict[str, Recall]
+
+
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
     """Write ``metrics.json``: how the deployed model does on every test set, A_KA, A_ZS and their mean.
 
-    That is zero-shot top-1 on a set with classes, and recall@k in both directions on pairs of images and captions.
+    Raises:
+        UserError: as `measure`.
+    """
+    write(project, params, measure(project, params, params.evaluate.sets, progress))
+
+
+def write(project: Path, params: Params, scores: Scores) -> None:
+    """Write ``metrics.json`` from the scores of all sets."""
+    settings = params.evaluate
+    summary = metrics.summary(
+        scores.top1,
+        scores.recall,
+        {one.name: len(Dataset(project / SETS / one.name)) for one in settings.sets},
+        [one.name for one in settings.adaptation],
+        [one.name for one in settings.retention],
+    )
+    whole.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+@keeping_memory()
+def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], progress: Progress = silent) -> Scores:
+    """The deployed model's scores on some test sets; that of one does not depend on which others are chosen.
 
     Raises:
-        UserError: damaged weights or data, or a test set that can be neither; the message names it.
+        UserError: damaged weights or data, or a test set with neither classes nor pairs; the message names it.
     """
     models.configure(params.threads)
-    settings, tokenize = params.evaluate, models.tokenizer(project / MODEL)
-    every = (*settings.adaptation, *settings.retention)
-    sets = {one.name: Dataset(project / SETS / one.name) for one in every}
+    batch_size, tokenize = params.evaluate.batch_size, models.tokenizer(project / MODEL)
+    sets = {one.name: Dataset(project / SETS / one.name) for one in chosen}
     pairs = {name: retrieval.pairs(name, data, tokenize) for name, data in sets.items() if not _labelled(name, data)}
     prompts = {
         one.name: zeroshot.prompts(one.name, sets[one.name].card.classes, one.prompt or sets[one.name].card.prompt)
-        for one in every
+        for one in chosen
         if one.name not in pairs
     }
     tokens = {name: zeroshot.tokens(name, texts, tokenize) for name, texts in prompts.items()}
@@ -49,29 +80,20 @@ def evaluate(project: Path, params: Params, progress: Progress = silent) -> None
     model.to(models.device()).eval()
 
     features: dict[tuple[str, ...], torch.Tensor] = {}
-    top1, recall, done = {}, {}, 0
+    scores, done = Scores({}, {}), 0
     work = {name: len(pairs.get(name, data)) for name, data in sets.items()}
     for name, data in sets.items():
         heard = partial(_say, progress, done, sum(work.values()), name)
         if name in pairs:
-            recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, settings.batch_size, heard)
+            scores.recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, batch_size, heard)
         else:
             texts = tuple(prompts[name])
             if texts not in features:  # sets that share a class list share its features
-                features[texts] = text_features(model, tokens[name], settings.batch_size)
-            hits = zeroshot.correct(
-                model, data.images, data.labels, features[texts], preprocess, settings.batch_size, heard
-            )
-            top1[name] = 100 * hits / len(data)
+                features[texts] = text_features(model, tokens[name], batch_size)
+            hits = zeroshot.correct(model, data.images, data.labels, features[texts], preprocess, batch_size, heard)
+            scores.top1[name] = 100 * hits / len(data)
         done += work[name]
-    summary = metrics.summary(
-        top1,
-        recall,
-        {name: len(data) for name, data in sets.items()},
-        [one.name for one in settings.adaptation],
-        [one.name for one in settings.retention],
-    )
-    whole.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return scores
 
 
 def _say(progress: Progress, before: int, total: int, name: str, done: int) -> None:

@@ -74,7 +74,7 @@ def fetch_evaluation(
     project: Path = Path(),
 ) -> None:
     """As `fetch_arrival`, for the sources of all evaluation sets together."""
-    evaluation_sets = (*params.evaluate.adaptation, *params.evaluate.retention)
+    evaluation_sets = params.evaluate.sets
     sources = [s for one in evaluation_sets for s in parse_all(one.test, f"evaluation set {one.name}")]
     with files.replaced(into) as folder:
         _fetch(sources, folder, Outside(project, cache, params.seed, progress))

@@ -55,7 +55,7 @@ def prepare_evaluation(project: Path, params: Params, progress: Progress = silen
     """
     context, raw = _context(project, params), project / RAW / "evaluation"
     with files.replaced(project / STEP / "evaluation") as target:
-        for one in (*params.evaluate.adaptation, *params.evaluate.retention):
+        for one in params.evaluate.sets:
             sources = parse_all(one.test, f"evaluation set {one.name}")
             folder = target / one.name
             _prepare(one.name, sources, raw, folder, context, one, progress)

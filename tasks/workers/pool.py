@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks import nodes
 from tasks.cache import Cache, Entry
 from tasks.errors import UserError
-from tasks.nodes import Node, Reference
+from tasks.nodes import Node, Part, Reference, Split
 from tasks.params import Params
 from tasks.progress import Progress
 from tasks.record.dvc import Dvc, RemoteError
 from tasks.record.fetching import bring
 from tasks.workers import worker
-from tasks.workers.job import Job, packed
+from tasks.workers.job import Done, Job, packed
 
 CONNECT_SECONDS = 10
 
@@ -26,8 +27,8 @@ CONNECT_SECONDS = 10
 class Pool:
     """The workers of one scheduler; use `opened`."""
 
-    def __init__(self, client: Any, scheduler: str):
-        self._client, self._scheduler = client, scheduler
+    def __init__(self, client: Any, scheduler: str, lanes: int):
+        self._client, self._scheduler, self._lanes = client, scheduler, lanes
         self._machines: dict[int | None, dict[str, str | int]] = {}
         self._stored: set[str] = set()
         self._last: str | None = None
@@ -52,12 +53,14 @@ class Pool:
         params: Params,
         cache: Cache,
         progress: Progress,
+        split: Split | None,
         *,
         inputs: Mapping[str, Entry],
         remote: str,
         dvc: Dvc,
     ) -> Reference:
-        """Run a node on a worker; its outputs are in the store then, in the cache, and in ``folder``.
+        """Run a node on a worker, or its parts on several; its outputs are in the store then, in the cache, and in
+        ``folder``.
 
         ``folder`` is the step's worktree: its code and params go to the worker, its ``inputs`` (files: path → content)
         to the store. If the worker is lost, another begins the node anew, to the same bytes.
@@ -68,32 +71,53 @@ class Pool:
         """
         if absent := {entry.md5 for entry in inputs.values()} - self._stored:
             dvc("keep", folder, remote=remote, objects=sorted(absent))
-        threads = params.threads
-        code, settings = packed(folder, ["tasks"]), packed(folder, ["dvc.yaml", "params.yaml", *params.own_files])
-        command = tuple(node.cmd.removeprefix("python -m ").split())
+            self._stored |= absent
         job = Job(
-            node.name, command, code, settings, inputs, node.outs, node.metrics, remote, threads, nodes.versions(),
-            self.machine(threads), topic=f"progress-{uuid.uuid4()}",
+            node.name, tuple(node.cmd.removeprefix("python -m ").split()), packed(folder, ["tasks"]),
+            packed(folder, ["dvc.yaml", "params.yaml", *params.own_files]), inputs, node.outs, node.metrics, remote,
+            params.threads, nodes.versions(), self.machine(params.threads), topic=f"progress-{uuid.uuid4()}",
         )  # fmt: skip
+        parts = split.divide(folder, params, self.slots // self._lanes) if split else []
         self._client.subscribe_topic(job.topic, lambda event: progress(node.name, 0, 1, event[1]))
         try:
-            future = self._client.submit(
-                worker.run, job, key=f"{node.name}-{key}", pure=False,
-                workers=self._last, allow_other_workers=self._last is not None,
-            )  # fmt: skip
-            done = self._result(future)
+            if split and parts:
+                done = self._divided(job, key, parts, split.result)
+                split.join(folder, params, [one.metrics[split.result] for one in done])
+            else:
+                done = [self._whole(job, key, folder)]
+                bring(done[0].outs, cache, dvc, folder, f"what {node.name} made")
+                self._stored |= cache.md5s(done[0].outs.values())
         finally:
             self._client.unsubscribe_topic(job.topic)
-        self._last = done.worker
-        bring(done.outs, cache, dvc, folder, f"what {node.name} made")
-        self._stored |= absent | cache.md5s(done.outs.values())
-        for path, content in done.metrics.items():
-            (folder / path).write_bytes(content)
-        outs = {**done.outs, **{path: cache.put(folder / path) for path in done.metrics}}
-        made = Reference(node.name, key, outs, done.seconds, job.machine)
+        outs = {**done[0].outs, **{path: cache.put(folder / path) for path in node.metrics}}
+        made = Reference(node.name, key, outs, round(sum(one.seconds for one in done), 3), job.machine)
         nodes.place(made, folder, cache)
         progress(node.name, 1, 1)
         return made
+
+    def _whole(self, job: Job, key: str, folder: Path) -> Done:
+        future = self._client.submit(
+            worker.run, job, key=f"{job.node}-{key}", pure=False,
+            workers=self._last, allow_other_workers=self._last is not None,
+        )  # fmt: skip
+        done: Done = self._result(future)
+        self._last = done.worker
+        for path, content in done.metrics.items():
+            (folder / path).write_bytes(content)
+        return done
+
+    def _divided(self, job: Job, key: str, parts: Sequence[Part], result: str) -> list[Done]:
+        futures = [
+            self._client.submit(
+                worker.run, _of_part(job, part, result), key=f"{job.node}-{number}-{key}", pure=False
+            )
+            for number, part in enumerate(parts)
+        ]  # fmt: skip
+        try:
+            return [self._result(future) for future in futures]
+        except BaseException:
+            self._client.cancel(futures)
+            raise
 
     def _result(self, future: Any) -> Any:
         from distributed import CancelledError, KilledWorker
@@ -112,6 +136,12 @@ class Pool:
             raise UserError(f"a worker of {self._scheduler} cannot go on: {error}") from None
 
 
+def _of_part(job: Job, part: Part, result: str) -> Job:
+    spared = tuple(f"{path}/" for path in part.spared)
+    inputs = {path: entry for path, entry in job.inputs.items() if not path.startswith(spared)}
+    return replace(job, command=part.command, inputs=inputs, metrics=(result,))
+
+
 _at_hand: ContextVar[Pool | None] = ContextVar("at_hand", default=None)
 
 
@@ -121,8 +151,10 @@ def at_hand() -> Pool | None:
 
 
 @contextmanager
-def opened(scheduler: str | None) -> Iterator[Pool | None]:
+def opened(scheduler: str | None, lanes: int = 1) -> Iterator[Pool | None]:
     """Connect to a scheduler for the block, in which `at_hand` gives its workers; None: nodes run in this process.
+
+    ``lanes`` is how many share them: a node is divided among this one's part of the workers, where it can be.
 
     Raises:
         UserError: Dask is not installed, nothing answers at the address, or it has no worker.
@@ -148,7 +180,7 @@ def opened(scheduler: str | None) -> Iterator[Pool | None]:
                 f"--scheduler {scheduler}: it has no worker; start some with `dask worker {scheduler} --nthreads 1`, "
                 "each in a clone of the project"
             ) from None
-        before = _at_hand.set(Pool(client, scheduler))
+        before = _at_hand.set(Pool(client, scheduler, lanes))
         try:
             yield at_hand()
         finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import LocalCluster
 
+from flows import past
 from tasks.errors import UserError
-from tasks.record import store
+from tasks.record import states, store
 from tasks.workers import pool
 from tests import project as projects
 from tests.flows.machines import Machines
@@ -118,6 +121,24 @@ def test_a_killed_worker_is_replaced_by_another_to_the_same_bytes(
     assert all(map(ended, started))
     made, wanted = deployed(cluster.project), deployed(run)
     assert made == {tag: wanted[tag] for tag in ("state/tiny/0000", "state/tiny/0001")}
+
+
+def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_divided(
+    run: Path, tmp_path: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "project", symlinks=True))
+    git(folder, "worktree", "prune")
+    past.rollback(folder, "tiny", "1", wait=False)
+    shutil.rmtree(folder / ".chronomerge" / "results")  # nothing has finished before, as far as the next run can tell
+    monkeypatch.chdir(folder)  # where workers start
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]
+        chronomerge(folder, "run", "--scheduler", cluster.scheduler_address, **prefect_api)
+        ran = {str(key).rpartition("-")[0] for key, *_ in cluster.scheduler.transition_log}
+    assert {"train", "evaluate-0", "evaluate-1"} <= ran
+    assert "evaluate" not in ran
+    one, other = states.find(folder, "tiny", "2.1"), states.find(folder, "tiny", "2.2")
+    assert other.entries == one.entries
+    assert other.metrics == one.metrics
 
 
 def test_what_is_wrong_with_a_cluster_is_said_before_any_work(

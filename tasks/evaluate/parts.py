@@ -1,0 +1,52 @@
+"""Evaluation divided among workers: each measures some of the test sets, to the scores that one would find alone."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tasks import whole
+from tasks.datasets import Dataset
+from tasks.evaluate.node import SETS, Scores, measure, write
+from tasks.nodes import Part
+from tasks.params import Params
+from tasks.progress import Progress, silent
+
+RESULT = Path("scores.json")
+"""What a part leaves behind."""
+
+
+def divide(project: Path, params: Params, count: int) -> list[Part]:
+    """At most ``count`` parts, with about as many samples each; none where there is nothing to divide."""
+    sizes = {one.name: len(Dataset(project / SETS / one.name)) for one in params.evaluate.sets}
+    count = min(count, len(sizes))
+    if count < 2:
+        return []
+    shares: list[tuple[int, int, list[str]]] = [(0, number, []) for number in range(count)]
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):  # the largest first, each to the least busy
+        samples, number, names = shares[0]
+        heapq.heapreplace(shares, (samples + sizes[name], number, [*names, name]))
+    chosen = [names for _, _, names in sorted(shares, key=lambda share: share[1])]
+    return [
+        Part(("tasks.evaluate", "part", *names), tuple(str(SETS / name) for name in sizes if name not in names))
+        for names in chosen
+    ]
+
+
+def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
+    """Measure some test sets, and write down their scores."""
+    chosen = [one for one in params.evaluate.sets if one.name in names]
+    whole.write(project / RESULT, json.dumps(asdict(measure(project, params, chosen, progress))))
+
+
+def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
+    """Write ``metrics.json`` as `tasks.evaluate.node.evaluate` would, from what the parts have left."""
+    scores = Scores({}, {})
+    for result in results:
+        found = Scores(**json.loads(result))
+        scores.top1.update(found.top1)
+        scores.recall.update(found.recall)
+    write(project, params, scores)
