@@ -102,7 +102,8 @@ def run_cell(
 ) -> list[str]:
     """Run the pending steps of the timeline that ``code`` has the params of; as `run`, within what a grid has opened.
 
-    ``lanes`` is how many cells run side by side. Store and Prefect server are up, the code is taken down, and everything that can be checked is.
+    That is: store and Prefect server, so many ``lanes`` for cells side by side; the code is taken down, and everything
+    that can be checked is.
     """
     params = worktree.params_of(project, code)
     with lock.writing(project, params.timeline, wait=wait):
