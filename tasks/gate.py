@@ -153,4 +153,4 @@ def _value(name: str, metrics: Mapping[str, Any], reference: Reference | None) -
 
 
 def _share(percent: float) -> float:
-    return round(percent / 100, DIGITS)
+    return round(percent / 100, DIGITS) + 0.0  # never -0.0

@@ -70,6 +70,11 @@ def test_one_condition_that_fails_holds_the_state() -> None:
     assert judge([], {}, None) == gate.Verdict(True, (), None)
 
 
+def test_no_drop_has_no_sign() -> None:
+    verdict = judge(["retention_drop <= 1%"], METRICS, Reference("state/x/0001", METRICS, ("retention",)))
+    assert str(verdict.conditions[0]) == "retention_drop <= 1% (0.00%)"
+
+
 def test_a_difference_to_other_test_sets_means_nothing() -> None:
     drop, gain, both = "retention_drop <= 0", "accumulation_gain >= 1", "geometric_mean_gain >= 1"
     verdict = judged(drop, gain, both, same=("retention",))
