@@ -116,6 +116,7 @@ class _Session:
             self.api = Api(server.url)
             serve_note.write(self._note, Serving(socket.gethostname(), os.getpid(), _now(), server.url, name))
             due = self._settle(server)
+            self._tell()  # what ends from now on is news, though the server may answer none of the first looks
             with self._runner() as (runner, deployment):
                 self._introduce(server, deployment)
                 if due:
