@@ -39,6 +39,14 @@ def until(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:
     return found
 
 
+def name(process: psutil.Process) -> str | None:
+    """The name of a process; None where it has ended meanwhile."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return None
+
+
 class Serve:
     """``chronomerge serve`` as a process, and all it says."""
 
@@ -67,10 +75,10 @@ class Serve:
 
     def kill(self) -> None:
         """SIGKILL it alone; returns when all it started has noticed."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        family = [one for one in psutil.Process(self.process.pid).children(recursive=True) if name(one) != "weed"]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs([one for one in family if one.name() != "weed"], timeout=15)
+        _, alive = psutil.wait_procs(family, timeout=15)
         assert not alive
 
     def kill_run(self) -> None:
