@@ -1,0 +1,142 @@
+"""A month of nightly runs with all that goes wrong in one, against a month in which nothing does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows import prefect_runs
+from tasks.params import load
+from tasks.record import heads, states, store
+from tasks.record.config import Remote
+from tests import project as projects
+from tests.flows.daily_life import Month
+from tests.flows.month import Kind, arrivals, drawn
+from tests.project import chronomerge, git
+from tests.record.faults import Plan, proxied
+
+pytestmark = pytest.mark.slow
+
+SEED = 1
+TIMELINE = "month"
+PARAMS: dict[str, Any] = {
+    "timeline": TIMELINE,
+    "stream": [],
+    "base": {**projects.PARAMS["base"], "train": {"steps": 60, "batch_size": 16, "lr": 1e-3}},
+    "gate": {"require": ["retention_drop <= 25%"], "held": "skip"},
+    "store": {"remote": "shared", "git": None},
+}
+HASTE = {
+    "flows/schedule.py": ("[60, 300, 900, 3600]", "[1, 1]"),
+    "tasks/record/task.py": ("[1, 5, 15]", "[0.1, 0.1, 0.1]"),
+}
+"""The waits before another try, and what is written in their place."""
+
+
+def project(folder: Path, remote: Remote) -> Path:
+    """A project with a store as on another machine, and without the patience to wait for it for minutes."""
+    projects.make(folder, **PARAMS)
+    for path, (waits, shorter) in HASTE.items():
+        text = (folder / path).read_text()
+        assert waits in text
+        (folder / path).write_text(text.replace(waits, shorter))
+    git(folder, "commit", "--quiet", "--all", "--message", "short waits")
+    options = remote.options
+    chronomerge(
+        folder, "remote", "setup", remote.url, "--name", "shared", "--endpoint-url", options["endpointurl"],
+        "--region", "us-east-1",
+        AWS_ACCESS_KEY_ID=options["access_key_id"], AWS_SECRET_ACCESS_KEY=options["secret_access_key"],
+    )  # fmt: skip
+    return folder
+
+
+def undisturbed(folder: Path, outside: Path, environment: dict[str, str]) -> Path:
+    """The same arrivals and the same rollback in a project, and nothing else; all drops are made on the way."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.flows.calm_month", str(SEED), outside],
+        cwd=folder, env={**os.environ, **environment, "PYTHONPATH": str(projects.ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def story(folder: Path) -> dict[str, Any]:
+    """All that a timeline has come to, but for what tells one month from another: when, how fast, and with what
+    arrivals known beyond the step, which depends on the night that a step was made up for."""
+    found: dict[str, Any] = {}
+    tags = {state.commit: state.tag for state in states.all_states(folder, TIMELINE)}
+    for state in states.all_states(folder, TIMELINE):
+        manifest = {key: value for key, value in state.manifest.items() if key not in ("recorded", "seconds", "code")}
+        if back := manifest.get("rollback"):
+            manifest["rollback"] = (back["to"], back["from"])
+        params = {**state.params, "stream": state.params["stream"][: state.step]}
+        rows = git(folder, "ls-tree", "-r", state.commit).splitlines()
+        files = {path: blob for blob, path in (row.split(maxsplit=2)[2].split("\t") for row in rows)}
+        for path in ("manifest.json", "params.yaml", ".dvc/config"):  # each month has a store of its own
+            files.pop(path)
+        parents = git(folder, "rev-parse", f"{state.commit}^@").splitlines()
+        made_from = [tags[commit] for commit in parents if commit in tags]
+        found[state.tag] = {"manifest": manifest, "params": params, "files": files, "from": made_from}
+    here = heads.here(folder, TIMELINE)
+    assert here.branch
+    assert here.pointer
+    return {**found, "branch": tags[here.branch], "deployed": tags[here.pointer], "decisions": here.decisions}
+
+
+def strays(folder: Path) -> list[str]:
+    """Working folder and command line of the processes that are about a folder."""
+    found = psutil.process_iter(["cwd", "cmdline"])
+    about = [" ".join([one.info["cwd"] or "", *(one.info["cmdline"] or ())]) for one in found]
+    return [line for line in about if str(folder) in line]
+
+
+def test_a_month(tmp_path: Path, prefect_api: dict[str, str]) -> None:
+    """Every arrival once, every bad one refused with its reason, and the states of a month without any trouble."""
+    days = drawn(SEED)
+    good = [drop.name for part in arrivals(days) for drop in part]
+    harmful = [drop.name for day in days for drop in day.drops if drop.kind is Kind.HARMFUL]
+    bad = {drop.name: drop.kind.reason for day in days for drop in day.drops if drop.kind.reason}
+    (tmp_path / "s3" / ".dvc").mkdir(parents=True)
+    plan = Plan()
+    with (
+        store.open_store(tmp_path / "s3", "embedded") as own,
+        proxied(own, Plan(), prefix="quiet") as one,
+        proxied(own, plan) as another,
+    ):
+        outside = tmp_path / "outside"
+        quiet = undisturbed(project(tmp_path / "quiet", one), outside, prefect_api)
+        month = Month(project(tmp_path / "month", another), TIMELINE, outside, plan, prefect_api)
+        with month.at_its_end():
+            for day in days:
+                month.live(day)
+        assert not strays(month.folder)
+        doctor = chronomerge(month.folder, "doctor", check=False)
+        assert doctor.returncode == 0, doctor.stdout
+
+    expected, found = story(quiet), story(month.folder)
+    assert found.keys() == expected.keys()
+    for key, what in expected.items():
+        assert found[key] == what, key
+    assert [one.manifest["gate"]["promoted"] for one in states.all_states(month.folder, TIMELINE)
+            if one.manifest["arrival"] in harmful] == [False]  # fmt: skip
+
+    assert [arrival.name for arrival in load(month.folder / "params.yaml").stream] == good
+    assert [state.manifest["arrival"] for state in states.lineage(month.folder, TIMELINE)] == ["base", *good]
+    assert sorted(name for name, kind, _ in month.verdicts if kind == "taken") == good
+    refused = {name: why for name, kind, why in month.verdicts if kind == "refused"}
+    assert sorted(refused) == sorted(bad) == [name for name, kind, _ in month.verdicts if kind == "refused"]
+    assert all(bad[name] in why for name, why in refused.items()), refused
+    assert len(list((month.folder / ".chronomerge" / "refused").iterdir())) == len(bad)
+
+    unended = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}}
+    mine = {"tags": {"any_": prefect_runs.tags(month.folder, TIMELINE)[2:]}}
+    assert month.api.post("flow_runs/filter", {"flow_runs": {**unended, **mine}}) == []
+    missed = sum(not day.served for day in days)
+    # All nights but three that were disturbed for good, and what serve made up for.
+    assert month.runs() == {"COMPLETED": 30 - missed - 3 + 1, "FAILED": 1, "CRASHED": 2, "CANCELLED": missed}
