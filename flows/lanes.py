@@ -16,6 +16,10 @@ from tasks.errors import UserError
 from tasks.record import layout
 
 
+END_SECONDS = 5.0
+"""How long a lane may take to end politely."""
+
+
 class Lane:
     """One process, started at once; it imports while nobody waits."""
 
@@ -65,10 +69,17 @@ class Lane:
                 at = f"{name} {news['what']} {news['note']}".rstrip()
                 progress.report(f"lane {self.number}:", news["done"], news["total"], at)
 
-    def close(self) -> None:
-        """End it, whatever it is at: the next run finds what has finished, and tidies up the rest."""
+    def end(self) -> None:
+        """Tell it to end, whatever it is at: the next run finds what has finished, and tidies up the rest."""
         self._process.terminate()
-        self._process.wait()
+
+    def ended(self, within: float) -> None:
+        """Return when it has; one that has not heard, because it waits for another lane's node, say, is killed."""
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _next(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -108,7 +119,9 @@ class Lanes:
         """End all lanes, whatever they are at; who waits for one, or asks for one later, gets an error."""
         self._closed = True
         for lane in self._all:
-            lane.close()
+            lane.end()
+        for lane in self._all:
+            lane.ended(within=END_SECONDS)
 
     def wait(self) -> None:
         """Return when all have imported everything."""

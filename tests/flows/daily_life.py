@@ -18,7 +18,7 @@ from flows.prefect_api import Api
 from tasks.record import layout, states
 from tests import project as projects
 from tests.flows.month import MOMENTS, Day, Kind, Trouble
-from tests.flows.test_serve import FAR_AWAY, Serve, until
+from tests.flows.serving import FAR_AWAY, Serve, until
 from tests.project import chronomerge
 from tests.record.faults import Fault, Plan
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from tasks.cache import Cache
+from tasks.params import load
 from tasks.record import config, layout, pointers, states
 from tests import project as projects
 from tests.arrive.conftest import drop, tree
+from tests.flows.serving import until
 from tests.project import chronomerge, git
 
 pytestmark = pytest.mark.slow
@@ -93,3 +97,32 @@ def test_an_inbox(project: Path, tmp_path: Path) -> None:
     status, text = command("inbox", str(tmp_path / "inbox"))
     assert (status, "1 refused" in text, "1 known" in text) == (2, True, True)
     assert "- {name: third," in (project / "params.yaml").read_text()
+
+
+def test_a_watched_inbox_takes_drops_as_they_come_and_outlasts_a_broken_params_file(
+    project: Path, tmp_path: Path
+) -> None:
+    inbox, params = tmp_path / "inbox", project / "params.yaml"
+    inbox.mkdir()
+
+    def drop_one(name: str) -> None:
+        drop(inbox / name, {"grey": 2})
+        (inbox / name / "READY").touch()
+
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "flows", "inbox", str(inbox), "--watch", "1"]
+        process = subprocess.Popen(command, cwd=project, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        drop_one("third")
+        until(lambda: "- {name: third," in params.read_text(), (tmp_path / "log").read_text)
+        whole = params.read_text()
+        params.write_text("timeline: [")
+        drop_one("fourth")
+        until(lambda: "not now: " in (tmp_path / "log").read_text(), (tmp_path / "log").read_text)
+        params.write_text(whole)
+        until(lambda: "- {name: fourth," in params.read_text(), (tmp_path / "log").read_text)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait()
+    assert [arrival.name for arrival in load(params).stream[2:]] == ["third", "fourth"]

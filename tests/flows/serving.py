@@ -1,0 +1,95 @@
+"""``chronomerge serve`` as tests start, hear and kill it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tasks.record import embedded
+
+RUNNER = "flows.runner_process"
+FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")
+
+
+def until(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:
+    """What becomes true, once it does; ``told`` is what to read where it does not."""
+    deadline = time.monotonic() + 240
+    while not (found := what()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"in vain: {what.__qualname__}\n{told()}")
+        time.sleep(0.1)
+    return found
+
+
+def name(process: psutil.Process) -> str | None:
+    """The name of a process; None where it has ended meanwhile."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return None
+
+
+class Serve:
+    """``chronomerge serve`` as a process, and all it says."""
+
+    def __init__(self, folder: Path, *args: str, **environment: str):
+        self.folder, self.log = folder, folder.parent / "serve.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows", *args],
+                cwd=folder, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def says(self, sentence: str) -> str:
+        """All it has said, once it has said this."""
+
+        def said() -> str | None:
+            text = self.log.read_text()
+            assert self.process.poll() is None or sentence in text, text
+            return text if sentence in text else None
+
+        return str(until(said, self.told))
+
+    def told(self) -> str:
+        """What it, its runner and its runs have written."""
+        logs = [self.log, *sorted((self.folder / ".chronomerge" / "logs").glob("*.log"))]
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
+
+    def kill(self) -> None:
+        """SIGKILL it alone; returns when all it started has noticed."""
+        family = [one for one in psutil.Process(self.process.pid).children(recursive=True) if name(one) != "weed"]
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        _, alive = psutil.wait_procs(family, timeout=15)
+        assert not alive
+
+    def kill_run(self) -> None:
+        """SIGKILL the process that Prefect's runner has started."""
+        (runner,) = (one for one in psutil.Process(self.process.pid).children() if RUNNER in one.cmdline())
+        (run,) = runner.children()
+        run.kill()
+
+    def end(self) -> None:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+        assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+@contextmanager
+def served(folder: Path, *args: str, **environment: str) -> Iterator[Serve]:
+    serve = Serve(folder, *args, **environment)
+    try:
+        yield serve
+    finally:
+        if serve.process.poll() is None:
+            serve.kill()
+            embedded.stop_unused(folder)
