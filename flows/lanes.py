@@ -15,7 +15,6 @@ from tasks import progress
 from tasks.errors import UserError
 from tasks.record import layout
 
-
 END_SECONDS = 5.0
 """How long a lane may take to end politely."""
 
