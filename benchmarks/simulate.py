@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/simulate.py                    # the tables of docs/scale.md
     .venv/bin/python benchmarks/simulate.py --techniques linear,ties --arrivals 50 --model ViT-L-14
+    .venv/bin/python benchmarks/simulate.py --protocol ema+ema # one timeline
     .venv/bin/python benchmarks/simulate.py --validate FILE    # against what scaling.py measured
     .venv/bin/python benchmarks/simulate.py --measure          # the constants that any machine tells
 
@@ -45,6 +46,8 @@ MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-bigG-14")
 MACHINES = (1, 10, 100)
 BATCH, STEPS = 512, 28_400
 """Samples of a training step, and training steps of a whole stream, as in TIME (arXiv 2412.06712)."""
+SETS = 41
+"""Test sets, of equal sizes here: FoMo-in-Flux's, adaptation sets only."""
 SCORED = 256
 """Images that are scored at a time."""
 MEGABYTES = 400
@@ -71,7 +74,7 @@ class Measured:
     flow: float = 1.7
     """Core seconds of the flow for each node on a worker. `scaling.py --only nodes`: rows of the flow, per node."""
     worker: float = 1.5
-    """Core seconds on the worker for each node. The same: rows of the worker."""
+    """Core seconds on the worker for each node or part of one. The same: rows of the worker."""
     record: float = 4.1
     """Core seconds of the flow for each state. The same, `recording`."""
     lane: float = 0.8
@@ -79,7 +82,7 @@ class Measured:
     requests: float = 2.5
     """Requests to Prefect for each node. The same."""
     objects: float = 70.0
-    """Requests to the store for each node. The same."""
+    """Requests to the store for each node; for a part of one, which makes no outputs, rather too many. The same."""
     message: float = 0.33e6
     """Bytes of code in a job. The same."""
     merging: float = 77e6
@@ -178,12 +181,13 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
     technique = registry.create(cell.technique, {})
     arrays = len(technique.state) if isinstance(technique, Accumulator) and technique.sequential else None
     pools: dict[Hashable, float] = {}
-    tests: dict[Hashable, float] = {"tests": assumed.test * pixels}
+    tests: dict[Hashable, float] = {("tests", number): assumed.test * pixels / SETS for number in range(SETS)}
+    pieces = list(tests)
     scoring = assumed.test * model.forward / assumed.gpu
     files: dict[Hashable, float] = {"test files": assumed.test * assumed.photograph}
     steps = [[
         Node("prepare", "tests", assumed.test / decoding, files, tests),
-        Node("evaluate", cell.works[0, "evaluate"].name, scoring, {**tests, "base": weights}, {}),
+        Node("evaluate", cell.works[0, "evaluate"].name, scoring, {**tests, "base": weights}, {}, pieces),
     ]]  # fmt: skip
     base: dict[Hashable, float] = {"base": weights}
     expert = running = base
@@ -221,7 +225,7 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
             elif cell.deploy == "ema":
                 deployed = running
             made.append(Node("deploy", merged.name, moved / measured.merged, {**history, **expert}, outputs))
-        made.append(Node("evaluate", scored.name, scoring, {**tests, **deployed}, {}))
+        made.append(Node("evaluate", scored.name, scoring, {**tests, **deployed}, {}, pieces))
         pools |= arrival
         if cell.deploy == "all" and arrays is None:
             experts |= expert
@@ -250,6 +254,7 @@ def main() -> None:
     parser.add_argument("--machines", type=int, action="append", help="by default 1, 10 and 100")
     parser.add_argument("--arrivals", type=int, default=200)
     parser.add_argument("--techniques", default="linear", help="of the grid, with commas between them")
+    parser.add_argument("--protocol", help="only its cells, e.g. ema+ema: a single timeline of each technique")
     for one in fields(Assumed):
         name = f"--{one.name.replace('_', '-')}"
         parser.add_argument(name, type=float, default=one.default, help=one.metadata["help"])
@@ -279,6 +284,10 @@ def tables(given: argparse.Namespace, assumed: Assumed, measured: Measured) -> N
             f"| {size(model.training)} | {size(model.evaluation)} | {size(measured.merging)} |"
         )
     grid = planned(given.arrivals, given.techniques.split(","))
+    if given.protocol:
+        grid = [cell for cell in grid if f"{cell.init}+{cell.deploy}" == given.protocol]
+        if not grid:
+            sys.exit(f"--protocol {given.protocol}: the grid has no such cells; one is ema+ema")
     print(f"\n{len(grid)} cells over {given.arrivals} arrivals, {given.techniques}\n")
     head = "model | machines | wall | stored | through the store | through the flow | requests/s: Prefect, store"
     print(f"| {head} | GPUs busy | where a cell's time goes |\n{9 * '|---'}|")
@@ -293,10 +302,10 @@ def tables(given: argparse.Namespace, assumed: Assumed, measured: Measured) -> N
 def row(model: Model, machines: int, out: Outcome, measured: Measured) -> str:
     whole = sum(out.spent.values())
     most = sorted(out.spent.items(), key=lambda one: -one[1])[:3]
-    asked = out.nodes / out.seconds
     return (
         f"| {model.name} | {machines} | {duration(out.seconds)} | {size(out.stored)} | {size(out.through_store)} "
-        f"| {size(out.through_flow)} | {asked * measured.requests:.2f}, {asked * measured.objects:.1f} "
+        f"| {size(out.through_flow)} | {out.nodes * measured.requests / out.seconds:.2f}, "
+        f"{out.jobs * measured.objects / out.seconds:.1f} "
         f"| {out.shares['what computes']:.0%} | {', '.join(f'{what} {part / whole:.0%}' for what, part in most)} |"
     )
 

@@ -10,7 +10,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Generator, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(eq=False)
@@ -80,6 +80,20 @@ class Node:
     inputs: Mapping[Hashable, float]
     outputs: Mapping[Hashable, float]
     """Objects and their bytes."""
+    pieces: Sequence[Hashable] = ()
+    """Inputs among which its work can be divided, as much for each; only of nodes without outputs."""
+
+    def parts(self, count: int) -> list[Node]:
+        """At most ``count``, each with as many pieces as the others or one less; itself where that is one."""
+        count = min(count, len(self.pieces))
+        if count < 2:
+            return [self]
+        return [self._part(self.pieces[number::count]) for number in range(count)]
+
+    def _part(self, pieces: Sequence[Hashable]) -> Node:
+        spared = set(self.pieces) - set(pieces)
+        inputs = {key: size for key, size in self.inputs.items() if key not in spared}
+        return replace(self, seconds=self.seconds * len(pieces) / len(self.pieces), inputs=inputs, pieces=pieces)
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Costs:
     flow: float
     """On the flow's machine, for each node that is computed."""
     worker: float
-    """On the worker, for each node."""
+    """On the worker, for each node or part of one."""
     record: float
     """On the flow's machine, for each state."""
     hashed: float
@@ -98,7 +112,7 @@ class Costs:
     fetched: float
     """Bytes a second that one client moves to and from the store, hashes too, however fast the wires are."""
     message: float
-    """Bytes through the scheduler for each node."""
+    """Bytes through the scheduler for each node or part of one."""
 
 
 @dataclass(eq=False)
@@ -114,7 +128,10 @@ class Machine:
 
 @dataclass
 class Site:
-    """The flow's machine with its lanes, a store, and workers; without workers, nodes run in the lanes."""
+    """The flow's machine with its lanes, a store, and workers; without workers, nodes run in the lanes.
+
+    No more lanes are used than there are cells, and each divides its nodes among its part of the workers.
+    """
 
     costs: Costs
     flow: Machine
@@ -132,6 +149,8 @@ class Outcome:
     """Of nodes, each result once."""
     nodes: int
     """How many were computed."""
+    jobs: int
+    """The same, with each part of a divided one."""
     states: int
     stored: float
     """Bytes in the store at the end."""
@@ -154,20 +173,20 @@ Process = Generator[Demands | Queue, None, None]
 
 def run(cells: Sequence[Sequence[Sequence[Node]]], site: Site) -> Outcome:
     """Simulate cells (each a sequence of steps, each a sequence of nodes) until all are recorded."""
-    return _Run(site).of(cells)
+    return _Run(cells, site).play()
 
 
 @dataclass(eq=False)
 class _Cell:
     steps: Sequence[Sequence[Node]]
     worker: Machine | None = None
-    """That ran its last node."""
+    """That ran its last whole node."""
     spent: dict[str, float] = field(default_factory=dict)
 
 
 class _Run:
-    def __init__(self, site: Site):
-        self.site, self.costs = site, site.costs
+    def __init__(self, cells: Sequence[Sequence[Sequence[Node]]], site: Site):
+        self.cells, self.site, self.costs = cells, site, site.costs
         self.now, self.asked = 0.0, 0
         self.active: dict[int, Shared] = {}
         """Those that anybody asks something of now, by their identity."""
@@ -178,20 +197,23 @@ class _Run:
         """By name of a node: who waits while it is computed; None once it has been."""
         self.took: dict[Hashable, dict[str, float]] = {}
         """By name of a node: where the cell that computed it spent its time for it."""
-        self.lanes, self.idle = site.lanes, deque(site.workers)
+        self.lanes, self.idle = min(site.lanes, len(cells)), deque(site.workers)
+        self.workers_each = len(site.workers) // self.lanes
+        """For each cell at work."""
         self.for_lane: Queue = deque()
         self.for_worker: Queue = deque()
         self.stored: dict[Hashable, float] = {}
         self.messages = self.work = 0.0
+        self.jobs = 0
         self.spent: dict[str, float] = {}
 
-    def of(self, cells: Sequence[Sequence[Sequence[Node]]]) -> Outcome:
-        self.ready.extend(self._cell(_Cell(steps)) for steps in cells)
+    def play(self) -> Outcome:
+        self.ready.extend(self._cell(_Cell(steps)) for steps in self.cells)
         while True:
             while self.ready:
                 self._advance(self.ready.popleft())
             if not self.active:
-                return self._outcome(cells)
+                return self._outcome()
             self.now = min(one.next() for one in self.active.values())
             self._serve()
 
@@ -221,7 +243,7 @@ class _Run:
         if not request.open:
             self.ready.append(request.process)
 
-    def _outcome(self, cells: Sequence[Sequence[Sequence[Node]]]) -> Outcome:
+    def _outcome(self) -> Outcome:
         site, flow, seconds = self.site, self.site.flow, self.now
         devices = {id(machine.device): machine.device.rate for machine in site.workers or [flow]}
         shares = {
@@ -231,8 +253,8 @@ class _Run:
             "the store's wire": site.store.total / site.store.rate / seconds,
         }
         return Outcome(
-            seconds, self.work, len(self.made), sum(map(len, cells)), sum(self.stored.values()), site.store.total,
-            flow.wire.total, self.messages, shares, self.spent,
+            seconds, self.work, len(self.made), self.jobs, sum(map(len, self.cells)), sum(self.stored.values()),
+            site.store.total, flow.wire.total, self.messages, shares, self.spent,
         )  # fmt: skip
 
     def _cell(self, cell: _Cell) -> Process:
@@ -255,9 +277,7 @@ class _Run:
             if (queue := self.made[node.name]) is not None:
                 started = self.now
                 yield queue
-                took = self.took[node.name]
-                part = (self.now - started) / (sum(took.values()) or 1)
-                _add(cell.spent, {what: part * seconds for what, seconds in took.items()})
+                self._spent_as(self.took[node.name], cell, started)
             return
         queue = self.made[node.name] = deque()
         before = dict(cell.spent)
@@ -271,8 +291,34 @@ class _Run:
         self._wake(queue)
 
     def _elsewhere(self, node: Node, cell: _Cell) -> Process:
-        """On the worker that ran the cell's last node, if it is idle, else on the one that has been idle longest."""
         yield from self._spent("sending", cell, self._send(self.site.flow, node.inputs))
+        parts = node.parts(self.workers_each)
+        if len(parts) > 1:
+            yield from self._divided(parts, cell)
+        else:
+            yield from self._on_worker(node, cell)
+            yield from self._spent("fetching", cell, self._fetch(self.site.flow, node.outputs))
+
+    def _divided(self, parts: Sequence[Node], cell: _Cell) -> Process:
+        """All parts at the same time; the cell's time is counted as the parts have spent theirs."""
+        started, took = self.now, [_Cell(()) for _ in parts]
+        at_work = list(took)
+        joined: Queue = deque()
+        self.ready.extend(self._part(part, own, at_work, joined) for part, own in zip(parts, took, strict=True))
+        yield joined
+        together: dict[str, float] = {}
+        for own in took:
+            _add(together, own.spent)
+        self._spent_as(together, cell, started)
+
+    def _part(self, part: Node, own: _Cell, at_work: list[_Cell], joined: Queue) -> Process:
+        yield from self._on_worker(part, own)
+        at_work.remove(own)
+        if not at_work:
+            self._wake(joined)
+
+    def _on_worker(self, node: Node, cell: _Cell) -> Process:
+        """On the one that ran the cell's last whole node, if it is idle, else on the one that has been idle longest."""
         while not self.idle:
             yield from self._spent("no idle worker", cell, _waiting(self.for_worker))
         worker = cell.worker if cell.worker and cell.worker in self.idle else self.idle[0]
@@ -285,11 +331,11 @@ class _Run:
         yield from self._spent("sending", cell, self._send(worker, node.outputs))
         self.idle.append(worker)
         self._wake(self.for_worker)
-        yield from self._spent("fetching", cell, self._fetch(self.site.flow, node.outputs))
 
     def _compute(self, machine: Machine, node: Node, cell: _Cell) -> Process:
         yield from self._spent(node.kind, cell, _asking([(machine.device, node.seconds)]))
         self.work += node.seconds
+        self.jobs += 1
         machine.has |= node.outputs.keys()
         hashing = sum(node.outputs.values()) / self.costs.hashed
         yield from self._spent("beside", cell, _asking([(machine.cores, hashing)]))
@@ -315,6 +361,11 @@ class _Run:
         started = self.now
         yield from process
         _add(cell.spent, {what: self.now - started})
+
+    def _spent_as(self, took: Mapping[str, float], cell: _Cell, started: float) -> None:
+        """Count a cell's time since it started to wait as others have spent theirs."""
+        part = (self.now - started) / (sum(took.values()) or 1)
+        _add(cell.spent, {what: part * seconds for what, seconds in took.items()})
 
     def _wake(self, queue: Queue) -> None:
         self.ready.extend(queue)

@@ -90,6 +90,28 @@ def test_who_uses_a_wire_at_the_same_time_shares_it() -> None:
     assert out.seconds == pytest.approx(40 + 30)
 
 
+def divisible(name: str) -> Node:
+    tests = {f"{name} {number}": 30.0 for number in range(3)}
+    return Node("evaluate", name, 6, {f"{name} weights": 100, **tests}, {}, list(tests))
+
+
+def test_workers_divide_a_node_and_each_fetches_its_share() -> None:
+    costs = Costs(flow=1, worker=5, record=0, hashed=math.inf, sent=math.inf, fetched=math.inf, message=7)
+    out = simulated([[divisible("a")]], site(costs, lanes=2, workers=2, wire=10))
+    # All inputs to the store; then two pieces on one worker, while the other needs 3 + 2 seconds less for its one.
+    assert out.seconds == pytest.approx(1 + 190 / 10 + (160 / 10 + 5 + 4))
+    assert out.through_store == 190 + 160 + 130
+    assert (out.nodes, out.jobs, out.work, out.through_scheduler) == (1, 2, pytest.approx(6), 2 * 7)
+    assert sum(out.spent.values()) == pytest.approx(out.seconds)
+
+
+@pytest.mark.parametrize(("cells", "seconds"), [(1, 2), (2, 4), (3, 6), (5, 12)])
+def test_cells_have_as_many_workers_each(cells: int, seconds: float) -> None:
+    # 4 workers: 3 pieces on 3 of them; 2 + 1 on two for each cell; one for each cell; and the last one waits.
+    steps = [[divisible(f"cell {number}")] for number in range(cells)]
+    assert simulated(steps, site(lanes=4, workers=4)).seconds == pytest.approx(seconds)
+
+
 def test_clients_are_no_faster_than_they_are() -> None:
     slow = Costs(flow=0, worker=0, record=0, hashed=math.inf, sent=5, fetched=20, message=0)
     out = simulated([[node("a", 0, {"x": 100})]], site(slow, workers=1, wire=10))
