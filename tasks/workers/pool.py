@@ -31,8 +31,8 @@ class Pool:
         self._client, self._scheduler, self._lanes = client, scheduler, lanes
         self._machines: dict[int | None, dict[str, str | int]] = {}
         self._stored: set[str] = set()
-        self._last: str | None = None
-        """The worker that ran the last node: its cache has most of what the next one reads."""
+        self._last: dict[int, str] = {}
+        """By number of a part: the worker that ran the last such; its cache has most of what the next one reads."""
 
     @property
     def slots(self) -> int:
@@ -96,28 +96,31 @@ class Pool:
         return made
 
     def _whole(self, job: Job, key: str, folder: Path) -> Done:
-        future = self._client.submit(
-            worker.run, job, key=f"{job.node}-{key}", pure=False,
-            workers=self._last, allow_other_workers=self._last is not None,
-        )  # fmt: skip
-        done: Done = self._result(future)
-        self._last = done.worker
+        done = self._done(self._submit(job, key, 0), 0)
         for path, content in done.metrics.items():
             (folder / path).write_bytes(content)
         return done
 
     def _divided(self, job: Job, key: str, parts: Sequence[Part], result: str) -> list[Done]:
         futures = [
-            self._client.submit(
-                worker.run, _of_part(job, part, result), key=f"{job.node}-{number}-{key}", pure=False
-            )
-            for number, part in enumerate(parts)
-        ]  # fmt: skip
+            self._submit(_of_part(job, part, result), f"{number}-{key}", number) for number, part in enumerate(parts)
+        ]
         try:
-            return [self._result(future) for future in futures]
+            return [self._done(future, number) for number, future in enumerate(futures)]
         except BaseException:
             self._client.cancel(futures)
             raise
+
+    def _submit(self, job: Job, key: str, number: int) -> Any:
+        last = self._last.get(number)
+        return self._client.submit(
+            worker.run, job, key=f"{job.node}-{key}", pure=False, workers=last, allow_other_workers=last is not None
+        )
+
+    def _done(self, future: Any, number: int) -> Done:
+        done: Done = self._result(future)
+        self._last[number] = done.worker
+        return done
 
     def _result(self, future: Any) -> Any:
         from distributed import CancelledError, KilledWorker
