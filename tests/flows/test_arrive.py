@@ -105,19 +105,19 @@ def test_a_watched_inbox_takes_drops_as_they_come_and_outlasts_a_broken_params_f
     inbox, params = tmp_path / "inbox", project / "params.yaml"
     inbox.mkdir()
 
-    def drop_one(name: str) -> None:
-        drop(inbox / name, {"grey": 2})
+    def drop_one(name: str, shade: str) -> None:
+        drop(inbox / name, {shade: 2})
         (inbox / name / "READY").touch()
 
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, "-m", "flows", "inbox", str(inbox), "--watch", "1"]
         process = subprocess.Popen(command, cwd=project, stdout=log, stderr=subprocess.STDOUT)
     try:
-        drop_one("third")
+        drop_one("third", "grey")
         until(lambda: "- {name: third," in params.read_text(), (tmp_path / "log").read_text)
         whole = params.read_text()
         params.write_text("timeline: [")
-        drop_one("fourth")
+        drop_one("fourth", "colour")
         until(lambda: "not now: " in (tmp_path / "log").read_text(), (tmp_path / "log").read_text)
         params.write_text(whole)
         until(lambda: "- {name: fourth," in params.read_text(), (tmp_path / "log").read_text)
