@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tasks.cache import Cache
 from tasks.params import load
-from tasks.record import config, layout, pointers, states
+from tasks.record import config, embedded, layout, pointers, states
 from tests import project as projects
 from tests.arrive.conftest import drop, tree
 from tests.flows.serving import until
@@ -125,4 +125,6 @@ def test_a_watched_inbox_takes_drops_as_they_come_and_outlasts_a_broken_params_f
     finally:
         process.terminate()
         process.wait()
+    assert process.returncode == 130
+    assert embedded.running(project) is None
     assert [arrival.name for arrival in load(params).stream[2:]] == ["third", "fourth"]
