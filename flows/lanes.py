@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tasks import progress
+from tasks import lifeline, progress
 from tasks.errors import UserError
 from tasks.record import layout
 
@@ -74,11 +74,7 @@ class Lane:
 
     def ended(self, within: float) -> None:
         """Return when it has; one that has not heard, because it waits for another lane's node, say, is killed."""
-        try:
-            self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        lifeline.see_end(self._process, within)
 
     def _next(self) -> dict[str, Any]:
         assert self._process.stdout

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from tasks import lifeline
 from tasks.errors import UserError
 from tasks.record import layout
 
@@ -67,11 +68,7 @@ class Server:
         """End our own; politely first."""
         assert self.process
         self.process.terminate()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        lifeline.see_end(self.process, within=5)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +26,7 @@ from flows import notes, prefect_runs, prefect_server, schedule_facts, serve_not
 from flows.prefect_api import Api, UnansweredError
 from flows.run import pending
 from flows.serve_note import Serving
+from tasks import lifeline
 from tasks.errors import UserError
 from tasks.params import Params, load
 from tasks.record import embedded, layout, lock
@@ -52,23 +53,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Asked:
-    """For which stream a run was asked for, and when it is time to ask again."""
+    """What was asked for (a run for a stream, a run by its id), and when it is time to ask again."""
 
-    stream: str
+    what: str
     again: float = 0.0
     pause: float = AGAIN_SECONDS
 
     def once_more(self) -> _Asked:
-        return _Asked(self.stream, time.monotonic() + self.pause, 2 * self.pause)
-
-
-@dataclass(frozen=True)
-class _Due:
-    """A run that was due at once: its id, and when it is time to ask again should it come to nothing."""
-
-    run: str
-    again: float
-    pause: float
+        return _Asked(self.what, time.monotonic() + self.pause, 2 * self.pause)
 
 
 class _EndedError(Exception):
@@ -106,7 +98,8 @@ class _Session:
         self.params: Params = load(project / "params.yaml")
         self.started = False
         self._asked = _Asked("")
-        self._due: _Due | None = None
+        self._due: _Asked | None = None
+        """The run that was due at once."""
         self._told: dict[str, str] | None = None
 
     def run(self) -> None:
@@ -121,7 +114,7 @@ class _Session:
                 self._introduce(server, deployment)
                 if due:
                     self.say(f"{due}: one run now")
-                    self._due = self._start(deployment, AGAIN_SECONDS)
+                    self._due = _Asked(self._start(deployment)).once_more()
                     self._asked = _Asked(notes.signature(self.params)).once_more()
                 self._watch(server, runner, deployment)
 
@@ -191,11 +184,7 @@ class _Session:
             yield runner, json.loads(first)["deployment"]
         finally:
             runner.terminate()
-            try:
-                runner.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                runner.kill()
-                runner.wait()
+            lifeline.see_end(runner, within=STOP_SECONDS)
 
     def _introduce(self, server: prefect_server.Server, deployment: str) -> None:
         when = []
@@ -208,9 +197,8 @@ class _Session:
         shown = server.url.removesuffix("/api")
         self.say(f"Prefect's pages: {shown}/deployments/deployment/{deployment}; Ctrl-C ends this")
 
-    def _start(self, deployment: str, pause: float) -> _Due:
-        run = self.api.post(f"deployments/{deployment}/create_flow_run", {})["id"]
-        return _Due(run, time.monotonic() + pause, pause)
+    def _start(self, deployment: str) -> str:
+        return str(self.api.post(f"deployments/{deployment}/create_flow_run", {})["id"])
 
     def _watch(self, server: prefect_server.Server, runner: subprocess.Popen[str], deployment: str) -> None:
         looked = 0.0
@@ -234,10 +222,10 @@ class _Session:
         """Start the run that was due once more, ever later, where Prefect has passed it over or it has died."""
         if self._due is None or time.monotonic() < self._due.again:
             return
-        run = self.api.get(f"flow_runs/{self._due.run}")
+        run = self.api.get(f"flow_runs/{self._due.what}")
         if run and schedule_facts.came_to_nothing(run["state"]):
             self.say(f"run {run['name']} came to nothing: once more")
-            self._due = self._start(deployment, 2 * self._due.pause)
+            self._due = replace(self._due, what=self._start(deployment)).once_more()
         elif not run or run["state"]["type"] not in schedule_facts.GOING:
             self._due = None
 
@@ -249,7 +237,7 @@ class _Session:
         wanted = self._wanted()
         if wanted is None:
             return
-        if wanted != self._asked.stream:
+        if wanted != self._asked.what:
             self._asked = _Asked(wanted)
         if time.monotonic() < self._asked.again:
             return

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
+from tasks.record.config import Remote
+
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("square", "circle")
@@ -109,6 +111,16 @@ def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def share(clone: Path, remote: Remote) -> None:
+    """Set up the store ``shared``, as on a machine of its own: with its own copy of the credentials."""
+    options = remote.options
+    chronomerge(
+        clone, "remote", "setup", remote.url, "--name", "shared", "--endpoint-url", options["endpointurl"],
+        "--region", "us-east-1",
+        AWS_ACCESS_KEY_ID=options["access_key_id"], AWS_SECRET_ACCESS_KEY=options["secret_access_key"],
+    )  # fmt: skip
 
 
 def start(folder: Path, *args: str, **environment: str) -> subprocess.Popen[bytes]:

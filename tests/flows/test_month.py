@@ -47,12 +47,7 @@ def project(folder: Path, remote: Remote) -> Path:
         assert waits in text
         (folder / path).write_text(text.replace(waits, shorter))
     git(folder, "commit", "--quiet", "--all", "--message", "short waits")
-    options = remote.options
-    chronomerge(
-        folder, "remote", "setup", remote.url, "--name", "shared", "--endpoint-url", options["endpointurl"],
-        "--region", "us-east-1",
-        AWS_ACCESS_KEY_ID=options["access_key_id"], AWS_SECRET_ACCESS_KEY=options["secret_access_key"],
-    )  # fmt: skip
+    projects.share(folder, remote)
     return folder
 
 

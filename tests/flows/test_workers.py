@@ -40,19 +40,9 @@ class Cluster:
         self.machines.add(name)
         clone = self.folder / name
         git(self.folder, "clone", "--quiet", str(self.project), name)
-        setup(clone, self.remote)
+        projects.share(clone, self.remote)
         program = [projects.program("dask"), "worker", self.address, "--nthreads", "1", "--no-dashboard"]
         return self.machines.start(name, program, clone, self.folder / f"{name}.log")
-
-
-def setup(clone: Path, remote: store.Remote) -> None:
-    """As on a machine of its own, with its own copy of the credentials."""
-    options = remote.options
-    chronomerge(
-        clone, "remote", "setup", remote.url, "--name", "shared", "--endpoint-url", options["endpointurl"],
-        "--region", "us-east-1",
-        AWS_ACCESS_KEY_ID=options["access_key_id"], AWS_SECRET_ACCESS_KEY=options["secret_access_key"],
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -64,7 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         Machines(hidden=project) as machines,
         proxied(own, Plan(), host=machines.host) as remote,
     ):
-        setup(project, remote)
+        projects.share(project, remote)
         host = machines.add("scheduler")
         note = tmp_path / "address"
         program = [projects.program("dask"), "scheduler", "--host", host, "--port", "8786", "--no-dashboard"]
