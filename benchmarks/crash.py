@@ -41,7 +41,7 @@ from crashing.boundaries import Boundary
 from crashing.checks import Users
 from crashing.lab import BrokenError, ForkServer, Lane, Run
 
-from flows import prefect_server
+from flows.prefect import server as prefect_server
 from tests import project as projects
 
 FAULTS = ("SIGKILL", "SIGTERM", "exception", "full disk")

@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from tasks.cache import hash_of
-from tasks.record import embedded, restore, states, store
-from tasks.record.git import git
+from tasks.record import restore, states
+from tasks.storage import embedded, store
+from tasks.storage.cache import hash_of
+from tasks.storage.git import git
 
 
 def main() -> None:

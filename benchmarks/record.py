@@ -32,17 +32,18 @@ from s3fs.core import calculate_chunksize
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from tasks import nodes
-from tasks.cache import Cache, Entry
+from tasks import layout, nodes
 from tasks.nodes import Reference
-from tasks.record import config, layout, recording, restore, states, store, worktree
-from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
+from tasks.record import recording, restore, states, worktree
 from tasks.record.states import State
+from tasks.storage import dvc_config, store
+from tasks.storage.cache import Cache, Entry
+from tasks.storage.dvc import Dvc
+from tasks.storage.dvc_config import Remote
 from tests import project as projects
 
 CONCURRENCY = 2
-"""Parts on their way at a time, as in `tasks.record.transfer`."""
+"""Parts on their way at a time, as in `tasks.storage.transfer`."""
 RATIO, RESTORE_SECONDS, MEGABYTES = 1.5, 3.0, 300.0
 """The goals: recording against raw work, restoring from a warm cache, memory of the client."""
 
@@ -115,7 +116,7 @@ def measure(folder: Path, size: int, repeat: int) -> bool:
     stream = [{"name": f"arrival-{step}", "update": ["images:drawings/first#train"]} for step in range(1, repeat + 1)]
     project = projects.make(folder / "project", stream=stream)
     rows = []
-    with store.open_store(project, config.EMBEDDED) as remote:
+    with store.open_store(project, dvc_config.EMBEDDED) as remote:
         for step in range(repeat + 1):
             measured, state = _step(project, remote, step, size if step else 1_000_000)
             if step:
@@ -162,7 +163,7 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
     """Record one step of ``size`` bytes of new weights, then do the raw work on the same files."""
     code = worktree.code_of(project)
     params = worktree.params_of(project, code)
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     arrival = params.stream[step - 1] if step else None
     previous = states.last(project, params.timeline)
     with Dvc(project) as dvc, worktree.for_step(project, code, remote, step, arrival) as tree:

@@ -34,8 +34,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 import psutil
 import spans
 
-from tasks.record import embedded, states, store
-from tasks.record.config import EMBEDDED, Remote
+from tasks.record import states
+from tasks.storage import embedded, store
+from tasks.storage.dvc_config import EMBEDDED, Remote
 from tests import project as projects
 from tests.project import chronomerge, git
 from tests.record.faults import Plan, proxied

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from flows import prefect_server
+from flows.prefect import server as prefect_server
 from tests import postgres
 
 VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"

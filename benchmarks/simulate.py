@@ -34,12 +34,12 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from simulation import Costs, Machine, Node, Outcome, Shared, Site, run
 
-from tasks.cache import Cache, md5_of
 from tasks.grid import cells, plan
 from tasks.grid.plan import Work
 from tasks.merge import Accumulator, registry
 from tasks.params import Base, Grid
-from tasks.record import embedded
+from tasks.storage import embedded
+from tasks.storage.cache import Cache, md5_of
 from tasks.units import duration, size
 
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-bigG-14")
@@ -128,7 +128,7 @@ class Model:
 
 
 def counted(name: str) -> Model:
-    from tasks import models
+    from tasks.model import models
     from tasks.train.budget import estimated
     from tasks.train.methods.full import Full
 
@@ -337,21 +337,21 @@ def measure() -> None:
     """Print the constants that any machine tells; the store is the embedded one, on the same machine."""
     from tasks.prepare.imaging import decode
     from tasks.prepare.source import Context
-    from tasks.record import config, store
-    from tasks.record.dvc import Dvc
-    from tasks.record.fetching import bring
+    from tasks.storage import dvc_config, store
+    from tasks.storage.dvc import Dvc
+    from tasks.storage.fetching import bring
     from tests import project as projects
 
     with tempfile.TemporaryDirectory() as name:
         project = projects.make(Path(name) / "project")
-        kept = Cache(config.cache_dir(project))
+        kept = Cache(dvc_config.cache_dir(project))
         weights = project / "weights"
         weights.write_bytes(np.random.default_rng(0).bytes(MEGABYTES << 20))
         total = weights.stat().st_size
         print(f"hashed: {total / timed(lambda: md5_of(weights)):.3g} bytes a second")
         entry = kept.put(weights)
-        with store.open_store(project, config.EMBEDDED) as remote, Dvc(project) as dvc:
-            config.write_workspace(project, project, remote)
+        with store.open_store(project, dvc_config.EMBEDDED) as remote, Dvc(project) as dvc:
+            dvc_config.write_workspace(project, project, remote)
             dvc("keep", project, remote=remote.name, objects=[])
             sent = timed(lambda: dvc("keep", project, remote=remote.name, objects=[entry.md5]))
             kept.path(entry.md5).unlink()

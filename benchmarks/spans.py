@@ -79,7 +79,7 @@ def _time_flow(report: Callable[[dict[str, Any]], object]) -> None:
     import httpx
 
     from flows import timestep
-    from tasks.record.dvc import Dvc
+    from tasks.storage.dvc import Dvc
     from tasks.workers import pool
 
     spans = Spans(lambda _step, name, *_: str(name.name), report)
@@ -100,8 +100,8 @@ def _time_flow(report: Callable[[dict[str, Any]], object]) -> None:
 
 def dask_setup(worker: Any) -> None:
     """Time the worker's side of nodes from now on: Dask calls this as a worker starts."""
-    from tasks.cache import Cache
-    from tasks.record.dvc import Dvc
+    from tasks.storage.cache import Cache
+    from tasks.storage.dvc import Dvc
     from tasks.workers import kept
     from tasks.workers import worker as ours
 
@@ -119,7 +119,7 @@ def dask_setup(worker: Any) -> None:
 
 def main() -> None:
     from flows import run
-    from flows.cli import app
+    from flows.cli.app import app
 
     file, *arguments = sys.argv[1:]
     found: list[dict[str, Any]] = []

@@ -112,8 +112,8 @@ def draw(home: Path, config: dict[str, Any], count: int) -> None:
     """The same random blots as image files with a table, and as a prepared data set."""
     from PIL import Image
 
-    from tasks import models
-    from tasks.datasets import Card, Sample, write
+    from tasks.model import models
+    from tasks.model.datasets import Card, Sample, write
     from tasks.params import Base
 
     random = np.random.default_rng(0)
@@ -139,8 +139,8 @@ def ours(given: argparse.Namespace) -> dict[str, float]:
     """Our loop, as the train node puts it together."""
     import torch
 
-    from tasks import models
-    from tasks.datasets import Dataset
+    from tasks.model import models
+    from tasks.model.datasets import Dataset
     from tasks.train import loop, mixture
     from tasks.train.node import Captions, batches
     from tasks.train.pools import Pool
@@ -223,7 +223,7 @@ def counted(*named: tuple[Any, str]) -> Iterator[list[float]]:
 
 def peer(given: argparse.Namespace, workers: int) -> dict[str, float]:
     """open_clip's script on the same files."""
-    from tasks import torchvision_shim
+    from tasks.model import torchvision_shim
 
     torchvision_shim.ensure()
     import open_clip
@@ -251,7 +251,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
     classifier of their classes. Each is the best of six."""
     from argparse import Namespace
 
-    from tasks import torchvision_shim
+    from tasks.model import torchvision_shim
 
     torchvision_shim.ensure()
     import open_clip
@@ -259,11 +259,11 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
     from open_clip_train import zero_shot
     from torchvision.datasets import ImageFolder  # type: ignore[import-not-found,unused-ignore]
 
-    from tasks import models
-    from tasks.datasets import Dataset
     from tasks.evaluate import zeroshot
     from tasks.evaluate.memory import keeping_memory
     from tasks.evaluate.towers import text_features
+    from tasks.model import models
+    from tasks.model.datasets import Dataset
 
     models.configure(given.threads)
     home = given.folder

@@ -1,5 +1,5 @@
 """``python -m flows`` is ``chronomerge``, with the code of the current folder."""
 
-from flows.cli import main
+from flows.cli.app import main
 
 main()

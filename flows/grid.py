@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import prefect_runs, prefect_server
-from flows.lanes import Lanes
+from flows.prefect import runs
+from flows.prefect import server as prefect_server
+from flows.processes.warm import Lanes
 from flows.run import check, pending
 from tasks import progress
 from tasks.errors import UserError
@@ -18,7 +19,8 @@ from tasks.grid.cells import Planned
 from tasks.grid.estimate import Estimate
 from tasks.grid.plan import Plan
 from tasks.params import Grid, Params, load
-from tasks.record import states, store, worktree
+from tasks.record import states, worktree
+from tasks.storage import store
 from tasks.workers import pool
 
 
@@ -124,7 +126,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
         }
         server.wait()
         if server.private:  # no other run uses its database
-            prefect_runs.crash_dead(server, project, found.params.timeline)
+            runs.crash_dead(server, project, found.params.timeline)
         ready.wait()
         if worktree.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")
@@ -140,7 +142,7 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lane
     from prefect.states import Completed, Failed, State
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from flows import artifacts
+    from flows.prefect import artifacts
 
     outcome = Outcome()
 

@@ -8,10 +8,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks import progress
+from tasks import layout, progress
 from tasks.errors import UserError
 from tasks.params import Hooks, load
-from tasks.record import layout
 
 SECONDS = 300
 """A hook that takes longer is ended."""

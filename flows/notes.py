@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from tasks import progress, whole
+from tasks import layout, progress
 from tasks.params import Params
-from tasks.record import layout
+from tasks.storage import atomic
 
 EVERY = 1.0
 """Seconds between two notes of progress."""
@@ -99,7 +99,7 @@ class _Keeper:
 
     def write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole.write(self._path, json.dumps(asdict(self._note)))
+        atomic.write(self._path, json.dumps(asdict(self._note)))
         self._written = time.monotonic()
 
 

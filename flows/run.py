@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows import notes, prefect_runs, prefect_server
-from flows.prefect_server import Server
-from tasks import progress
+from flows import notes
+from flows.prefect import runs
+from flows.prefect import server as prefect_server
+from flows.prefect.server import Server
+from tasks import layout, progress
 from tasks.errors import UnavailableError, UserError
 from tasks.params import Params, load
-from tasks.record import claim, config, embedded, layout, lock, states, store, worktree
-from tasks.record.config import Remote
-from tasks.record.dvc import RemoteError
+from tasks.record import states, worktree
 from tasks.record.states import State
 from tasks.record.worktree import Code
+from tasks.storage import dvc_config, embedded, lease, store, writer_lock
+from tasks.storage.dvc import RemoteError
+from tasks.storage.dvc_config import Remote
 from tasks.workers import pool
 
 
@@ -61,7 +64,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         _tidy(project, params.timeline)
         return []  # asks nobody, so that it answers at once
     worktree.require_same_code(project, Path(__file__).parents[1])
-    with lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
+    with writer_lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
         worktree.require_not_checked_out(project, params.timeline)
         worktree.clean_up(project, params.timeline)
         own = params.own_files
@@ -86,13 +89,13 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         workers = stack.enter_context(pool.opened(scheduler))
         with _claimed(project, todo, remote, wait=wait):
             if not workers:
-                from tasks import models
+                from tasks.model import models
 
                 models.preload()
             if worktree.code_of(project, *own).tree != code.tree:
                 raise UserError("files of the project changed while the run was starting; run again")
             server.wait()
-            prefect_runs.crash_dead(server, project, params.timeline)
+            runs.crash_dead(server, project, params.timeline)
             progress.report(starting, 1, 1)
             return _flow(project, todo, code, remote)
 
@@ -106,7 +109,7 @@ def run_cell(
     that can be checked is.
     """
     params = worktree.params_of(project, code)
-    with lock.writing(project, params.timeline, wait=wait):
+    with writer_lock.writing(project, params.timeline, wait=wait):
         worktree.require_not_checked_out(project, params.timeline)
         worktree.clean_up(project, params.timeline)
         if params.store.git:
@@ -114,27 +117,27 @@ def run_cell(
         todo = pending(project, None, params)
         if not todo.steps:
             return []
-        remote = config.remote(project, remote_name)
+        remote = dvc_config.remote(project, remote_name)
         with (
             notes.kept(project, params, todo.steps),
             _claimed(project, todo, remote, wait=wait),
             pool.opened(scheduler, lanes),
         ):
-            prefect_runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
+            runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
             return _flow(project, todo, code, remote)
 
 
 @contextlib.contextmanager
 def _claimed(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Iterator[None]:
     """Hold the timeline in its store, where machines without a git remote in common agree there."""
-    if not claim.needed(todo.params.store, remote):
+    if not lease.needed(todo.params.store, remote):
         yield
         return
-    with claim.writing(project, remote, todo.params.timeline, wait=wait):
+    with lease.writing(project, remote, todo.params.timeline, wait=wait):
         if todo.last:
-            claim.take(remote, todo.last)
+            lease.take(remote, todo.last)
         line = todo.last.line if todo.last else 1
-        claim.require_free(project, remote, layout.short_tag(todo.params.timeline, todo.steps[0], line))
+        lease.require_free(project, remote, layout.short_tag(todo.params.timeline, todo.steps[0], line))
         yield
 
 
@@ -146,7 +149,7 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]
 
     named = timeline.with_options(flow_run_name=f"{todo.params.timeline} to step {todo.steps[-1]}")
     try:
-        with tags(*prefect_runs.tags(project, todo.params.timeline)):
+        with tags(*runs.tags(project, todo.params.timeline)):
             return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
     except RemoteError as error:
         raise UnavailableError(f"{error}; what has finished is kept, so run again when the store answers") from error
@@ -156,8 +159,8 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]
 
 def _tidy(project: Path, timeline: str) -> None:
     """Remove what a run has left that was killed when all was recorded, unless one is under way."""
-    if lock.holder(project, timeline) is None:
-        with lock.writing(project, timeline):
+    if writer_lock.holder(project, timeline) is None:
+        with writer_lock.writing(project, timeline):
             worktree.clean_up(project, timeline)
         prefect_server.tidy(project)
         embedded.stop_unused(project)

@@ -22,9 +22,10 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed, State
 
-from flows import hooks, prefect_runs
-from flows.prefect_api import Api, UnansweredError
-from tasks import lifeline
+from flows import hooks
+from flows.prefect import runs
+from flows.prefect.api import Api, UnansweredError
+from tasks import processes
 from tasks.errors import UnavailableError, UserError
 
 RETRY_SECONDS = [60, 300, 900, 3600]
@@ -38,7 +39,7 @@ SERVED = "CHRONOMERGE_SERVED"
 def scheduled(project: str = ".") -> State[Any]:
     """Run what is pending in a project's folder as ``chronomerge run`` would, and say in one line what came of it."""
     if os.environ.get(SERVED):
-        lifeline.end_with(os.getppid(), every=0.5)
+        processes.end_with(os.getppid(), every=0.5)
     folder = Path(project).resolve()
     logger = get_run_logger()
     _crash_predecessors(logger.warning)
@@ -69,7 +70,7 @@ def _crash_predecessors(log: Callable[[str], object]) -> None:
         limit = (api.get(f"deployments/{deployment.id}") or {}).get("global_concurrency_limit")
         if limit and limit["limit"] == 1:
             others = {"id": {"not_any_": [flow_run.id]}}
-            for name in prefect_runs.crash(api, flow_runs=others, deployments={"id": {"any_": [deployment.id]}}):
+            for name in runs.crash(api, flow_runs=others, deployments={"id": {"any_": [deployment.id]}}):
                 log(f"run {name} was dead, and is marked as crashed")
     except UnansweredError as error:
         log(str(error))
@@ -89,7 +90,7 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.run_process"],
+        [sys.executable, "-m", "flows.processes.run_process"],
         cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

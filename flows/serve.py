@@ -22,14 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from flows import notes, prefect_runs, prefect_server, schedule_facts, serve_note
-from flows.prefect_api import Api, UnansweredError
+from flows import notes, serve_note
+from flows.prefect import runs, schedules
+from flows.prefect import server as prefect_server
+from flows.prefect.api import Api, UnansweredError
 from flows.run import pending
 from flows.serve_note import Serving
-from tasks import lifeline
+from tasks import layout, processes
 from tasks.errors import UserError
 from tasks.params import Params, load
-from tasks.record import embedded, layout, lock
+from tasks.storage import embedded, writer_lock
 
 EVENT = "chronomerge.arrived"
 """The Prefect event that says that a stream has grown; the deployment starts a run on it."""
@@ -121,23 +123,23 @@ class _Session:
     def _settle(self, server: prefect_server.Server) -> str | None:
         """Tell Prefect which runs are dead, and forget those that were missed; returns why one is due at once."""
         name = self.params.timeline
-        found = schedule_facts.deployment(self.api, name)
+        found = schedules.deployment(self.api, name)
         ours = _tags(self.project)
         if found and not server.private and not set(ours) <= set(found["tags"]):
             raise UserError(
-                f"the Prefect server at {server.url} has a deployment {schedule_facts.FLOW}/{name} of another folder "
+                f"the Prefect server at {server.url} has a deployment {schedules.FLOW}/{name} of another folder "
                 f"or machine ({found['description'] or 'no description'}); end that and delete it (prefect deployment "
-                f"delete {schedule_facts.FLOW}/{name}), or give the timeline another name"
+                f"delete {schedules.FLOW}/{name}), or give the timeline another name"
             )
         crashed, missed = [], 0
         try:
-            with lock.writing(self.project, name):
-                crashed, free = prefect_runs.crash_dead(server, self.project, name), True
+            with writer_lock.writing(self.project, name):
+                crashed, free = runs.crash_dead(server, self.project, name), True
         except UserError:  # somebody runs it just now
             free = False
         if found:
             mine = {"deployments": {"id": {"any_": [found["id"]]}}}
-            crashed += prefect_runs.crash(self.api, flow_runs={}, **mine)
+            crashed += runs.crash(self.api, flow_runs={}, **mine)
             missed = self._forget_missed(found["id"])
         if crashed:
             self.say(f"told Prefect that these crashed, nobody runs them any more: {', '.join(crashed)}")
@@ -152,7 +154,7 @@ class _Session:
         now, count = datetime.now(UTC), 0
         while late := [
             run["id"]
-            for run in schedule_facts.runs(self.api, deployment, ["SCHEDULED"], "NEXT_SCHEDULED_START_TIME_ASC")
+            for run in schedules.runs(self.api, deployment, ["SCHEDULED"], "NEXT_SCHEDULED_START_TIME_ASC")
             if datetime.fromisoformat(run["next_scheduled_start_time"]) < now
         ]:
             for run in late:
@@ -172,7 +174,7 @@ class _Session:
         }  # fmt: skip
         with log.open("ab") as file:
             runner = subprocess.Popen(
-                [sys.executable, "-m", "flows.runner_process", json.dumps(plan)],
+                [sys.executable, "-m", "flows.processes.runner_process", json.dumps(plan)],
                 cwd=self.project, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True,
                 start_new_session=True,  # Ctrl-C is for us, who end it in order
             )  # fmt: skip
@@ -184,7 +186,7 @@ class _Session:
             yield runner, json.loads(first)["deployment"]
         finally:
             runner.terminate()
-            lifeline.see_end(runner, within=STOP_SECONDS)
+            processes.see_end(runner, within=STOP_SECONDS)
 
     def _introduce(self, server: prefect_server.Server, deployment: str) -> None:
         when = []
@@ -223,10 +225,10 @@ class _Session:
         if self._due is None or time.monotonic() < self._due.again:
             return
         run = self.api.get(f"flow_runs/{self._due.what}")
-        if run and schedule_facts.came_to_nothing(run["state"]):
+        if run and schedules.came_to_nothing(run["state"]):
             self.say(f"run {run['name']} came to nothing: once more")
             self._due = replace(self._due, what=self._start(deployment)).once_more()
-        elif not run or run["state"]["type"] not in schedule_facts.GOING:
+        elif not run or run["state"]["type"] not in schedules.GOING:
             self._due = None
 
     def _ask_for_run(self) -> None:
@@ -256,14 +258,14 @@ class _Session:
             todo = pending(self.project)
         except UserError:
             return None  # params.yaml is being written, or wrong: the next scheduled run says so
-        if not todo.steps or lock.holder(self.project, todo.params.timeline):
+        if not todo.steps or writer_lock.holder(self.project, todo.params.timeline):
             return None
         left, now = notes.read(self.project, todo.params.timeline), notes.signature(todo.params)
         return now if left is None or left.stream != now else None
 
     def _tell(self) -> None:
         """Say what became of the newest run, once."""
-        found = schedule_facts.facts(self.api, self.params.timeline)
+        found = schedules.facts(self.api, self.params.timeline)
         if found and found.last and found.last != self._told:
             if self._told is not None:
                 self.say(f"run {found.last['run']} {found.last['state']}: {found.last['message']}")
@@ -277,7 +279,7 @@ class _Session:
 
 def _tags(project: Path) -> list[str]:
     """What marks our deployment among those of other folders and machines."""
-    return ["chronomerge", prefect_runs.tags(project, "")[2]]
+    return ["chronomerge", runs.tags(project, "")[2]]
 
 
 def _now() -> str:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import layout
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from prefect import flow
 
 from flows import hooks
 from flows.timestep import timestep
-from tasks.record import dvc, worktree
+from tasks.record import worktree
 from tasks.record.worktree import Code
+from tasks.storage import dvc
 
 
 @flow(name="timeline", flow_run_name="to step {last}", validate_parameters=False)

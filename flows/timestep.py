@@ -15,18 +15,20 @@ import tasks.merge.task
 import tasks.prepare.task
 import tasks.record.task
 import tasks.train.task
-from flows import artifacts
-from tasks import merge, models, nodes, prepare, progress
-from tasks.cache import Cache, Entry, hash_of
+from flows.prefect import artifacts
+from tasks import layout, merge, nodes, prepare, progress
+from tasks.model import models
 from tasks.nodes import Node, Reference
 from tasks.orchestration import NodeTask, can_pass
 from tasks.params import Arrival, Evaluate, Params
-from tasks.record import config, history, layout, pointers, promotion, recording, states, worktree
-from tasks.record.dvc import Dvc, at_hand
+from tasks.record import history, promotion, recording, states, worktree
 from tasks.record.restore import fetch as fetch_state
 from tasks.record.restore import missing
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
+from tasks.storage import dvc_config, pointers
+from tasks.storage.cache import Cache, Entry, hash_of
+from tasks.storage.dvc import Dvc, at_hand
 from tasks.workers import pool
 
 RETRY_SECONDS = [2.0, 10.0, 30.0]
@@ -59,8 +61,8 @@ class _Step:
     def __init__(self, project: Path, step: int, code: Code, remote: str, fresh: bool):
         self.project, self.step, self.code, self.fresh = project, step, code, fresh
         self.progress = progress.of_step(step)
-        self.remote = config.remote(project, remote)
-        self.cache = Cache(config.cache_dir(project))
+        self.remote = dvc_config.remote(project, remote)
+        self.cache = Cache(dvc_config.cache_dir(project))
         self.entries: dict[str, Entry] = {}
         """What lies in the worktree, by content: inputs, and outputs as nodes finish."""
 

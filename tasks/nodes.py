@@ -21,10 +21,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks import locks
-from tasks.cache import Cache, Entry, hash_of
 from tasks.params import Params, Train
 from tasks.progress import Progress, silent
+from tasks.storage import locks
+from tasks.storage.cache import Cache, Entry, hash_of
 
 LIBRARIES = (
     "torch",

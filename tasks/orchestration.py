@@ -11,11 +11,11 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import State as RunState
 
 from tasks import nodes, params, progress
-from tasks.cache import Cache
 from tasks.errors import may_pass
 from tasks.nodes import Node, Reference, Split, Work
 from tasks.params import Params
 from tasks.progress import Progress
+from tasks.storage.cache import Cache
 
 Elsewhere = Callable[[Node, str, Path, Params, Cache, Progress, Split | None], Reference]
 """Runs a node (its key, the worktree, its params) where it likes, in one piece or divided; its outputs end in the

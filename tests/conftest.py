@@ -32,7 +32,7 @@ def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real Prefect server for all tests that run flows; a run of its own starts one more in `test_demo` alone."""
-    from flows import prefect_server
+    from flows.prefect import server as prefect_server
 
     home = tmp_path_factory.mktemp("prefect")
     before = dict(os.environ)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from tasks.record.config import Remote
+from tasks.storage.dvc_config import Remote
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")

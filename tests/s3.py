@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tasks.record import store
+from tasks.storage import store
 
 
 @contextmanager

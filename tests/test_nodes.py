@@ -6,14 +6,14 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks import nodes
-from tasks.cache import Cache, hash_of
 from tasks.nodes import Reference
 from tasks.params import Params
 from tasks.progress import Progress
+from tasks.storage.cache import Cache, hash_of
 from tests.project import PARAMS, ROOT
 
-SHARED = ("tasks/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/orchestration.py",
-          "tasks/params.py", "tasks/progress.py", "tasks/whole.py", "tasks/__init__.py")  # fmt: skip
+SHARED = ("tasks/storage/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/orchestration.py",
+          "tasks/params.py", "tasks/progress.py", "tasks/storage/atomic.py", "tasks/__init__.py")  # fmt: skip
 """Modules that carry a node's work but do not decide its outputs."""
 
 

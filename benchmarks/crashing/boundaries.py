@@ -114,9 +114,9 @@ def _nth(number: int) -> Callable[..., bool]:
 NODES = ("prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate")
 FIRST = {"prepare-evaluation": "empty"}
 """Nodes that run at step 0 alone: later the test sets are those of before."""
-GIT = "tasks.record.git:git"
-REPO = "tasks.record.dvc_process:Repo"
-TRANSFER = "tasks.record.transfer"
+GIT = "tasks.storage.git:git"
+REPO = "tasks.storage.dvc_process:Repo"
+TRANSFER = "tasks.storage.transfer"
 RENAME = "pathlib:Path.replace"
 
 BOUNDARIES = (
@@ -124,16 +124,16 @@ BOUNDARIES = (
     Boundary("lock taken", "tasks.record.worktree:require_not_checked_out", "before"),
     Boundary("cleaned up", "tasks.record.worktree:clean_up", "after"),
     Boundary("code half taken down", GIT, "before", _git("write-tree", index=True)),
-    Boundary("first store: before its credentials", "tasks.record.embedded:_credentials", "before", project="empty"),
-    Boundary("store: before its start", "tasks.record.embedded:_start", "before"),
-    Boundary("store: process started, not noted", "tasks.record.embedded:_spawn", "after"),
-    Boundary("store: noted", "tasks.record.embedded:_start", "after"),
-    Boundary("first store: no bucket yet", "tasks.record.store:check", "before", project="empty"),
-    Boundary("store: checked", "tasks.record.store:check", "after"),
-    Boundary("models loaded", "tasks.models:preload", "after"),
+    Boundary("first store: before its credentials", "tasks.storage.embedded:_credentials", "before", project="empty"),
+    Boundary("store: before its start", "tasks.storage.embedded:_start", "before"),
+    Boundary("store: process started, not noted", "tasks.storage.embedded:_spawn", "after"),
+    Boundary("store: noted", "tasks.storage.embedded:_start", "after"),
+    Boundary("first store: no bucket yet", "tasks.storage.store:check", "before", project="empty"),
+    Boundary("store: checked", "tasks.storage.store:check", "after"),
+    Boundary("models loaded", "tasks.model.models:preload", "after"),
     # inputs
     Boundary("step begins", "flows.timestep:_Step.run", "before"),
-    Boundary("DVC started", "tasks.record.dvc:Dvc.__init__", "after"),
+    Boundary("DVC started", "tasks.storage.dvc:Dvc.__init__", "after"),
     Boundary("before worktree add", GIT, "before", _git("worktree", "add")),
     Boundary("after worktree add", GIT, "after", _git("worktree", "add")),
     Boundary("worktree filled", GIT, "after", _git("read-tree", "--reset")),
@@ -163,7 +163,7 @@ BOUNDARIES = (
     Boundary("middle of push", "s3fs:S3FileSystem._put_file", "before", _nth(3), where="dvc"),
     Boundary("after push, before check", f"{TRANSFER}:_same", "before", where="dvc"),
     Boundary("after check", f"{TRANSFER}:push", "after", where="dvc"),
-    Boundary("pushed and checked", "tasks.record.dvc:Dvc.__call__", "after"),
+    Boundary("pushed and checked", "tasks.storage.dvc:Dvc.__call__", "after"),
     Boundary("before write-tree", GIT, "before", _git("write-tree", index=False)),
     Boundary("before commit-tree", GIT, "before", _git("commit-tree")),
     Boundary("after commit-tree", GIT, "after", _git("commit-tree")),
@@ -175,10 +175,10 @@ BOUNDARIES = (
     Boundary("before worktree removal", "tasks.record.worktree:remove", "before"),
     Boundary("worktree removed, git's note is left", "tasks.record.worktree:forget", "before"),
     Boundary("after worktree removal", "tasks.record.worktree:remove", "after"),
-    Boundary("DVC ended", "tasks.record.dvc:Dvc.close", "after"),
-    Boundary("before store shutdown", "tasks.record.embedded:_stop", "before"),
-    Boundary("store noted as ending, not told", "tasks.record.embedded:_note", "after", _ending),
-    Boundary("after store shutdown", "tasks.record.embedded:_stop", "after"),
+    Boundary("DVC ended", "tasks.storage.dvc:Dvc.close", "after"),
+    Boundary("before store shutdown", "tasks.storage.embedded:_stop", "before"),
+    Boundary("store noted as ending, not told", "tasks.storage.embedded:_note", "after", _ending),
+    Boundary("after store shutdown", "tasks.storage.embedded:_stop", "after"),
     Boundary("all done", "flows.run:run", "after", held=False),
 )  # fmt: skip
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from crashing.lab import PATIENCE, BrokenError, Lane, recorded
-from tasks.record import config, embedded, layout, states, store
+from tasks import layout
+from tasks.record import states
+from tasks.storage import dvc_config, embedded, store
 from tests.project import git
 
 OBJECT = re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
@@ -66,7 +68,7 @@ def remote_holds_all(project: Path, timeline: str = "tiny") -> None:
     """Ask the S3 store itself for each object that a tag refers to, and for its md5."""
     server = embedded.running(project)
     with contextlib.ExitStack() as stack:
-        remote = config.remote(project, "embedded") if server else stack.enter_context(
+        remote = dvc_config.remote(project, "embedded") if server else stack.enter_context(
             store.open_store(project, "embedded")
         )  # fmt: skip
         s3 = store.client(remote)

@@ -63,7 +63,7 @@ def run(request: Request) -> None:
     import prefect.context
 
     prefect.context.refresh_global_settings_context()
-    from flows import cli
+    from flows.cli.app import app
 
     _note_waiting(Path(request.notes))
     if request.boundary:
@@ -73,7 +73,7 @@ def run(request: Request) -> None:
         else:
             os.environ[REQUEST] = json.dumps(asdict(request))
             _replace_dvc_child()
-    cli.main()
+    app.main()
 
 
 def strike(request: Request, pid: int) -> None:
@@ -96,23 +96,23 @@ def strike(request: Request, pid: int) -> None:
 
 def _note_waiting(notes: Path) -> None:
     """Have the lock's waiting seen from outside."""
-    from tasks.record import lock
+    from tasks.storage import writer_lock
 
     def sleep(seconds: float) -> None:
         (notes / "waiting").touch()
         time.sleep(seconds)
 
-    assert lock.time is time
-    lock.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
+    assert writer_lock.time is time
+    writer_lock.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
 
 
 def _replace_dvc_child() -> None:
     """Have the program start our DVC process instead of its own: the same one, with the boundary in it."""
-    from tasks.record import dvc
+    from tasks.storage import dvc
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, command: list[str], **options: Any):
-            assert command[1:] == ["-m", "tasks.record.dvc_process"], command
+            assert command[1:] == ["-m", "tasks.storage.dvc_process"], command
             super().__init__(DVC_CHILD, **{**options, "env": {**options["env"], REQUEST: os.environ[REQUEST]}})
 
     assert dvc.subprocess is subprocess

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from crashing import boundaries
 from crashing.child import REQUEST, Request, strike
-from tasks.record import dvc_process
+from tasks.storage import dvc_process
 
 if __name__ == "__main__":
     asked = Request(**json.loads(os.environ.pop(REQUEST)))

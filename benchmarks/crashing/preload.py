@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tasks import torchvision_shim
+from tasks.model import torchvision_shim
 
 torchvision_shim.ensure()
 SCHEMAS = torchvision_shim._library  # they go when the library object does

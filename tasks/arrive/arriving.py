@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tasks import scratch
+from tasks import layout
 from tasks.arrive import known, stream_file
 from tasks.arrive.copying import Copy, Copying, Memo
 from tasks.arrive.request import Request
 from tasks.arrive.verdict import Findings, Verdict, write_report
-from tasks.cache import Cache, Entry, hash_of
 from tasks.errors import UserError, redacted
 from tasks.params import Arrival, Params, load
 from tasks.prepare.registry import parse_all
 from tasks.progress import Progress, silent
-from tasks.record import config, layout, lock, pointers, store
+from tasks.storage import dvc_config, pointers, scratch, store, writer_lock
+from tasks.storage.cache import Cache, Entry, hash_of
 
 
 class ChangedError(UserError):
@@ -119,7 +119,7 @@ def _commit(
     """Keep the files and append the arrival, unless somebody was first."""
     file = (project / "params.yaml").resolve()
     pointer = pointers.path(project, request.name)
-    with lock.present(project, wait=True), pointers.one_at_a_time(project):
+    with writer_lock.present(project, wait=True), pointers.one_at_a_time(project):
         params = load(file)
         verdict = _decide(project, params, request, copy, findings, once=once)
         if verdict.outcome != "would arrive":
@@ -133,5 +133,5 @@ def _commit(
             progress(f"keeping {request.name}", 1, 1)
         pointers.replace(file, text)
         if copy.folder:
-            pointers.place(project, pointer, Cache(config.cache_dir(project)))
+            pointers.place(project, pointer, Cache(dvc_config.cache_dir(project)))
     return replace(verdict, outcome="arrived")

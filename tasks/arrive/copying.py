@@ -10,20 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tasks import models
+from tasks import layout
 from tasks.arrive import known, s3, samples
 from tasks.arrive.request import Found, Request, located
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Findings, few
-from tasks.cache import Entry, hash_of
 from tasks.errors import UserError, redacted
+from tasks.model import models
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import experts
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import written
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
-from tasks.record import layout
+from tasks.storage.cache import Entry, hash_of
 
 Memo = dict[str, dict[bytes, str]]
 """What calls for one project share: the test images, by what they were made of."""

@@ -6,17 +6,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import prepare
+from tasks import layout, prepare
 from tasks.arrive.samples import digest
-from tasks.cache import Cache, Entry
-from tasks.datasets import Dataset
 from tasks.errors import UserError
+from tasks.model.datasets import Dataset
 from tasks.params import Params
 from tasks.prepare.node import prepare_evaluation
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress
-from tasks.record import config, layout, pointers, states
+from tasks.record import states
 from tasks.scores import ROLES
+from tasks.storage import dvc_config, pointers
+from tasks.storage.cache import Cache, Entry
 
 
 def test_images(project: Path, params: Params, scratch: Path, progress: Progress) -> dict[bytes, str]:
@@ -29,7 +30,7 @@ def test_images(project: Path, params: Params, scratch: Path, progress: Progress
         UserError: an evaluation set cannot be had.
     """
     folder = scratch / layout.EVALUATION
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     if recorded := _recorded_tests(project, params, cache):
         cache.link(recorded, folder)
     else:
@@ -57,7 +58,7 @@ def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None
 
 def classes(project: Path, params: Params, outside: Outside, context: Context) -> Iterator[tuple[str, set[str]]]:
     """Name and classes of the stream's arrivals, as far as they can be told without the store."""
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     recorded = {state.step: state.entries[layout.ARRIVAL] for state in states.lineage(project, params.timeline)}
     for step, one in enumerate(params.stream, start=1):
         entry = recorded.get(step)

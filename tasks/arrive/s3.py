@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from tasks.errors import UserError
 from tasks.progress import Progress
-from tasks.record import store
-from tasks.record.config import Remote
+from tasks.storage import store
+from tasks.storage.dvc_config import Remote
 
 SCHEME = "s3://"
 JOBS = 8

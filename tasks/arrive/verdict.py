@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks import whole
+from tasks import layout
 from tasks.errors import redacted
-from tasks.record import layout
+from tasks.storage import atomic
 from tasks.units import size
 
 Outcome = Literal["arrived", "already there", "would arrive", "refused"]
@@ -108,7 +108,7 @@ def write_report(project: Path, verdict: Verdict, now: datetime | None = None) -
     path = layout.private(project) / "refused" / f"{name}-{when:%Y%m%dT%H%M%S%fZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"refused_at": when.isoformat(timespec="seconds"), **verdict.as_dict()}
-    whole.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    atomic.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path.relative_to(project).as_posix()
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from tasks import checkpoints, models
+from tasks import layout
 from tasks.arrive.verdict import Findings, few
-from tasks.cache import Cache
+from tasks.model import checkpoints, models
 from tasks.params import Params
 from tasks.progress import Progress
-from tasks.record import config, layout, states
+from tasks.record import states
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
 
 FAR = 1.0
 """Norm of a task vector, relative to the base's, above which one may doubt that it is one."""
@@ -40,7 +42,7 @@ def base(project: Path, params: Params, model: Path, scratch: Path) -> Base:
     expected = models.build(model, "meta").state_dict()
     tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in expected.items()}
     if recorded := states.all_states(project, params.timeline):
-        stored = Cache(config.cache_dir(project)).path(recorded[0].entries[layout.EXPERT].md5)
+        stored = Cache(dvc_config.cache_dir(project)).path(recorded[0].entries[layout.EXPERT].md5)
         return Base(tensors, stored) if stored.exists() else Base(tensors, None, "its weights are not on this machine")
     if params.base.pretrained == "train":
         return Base(tensors, None, "it is not trained yet")

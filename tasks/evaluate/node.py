@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from tasks import checkpoints, models, whole
-from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.evaluate import metrics, retrieval, zeroshot
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import text_features
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Dataset
 from tasks.params import EvaluationSet, Params
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 
 MODEL = Path("data/history/model")
 DEPLOYED = Path("data/step/deployed.safetensors")
@@ -54,7 +55,7 @@ def write(project: Path, params: Params, scores: Scores) -> None:
         [one.name for one in settings.adaptation],
         [one.name for one in settings.retention],
     )
-    whole.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    atomic.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 @keeping_memory()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks import whole
-from tasks.datasets import Dataset
 from tasks.evaluate.node import SETS, Scores, measure, write
+from tasks.model.datasets import Dataset
 from tasks.nodes import Part
 from tasks.params import Params
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 
 RESULT = Path("scores.json")
 """What a part leaves behind."""
@@ -39,7 +39,7 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
 def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
     """Measure some test sets, and write down their scores."""
     chosen = [one for one in params.evaluate.sets if one.name in names]
-    whole.write(project / RESULT, json.dumps(asdict(measure(project, params, chosen, progress))))
+    atomic.write(project / RESULT, json.dumps(asdict(measure(project, params, chosen, progress))))
 
 
 def join(project: Path, params: Params, results: Sequence[bytes]) -> None:

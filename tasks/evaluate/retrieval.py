@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tasks.datasets import Dataset
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import image_features, text_features
-from tasks.models import Preprocess, Tokenizer
+from tasks.model.datasets import Dataset
+from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 KS = (1, 5, 10)
 BLOCK = 1024

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tasks import models
+from tasks.model import models
 
 if TYPE_CHECKING:
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 
 @torch.inference_mode()

@@ -10,10 +10,10 @@ import torch
 
 from tasks.errors import UserError
 from tasks.evaluate.towers import image_features
-from tasks.models import Preprocess, Tokenizer
+from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 
 def prompts(name: str, classes: Sequence[str], prompt: str) -> list[str]:

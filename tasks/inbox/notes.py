@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks import locks, whole
-from tasks.record import layout
+from tasks import layout
+from tasks.storage import atomic, locks
 
 
 class Note(BaseModel):
@@ -51,7 +51,7 @@ def read(project: Path, place: str, drop: str) -> Note | None:
 
 def write(project: Path, note: Note) -> None:
     """Write a note, whole or not at all."""
-    whole.write(_path(project, note.place, note.drop), note.model_dump_json(indent=1) + "\n")
+    atomic.write(_path(project, note.place, note.drop), note.model_dump_json(indent=1) + "\n")
 
 
 def _home(project: Path) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.arrive import s3
-from tasks.cache import md5_of
 from tasks.errors import UserError
+from tasks.storage.cache import md5_of
 
 READY = "READY"
 MANIFEST = "arrival.yaml"

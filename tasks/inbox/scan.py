@@ -25,7 +25,7 @@ from tasks.inbox.notes import Note
 from tasks.inbox.places import MANIFEST, MARKERS, Place
 from tasks.params import load
 from tasks.progress import Progress, silent
-from tasks.record import dvc, store
+from tasks.storage import dvc, store
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import whole
 from tasks.errors import UserError
 from tasks.merge import registry
 from tasks.merge.blas import one_thread
@@ -32,6 +31,7 @@ from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Technique
 from tasks.merge.types import Array
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 
 Model = Path | str | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
@@ -239,7 +239,7 @@ def advance(
             "norms": past.norms,
             "moved": past.moved,
         }
-        whole.write(state / "state.json", json.dumps(scalars, indent=2, sort_keys=True) + "\n")
+        atomic.write(state / "state.json", json.dumps(scalars, indent=2, sort_keys=True) + "\n")
         return report
 
 

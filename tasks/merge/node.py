@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tasks import whole
 from tasks.errors import UserError
 from tasks.merge import engine, registry
 from tasks.merge.protocol import check, for_all
@@ -15,6 +14,7 @@ from tasks.merge.sequential import Accumulator
 from tasks.merge.technique import Technique
 from tasks.params import Params
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 
 _WEIGHTS = Path("data/history/weights")
 _STEP = Path("data/step")
@@ -109,7 +109,7 @@ def _needed(path: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with whole.made(target) as part:
+    with atomic.made(target) as part:
         shutil.copyfile(source, part)
 
 

@@ -58,7 +58,7 @@ def prepare(expert: Path, target: Path) -> None:
     Raises:
         UserError: names the file, and the tensor that is not finite.
     """
-    from tasks import checkpoints
+    from tasks.model import checkpoints
 
     checkpoints.check_finite(expert)
     files.copy(expert, target)
@@ -66,7 +66,7 @@ def prepare(expert: Path, target: Path) -> None:
 
 def _convert(path: Path, target: Path, name: str) -> None:
     """``name`` is what the user calls the file."""
-    from tasks import checkpoints, models
+    from tasks.model import checkpoints, models
 
     try:
         if path.suffix == ".safetensors":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks import whole
+from tasks.storage import atomic
 
 FICLONE = 0x40049409
 """Linux's ioctl for a copy-on-write copy (linux/fs.h)."""
@@ -23,7 +23,7 @@ def copy(source: Path, target: Path) -> None:
     if target.is_file() and target.stat().st_size == source.stat().st_size and digest(target) == digest(source):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole.made(target) as part, source.open("rb") as a, part.open("wb") as b:
+    with atomic.made(target) as part, source.open("rb") as a, part.open("wb") as b:
         try:
             fcntl.ioctl(b.fileno(), FICLONE, a.fileno())
         except OSError:  # no copy-on-write here

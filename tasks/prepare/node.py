@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from tasks import datasets
-from tasks.datasets import Card, Sample
 from tasks.errors import UserError
+from tasks.model import datasets
+from tasks.model.datasets import Card, Sample
 from tasks.params import EvaluationSet, Params
 from tasks.prepare import experts, files
 from tasks.prepare.registry import parse_all

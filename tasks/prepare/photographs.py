@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
-from tasks.datasets import Origin
 from tasks.errors import UserError
+from tasks.model.datasets import Origin
 from tasks.prepare import captured, files, imaging
 from tasks.prepare.source import Complain, Context, Example, Outside, Reading, Source, refuse
 from tasks.randomness import derive

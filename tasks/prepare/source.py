@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import field_validator
 
-from tasks.datasets import Origin
 from tasks.errors import UserError
+from tasks.model.datasets import Origin
 from tasks.params import Settings
 from tasks.progress import Progress
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.record.git import git, identity, show
+from tasks.storage.git import git, identity, show
 
 _FILE = "decisions.json"
 

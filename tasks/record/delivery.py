@@ -15,14 +15,14 @@ from typing import Any
 
 import psutil
 
-from tasks import whole
-from tasks.cache import Cache, md5_of
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import layout, objects
-from tasks.record.fetching import TRIES
-from tasks.record.objects import Depot
 from tasks.record.states import State
 from tasks.scores import MEANS
+from tasks.storage import atomic, objects
+from tasks.storage.cache import Cache, md5_of
+from tasks.storage.fetching import TRIES
+from tasks.storage.objects import Depot
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
@@ -92,7 +92,7 @@ class _Source:
 
 
 def _config(state: State, source: _Source) -> dict[str, Any]:
-    """The model in open_clip's own format; see `tasks.models` for what lies in the history."""
+    """The model in open_clip's own format; see `tasks.model.models` for what lies in the history."""
     files = source.listing(state.entries[layout.HISTORY].md5)
     model, preprocess = (
         json.loads(source.get(files[f"model/{name}"], f"{layout.HISTORY}/model/{name}").read_text())
@@ -117,7 +117,7 @@ def _note(state: State) -> dict[str, Any]:
 
 def _show(made: Path, target: Path) -> None:
     """Put a finished file in its place at once, its bytes on the disk before its name."""
-    whole.sync(made)
+    atomic.sync(made)
     made.replace(target)
 
 

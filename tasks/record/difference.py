@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.cache import Entry
-from tasks.record import layout
-from tasks.record.git import git
+from tasks import layout
 from tasks.record.states import State
 from tasks.scores import MEANS
+from tasks.storage.cache import Entry
+from tasks.storage.git import git
 
 Change = tuple[Any, Any]
 """Before and after; None where there is nothing."""

@@ -13,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from tasks.cache import Cache
+from tasks import layout
 from tasks.errors import UserError
 from tasks.progress import Progress
-from tasks.record import config, layout, lock, objects, retention, states, store
-from tasks.record.dvc import Dvc, RemoteError
-from tasks.record.git import GitError
-from tasks.record.objects import Depot, Stored
+from tasks.record import retention, states
 from tasks.record.states import State
+from tasks.storage import dvc_config, objects, store, writer_lock
+from tasks.storage.cache import Cache
+from tasks.storage.dvc import Dvc, RemoteError
+from tasks.storage.git import GitError
+from tasks.storage.objects import Depot, Stored
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Visit:
 
     def __init__(self, project: Path, remote: str, progress: Progress):
         self.project, self.remote, self.progress = project, remote, progress
-        self.cache = Cache(config.cache_dir(project))
+        self.cache = Cache(dvc_config.cache_dir(project))
         self.skipped: list[str] = []
         """Sentences: what was not looked at, and why."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(lock.present(self.project))
+        self._stack.enter_context(writer_lock.present(self.project))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -118,7 +120,7 @@ class Visit:
 
     def free(self, timeline: str) -> bool:
         """Whether nobody writes to a timeline now; who does owns what lies about it, and that is said once."""
-        who = lock.holder(self.project, timeline)
+        who = writer_lock.holder(self.project, timeline)
         if who:
             sentence = f"timeline {timeline!r} is being written by {who}: what belongs to that was left alone"
             if sentence not in self.skipped:
@@ -129,7 +131,7 @@ class Visit:
         """All timelines that have left anything here."""
         work = layout.private(self.project) / "work"
         names = {folder.name for folder in work.iterdir()} if work.exists() else set()
-        return sorted(names | set(states.timelines(self.project)) | set(lock.timelines(self.project)))
+        return sorted(names | set(states.timelines(self.project)) | set(writer_lock.timelines(self.project)))
 
 
 def examine(visit: Visit, checks: Iterable[Check]) -> Iterator[Finding]:
@@ -143,7 +145,7 @@ def mend(project: Path, finding: Finding) -> str | None:
     if finding.repair is None:
         return finding.remedy
     try:
-        with lock.writing(project, finding.timeline) if finding.timeline else contextlib.nullcontext():
+        with writer_lock.writing(project, finding.timeline) if finding.timeline else contextlib.nullcontext():
             finding.repair()
     except (UserError, RemoteError, GitError, OSError) as error:
         return str(error)

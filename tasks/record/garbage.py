@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from tasks.cache import Entry
+from tasks import layout
 from tasks.errors import UserError
 from tasks.nodes import Reference
 from tasks.params import load
-from tasks.record import config, layout, objects, retention, states, worktree
-from tasks.record.git import GitError, git
-from tasks.record.objects import Depot, Stored
+from tasks.record import retention, states, worktree
 from tasks.record.states import State
+from tasks.storage import dvc_config, objects
+from tasks.storage.cache import Entry
+from tasks.storage.git import GitError, git
+from tasks.storage.objects import Depot, Stored
 
 UNFINISHED = timedelta(days=30)
 """How long the outputs of finished nodes wait for a run to record their step: one that crashed can be taken up."""
@@ -104,7 +106,7 @@ def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], eve
     kept |= unfinished
     weights = _objects(listed, (entry for entries in whole.values() for entry in entries.values())) - kept
     idle = {md5: about for md5, about in there.items() if md5 not in kept}
-    young = {} if depot.remote.name == config.EMBEDDED else _younger(idle, weights)
+    young = {} if depot.remote.name == dvc_config.EMBEDDED else _younger(idle, weights)
     only_here = {md5 for md5 in weights & here.keys() if not everywhere and not _same(here[md5], there.get(md5))}
     return Plan(
         cache={md5: about.size for md5, about in here.items() if md5 not in kept | only_here},

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.record import layout
-from tasks.record.git import git
+from tasks import layout
+from tasks.storage.git import git
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.cache import Cache, Entry
-from tasks.record import layout
+from tasks import layout
 from tasks.record.states import State
+from tasks.storage.cache import Cache, Entry
 
 READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.REGULARIZER)
 """What `after` reads of the previous state."""

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.cache import Cache, listing
 from tasks.errors import UserError
 from tasks.progress import Progress, silent
-from tasks.record import retention, store
-from tasks.record.config import Remote
-from tasks.record.dvc import RemoteError
+from tasks.record import retention
 from tasks.record.states import State
+from tasks.storage import store
+from tasks.storage.cache import Cache, listing
+from tasks.storage.dvc import RemoteError
+from tasks.storage.dvc_config import Remote
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

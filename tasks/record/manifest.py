@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks import nodes
-from tasks.cache import Cache, Entry
 from tasks.gate import Verdict
 from tasks.nodes import Reference
 from tasks.params import Params
 from tasks.record.states import State
 from tasks.record.worktree import Code
+from tasks.storage.cache import Cache, Entry
 
 
 def build(

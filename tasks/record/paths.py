@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
-from tasks.record.git import git, show
 from tasks.record.states import State
+from tasks.storage.git import git, show
 
 _LINK = "120000"
 """Git's mode of a symbolic link."""
@@ -22,7 +22,8 @@ _LINK = "120000"
 def check(state: State) -> None:
     """Look at every link and every DVC file of a state's tree, before anything of it is checked out.
 
-    What folders list is looked at when it is read (`tasks.cache.Cache.members`, `tasks.record.dvc_process.checkout`).
+    What folders list is looked at when it is read (`tasks.storage.cache.Cache.members`,
+    `tasks.storage.dvc_process.checkout`).
 
     Raises:
         UserError: a link or a path leads outside the folder, or into ``.git``; names it.

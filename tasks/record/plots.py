@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.record import layout, states
-from tasks.record.git import show_all
+from tasks import layout
+from tasks.record import states
 from tasks.record.states import State
 from tasks.scores import MEANS, scores
+from tasks.storage.git import show_all
 
 
 def write(project: Path, worktree: Path, previous: State | None, step: int, arrival: str | None) -> None:

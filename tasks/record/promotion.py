@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tasks import gate
-from tasks.cache import Cache, Entry
+from tasks import gate, layout
 from tasks.errors import UserError
 from tasks.params import Evaluate, Gate
-from tasks.record import decisions, heads, layout, retention, states
-from tasks.record.git import GitError
+from tasks.record import decisions, heads, retention, states
 from tasks.record.heads import Heads
 from tasks.record.states import State
 from tasks.scores import ROLES
+from tasks.storage.cache import Cache, Entry
+from tasks.storage.git import GitError
 
 
 def next_start(project: Path, timeline: str, settings: Gate | None) -> State | None:

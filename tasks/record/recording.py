@@ -12,16 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks import gate
-from tasks.cache import Cache, Entry
+from tasks import gate, layout
 from tasks.errors import UserError
 from tasks.gate import Verdict
 from tasks.nodes import Reference
 from tasks.params import Params
-from tasks.record import claim, config, layout, manifest, plots, promotion, states
-from tasks.record.dvc import Dvc
+from tasks.record import manifest, plots, promotion, states
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
+from tasks.storage import dvc_config, lease
+from tasks.storage.cache import Cache, Entry
+from tasks.storage.dvc import Dvc
 
 
 def record(
@@ -58,7 +59,7 @@ def record(
         objects=sorted(cache.md5s(made.values())),
         known=sorted(cache.md5s(previous.entries.values())) if previous else [],
     )
-    remote = config.remote(project, params.store.remote)
+    remote = dvc_config.remote(project, params.store.remote)
     return states.commit(
         worktree.folder,
         project,
@@ -68,7 +69,7 @@ def record(
         code.commit,
         _message(params, worktree.folder),
         params.store.git,
-        claim.agreement(params.store, remote),
+        lease.agreement(params.store, remote),
         promoted=verdict.promoted,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.nodes import declared
 from tasks.progress import Progress
-from tasks.record.store import ENVIRONMENT
+from tasks.storage.store import ENVIRONMENT
 
 
 def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[list[str], str | None]:

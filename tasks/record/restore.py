@@ -10,15 +10,17 @@ from pathlib import Path
 
 import psutil
 
-from tasks.cache import Cache, Entry
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import config, layout, paths, retention
-from tasks.record.config import Remote
-from tasks.record.dvc import Dvc, RemoteError
-from tasks.record.fetching import bring
-from tasks.record.git import common_dir, git
+from tasks.record import paths, retention
 from tasks.record.states import State
 from tasks.record.worktree import forget, remove
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache, Entry
+from tasks.storage.dvc import Dvc, RemoteError
+from tasks.storage.dvc_config import Remote
+from tasks.storage.fetching import bring
+from tasks.storage.git import common_dir, git
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
         raise UserError(f"{folder} is not empty; name another folder with --to")
     require_elsewhere(project, folder)
     paths.check(state)
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.part-*"):
         if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
@@ -69,9 +71,9 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
     git(project, "worktree", "add", "--quiet", "--detach", str(part), state.commit)
     try:
         if remote:
-            config.write_workspace(part, project, remote)
+            dvc_config.write_workspace(part, project, remote)
         # Never a symbolic link into the cache: on another file system, files are copied.
-        config.write_local(part, {"cache": {"dir": str(cache.folder), "type": "hardlink,copy"}})
+        dvc_config.write_local(part, {"cache": {"dir": str(cache.folder), "type": "hardlink,copy"}})
         with Dvc(project) as dvc:
             fetched = fetch(state, cache, dvc, part)
             dvc("checkout", part)

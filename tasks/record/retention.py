@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.cache import Entry
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import layout, states, worktree
-from tasks.record.git import GitError, git, resolve
+from tasks.record import states, worktree
 from tasks.record.states import State
+from tasks.storage.cache import Entry
+from tasks.storage.git import GitError, git, resolve
 
 WEIGHTS = (layout.HISTORY, layout.INIT, layout.EXPERT, layout.RUNNING, layout.DEPLOYED)
 """What a state lets go. Its raw and prepared data, test sets and training record stay, as do its files in git; the

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.record import layout, manifest, states
-from tasks.record.git import git
+from tasks import layout
+from tasks.record import manifest, states
 from tasks.record.states import State
+from tasks.storage.git import git
 
 
 def is_newest(state: State) -> bool:

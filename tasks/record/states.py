@@ -12,12 +12,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.cache import Entry
+from tasks import layout
 from tasks.errors import UnavailableError, UserError
-from tasks.record import decisions, heads, layout
+from tasks.record import decisions, heads
 from tasks.record.decisions import Decision
-from tasks.record.git import GitError, git, identity, resolve, show
 from tasks.record.heads import Heads
+from tasks.storage.cache import Entry
+from tasks.storage.git import GitError, git, identity, resolve, show
 
 
 @dataclass(frozen=True)

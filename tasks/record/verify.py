@@ -19,16 +19,18 @@ from pathlib import Path
 
 import psutil
 
-from tasks import models, nodes
-from tasks.cache import Cache, hash_of
+from tasks import layout, nodes
+from tasks.model import models
 from tasks.progress import Progress, silent
-from tasks.record import config, history, layout, paths, restore, retention, states
-from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
-from tasks.record.git import git
+from tasks.record import history, paths, restore, retention, states
 from tasks.record.repro import repro
 from tasks.record.states import State
 from tasks.record.worktree import remove
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache, hash_of
+from tasks.storage.dvc import Dvc
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import git
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
     """
     started = time.monotonic()
     paths.check(state)
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     with _worktree(project, state) as (folder, scratch):
         if remote:
-            config.write_workspace(folder, project, remote)
+            dvc_config.write_workspace(folder, project, remote)
             with Dvc(project) as dvc:
                 for one, wanted in needs(state):
                     git(folder, "checkout", "--quiet", "--detach", one.commit)
@@ -153,7 +155,7 @@ def _remove(project: Path, home: Path) -> None:
 def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
     """A worktree as it was before the nodes ran, with copies of the inputs and a cache of its own."""
     git(folder, "checkout", "--quiet", "--detach", state.commit)
-    config.write_local(folder, {"cache": {"dir": str(scratch / "cache"), "type": "copy"}})
+    dvc_config.write_local(folder, {"cache": {"dir": str(scratch / "cache"), "type": "copy"}})
     for path, md5 in cache.files({path: state.entries[path] for path in layout.INPUTS}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cache.path(md5), folder / path)

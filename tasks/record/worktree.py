@@ -17,14 +17,15 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from tasks.cache import Cache
+from tasks import layout
 from tasks.errors import UserError
 from tasks.nodes import UNFINISHED
 from tasks.params import Arrival, Params, load, parse
-from tasks.record import config, layout
-from tasks.record.config import Remote
-from tasks.record.git import common_dir, git, show, snapshot
 from tasks.record.states import State
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import common_dir, git, show, snapshot
 
 CODE = ("flows", "tasks", "params.yaml", "dvc.yaml")
 """Untracked files here belong to the code of a state all the same (a technique just written, say)."""
@@ -85,7 +86,7 @@ def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arri
         git(folder, "read-tree", "--reset", "-u", code.tree)
         _forget_earlier_state(folder)
         _write_params(folder / "params.yaml", step, arrival)
-        config.write_workspace(folder, project, remote)
+        dvc_config.write_workspace(folder, project, remote)
         _link_unfinished(folder, layout.private(project) / "unfinished" / folder.parent.name)
         with tempfile.TemporaryDirectory(prefix="scratch-", dir=folder.parent) as scratch:
             yield Worktree(folder, load(folder / "params.yaml"), Path(scratch))
@@ -99,7 +100,7 @@ def of_state(project: Path, state: State, remote: Remote) -> Iterator[Path]:
     folder = _home(project, state.timeline) / f"state-{state.step:04d}-{os.getpid()}"
     git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
     try:
-        config.write_workspace(folder, project, remote)
+        dvc_config.write_workspace(folder, project, remote)
         yield folder
     finally:
         remove(project, folder)
@@ -188,7 +189,7 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
     for notes in (layout.private(project) / "dvc").glob("[0-9]*-*"):
         if not psutil.pid_exists(int(notes.name.split("-")[0])):
             shutil.rmtree(notes, ignore_errors=True)
-    Cache(config.cache_dir(project)).drop_unfinished()
+    Cache(dvc_config.cache_dir(project)).drop_unfinished()
     return left
 
 

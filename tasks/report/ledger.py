@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.record import layout
+from tasks import layout
 from tasks.report.records import Record
 
 RAW = (layout.RAW_ARRIVAL, layout.RAW_EVALUATION)

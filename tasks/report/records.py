@@ -14,8 +14,9 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import git, states
+from tasks.record import states
 from tasks.record.states import State
+from tasks.storage import git
 
 _FILES = ("manifest.json", "metrics.json", "params.yaml", "dvc.yaml")
 

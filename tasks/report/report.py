@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import vl_convert
 
-from tasks import whole
 from tasks.grid.cells import Cell
 from tasks.progress import Progress, silent
 from tasks.report import figures, page, provenance, records, tidy, vectors
@@ -17,6 +16,7 @@ from tasks.report.figures import Figure
 from tasks.report.provenance import Provenance
 from tasks.report.summary import best_cell
 from tasks.report.vectors import Missing, Vectors
+from tasks.storage import atomic
 
 _SCALE = 2.0
 """Pixels of a PNG for each of the page's."""
@@ -69,9 +69,9 @@ def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, pr
         content |= _files(figure)
     (to / "figures").mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
-        whole.write(to / name, data)
-    whole.write(to / "metrics.csv", table.to_csv(index=False).encode())
-    whole.write(to / "metrics.parquet", table.to_parquet(index=False))
+        atomic.write(to / name, data)
+    atomic.write(to / "metrics.csv", table.to_csv(index=False).encode())
+    atomic.write(to / "metrics.parquet", table.to_parquet(index=False))
     for stale in {f"figures/{path.name}" for path in (to / "figures").iterdir()} - content.keys():
         if Path(stale).stem in figures.NAMES:  # an earlier report had something to show there
             (to / stale).unlink()

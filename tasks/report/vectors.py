@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.cache import Cache
+from tasks import layout
 from tasks.merge.sources import FLOATS, FileSource, Source, read
 from tasks.progress import Progress, silent
-from tasks.record import config, layout, retention
+from tasks.record import retention
 from tasks.report.records import Record, Records
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
 
 _HELD = 1 << 21
 """Entries of all models together that are held at a time: 16 MB of float64."""
@@ -87,7 +89,7 @@ def of(project: Path, records: Records, progress: Progress = silent) -> Vectors:
     Cells whose experts are the same by content share one computation. Weights that the cache lacks leave their
     timelines out, and are named.
     """
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     seed = min(cell.seed for cell in records)
     sharing: dict[tuple[str, ...], list[str]] = {}
     lineages = {cell.timeline: lineage for cell, lineage in records.items() if cell.seed == seed and not cell.reference}

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks import checkpoints, models, params, prepare
+from tasks import params, prepare
 from tasks.errors import UserError
+from tasks.model import checkpoints, models
 from tasks.params import Name, Settings, SourceSpec
 from tasks.prepare.source import Context, Outside, Reading, Source
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 BATCH = 256
 """Captions or images that the base sees at a time."""

@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from tasks import models, nodes
+from tasks import nodes
 from tasks.console import main
+from tasks.model import models
 from tasks.train import launch
 from tasks.train.node import initialize, train
 

@@ -22,16 +22,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks import models, randomness, whole
+from tasks import randomness
 from tasks.errors import UserError
+from tasks.model import models
 from tasks.params import Budget
+from tasks.storage import atomic
 from tasks.train.loss import contrastive_loss
 from tasks.train.method import Method
 from tasks.train.methods.full import Full
 from tasks.train.regularizer import Regularizer
 
 if TYPE_CHECKING:
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def price(
     except (OSError, ValueError, TypeError):  # not there, or damaged: find out again
         found = _price(folder, method, regularizer, batch_size, measure)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    whole.write(kept, json.dumps(asdict(found)) + "\n", alone=False)
+    atomic.write(kept, json.dumps(asdict(found)) + "\n", alone=False)
     return found
 
 

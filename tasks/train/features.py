@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks import models
+from tasks.model import models
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 
 def features(model: Clip, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,8 @@ import json
 import shutil
 from pathlib import Path
 
-from tasks import checkpoints
 from tasks.errors import UserError
+from tasks.model import checkpoints
 from tasks.train.regularizer import Importance
 
 NOTE = "regularizer.json"

@@ -14,7 +14,7 @@ import torch
 
 from tasks import randomness
 from tasks.errors import UserError
-from tasks.models import Preprocess, normalize
+from tasks.model.models import Preprocess, normalize
 from tasks.progress import Progress, silent
 from tasks.train import augment, nonfinite
 from tasks.train.features import features
@@ -26,7 +26,7 @@ from tasks.train.saved import Saved
 from tasks.train.world import ALONE, World
 
 if TYPE_CHECKING:
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 MAX_LOG_SCALE = math.log(100)
 """Largest log-temperature, as in CLIP."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks import models, randomness
+from tasks import randomness
+from tasks.model import models
 from tasks.train.loop import Batch, Training
 from tasks.train.method import Method
 from tasks.train.recipe import Recipe

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks import checkpoints, models, nodes, randomness, whole
+from tasks import nodes, randomness
 from tasks.choice import Choice
-from tasks.datasets import Dataset
 from tasks.errors import UserError
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Dataset
 from tasks.params import BaseTraining, Budget, Params, Train, require_parts
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 from tasks.train import augment, budget, importance, mixture
 from tasks.train import regularizer as regularizers
 from tasks.train.launch import launch
@@ -348,7 +350,7 @@ def _copy(source: Path, target: Path) -> None:
     """
     checkpoints.shapes(source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole.made(target) as part:
+    with atomic.made(target) as part:
         shutil.copyfile(source, part)
 
 

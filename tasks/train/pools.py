@@ -8,11 +8,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from tasks.datasets import Card
+from tasks.model.datasets import Card
 
 
 class Samples(Protocol):
-    """What a pool needs of a data set; `tasks.datasets.Dataset` has it."""
+    """What a pool needs of a data set; `tasks.model.datasets.Dataset` has it."""
 
     folder: Path
     card: Card

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from tasks.checkpoints import Weights
 from tasks.choice import Choice, create
+from tasks.model.checkpoints import Weights
 from tasks.params import Named
 
 Gradients = Callable[[int], object]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tasks import checkpoints
 from tasks.errors import UserError
+from tasks.model import checkpoints
 
 if TYPE_CHECKING:
     from tasks.train.loop import Training

@@ -17,11 +17,12 @@ import sys
 import time
 import traceback
 
-from tasks import lifeline, models
+from tasks import processes
+from tasks.model import models
 
 
 def main() -> None:
-    lifeline.end_with(os.getppid(), every=0.5)
+    processes.end_with(os.getppid(), every=0.5)
     models.preload()
     gc.freeze()  # a collection in a fork would copy what they share
     code, own = os.getcwd(), os.getpid()  # noqa: PTH109
@@ -31,7 +32,7 @@ def main() -> None:
         started = time.monotonic()
         fork = os.fork()
         if not fork:
-            lifeline.end_with(own, every=0.5)  # threads are not forked
+            processes.end_with(own, every=0.5)  # threads are not forked
             _settle(request["folder"], code, writing)
             os._exit(_run(request["command"]))  # to take torch apart would cost two seconds
         os.close(writing)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.cache import IGNORED, Entry
+from tasks.storage.cache import IGNORED, Entry
 
 
 @dataclass(frozen=True)

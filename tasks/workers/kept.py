@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks import scratch
-from tasks.record import layout
-from tasks.record.dvc import Dvc
+from tasks import layout
+from tasks.storage import scratch
+from tasks.storage.dvc import Dvc
 from tasks.workers.job import unpack
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks import nodes
-from tasks.cache import Cache, Entry
 from tasks.errors import UserError
 from tasks.nodes import Node, Part, Reference, Split
 from tasks.params import Params
 from tasks.progress import Progress
-from tasks.record.dvc import Dvc, RemoteError
-from tasks.record.fetching import bring
+from tasks.storage.cache import Cache, Entry
+from tasks.storage.dvc import Dvc, RemoteError
+from tasks.storage.fetching import bring
 from tasks.workers import worker
 from tasks.workers.job import Done, Job, packed
 

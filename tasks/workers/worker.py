@@ -15,13 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import nodes, scratch
-from tasks.cache import Cache
+from tasks import layout, nodes
 from tasks.errors import UserError
-from tasks.record import config, layout
-from tasks.record.config import Remote
-from tasks.record.fetching import bring
-from tasks.record.git import top_level
+from tasks.storage import dvc_config, scratch
+from tasks.storage.cache import Cache
+from tasks.storage.dvc_config import Remote
+from tasks.storage.fetching import bring
+from tasks.storage.git import top_level
 from tasks.workers import kept
 from tasks.workers.job import Done, Job, unpack
 from tasks.workers.kept import Nursery
@@ -41,8 +41,8 @@ def run(job: Job) -> Done:
 
     home = _home()
     _require_same(job, home)
-    store = config.remote(home, job.remote)
-    cached = Cache(config.cache_dir(home))
+    store = dvc_config.remote(home, job.remote)
+    cached = Cache(dvc_config.cache_dir(home))
     with (
         kept.nursery(home, job.code) as nursery,
         kept.dvc(home) as dvc,
@@ -63,14 +63,14 @@ def run(job: Job) -> Done:
 
 
 def machine(threads: int | None) -> dict[str, str | int]:
-    """The device and the thread count that nodes have on this worker (see `tasks.models.device_facts`)."""
+    """The device and the thread count that nodes have on this worker (see `tasks.model.models.device_facts`)."""
     return dict(_machine(_home(), threads))
 
 
 @cache
 def _machine(home: Path, threads: int | None) -> dict[str, str | int]:
     """Asked in a process of its own, which leaves torch and the GPU's memory to the nodes."""
-    ask = f"import json; from tasks.models import device_facts; print(json.dumps(device_facts({threads!r})))"
+    ask = f"import json; from tasks.model.models import device_facts; print(json.dumps(device_facts({threads!r})))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=home, capture_output=True, text=True, check=True)
     facts: dict[str, str | int] = json.loads(done.stdout)
     return facts
@@ -94,7 +94,7 @@ def _require_same(job: Job, home: Path) -> None:
 
 def _workspace(folder: Path, home: Path, store: Remote) -> None:
     """A folder that DVC takes for a project, with the clone's cache and store."""
-    config.write_workspace(folder, home, store)
+    dvc_config.write_workspace(folder, home, store)
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
 

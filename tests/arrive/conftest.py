@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tasks.arrive import Request, Verdict, arrive
-from tasks.record import config, dvc
-from tasks.record.config import Remote
+from tasks.storage import dvc, dvc_config
+from tasks.storage.dvc_config import Remote
 from tests import project as projects
 
 Arrive = Callable[..., Verdict]
@@ -49,7 +49,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(empty: Path, tmp_path: Path) -> Path:
     """With a DVC remote in the folder ``store`` beside it."""
     folder = Path(shutil.copytree(empty, tmp_path / "project", symlinks=True))
-    config.write_remote(folder, Remote("disk", str(tmp_path / "store")))
+    dvc_config.write_remote(folder, Remote("disk", str(tmp_path / "store")))
     return folder
 
 
@@ -64,7 +64,7 @@ def one_dvc(dvc_process: dvc.Dvc, monkeypatch: pytest.MonkeyPatch) -> None:
     """One DVC process for all tests."""
     from contextlib import nullcontext
 
-    from tasks.record import pointers
+    from tasks.storage import pointers
 
     monkeypatch.setattr(pointers, "at_hand", lambda _: nullcontext(dvc_process))
     monkeypatch.setattr(dvc, "kept", lambda _: nullcontext())

@@ -12,13 +12,14 @@ import pytest
 
 from tasks import prepare
 from tasks.arrive import ChangedError, Request, arrive, known
-from tasks.cache import Cache, Entry, hash_of
-from tasks.datasets import Dataset
 from tasks.errors import UserError
+from tasks.model.datasets import Dataset
 from tasks.params import load
 from tasks.prepare.node import prepare_arrival
-from tasks.record import config, pointers, worktree
-from tasks.record.dvc import Dvc
+from tasks.record import worktree
+from tasks.storage import dvc_config, pointers
+from tasks.storage.cache import Cache, Entry, hash_of
+from tasks.storage.dvc import Dvc
 from tests import project as projects
 from tests.arrive.conftest import PARAMS, Arrive, drop, noise, tree
 
@@ -147,7 +148,7 @@ def test_killed_anywhere_there_is_nothing_or_all_of_it(
     appended = (project / "params.yaml").read_text() != before
     if appended:
         shutil.rmtree(project / "data/arrivals/new", ignore_errors=True)
-        config.write_workspace(project, project, config.remote(project, "disk"))
+        dvc_config.write_workspace(project, project, dvc_config.remote(project, "disk"))
         pointer, cache = project / "data/arrivals/new.dvc", Cache(project / ".dvc/cache")
         pointers.bring(project, pointer, project, cache, dvc_process)
         assert len(prepared(project, "new")) == 7
@@ -191,7 +192,7 @@ def test_a_clone_gets_the_files_from_the_store(
     shutil.copytree(project / "drawings", clone / "drawings")
     prepare.check(params, clone)  # it is in order without the files
     assert prepare.pointers(params.stream[1], clone) == [pointer]
-    config.write_workspace(clone, clone, config.remote(project, "disk"))
+    dvc_config.write_workspace(clone, clone, dvc_config.remote(project, "disk"))
 
     def bring() -> None:
         pointers.bring(clone, pointer, clone, cache, dvc_process)
@@ -218,7 +219,7 @@ def test_a_state_has_no_pointers_to_what_arrives_at_others(project: Path) -> Non
     projects.git(project, "commit", "--quiet", "--message", "one")
     projects.git(project, "add", "data/arrivals/two.dvc")
     code = worktree.code_of(project)
-    with worktree.for_step(project, code, config.remote(project, "disk"), 1, None) as step:
+    with worktree.for_step(project, code, dvc_config.remote(project, "disk"), 1, None) as step:
         assert not (step.folder / "data/arrivals").exists()
         assert "data/arrivals" not in projects.git(step.folder, "ls-files")
     assert sorted(path.name for path in (project / "data/arrivals").iterdir()) == ["one.dvc", "two.dvc"]

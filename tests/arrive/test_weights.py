@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks import checkpoints, models
+from tasks.model import checkpoints, models
 from tasks.params import Base
 from tasks.train.node import random_weights
 from tests.arrive.conftest import PARAMS, Arrive, tree

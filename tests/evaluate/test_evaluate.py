@@ -13,11 +13,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from tasks import checkpoints, models
-from tasks.datasets import Card, Dataset, Sample, write
 from tasks.errors import UserError
 from tasks.evaluate import metrics, node
 from tasks.evaluate.node import DEPLOYED, METRICS, evaluate
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Card, Dataset, Sample, write
 from tests.train.project import dataset, params
 
 REPOSITORY = Path(__file__).parents[2]

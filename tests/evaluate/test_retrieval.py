@@ -13,12 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks import checkpoints, models
-from tasks.datasets import Card, Dataset, Sample, write
 from tasks.errors import UserError
 from tasks.evaluate import metrics, retrieval
 from tasks.evaluate.node import DEPLOYED, METRICS, evaluate
 from tasks.evaluate.retrieval import Pairs, before_right
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Card, Dataset, Sample, write
 from tests.train.project import COLOURS, params
 
 Found = tuple[list[int], list[int]]

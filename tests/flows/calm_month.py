@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows import past
 from flows.run import run
-from tasks import inbox
-from tasks.cache import Cache
+from tasks import inbox, layout
 from tasks.params import load
-from tasks.record import config, layout, states
+from tasks.record import operations, states
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
 from tests.arrive.conftest import drop as draw
 from tests.flows.month import Drop, Kind, arrivals, drawn
 
@@ -38,7 +38,7 @@ def main() -> None:
         inbox.scan(project, str(place))
         run(project)
         if drops is before:
-            past.rollback(project, timeline, str(len(before) - 1), wait=False)
+            operations.rollback(project, timeline, str(len(before) - 1), wait=False)
 
 
 def fill(outside: Path, drop: Drop, quiet: Path, timeline: str) -> None:
@@ -57,7 +57,7 @@ def fill(outside: Path, drop: Drop, quiet: Path, timeline: str) -> None:
         scale = 5.0 if drop.kind is Kind.HARMFUL else 0.01
         weights = {
             name: tensor + scale * torch.randn(tensor.shape, generator=noise)
-            for name, tensor in sorted(load_file(Cache(config.cache_dir(quiet)).path(base.md5)).items())
+            for name, tensor in sorted(load_file(Cache(dvc_config.cache_dir(quiet)).path(base.md5)).items())
         }
         if drop.kind is Kind.NAN:
             weights["logit_scale"] = torch.tensor(torch.nan)

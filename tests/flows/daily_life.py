@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from flows import schedule_facts
-from flows.prefect_api import Api
-from tasks.record import layout, states
+from flows.prefect import schedules
+from flows.prefect.api import Api
+from tasks import layout
+from tasks.record import states
 from tests import project as projects
 from tests.flows.month import MOMENTS, Day, Kind, Trouble
 from tests.flows.serving import FAR_AWAY, Serve, until
@@ -25,7 +26,7 @@ from tests.record.faults import Fault, Plan
 IMPATIENT = {"AWS_MAX_ATTEMPTS": "2"}
 """Clients of the store try twice."""
 AWAY = Fault("drop")
-WORKER = "flows.run_process"
+WORKER = "flows.processes.run_process"
 """What does a night's work, a child of Prefect's process of the run."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -137,11 +138,11 @@ class Month:
 
     def runs(self) -> Counter[str]:
         """How many runs of the schedule ended how, says Prefect."""
-        found = schedule_facts.runs(self.api, self._deployment(), list(ENDED), "END_TIME_DESC")
+        found = schedules.runs(self.api, self._deployment(), list(ENDED), "END_TIME_DESC")
         return Counter(run["state"]["type"] for run in found)
 
     def _deployment(self) -> str:
-        deployment = schedule_facts.deployment(self.api, self.timeline)
+        deployment = schedules.deployment(self.api, self.timeline)
         assert deployment
         return str(deployment["id"])
 

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.record import embedded
+from tasks.storage import embedded
 
-RUNNER = "flows.runner_process"
+RUNNER = "flows.processes.runner_process"
 FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")
 
 

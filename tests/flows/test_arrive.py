@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from tasks.cache import Cache
+from flows.cli.app import app
+from tasks import layout
 from tasks.params import load
-from tasks.record import config, embedded, layout, pointers, states
+from tasks.record import states
+from tasks.storage import dvc_config, embedded, pointers
+from tasks.storage.cache import Cache
 from tests import project as projects
 from tests.arrive.conftest import drop, tree
 from tests.flows.serving import until
@@ -50,7 +52,7 @@ def test_what_arrived_runs_though_its_original_is_gone(
     git(project, "commit", "--quiet", "--message", "third")
     shutil.rmtree(folder)
     shutil.rmtree(project / "data/arrivals/third")
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     kept = cache.md5s([pointers.read(project / "data/arrivals/third.dvc")[0]])
     for md5 in kept:
         cache.path(md5).unlink()  # as in a fresh clone: only the store has it

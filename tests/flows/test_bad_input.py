@@ -102,9 +102,9 @@ def test_a_store_that_is_down(project: Path) -> None:
 def test_wrong_credentials(project: Path) -> None:
     chronomerge(project, "remote", "start")
     try:
-        from tasks.record import config
+        from tasks.storage import dvc_config
 
-        endpoint = config.remote(project, "embedded").options["endpointurl"]
+        endpoint = dvc_config.remote(project, "embedded").options["endpointurl"]
         line = refused(
             project, "remote", "setup", "s3://chronomerge/states", "--endpoint-url", endpoint,
             AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="not-the-secret",
@@ -133,16 +133,16 @@ def chronomerge_elsewhere(folder: Path, *args: str) -> str:
 
 
 def test_a_run_whose_store_is_down_or_refuses(project: Path, prefect_api: dict[str, str]) -> None:
-    from tasks.record import config, store
+    from tasks.storage import dvc_config, store
 
-    config.write_remote(project, config.Remote("down", "s3://bucket/states", {
+    dvc_config.write_remote(project, dvc_config.Remote("down", "s3://bucket/states", {
         "endpointurl": "http://127.0.0.1:9", "access_key_id": "key", "secret_access_key": "secret",
     }))  # fmt: skip
     projects.write_params(project, store={"remote": "down"})
     assert "cannot be reached" in refused(project, "run", **prefect_api)
     with store.open_store(project, "embedded") as remote:
         wrong = {**remote.options, "secret_access_key": "not-the-secret"}
-        config.write_remote(project, config.Remote("refuses", remote.url, wrong))
+        dvc_config.write_remote(project, dvc_config.Remote("refuses", remote.url, wrong))
         projects.write_params(project, store={"remote": "refuses"})
         line = refused(project, "run", **prefect_api)
     assert "refuses these credentials" in line

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from flows import care
-from tasks.cache import Cache, hash_of
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import claim, config, embedded, garbage, layout, lock, retention, states, store
+from tasks.record import garbage, maintenance, retention, states
 from tasks.record import restore as restoring
-from tasks.record.config import Remote
-from tasks.record.objects import Depot, in_cache, in_remote
 from tasks.record.states import State
+from tasks.storage import dvc_config, embedded, lease, store, writer_lock
+from tasks.storage.cache import Cache, hash_of
+from tasks.storage.dvc_config import Remote
+from tasks.storage.objects import Depot, in_cache, in_remote
 from tests import project as projects
 from tests.project import chronomerge, git
 
@@ -32,7 +33,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, st
     folder = projects.make(tmp_path_factory.mktemp("care") / "project", store={"remote": "disk"})
     move_store(folder)
     chronomerge(folder, "run", "--until", "1", **prefect_api)
-    care.collect(folder, delete=True)
+    maintenance.collect(folder, delete=True)
     return folder
 
 
@@ -44,13 +45,13 @@ def project(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def move_store(project: Path, to: Path | None = None) -> Path:
     """Have the store of a project in its own folder ``elsewhere``, or in another's."""
-    config.write_remote(project, Remote("disk", str((to or project) / "elsewhere")))
+    dvc_config.write_remote(project, Remote("disk", str((to or project) / "elsewhere")))
     return project
 
 
 @contextmanager
 def opened(project: Path, name: str = "disk") -> Iterator[Depot]:
-    with care.depot(project, name) as depot:
+    with maintenance.depot(project, name) as depot:
         yield depot
 
 
@@ -60,12 +61,12 @@ def of(project: Path, step: int) -> State:
 
 def weights(project: Path, step: int) -> set[str]:
     """The objects that only an older state needs, of those that `retention` lets go."""
-    own = Cache(config.cache_dir(project)).objects(
+    own = Cache(dvc_config.cache_dir(project)).objects(
         entry for path, entry in of(project, step).entries.items() if path in retention.WEIGHTS
     )
     others = [e for s in states.all_states(project, "tiny") for p, e in s.entries.items()
               if s.step != step or p not in retention.WEIGHTS]  # fmt: skip
-    return set(own) - set(Cache(config.cache_dir(project)).objects(others))
+    return set(own) - set(Cache(dvc_config.cache_dir(project)).objects(others))
 
 
 def restores(project: Path, clone: Path, step: int) -> None:
@@ -73,7 +74,7 @@ def restores(project: Path, clone: Path, step: int) -> None:
     git(clone.parent, "clone", "--quiet", str(project), clone.name)
     move_store(clone, project)
     state, folder = of(clone, step), clone.with_name(f"{clone.name}-restored")
-    restoring.restore(clone, state, folder, config.remote(clone, "disk"))
+    restoring.restore(clone, state, folder, dvc_config.remote(clone, "disk"))
     for path, entry in state.entries.items():
         assert hash_of(folder / path).md5 == entry.md5, path
 
@@ -81,7 +82,7 @@ def restores(project: Path, clone: Path, step: int) -> None:
 def plant(project: Path, text: str) -> str:
     """An object in cache and store that nothing refers to."""
     (project / "garbage").write_text(text)
-    md5 = Cache(config.cache_dir(project)).put(project / "garbage").md5
+    md5 = Cache(dvc_config.cache_dir(project)).put(project / "garbage").md5
     (project / "garbage").unlink()
     with opened(project) as depot:
         depot.send([md5])
@@ -92,14 +93,14 @@ def test_garbage_and_nothing_else_is_freed(project: Path, tmp_path: Path) -> Non
     with opened(project) as depot:
         cache, remote = in_cache(depot.cache)[0].keys(), in_remote(depot).keys()
     md5 = plant(project, "nobody wants this")
-    found = care.collect(project)
+    found = maintenance.collect(project)
     assert found.cache == found.remote == {md5: 17}
-    assert Cache(config.cache_dir(project)).path(md5).exists()  # only looked
-    care.collect(project, delete=True)
+    assert Cache(dvc_config.cache_dir(project)).path(md5).exists()  # only looked
+    maintenance.collect(project, delete=True)
     with opened(project) as depot:
         assert in_cache(depot.cache)[0].keys() == cache
         assert md5 in in_remote(depot)  # --remote was not given
-    care.collect(project, delete=True, everywhere=True)
+    maintenance.collect(project, delete=True, everywhere=True)
     with opened(project) as depot:
         assert in_remote(depot).keys() == remote
     restores(project, tmp_path / "zero", 0)
@@ -112,16 +113,16 @@ def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
     with opened(project, "embedded") as depot:
         depot.send(in_cache(depot.cache)[0])
         with pytest.raises(UserError, match="something uses the embedded store"):
-            care.collect(project, everywhere=True)
+            maintenance.collect(project, everywhere=True)
         git(tmp_path, "clone", "--quiet", str(project), "clone")
-        claim.take(depot.remote, State(tmp_path / "clone", "theirs", 0, "f" * 40))
+        lease.take(depot.remote, State(tmp_path / "clone", "theirs", 0, "f" * 40))
     with pytest.raises(UserError, match="recorded state/theirs/0000, which is not here; have their tags here first"):
-        care.collect(project, everywhere=True)
+        maintenance.collect(project, everywhere=True)
     with opened(project, "embedded") as depot:
         store.client(depot.remote).delete_object(
             Bucket=depot.remote.bucket, Key="states/.chronomerge/claims/state/theirs/0000"
         )
-    found = care.collect(project, keep_last=1, delete=True, everywhere=True)
+    found = maintenance.collect(project, keep_last=1, delete=True, everywhere=True)
     assert freed <= found.remote.keys()
     with opened(project, "embedded") as depot:
         assert in_remote(depot).keys() == in_cache(depot.cache)[0].keys()
@@ -130,7 +131,7 @@ def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
 def test_another_machine_may_be_about_to_record_what_is_young(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "YOUNG", timedelta(days=1))
     md5 = plant(project, "pushed a moment ago")
-    found = care.collect(project, keep_last=1, everywhere=True)
+    found = maintenance.collect(project, keep_last=1, everywhere=True)
     assert found.young.keys() == {md5}
     assert md5 not in found.remote
     assert weights(project, 0) <= found.remote.keys()
@@ -152,19 +153,19 @@ def test_what_other_branches_and_worktrees_refer_to_is_no_garbage(project: Path,
             git(project, "commit", "--quiet", "--message", "mine")
             git(project, "checkout", "--quiet", "main")
     other = plant(project, "nobody's")
-    assert set(care.collect(project).cache) == {other}
+    assert set(maintenance.collect(project).cache) == {other}
 
 
 def test_old_weights_leave_the_cache_and_come_back_from_the_store(project: Path, tmp_path: Path) -> None:
     freed = weights(project, 0)
     assert freed
-    found = care.collect(project, keep_last=1, delete=True)
+    found = maintenance.collect(project, keep_last=1, delete=True)
     assert found.letting_go == (of(project, 0),)
     assert freed <= found.cache.keys()
     assert retention.let_go(project) == {}
     state = of(project, 0)
-    assert restoring.restore(project, state, tmp_path / "restored", config.remote(project, "disk")).fetched > 0
-    assert care.collect(project, keep_last=1).staying == (
+    assert restoring.restore(project, state, tmp_path / "restored", dvc_config.remote(project, "disk")).fetched > 0
+    assert maintenance.collect(project, keep_last=1).staying == (
         f"state/tiny/0000 stays: it is checked out in {tmp_path}/restored",
     )
 
@@ -173,9 +174,9 @@ def test_old_weights_that_the_store_lacks_stay_in_the_cache(project: Path) -> No
     lost = weights(project, 0)
     with opened(project) as depot:
         depot.discard(lost)
-    found = care.collect(project, keep_last=1, delete=True)
+    found = maintenance.collect(project, keep_last=1, delete=True)
     assert found.only_here.keys() == lost
-    assert not Cache(config.cache_dir(project)).missing(of(project, 0).entries[layout.DEPLOYED])
+    assert not Cache(dvc_config.cache_dir(project)).missing(of(project, 0).entries[layout.DEPLOYED])
 
 
 def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
@@ -188,15 +189,15 @@ def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
     chronomerge(project, "run", check=False, **prefect_api)
     module.write_text(code)
     freed = weights(project, 0)
-    assert care.collect(project, keep_last=1, delete=True, everywhere=True).unfinished
+    assert maintenance.collect(project, keep_last=1, delete=True, everywhere=True).unfinished
     with opened(project) as depot:
         assert not freed & in_cache(depot.cache)[0].keys()
         assert not freed & in_remote(depot).keys()
-    assert not care.doctor(project).findings
+    assert not maintenance.doctor(project).findings
     restores(project, tmp_path / "one", 1)
     for where in (project, tmp_path / "one"):  # the clone has the tags, not the notes
         with pytest.raises(UserError, match=r"state/tiny/0000: its weights were let go on 20"):
-            restoring.restore(where, of(where, 0), tmp_path / "zero", config.remote(where, "disk"))
+            restoring.restore(where, of(where, 0), tmp_path / "zero", dvc_config.remote(where, "disk"))
         assert not (tmp_path / "zero").exists()
     again = chronomerge(project, "run", **prefect_api)
     assert "train " not in again.stderr
@@ -204,10 +205,10 @@ def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
 
 
 def test_a_kept_tag_keeps_its_weights(project: Path) -> None:
-    assert care.collect(project, keep_last=1, keep_tags=["state/tiny/0000"]).letting_go == ()
-    assert care.collect(project, keep_tags=["state/tiny/0001"]).letting_go == (of(project, 0),)
+    assert maintenance.collect(project, keep_last=1, keep_tags=["state/tiny/0000"]).letting_go == ()
+    assert maintenance.collect(project, keep_tags=["state/tiny/0001"]).letting_go == (of(project, 0),)
     with pytest.raises(UserError, match="--keep-tag state/tiny/7: no state has that tag"):
-        care.collect(project, keep_tags=["state/tiny/7"])
+        maintenance.collect(project, keep_tags=["state/tiny/7"])
 
 
 def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,10 +221,10 @@ def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Depot, "discard", half)
         with pytest.raises(KeyboardInterrupt):
-            care.collect(project, keep_last=1, delete=True, everywhere=True)
+            maintenance.collect(project, keep_last=1, delete=True, everywhere=True)
     assert retention.let_go(project).keys() == {of(project, 0).commit}
     restores(project, tmp_path / "between", 1)
-    care.collect(project, delete=True, everywhere=True)
+    maintenance.collect(project, delete=True, everywhere=True)
     with opened(project) as depot:
         assert not freed & in_cache(depot.cache)[0].keys()
         assert not freed & in_remote(depot).keys()
@@ -232,14 +233,14 @@ def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, mo
 
 def test_refuses_while_a_timeline_is_held(project: Path) -> None:
     with (
-        lock.writing(project, "other"),
+        writer_lock.writing(project, "other"),
         pytest.raises(UserError, match=r"in use \(timeline 'other' by process \d+ on "),
     ):
-        care.collect(project)
+        maintenance.collect(project)
     with (
-        lock.alone(project),
+        writer_lock.alone(project),
         pytest.raises(UserError, match="`chronomerge gc` is deleting"),
-        lock.writing(project, "x"),
+        writer_lock.writing(project, "x"),
     ):
         pass
 
@@ -249,9 +250,9 @@ def test_results_grow_too_old_to_be_waited_for(project: Path, monkeypatch: pytes
     result, text = next((path, text) for path in results if "metrics.json" in (text := path.read_text()))
     md5 = plant(project, "half a day's training")
     result.write_text(text.replace(text.partition('md5\\": \\"')[2][:32], md5))
-    assert md5 in care.collect(project).unfinished
+    assert md5 in maintenance.collect(project).unfinished
     monkeypatch.setattr(garbage.time, "time", lambda now=time.time: now() + garbage.UNFINISHED.total_seconds())
-    assert md5 in care.collect(project).cache
+    assert md5 in maintenance.collect(project).cache
 
 
 def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
@@ -263,34 +264,34 @@ def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
     for tag in projects.tags(project):
         git(project, "tag", "--delete", tag)
     git(project, "branch", "-D", "states/tiny")
-    found = care.collect(project)
+    found = maintenance.collect(project)
     assert not found.cache
     assert not found.remote
     assert len(projects.tags(project)) == 2
     state = of(project, 0)
-    care.collect(project, keep_last=1, delete=True, everywhere=True)
+    maintenance.collect(project, keep_last=1, delete=True, everywhere=True)
     assert retention.NOTES in git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)")
     assert state.commit in retention.let_go(project)
 
 
 def found(project: Path) -> dict[str, str]:
     """What a doctor finds → where."""
-    return {finding.what: finding.where for finding, _ in care.doctor(project).findings}
+    return {finding.what: finding.where for finding, _ in maintenance.doctor(project).findings}
 
 
 def mended(project: Path) -> None:
     """All that is found now is mended, and then nothing is found."""
-    report = care.doctor(project, repair=True)
+    report = maintenance.doctor(project, repair=True)
     assert report.findings
     assert [(finding.what, why) for finding, why in report.findings if why] == []
-    assert not care.doctor(project).findings
+    assert not maintenance.doctor(project).findings
 
 
 DEAD = 4_194_305  # no process has this id: it is above the kernel's limit
 
 
 def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) -> None:
-    assert not care.doctor(project).findings
+    assert not maintenance.doctor(project).findings
     private = project / ".chronomerge"
     stale = private / "work" / "tiny" / f"0002-{DEAD}"
     git(project, "worktree", "add", "--quiet", "--detach", str(stale))
@@ -308,8 +309,8 @@ def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) 
     for tree in (project, kept):
         (tree / ".dvc" / "tmp").mkdir(exist_ok=True)
         (tree / ".dvc" / "tmp" / "rwlock").write_text("")
-    with lock.writing(project, "tiny"):  # its writer is at work: that is its own folder
-        report = care.doctor(project, repair=True)
+    with writer_lock.writing(project, "tiny"):  # its writer is at work: that is its own folder
+        report = maintenance.doctor(project, repair=True)
         assert "the working folder of a dead run" not in {finding.what for finding, _ in report.findings}
         assert "timeline 'tiny' is being written by process" in report.skipped[0]
     (project / ".git" / "chronomerge" / "tiny.lock").write_text('{"host": "here", "pid": 1, "since": "then"}')
@@ -322,7 +323,10 @@ def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) 
 
 
 def test_bytes_are_mended_from_wherever_they_are_good(project: Path) -> None:
-    cache, (one, two, three) = Cache(config.cache_dir(project)), sorted(weights(project, 0) | weights(project, 1))[:3]
+    cache, (one, two, three) = (
+        Cache(dvc_config.cache_dir(project)),
+        sorted(weights(project, 0) | weights(project, 1))[:3],
+    )
     good = cache.path(one).read_bytes()
     cache.path(one).chmod(0o644)
     cache.path(one).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -338,12 +342,12 @@ def test_bytes_are_mended_from_wherever_they_are_good(project: Path) -> None:
 
 
 def test_what_nobody_has_is_named_and_nothing_is_thrown_away(project: Path) -> None:
-    cache, deployed = Cache(config.cache_dir(project)), of(project, 1).entries[layout.DEPLOYED].md5
+    cache, deployed = Cache(dvc_config.cache_dir(project)), of(project, 1).entries[layout.DEPLOYED].md5
     with opened(project) as depot:
         depot.discard([deployed])
     cache.path(deployed).chmod(0o644)
     cache.path(deployed).write_bytes(b"damaged")
-    report = care.doctor(project, repair=True)
+    report = maintenance.doctor(project, repair=True)
     assert not report.healthy
     assert {finding.what for finding, _ in report.findings} == {
         "damaged bytes in the cache",
@@ -368,13 +372,13 @@ def test_records_and_branches(project: Path) -> None:
     git(project, "commit", "--quiet", "--all", "--message", "damaged")
     git(project, "tag", "state/broken/0000")
     git(project, "checkout", "--quiet", "main")
-    report = care.doctor(project, repair=True)
+    report = maintenance.doctor(project, repair=True)
     assert [(finding.what, finding.where[:17]) for finding, _ in report.findings] == [
         ("a damaged manifest.json", "state/broken/0000")
     ]
     assert not report.healthy
     with pytest.raises(UserError, match=r"state/broken/0000: manifest\.json cannot be read"):
-        care.collect(project)
+        maintenance.collect(project)
 
 
 def test_a_git_remote_gets_what_it_lacks(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +406,7 @@ def test_an_s3_store_is_looked_after(project: Path) -> None:
         mended(project)  # all objects of the states too, which this store has not seen yet
         assert [u["Key"] for u in s3.list_multipart_uploads(Bucket=remote.bucket)["Uploads"]] == ["others/ab"]
     projects.write_params(project, store={"remote": "nowhere"})
-    assert "no DVC remote is named 'nowhere'" in care.doctor(project).findings[0][0].meaning
+    assert "no DVC remote is named 'nowhere'" in maintenance.doctor(project).findings[0][0].meaning
 
 
 def test_a_store_that_a_killed_run_left_running_is_stopped(project: Path) -> None:

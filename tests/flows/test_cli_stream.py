@@ -9,10 +9,11 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from flows.cli import app
-from tasks import checkpoints, models, params, prepare
-from tasks.datasets import Dataset
+from flows.cli.app import app
+from tasks import params, prepare
 from tasks.errors import UserError
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Dataset
 from tasks.params import Base
 from tasks.prepare.node import prepare_arrival
 from tasks.train.node import random_weights

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows import deployed, views
-from tasks import checkpoints, models
-from tasks.cache import Cache, hash_of
+from flows.cli import views
+from tasks import layout
 from tasks.errors import UserError
+from tasks.model import checkpoints, models
+from tasks.model.torchvision_shim import ensure as ensure_torchvision
 from tasks.params import load
-from tasks.record import config, delivery, heads, history, layout, promotion, restore, states, verify
-from tasks.torchvision_shim import ensure as ensure_torchvision
+from tasks.record import delivery, deployment, heads, history, promotion, restore, states, verify
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache, hash_of
 from tests import project as projects
 from tests.project import chronomerge, git
 
@@ -26,7 +28,7 @@ def gated(run: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: dict
     folder = tmp_path_factory.mktemp("gated") / "project"
     shutil.copytree(run, folder, symlinks=True)
     git(folder, "worktree", "prune")
-    cache = Cache(config.cache_dir(folder))
+    cache = Cache(dvc_config.cache_dir(folder))
     (folder / "elsewhere").mkdir()
     for step, name in ((0, "bad"), (1, "good")):
         expert = states.find(folder, "tiny", step).entries[layout.EXPERT]
@@ -56,7 +58,7 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
         assert judged["conditions"][0] == {
             "condition": "retention_drop <= 100%", "value": pytest.approx(drop, abs=1e-6), "holds": True,
         }  # fmt: skip
-        assert verify.unlike_history(state, Cache(config.cache_dir(gated)), tmp_path) == ()
+        assert verify.unlike_history(state, Cache(dvc_config.cache_dir(gated)), tmp_path) == ()
         assert verify.needs(state)[0] == (two, history.READS)
     assert four.manifest["previous"] == "state/tiny/0003"
     assert four.manifest["starts_from"] == "state/tiny/0002"
@@ -68,15 +70,15 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
 
 def test_decisions_by_hand_are_seen_and_count(gated: Path) -> None:
     three = states.find(gated, "tiny", 3)
-    done = deployed.decide(gated, "tiny", "3", promoted=True, reason="wanted")
-    assert done == deployed.Decided(three, True, three)
+    done = deployment.decide(gated, "tiny", "3", promoted=True, reason="wanted")
+    assert done == deployment.Decided(three, True, three)
     assert promotion.next_start(gated, "tiny", load(gated / "params.yaml").gate) == three
     rows = views.states_rows(gated, "tiny")
     assert [(row["name"], row["promoted"], row["pointer"]) for row in rows] == [
         ("0", True, False), ("1", True, False), ("2", True, False), ("3", True, True), ("4", False, False),
     ]  # fmt: skip
     assert rows[3]["decision"]["reason"] == "wanted"
-    assert deployed.decide(gated, "tiny", "3", promoted=True, reason=None) == deployed.Decided(three, False, three)
+    assert deployment.decide(gated, "tiny", "3", promoted=True, reason=None) == deployment.Decided(three, False, three)
     held = chronomerge(gated, "hold", "3", "--reason", "not any more")
     assert "state/tiny/0003 is held; deployed/tiny is at state/tiny/0002" in held.stdout
     table = chronomerge(gated, "states").stdout
@@ -93,14 +95,14 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     (folder / delivery.WEIGHTS).write_text("an older one")
-    done = deployed.fetch(gated, "tiny", folder)
+    done = deployment.fetch(gated, "tiny", folder)
     assert (done.state, done.new, done.fetched) == (two, True, 0)
     assert {path.name for path in folder.iterdir()} == {
         "mine.txt", delivery.WEIGHTS, delivery.CONFIG, delivery.NOTE,
     }  # fmt: skip
     assert hash_of(folder / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     before = (folder / delivery.NOTE).stat()
-    assert not deployed.fetch(gated, "tiny", folder).new
+    assert not deployment.fetch(gated, "tiny", folder).new
     assert (folder / delivery.NOTE).stat().st_mtime_ns == before.st_mtime_ns
     assert json.loads((folder / delivery.NOTE).read_text())["tag"] == "state/tiny/0002"
 
@@ -127,15 +129,15 @@ def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_pa
     git(tmp_path, "clone", "--quiet", str(gated), "clone")
     assert heads.here(clone, "tiny") == heads.Heads(None, two.commit, None)
     chronomerge(clone, "remote", "use", str(gated))
-    done = deployed.fetch(clone, "tiny", tmp_path / "serving")
+    done = deployment.fetch(clone, "tiny", tmp_path / "serving")
     assert done.new
     assert two.entries[layout.DEPLOYED].size < done.fetched < two.entries[layout.DEPLOYED].size + 4000
     assert hash_of(tmp_path / "serving" / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     assert not list((clone / ".dvc" / "cache").glob("files/md5/*/*"))
     with pytest.raises(UserError, match="not for you to keep things in"):
-        deployed.fetch(clone, "tiny", clone / ".git" / "x")
+        deployment.fetch(clone, "tiny", clone / ".git" / "x")
     with pytest.raises(UserError, match="timeline 'other' has no deployed state here"):
-        deployed.fetch(clone, "other", tmp_path / "serving")
+        deployment.fetch(clone, "other", tmp_path / "serving")
 
 
 def test_what_was_skipped_has_left_no_trace(gated: Path, prefect_api: dict[str, str]) -> None:

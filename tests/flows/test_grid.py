@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.record import embedded
+from tasks.storage import embedded
 from tests import project as projects
 from tests.project import chronomerge, deployed
 
@@ -48,7 +48,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) 
         assert killed.poll() is None, "ended before it recorded anything"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    lanes = [child for child in psutil.Process(killed.pid).children() if "flows.lane_process" in child.cmdline()]
+    lanes = [
+        child for child in psutil.Process(killed.pid).children() if "flows.processes.warm_process" in child.cmdline()
+    ]
     assert len(lanes) == 2
     projects.kill(killed)
     _, alive = psutil.wait_procs(lanes, timeout=10)
@@ -76,7 +78,7 @@ def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> N
     process.terminate()
     assert process.wait(30) != 0
     _, alive = psutil.wait_procs(lanes, timeout=10)
-    assert not [one for one in alive if "flows.lane_process" in one.cmdline()]
+    assert not [one for one in alive if "flows.processes.warm_process" in one.cmdline()]
     embedded.stop_unused(folder)  # as the next run would
 
 

@@ -72,7 +72,7 @@ def unrecorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, 
 
 BREAK = """
 
-from tasks.record.dvc import RemoteError
+from tasks.storage.dvc import RemoteError
 
 
 def record(*_: object) -> State:
@@ -155,5 +155,7 @@ def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path) -> None:
 
 def _servers(pid: int) -> list[psutil.Process]:
     """Our Prefect servers among the children of a process (asked of the kernel: children come and go)."""
-    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "flows.prefect_process"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(pid), "-f", "flows.prefect.server_process"], capture_output=True, text=True
+    )
     return [psutil.Process(int(line)) for line in found.stdout.split()]

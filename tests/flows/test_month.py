@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import prefect_runs
+from flows.prefect import runs
 from tasks.params import load
-from tasks.record import heads, states, store
-from tasks.record.config import Remote
+from tasks.record import heads, states
+from tasks.storage import store
+from tasks.storage.dvc_config import Remote
 from tests import project as projects
 from tests.flows.daily_life import Month
 from tests.flows.month import Kind, arrivals, drawn
@@ -130,7 +131,7 @@ def test_a_month(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     assert len(list((month.folder / ".chronomerge" / "refused").iterdir())) == len(bad)
 
     unended = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}}
-    mine = {"tags": {"any_": prefect_runs.tags(month.folder, TIMELINE)[2:]}}
+    mine = {"tags": {"any_": runs.tags(month.folder, TIMELINE)[2:]}}
     assert month.api.post("flow_runs/filter", {"flow_runs": {**unended, **mine}}) == []
     missed = sum(not day.served for day in days)
     # All nights but three that were disturbed for good, and what serve made up for.

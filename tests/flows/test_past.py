@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows import comparison, past, views
-from tasks.cache import Cache
+from flows.cli import comparison, views
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import config, difference, layout, lock, retention, states, verify
-from tasks.record.git import git as plumbing
+from tasks.record import difference, operations, retention, states, verify
+from tasks.storage import dvc_config, writer_lock
+from tasks.storage.cache import Cache
+from tasks.storage.git import git as plumbing
 from tests import project as projects
 from tests.flows.conftest import NO_PICKLES
 from tests.project import chronomerge, git
@@ -47,7 +49,7 @@ def test_every_byte_is_made_again(run: Path) -> None:
 
 def test_a_flipped_byte_is_found_by_reading_what_is_stored(copy: Path) -> None:
     assert chronomerge(copy, "verify", "--all", "--quick").returncode == 0
-    cache = Cache(config.cache_dir(copy))
+    cache = Cache(dvc_config.cache_dir(copy))
     stored = cache.path(states.find(copy, "tiny", 2).entries[layout.EXPERT].md5)
     good = stored.read_bytes()
     stored.chmod(0o644)
@@ -59,16 +61,16 @@ def test_a_flipped_byte_is_found_by_reading_what_is_stored(copy: Path) -> None:
 
 
 def test_which_states_are_meant(copy: Path) -> None:
-    assert [state.tag for state in past.chosen(copy, "tiny", "2", every=False)] == ["state/tiny/0002"]
-    assert len(past.chosen(copy, "tiny", None, every=True)) == 3
+    assert [state.tag for state in operations.chosen(copy, "tiny", "2", every=False)] == ["state/tiny/0002"]
+    assert len(operations.chosen(copy, "tiny", None, every=True)) == 3
     with pytest.raises(UserError, match="say which state"):
-        past.chosen(copy, "tiny", None, every=False)
+        operations.chosen(copy, "tiny", None, every=False)
     with pytest.raises(UserError, match="'nothing' has no states yet"):
-        past.chosen(copy, "nothing", None, every=True)
+        operations.chosen(copy, "nothing", None, every=True)
 
 
 def test_a_history_that_does_not_follow_is_named(run: Path, tmp_path: Path) -> None:
-    cache = Cache(config.cache_dir(run))
+    cache = Cache(dvc_config.cache_dir(run))
     two = states.find(run, "tiny", 2)
     assert verify.unlike_history(two, cache, tmp_path) == ()
     one = states.find(run, "tiny", 1)
@@ -81,8 +83,8 @@ def test_a_history_that_does_not_follow_is_named(run: Path, tmp_path: Path) -> N
 
 def test_a_rollback_while_somebody_writes_is_refused(copy: Path) -> None:
     before = git(copy, "for-each-ref")
-    with lock.writing(copy, "tiny"), pytest.raises(UserError, match="is being written by process"):
-        past.rollback(copy, "elsewhere", "state/tiny/0001", wait=False)
+    with writer_lock.writing(copy, "tiny"), pytest.raises(UserError, match="is being written by process"):
+        operations.rollback(copy, "elsewhere", "state/tiny/0001", wait=False)
     assert git(copy, "for-each-ref") == before
 
 
@@ -102,17 +104,17 @@ def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path
         "other",
     )
     assert two.entries[layout.HISTORY] == states.find(copy, "tiny", "2.1").entries[layout.HISTORY]
-    run, left = past.worth_running(states.all_states(copy, "tiny"))
+    run, left = operations.worth_running(states.all_states(copy, "tiny"))
     assert [state.name for state in run] == ["0", "1", "2", "2.2"]
     assert left == {"state/tiny/0001.2": "it is state/tiny/0001 once more"}
     retention.note(copy, [one])
-    run, left = past.worth_running(states.all_states(copy, "tiny"))
+    run, left = operations.worth_running(states.all_states(copy, "tiny"))
     assert [state.name for state in run] == ["0", "2", "1.2", "2.2"]
     assert "let go" in left["state/tiny/0001"]
     assert [state.tag for state, _ in verify.needs(states.find(copy, "tiny", "2.1"))] == ["state/tiny/0002"]
     git(copy, "update-ref", "-d", retention.NOTES)
 
-    assert past.rollback(copy, "tiny", "1.1", wait=False)[1] is not None
+    assert operations.rollback(copy, "tiny", "1.1", wait=False)[1] is not None
     projects.write_params(copy)
     again = chronomerge(copy, "run", **prefect_api)
     assert "recorded state/tiny/0002.3" in again.stdout
@@ -205,7 +207,7 @@ def test_sets_without_classes_are_shown_by_their_recall(copy: Path) -> None:
 def test_on_another_file_system_files_are_copies(run: Path) -> None:
     there = Path("/dev/shm") / f"chronomerge-test-{os.getpid()}"
     try:
-        restored = past.restore(run, "tiny", "1", there)
+        restored = operations.restore(run, "tiny", "1", there)
         weights = there / layout.EXPERT
         assert not weights.is_symlink()
         assert weights.stat().st_nlink == 1
@@ -221,7 +223,7 @@ def test_a_restore_that_was_killed_leaves_nothing_in_the_way(run: Path, tmp_path
     part = tmp_path / f".state.part-{dead.stdout.strip()}"
     git(run, "worktree", "add", "--quiet", "--detach", str(part), "state/tiny/0001")
     (tmp_path / "state").mkdir()
-    past.restore(run, "tiny", "1", tmp_path / "state")
+    operations.restore(run, "tiny", "1", tmp_path / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert git(tmp_path / "state", "status", "--porcelain") == ""
     assert (tmp_path / "state" / layout.DEPLOYED).exists()
@@ -239,7 +241,7 @@ def test_where_a_state_may_not_go(run: Path, tmp_path: Path) -> None:
             (run / ".chronomerge" / "x", "is not for you"), (run / ".git" / "x", "is not for you"),
         ):  # fmt: skip
             with pytest.raises(UserError, match=reason):
-                past.restore(run, "tiny", "1", folder)
+                operations.restore(run, "tiny", "1", folder)
         assert (mine / "params.yaml").read_text() == "edited"
     finally:
         git(run, "worktree", "remove", "--force", str(mine))

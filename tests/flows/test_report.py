@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-from flows import artifacts
+from flows.prefect import artifacts
 from tasks.report import plain, records, tidy, vectors
 from tests import project as projects
 from tests.project import chronomerge, git

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.cache import hash_of
+from tasks.storage.cache import hash_of
 from tests import project as projects
 from tests.flows.conftest import NO_PICKLES
 from tests.project import chronomerge, git

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows import cli_serve
-from flows.prefect_api import Api, UnansweredError
+from flows.cli import serve
+from flows.prefect.api import Api, UnansweredError
 from tasks.errors import UnavailableError, UserError, may_pass
 
 
@@ -16,16 +16,16 @@ def test_only_what_may_pass_is_tried_again() -> None:
 @pytest.mark.parametrize("line", ["0 2 * *", "61 2 * * *", "nightly"])
 def test_a_wrong_cron_line_is_refused(line: str) -> None:
     with pytest.raises(UserError, match="five fields") as refused:
-        cli_serve.checked(line)
+        serve.checked(line)
     assert line in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_an_unknown_time_zone_is_refused() -> None:
-    assert cli_serve.zone("Europe/Berlin") == "Europe/Berlin"
-    assert cli_serve.zone(None)
+    assert serve.zone("Europe/Berlin") == "Europe/Berlin"
+    assert serve.zone(None)
     with pytest.raises(UserError, match="Middle/Earth"):
-        cli_serve.zone("Middle/Earth")
+        serve.zone("Middle/Earth")
 
 
 def test_a_server_that_is_not_there_is_told() -> None:

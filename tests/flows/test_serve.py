@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from flows import notes, prefect_runs, schedule_facts, step_summary, views
-from flows.prefect_api import Api
-from flows.prefect_server import Server
-from tasks.record import lock, states
+from flows import notes
+from flows.cli import views
+from flows.prefect import runs, schedules, step_summary
+from flows.prefect.api import Api
+from flows.prefect.server import Server
+from tasks.record import states
+from tasks.storage import writer_lock
 from tests import postgres as postgresql
 from tests import project as projects
 from tests.flows.serving import FAR_AWAY, served, until
@@ -38,7 +41,7 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     monkeypatch.setenv("PREFECT_API_URL", api.url)
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
         assert "timeline nightly at '0 2 1 1 *' (Europe/Berlin)" in serve.says("Prefect's pages")
-        deployment = schedule_facts.deployment(api, "nightly")
+        deployment = schedules.deployment(api, "nightly")
         assert deployment
         trigger = f"deployments/{deployment['id']}/create_flow_run"
 
@@ -47,7 +50,7 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
 
         first = api.post(trigger, {})
         # What takes long comes while the run imports: its step is short, and must not be recorded when serve is killed.
-        until(lambda: lock.holder(folder, "nightly"), serve.told)
+        until(lambda: writer_lock.holder(folder, "nightly"), serve.told)
         second = api.post(trigger, {})
         until(lambda: state_of(second)["type"] == "CANCELLED")
         assert state_of(second)["message"] == "Deployment concurrency limit reached."
@@ -64,15 +67,15 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     missed = [api.post(trigger, {"state": late}) for _ in range(3)]
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
         serve.says("one run now")
-        until(lambda: lock.holder(folder, "nightly"), serve.told)
+        until(lambda: writer_lock.holder(folder, "nightly"), serve.told)
         serve.kill_run()
         said = serve.says("completed: recorded state/nightly/0000")
         assert said.count("one run now") == said.count("came to nothing: once more") == 1
         assert state_of(first)["type"] == "CRASHED"
         assert {state_of(run)["type"] for run in missed} == {"CANCELLED"}
-        ran = schedule_facts.runs(api, deployment["id"], ["COMPLETED"], "END_TIME_DESC")
+        ran = schedules.runs(api, deployment["id"], ["COMPLETED"], "END_TIME_DESC")
         assert [run["state"]["message"] for run in ran] == ["recorded state/nightly/0000"]
-        left = list(schedule_facts.runs(api, deployment["id"], ["RUNNING", "PENDING"], "ID_DESC"))
+        left = list(schedules.runs(api, deployment["id"], ["RUNNING", "PENDING"], "ID_DESC"))
         assert left == []
         serve.end()
     shown = views.status(folder)["schedule"]
@@ -84,7 +87,7 @@ def test_only_dead_runs_of_this_folder_are_told_to_have_crashed(tmp_path: Path, 
     api = Api(prefect_api["PREFECT_API_URL"])
     here, copy = tmp_path / "here", tmp_path / "copy"
     (here / ".chronomerge").mkdir(parents=True)
-    mine = prefect_runs.tags(here, "dead")
+    mine = runs.tags(here, "dead")
     shutil.copytree(here, copy)
     flow = api.post("flows/", {"name": "timeline"})["id"]
 
@@ -93,8 +96,8 @@ def test_only_dead_runs_of_this_folder_are_told_to_have_crashed(tmp_path: Path, 
         return str(made["id"])
 
     dead = run(mine)
-    others = [run(prefect_runs.tags(here, "another")), run(prefect_runs.tags(copy, "dead"))]
-    assert len(prefect_runs.crash_dead(Server(api.url), here, "dead")) == 1
+    others = [run(runs.tags(here, "another")), run(runs.tags(copy, "dead"))]
+    assert len(runs.crash_dead(Server(api.url), here, "dead")) == 1
     assert api.get(f"flow_runs/{dead}")["state"]["type"] == "CRASHED"
     assert [api.get(f"flow_runs/{one}")["state"]["type"] for one in others] == ["RUNNING", "RUNNING"]
 

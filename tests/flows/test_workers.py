@@ -12,9 +12,9 @@ import psutil
 import pytest
 from distributed import LocalCluster
 
-from flows import past
 from tasks.errors import UserError
-from tasks.record import states, store
+from tasks.record import operations, states
+from tasks.storage import store
 from tasks.workers import pool
 from tests import project as projects
 from tests.flows.machines import Machines
@@ -118,7 +118,7 @@ def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_di
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "project", symlinks=True))
     git(folder, "worktree", "prune")
-    past.rollback(folder, "tiny", "1", wait=False)
+    operations.rollback(folder, "tiny", "1", wait=False)
     shutil.rmtree(folder / ".chronomerge" / "results")  # nothing has finished before, as far as the next run can tell
     monkeypatch.chdir(folder)  # where workers start
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]

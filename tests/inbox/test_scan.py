@@ -17,7 +17,7 @@ from tasks import inbox as inboxes
 from tasks.arrive import known
 from tasks.inbox import Scan, notes
 from tasks.params import load
-from tasks.record import pointers
+from tasks.storage import pointers
 from tests.arrive.conftest import drop, noise, tree
 
 pytestmark = pytest.mark.usefixtures("one_dvc")

@@ -13,7 +13,7 @@ import typer
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from flows import cli_merge
+from flows.cli import merge as cli_merge
 from tasks.errors import UserError
 from tasks.merge import merge, mergekit
 from tests.merge.models import base, experts, same

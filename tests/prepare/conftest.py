@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.datasets import Dataset
+from tasks.model.datasets import Dataset
 from tasks.params import Arrival, Params
 from tasks.prepare import fetch_arrival, fetch_evaluation, node
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.datasets import Dataset
 from tasks.errors import UserError
+from tasks.model.datasets import Dataset
 from tasks.params import Params, load
 from tasks.prepare import check, fetch_arrival
 from tasks.prepare.icons import npm, render, sets

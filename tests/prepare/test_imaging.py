@@ -36,7 +36,7 @@ def test_any_size_becomes_the_model_size(width: int, height: int, squash: bool) 
 @pytest.mark.parametrize("size", [(48, 40), (40, 48), (33, 32), (101, 37), (32, 32), (20, 17)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_equal_to_torchvision(size: tuple[int, int], interpolation: str) -> None:
-    from tasks.torchvision_shim import ensure
+    from tasks.model.torchvision_shim import ensure
 
     ensure()
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasks.datasets import Dataset
 from tasks.errors import UserError
+from tasks.model.datasets import Dataset
 from tests.prepare.conftest import image_folder
 
 Prepare = Callable[..., Dataset]

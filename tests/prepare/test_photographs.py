@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.datasets import Dataset
 from tasks.errors import UserError
+from tasks.model.datasets import Dataset
 from tasks.prepare.photographs import drawn
 from tests.prepare.conftest import arrival, image_folder, params, picture
 

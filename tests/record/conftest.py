@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.record import store
-from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
-from tasks.record.git import git
+from tasks.storage import store
+from tasks.storage.dvc import Dvc
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import git
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from boto3.s3.transfer import TransferConfig
 
-from tasks.record import store
-from tasks.record.config import Remote
+from tasks.storage import store
+from tasks.storage.dvc_config import Remote
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from tasks.cache import Cache
+from tasks import layout
 from tasks.nodes import Reference
-from tasks.record import config, layout, recording, states, worktree
-from tasks.record.config import Remote
-from tasks.record.dvc import Dvc
-from tasks.record.git import git
+from tasks.record import recording, states, worktree
 from tasks.record.states import State
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
+from tasks.storage.dvc import Dvc
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import git
 from tests.project import PARAMS
 
 OUTPUTS = (layout.ARRIVAL, layout.EXPERT, layout.TRAINING, layout.DEPLOYED)
@@ -35,7 +37,7 @@ def project(folder: Path, remote: Remote, shared: str | None = None) -> Path:
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "code")
-    config.write_remote(folder, remote)
+    dvc_config.write_remote(folder, remote)
     return folder
 
 
@@ -46,7 +48,7 @@ def record(project: Path, remote: Remote, dvc: Dvc, expert: int = 5000) -> State
     params = worktree.params_of(project, code)
     previous = states.last(project, "x")
     step = previous.step + 1 if previous else 0
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     with worktree.for_step(project, code, remote, step, None) as tree:
         content: dict[str, Any] = {
             f"{layout.RAW_ARRIVAL}/a.bin": noise(step, 1, 5000),

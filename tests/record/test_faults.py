@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from flows.run import pending
-from tasks.cache import Cache, hash_of
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import config, layout, restore, states, store, worktree
-from tasks.record.config import Remote
-from tasks.record.dvc import Dvc, RemoteError
-from tasks.record.git import GitError, git
+from tasks.record import restore, states, worktree
+from tasks.storage import dvc_config, store
+from tasks.storage.cache import Cache, hash_of
+from tasks.storage.dvc import Dvc, RemoteError
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import GitError, git
 from tests.record import made_up
 from tests.record.faults import Fault, Plan, proxied
 
@@ -37,7 +39,7 @@ class Held:
 
     @property
     def cache(self) -> Cache:
-        return Cache(config.cache_dir(self.project))
+        return Cache(dvc_config.cache_dir(self.project))
 
     def record(self, expert: int = 5000) -> states.State:
         return made_up.record(self.project, self.remote, self.dvc, expert)

@@ -5,9 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from tasks.cache import Cache, Entry
-from tasks.record import history, layout
+from tasks import layout
+from tasks.record import history
 from tasks.record.states import State
+from tasks.storage.cache import Cache, Entry
 
 
 def made(cache: Cache, scratch: Path, files: dict[str, str]) -> Entry:

@@ -10,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.cache import Cache
-from tasks.record import embedded, layout, worktree
-from tasks.record.git import git
+from tasks import layout
+from tasks.record import worktree
+from tasks.storage import embedded
+from tasks.storage.cache import Cache
+from tasks.storage.git import git
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_gits_note_of_a_worktree_that_is_gone_goes(project: Path, dead: int) -> 
 SPAWN = """
 import sys
 from pathlib import Path
-from tasks.record import embedded
+from tasks.storage import embedded
 embedded._note = lambda *_: sys.exit(9)
 with embedded.serving(Path(sys.argv[1])):
     pass
@@ -108,7 +110,7 @@ def _servers(project: Path) -> list[int]:
 START_DVC = """
 import sys, time
 from pathlib import Path
-from tasks.record.dvc import Dvc
+from tasks.storage.dvc import Dvc
 with Dvc(Path(sys.argv[1])) as dvc:
     print(dvc._process.pid, flush=True)
     time.sleep(60)

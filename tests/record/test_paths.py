@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.cache import Cache
 from tasks.errors import UserError
-from tasks.record import config, paths, states
-from tasks.record.dvc import Dvc
-from tasks.record.git import git
+from tasks.record import paths, states
 from tasks.record.restore import restore
 from tasks.record.states import State
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
+from tasks.storage.dvc import Dvc
+from tasks.storage.git import git
 
 
 def committed(project: Path, files: dict[str, str], links: dict[str, str] | None = None) -> State:
@@ -72,7 +73,7 @@ def test_a_file_that_is_no_dvc_file_is_named(project: Path) -> None:
 
 def test_a_folder_that_lists_files_elsewhere_is_not_checked_out(project: Path, tmp_path: Path) -> None:
     """DVC itself would write them. The folder is a user's own, not one of those that a step leaves."""
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     (project / "inside").write_text("x")
     content = cache.put(project / "inside")
     (project / "listing").write_text(json.dumps([{"md5": content.md5, "relpath": "../../escaped"}]))
@@ -89,4 +90,4 @@ def test_a_folder_that_lists_files_elsewhere_is_not_checked_out(project: Path, t
 
 def test_a_hash_is_a_hash(project: Path) -> None:
     with pytest.raises(UserError, match="is no content hash"):
-        Cache(config.cache_dir(project)).path("../../../etc/passwd")
+        Cache(dvc_config.cache_dir(project)).path("../../../etc/passwd")

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tasks import layout
 from tasks.errors import UserError
 from tasks.params import Gate
 from tasks.progress import silent
-from tasks.record import decisions, heads, layout, promotion, retention, states, worktree
+from tasks.record import decisions, heads, promotion, retention, states, worktree
 from tasks.record.checks import records
 from tasks.record.doctor import Visit
-from tasks.record.git import GitError, git
 from tasks.record.rollback import rollback
 from tasks.record.states import State
+from tasks.storage.git import GitError, git
 from tests.record.toy import record
 
 SKIP = Gate(held="skip")

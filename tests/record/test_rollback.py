@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import layout, states
-from tasks.record.git import git
+from tasks.record import states
 from tasks.record.rollback import is_newest, rollback
 from tasks.record.states import State
+from tasks.storage.git import git
 from tests.record.toy import record
 
 

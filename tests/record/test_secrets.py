@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import UserError
-from tasks.record import config, store
-from tasks.record.config import Remote
-from tasks.record.git import GitError
-from tasks.record.git import git as plumbing
+from tasks.storage import dvc_config, store
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import GitError
+from tasks.storage.git import git as plumbing
 from tests import project as projects
 from tests.project import chronomerge, git
 
@@ -98,5 +98,5 @@ def test_messages_lose_the_passwords_of_urls(project: Path) -> None:
 
 def test_keys_are_not_shown_with_their_remote(s3: Remote, project: Path) -> None:
     (project / ".dvc").mkdir()
-    config.write_remote(project, s3)
-    assert s3.options["secret_access_key"] not in f"{config.remotes(project)} {s3} {store.described(s3)}"
+    dvc_config.write_remote(project, s3)
+    assert s3.options["secret_access_key"] not in f"{dvc_config.remotes(project)} {s3} {store.described(s3)}"

@@ -7,10 +7,11 @@ import pytest
 
 from tasks import nodes
 from tasks.errors import UserError
-from tasks.record import lock, states, worktree
-from tasks.record.config import Remote
-from tasks.record.git import git, top_level
+from tasks.record import states, worktree
 from tasks.record.states import State
+from tasks.storage import writer_lock
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import git, top_level
 from tests.record import made_up
 from tests.record.toy import record
 
@@ -106,14 +107,17 @@ def test_what_a_node_has_not_finished_outlives_its_worktree(tmp_path: Path) -> N
 
 
 def test_who_holds_a_timeline(project: Path) -> None:
-    assert lock.holder(project, "x") is None
-    with lock.writing(project, "x"):
-        assert "process" in (lock.holder(project, "x") or "")
-        with pytest.raises(UserError, match="timeline 'x' is being written by process"), lock.writing(project, "x"):
+    assert writer_lock.holder(project, "x") is None
+    with writer_lock.writing(project, "x"):
+        assert "process" in (writer_lock.holder(project, "x") or "")
+        with (
+            pytest.raises(UserError, match="timeline 'x' is being written by process"),
+            writer_lock.writing(project, "x"),
+        ):
             pass
-        with lock.writing(project, "y"):
+        with writer_lock.writing(project, "y"):
             pass
-    assert lock.holder(project, "x") is None
+    assert writer_lock.holder(project, "x") is None
 
 
 def test_no_repository_is_said_plainly(tmp_path: Path) -> None:

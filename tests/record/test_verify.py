@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows import findings, past
-from tasks import nodes
-from tasks.cache import Cache, Entry, hash_of
+from flows.cli import verification
+from tasks import layout, nodes
 from tasks.progress import silent
-from tasks.record import config, integrity, layout, retention, states, store, verify
-from tasks.record.git import git
+from tasks.record import integrity, operations, retention, states, verify
 from tasks.record.states import State
+from tasks.storage import dvc_config, store
+from tasks.storage.cache import Cache, Entry, hash_of
+from tasks.storage.git import git
 
 DVC_YAML = """
 stages:
@@ -56,7 +57,7 @@ def record(project: Path) -> Recording:
     """Record step 0 of a timeline ``x``: what its nodes make, or what is said instead."""
 
     def record(code: str = DOUBLE, made: dict[str, str] | None = None, inputs: str = "raw", **manifest: Any) -> State:
-        cache = Cache(config.cache_dir(project))
+        cache = Cache(dvc_config.cache_dir(project))
         entries: dict[str, Entry] = {}
         made = {"a.txt": "rawrawthreads: 3", "b.txt": "b"} if made is None else made
         for path, files in {
@@ -115,8 +116,8 @@ def test_the_same_bytes_again_and_nothing_of_the_user_is_touched(project: Path, 
     found = verify.verify(project, state, None)
     assert found.same, found
     assert [check.node for check in found.nodes] == ["double", "measure"]
-    assert next(findings.recomputed_lines(found)).startswith("state/x/0000: all 2 nodes make the same bytes")
-    cache = Cache(config.cache_dir(project))
+    assert next(verification.recomputed_lines(found)).startswith("state/x/0000: all 2 nodes make the same bytes")
+    cache = Cache(dvc_config.cache_dir(project))
     assert all(cache.intact(entry) for entry in state.entries.values())
     assert git(project, "status", "--porcelain") == ""
     assert git(project, "worktree", "list", "--porcelain").count("worktree ") == 1
@@ -130,11 +131,11 @@ def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, re
     assert not found.same
     assert found.first is not None
     assert found.first.node == "double"
-    text = "\n".join(findings.recomputed_lines(found))
+    text = "\n".join(verification.recomputed_lines(found))
     assert "first to differ: double" in text
     assert f"torch was 0.1, here it is {nodes.versions()['torch']}" in text
     assert "recorded on elsewhere" in text
-    row = findings.recomputed_row(found)
+    row = verification.recomputed_row(found)
     assert [node["same"] for node in row["nodes"]] == [False, False]
     assert row["nodes"][0]["outputs"]["data/step/doubled"]["recorded"] == state.locked["data/step/doubled"]
 
@@ -152,7 +153,7 @@ def test_a_node_that_fails_and_a_manifest_that_lies(project: Path, record: Recor
 
 def test_reading_all_that_is_stored(project: Path, record: Recording) -> None:
     state = record(inputs="of the state alone")
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     with store.open_store(project, "embedded") as remote:
         s3 = store.client(remote)
         for path in (cache.folder / "files" / "md5").glob("*/*"):
@@ -186,9 +187,9 @@ def test_reading_all_that_is_stored(project: Path, record: Recording) -> None:
     assert not found.same
     assert listing not in {one.md5 for one in (*rest.remote.missing, *rest.cache.damaged)}
     assert {one.md5 for one in rest.remote.missing} == {raw}
-    text = "\n".join(findings.stored_lines({"embedded": found}))
+    text = "\n".join(verification.stored_lines({"embedded": found}))
     assert "damaged: data/step/doubled/a.txt of state/x/0000 (object" in text
-    assert json.dumps(findings.stored_rows({"embedded": found}))
+    assert json.dumps(verification.stored_rows({"embedded": found}))
 
 
 def test_a_store_that_is_gone_is_said_and_an_empty_clone_is_told_where_to_look(
@@ -197,7 +198,7 @@ def test_a_store_that_is_gone_is_said_and_an_empty_clone_is_told_where_to_look(
     record()
     subprocess.run(["git", "clone", "--quiet", project, tmp_path / "clone"], check=True)
     clone = tmp_path / "clone"
-    found = past.verify(clone, states.find(clone, "x", 0), silent)
+    found = operations.verify(clone, states.find(clone, "x", 0), silent)
     assert found.failure is not None
     assert "chronomerge remote use" in found.failure
     assert not (clone / ".chronomerge" / "store").exists()

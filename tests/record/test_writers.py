@@ -17,11 +17,12 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.params import Store
-from tasks.record import claim, config, embedded, states, store
-from tasks.record.config import Remote
-from tasks.record.dvc import RemoteError
-from tasks.record.git import git
+from tasks.record import states
 from tasks.record.states import State
+from tasks.storage import dvc_config, embedded, lease, store
+from tasks.storage.dvc import RemoteError
+from tasks.storage.dvc_config import Remote
+from tasks.storage.git import git
 from tests import project as projects
 from tests.record import made_up
 from tests.record.faults import Fault, Plan, proxied
@@ -48,7 +49,7 @@ def state(project: Path, step: int, commit: str) -> State:
 def test_of_many_that_claim_a_state_one_has_it(machines: tuple[Path, Path], remote: Remote) -> None:
     def claimed(step: int, project: Path, commit: str) -> bool:
         try:
-            claim.take(remote, state(project, step, commit))
+            lease.take(remote, state(project, step, commit))
         except UserError:
             return False
         return True
@@ -65,58 +66,58 @@ def test_of_many_that_claim_a_state_one_has_it(machines: tuple[Path, Path], remo
 
 def test_a_claim_is_for_good_but_for_who_made_it(machines: tuple[Path, Path], remote: Remote) -> None:
     one, two = machines
-    claim.take(remote, state(one, 3, "a"))
-    claim.take(remote, state(one, 3, "b"))  # the first was claimed, and then the machine lost power
-    claim.take(remote, state(two, 3, "b"))  # the same commit, fetched through git
+    lease.take(remote, state(one, 3, "a"))
+    lease.take(remote, state(one, 3, "b"))  # the first was claimed, and then the machine lost power
+    lease.take(remote, state(two, 3, "b"))  # the same commit, fetched through git
     for refused in (
-        lambda: claim.take(remote, state(two, 3, "c")),
-        lambda: claim.require_free(two, remote, "state/x/0003"),
+        lambda: lease.take(remote, state(two, 3, "c")),
+        lambda: lease.require_free(two, remote, "state/x/0003"),
     ):
         with pytest.raises(UserError, match=r"^state/x/0003 is another machine's already: .+ recorded it at .+ bbbbb"):
             refused()
-    claim.require_free(one, remote, "state/x/0003")
-    claim.require_free(two, remote, "state/x/0004")
+    lease.require_free(one, remote, "state/x/0003")
+    lease.require_free(two, remote, "state/x/0004")
 
 
 def test_who_writes_is_known_to_all_that_use_the_store(machines: tuple[Path, Path], remote: Remote) -> None:
     one, two = machines
-    with claim.writing(one, remote, "x"):
+    with lease.writing(one, remote, "x"):
         with pytest.raises(UserError, match=r"'x' is being written by process \d+ on .+ since .+ with --wait"):
-            claim.writing(two, remote, "x").__enter__()
-        with claim.writing(two, remote, "y"):
+            lease.writing(two, remote, "x").__enter__()
+        with lease.writing(two, remote, "y"):
             pass
-    with claim.writing(two, remote, "x"):
+    with lease.writing(two, remote, "x"):
         pass
     assert not store.client(remote).list_objects_v2(Bucket=remote.bucket, Prefix=remote.prefix + "/").get("Contents")
 
 
 def test_strangers_in_a_store_are_named(machines: tuple[Path, Path], remote: Remote) -> None:
     one, two = machines
-    claim.take(remote, state(one, 0, "a"))
-    with claim.writing(one, remote, "y"):
-        assert not claim.strangers(one, remote, ())
-        recorded, writes = claim.strangers(two, remote, ())
+    lease.take(remote, state(one, 0, "a"))
+    with lease.writing(one, remote, "y"):
+        assert not lease.strangers(one, remote, ())
+        recorded, writes = lease.strangers(two, remote, ())
         assert recorded.endswith("recorded state/x/0000, which is not here")
-        assert claim.strangers(two, remote, {"a" * 40}) == [writes]
+        assert lease.strangers(two, remote, {"a" * 40}) == [writes]
     assert writes.endswith("is writing to timeline 'y'")
 
 
 def test_two_runs_that_name_their_repository_at_once_agree(machines: tuple[Path, Path], remote: Remote) -> None:
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(lambda _: claim._repository(machines[0], remote), range(24)))) == 1
+        assert len(set(pool.map(lambda _: lease._repository(machines[0], remote), range(24)))) == 1
 
 
 def test_the_second_waits_for_the_first(
     machines: tuple[Path, Path], remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
     done = threading.Event()
-    with claim.writing(machines[0], remote, "x"):
+    with lease.writing(machines[0], remote, "x"):
         ended = threading.Timer(0.5, done.set)
         ended.start()
 
         def second() -> bool:
-            with claim.writing(machines[1], remote, "x", wait=True):
+            with lease.writing(machines[1], remote, "x", wait=True):
                 return done.is_set()
 
         pool = ThreadPoolExecutor(1)
@@ -130,34 +131,34 @@ def test_the_silent_are_taken_over_and_the_living_are_not(
     machines: tuple[Path, Path], remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ages are the store's, in whole seconds."""
-    monkeypatch.setattr(claim, "SILENT_SECONDS", 1.5)
+    monkeypatch.setattr(lease, "SILENT_SECONDS", 1.5)
     one, two = machines
-    with claim.writing(one, remote, "x"):
+    with lease.writing(one, remote, "x"):
         key = f"{remote.prefix}/.chronomerge/writing/x"
         note = store.client(remote).get_object(Bucket=remote.bucket, Key=key)["Body"].read()
         time.sleep(2.5)
         with pytest.raises(UserError, match="is being written"):
-            claim.writing(two, remote, "x").__enter__()
+            lease.writing(two, remote, "x").__enter__()
     store.client(remote).put_object(Bucket=remote.bucket, Key=key, Body=note)  # as if it had been killed
-    with claim.writing(one, remote, "x"):  # its own repository need not wait
+    with lease.writing(one, remote, "x"):  # its own repository need not wait
         pass
     store.client(remote).put_object(Bucket=remote.bucket, Key=key, Body=note)
-    monkeypatch.setattr(claim, "POLL_SECONDS", 0.2)
-    with claim.writing(two, remote, "x", wait=True):
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.2)
+    with lease.writing(two, remote, "x", wait=True):
         pass
 
 
 def test_a_copy_is_another_machine_unless_its_store_was_copied_too(tmp_path: Path, remote: Remote) -> None:
     one = tmp_path / "one"
     git(tmp_path, "init", "--quiet", "one")
-    own = Remote(config.EMBEDDED, remote.url, remote.options)
+    own = Remote(dvc_config.EMBEDDED, remote.url, remote.options)
     embedded.folder(one).mkdir(parents=True)
-    name = claim._repository(one, remote)
-    assert claim._repository(one, own) == name
+    name = lease._repository(one, remote)
+    assert lease._repository(one, own) == name
     shutil.copytree(one, tmp_path / "copy", symlinks=True)
-    assert claim._repository(tmp_path / "copy", own) == name
-    assert claim._repository(tmp_path / "copy", remote) != name
-    assert claim._repository(one, remote) == name
+    assert lease._repository(tmp_path / "copy", own) == name
+    assert lease._repository(tmp_path / "copy", remote) != name
+    assert lease._repository(one, remote) == name
 
 
 def test_a_store_that_ignores_conditions_is_refused(machines: tuple[Path, Path], remote: Remote) -> None:
@@ -165,10 +166,10 @@ def test_a_store_that_ignores_conditions_is_refused(machines: tuple[Path, Path],
     with (
         proxied(remote, plan) as deaf,
         pytest.raises(UserError, match=r"ignores S3's conditional writes.*store\.git"),
-        claim.writing(machines[0], deaf, "x"),
+        lease.writing(machines[0], deaf, "x"),
     ):
         pass
-    assert not claim.needed(Store(remote="shared", git="origin"), remote)
+    assert not lease.needed(Store(remote="shared", git="origin"), remote)
 
 
 def test_answers_that_are_lost_change_nothing(
@@ -177,11 +178,11 @@ def test_answers_that_are_lost_change_nothing(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     plan = Plan([Fault("lost", "PUT", "writing", times=1), Fault("lost", "PUT", "claims", times=2)])
     with proxied(remote, plan) as flaky:
-        with claim.writing(machines[0], flaky, "x"):
-            claim.take(flaky, state(machines[0], 1, "a"))
+        with lease.writing(machines[0], flaky, "x"):
+            lease.take(flaky, state(machines[0], 1, "a"))
         plan.faults = [Fault("500")]
         with pytest.raises(RemoteError, match=r"^store 'proxied' \(.+\) .+"):
-            claim.require_free(machines[0], flaky, "state/x/0001")
+            lease.require_free(machines[0], flaky, "state/x/0001")
     assert len(plan.happened) >= 3
 
 
@@ -189,12 +190,13 @@ RACE = """
 import json, sys
 from pathlib import Path
 from tasks.errors import UserError
-from tasks.record import config, states
-from tasks.record.dvc import Dvc
+from tasks.record import states
+from tasks.storage import dvc_config
+from tasks.storage.dvc import Dvc
 from tests.record import made_up
 
 project, shared, name = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3]
-remote, said = config.remote(project, name), []
+remote, said = dvc_config.remote(project, name), []
 with Dvc(project) as dvc:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -220,7 +222,7 @@ def test_two_machines_race_for_three_steps(tmp_path: Path, remote: Remote, share
     git(tmp_path, "clone", "--quiet", "--bare", str(first), "origin.git")
     for name in ("one", "two"):
         git(tmp_path, "clone", "--quiet", "origin.git", name)
-        config.write_remote(tmp_path / name, remote)
+        dvc_config.write_remote(tmp_path / name, remote)
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(tmp_path / name), shared, remote.name],

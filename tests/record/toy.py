@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from tasks.record import layout, states, worktree
-from tasks.record.git import git
+from tasks import layout
+from tasks.record import states, worktree
 from tasks.record.states import State
+from tasks.storage.git import git
 
 
 def record(

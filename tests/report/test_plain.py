@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tasks import layout
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import layout, states
-from tasks.record.git import git
+from tasks.record import states
 from tasks.report import plain, records
+from tasks.storage.git import git
 
 PARAMS: dict[str, Any] = {
     "seed": 0,

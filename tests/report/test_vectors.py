@@ -9,15 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tasks import checkpoints
-from tasks.cache import Cache
 from tasks.grid.cells import Cell
-from tasks.record import config, retention
-from tasks.record.git import git
+from tasks.model import checkpoints
+from tasks.record import retention
 from tasks.record.states import State
 from tasks.report import vectors
 from tasks.report.records import Record
 from tasks.report.vectors import Geometry
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
+from tasks.storage.git import git
 from tests.report import made_up
 
 
@@ -87,7 +88,7 @@ def project(tmp_path: Path) -> Path:
 
 def lineage(project: Path, timeline: str, models: list[Path]) -> list[Record]:
     """A timeline whose experts are some models, copied into the project's cache."""
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     md5s = []
     for path in models:
         copy = project / path.name
@@ -119,7 +120,7 @@ def test_weights_that_are_not_here_are_left_out_with_the_command_that_brings_the
     project: Path, models: list[Path]
 ) -> None:
     cell, records = Cell("demo", "zs", "all", "ties", 0), lineage(project, "demo", models)
-    cache = Cache(config.cache_dir(project))
+    cache = Cache(dvc_config.cache_dir(project))
     for step in (1, 3):
         cache.path(records[step].manifest["outputs"]["data/step/expert.safetensors"]["md5"]).unlink()
     found = vectors.of(project, {cell: records})
@@ -134,7 +135,7 @@ def test_weights_that_were_let_go_are_not_promised(project: Path, models: list[P
     commit = git(project, "rev-parse", "HEAD")
     gone = State(project, "demo", 1, commit)
     records[1] = Record(gone, records[1].manifest, records[1].metrics, records[1].params, records[1].outputs)
-    Cache(config.cache_dir(project)).path(gone_md5(records)).unlink()
+    Cache(dvc_config.cache_dir(project)).path(gone_md5(records)).unlink()
     retention.note(project, [gone])
     (missing,) = vectors.of(project, {cell: records}).missing
     assert missing.reason == "the weights of state 1 were let go (chronomerge gc)"

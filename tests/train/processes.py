@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tasks import torchvision_shim
+from tasks.model import torchvision_shim
 from tasks.params import Params
 
 torchvision_shim.ensure()

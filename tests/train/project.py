@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks import models
-from tasks.datasets import Card, Sample, write
+from tasks.model import models
+from tasks.model.datasets import Card, Sample, write
 from tasks.params import Params
 
 CONFIG = {

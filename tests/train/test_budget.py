@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tasks import models
 from tasks.errors import UserError
+from tasks.model import models
 from tasks.params import Base, Budget, Named, Params, Train
 from tasks.train import budget
 from tasks.train import regularizer as regularizers

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import models, randomness
+from tasks import randomness
 from tasks.errors import UserError
-from tasks.models import Preprocess
+from tasks.model import models
+from tasks.model.models import Preprocess
 from tasks.train import augment
 from tasks.train.loop import Batch, Training, fit
 from tasks.train.recipe import Recipe
@@ -25,7 +26,7 @@ from tasks.train.vocabulary import NAME, Vocabulary
 from tests.train.project import CONFIG
 
 if TYPE_CHECKING:
-    from tasks.models import Clip
+    from tasks.model.models import Clip
 
 RECIPE = Recipe(steps=6, batch_size=12, lr=1e-2, weight_decay=0.2, warmup=0.2, clip=1.0)
 PREPROCESS = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

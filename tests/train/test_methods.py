@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import checkpoints, models, randomness, torchvision_shim, train
-from tasks.checkpoints import Weights
+from tasks import randomness, train
 from tasks.choice import available
 from tasks.errors import UserError
+from tasks.model import checkpoints, models, torchvision_shim
+from tasks.model.checkpoints import Weights
 from tasks.params import Named, Train
 from tasks.train.method import Method, chosen
 from tasks.train.methods.adapters import Adapter

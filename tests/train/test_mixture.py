@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets import Dataset
+from tasks.model.datasets import Dataset
 from tasks.train.mixture import Balanced, Order, Shuffled, counts, reservoir
 from tasks.train.pools import Pool
 from tests.train.project import dataset

@@ -15,8 +15,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from tasks import checkpoints
 from tasks.errors import UserError
+from tasks.model import checkpoints
 from tasks.params import Params
 from tasks.train.node import EXPERT, INIT, TRAINING, initialize, train
 from tests.train.project import dataset, params, project

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tasks import models, randomness, torchvision_shim
+from tasks import randomness
+from tasks.model import models, torchvision_shim
 from tasks.train import augment
 from tasks.train.features import features as features_of
 from tasks.train.loss import contrastive_loss, sigmoid_loss

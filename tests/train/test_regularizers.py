@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import checkpoints, nodes, train
+from tasks import nodes, train
 from tasks.choice import available
 from tasks.errors import UserError
+from tasks.model import checkpoints
 from tasks.params import Named, Params, Train
 from tasks.train import importance
 from tasks.train.node import EXPERT, IMPORTANCE, PAST_IMPORTANCE, TRAINING, initialize

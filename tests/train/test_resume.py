@@ -13,8 +13,9 @@ import psutil
 import pytest
 import torch
 
-from tasks import checkpoints, nodes
+from tasks import nodes
 from tasks.errors import UserError
+from tasks.model import checkpoints
 from tasks.params import Params
 from tasks.train.node import EXPERT, INIT, TRAINING, initialize, train
 from tests.train.processes import launched, start

@@ -13,12 +13,18 @@ from tasks.workers.job import packed
 from tasks.workers.kept import Nursery
 from tests.project import ROOT
 
-REAL = ("tasks/__init__.py", "tasks/lifeline.py", "tasks/workers/__init__.py", "tasks/workers/child.py")
+REAL = (
+    "tasks/__init__.py",
+    "tasks/processes.py",
+    "tasks/model/__init__.py",
+    "tasks/workers/__init__.py",
+    "tasks/workers/child.py",
+)
 NODE = """
 import os, sys, time
 from pathlib import Path
-import tasks.models
-Path("made").write_text(f"{VERSION} {sys.argv[1:]} {os.getpid()} {tasks.models.loaded}")
+import tasks.model.models
+Path("made").write_text(f"{VERSION} {sys.argv[1:]} {os.getpid()} {tasks.model.models.loaded}")
 print("a line", file=sys.stderr, flush=True)
 {"exit": lambda: sys.exit(2), "say": lambda: sys.exit("why"), "wait": lambda: time.sleep(60), "ok": int}[sys.argv[1]]()
 """
@@ -29,7 +35,7 @@ def code(folder: Path, version: int = 1) -> bytes:
     for name in REAL:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
-    (folder / "tasks/models.py").write_text(
+    (folder / "tasks/model/models.py").write_text(
         "import os\n\ndef preload():\n    global loaded\n    loaded = os.getpid()\n"
     )
     (folder / "tasks/node.py").write_text(f"VERSION = {version}\n" + NODE)

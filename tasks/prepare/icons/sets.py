@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.datasets import Origin
 from tasks.errors import UserError
+from tasks.model.datasets import Origin
 from tasks.prepare.icons.npm import Pin
 
 Role = Literal["train", "test", "later"]

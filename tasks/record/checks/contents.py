@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import config, layout, store
 from tasks.record.checks.leftovers import writers_since
-from tasks.record.config import Remote
 from tasks.record.doctor import Finding, Visit
 from tasks.record.garbage import YOUNG
-from tasks.record.objects import Depot
+from tasks.storage import dvc_config, store
+from tasks.storage.dvc_config import Remote
+from tasks.storage.objects import Depot
 
 if TYPE_CHECKING:
     from types_boto3_s3.type_defs import MultipartUploadTypeDef
@@ -32,7 +33,7 @@ def uploads(visit: Visit) -> Iterator[Finding]:
     if visit.depot is None or not visit.depot.remote.is_s3:
         return
     remote = visit.depot.remote
-    before = writers_since(visit) - (0 if remote.name == config.EMBEDDED else YOUNG.total_seconds())
+    before = writers_since(visit) - (0 if remote.name == dvc_config.EMBEDDED else YOUNG.total_seconds())
     pages = store.client(remote).get_paginator("list_multipart_uploads").paginate(
         Bucket=remote.bucket, Prefix=f"{remote.prefix}/" if remote.prefix else ""
     )  # fmt: skip

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import psutil
 
-from tasks.record import config, embedded, git, layout, lock, worktree
+from tasks import layout
+from tasks.record import worktree
 from tasks.record.doctor import Finding, Visit
+from tasks.storage import dvc_config, embedded, git, writer_lock
 
 
 def embedded_store(visit: Visit) -> Iterator[Finding]:
     """The embedded store still runs though nobody uses it, or its note names a server that is gone."""
     home = layout.private(visit.project) / "store"
-    if visit.remote != config.EMBEDDED or not (home / "server.json").exists() or (home / "shared-from").exists():
+    if visit.remote != dvc_config.EMBEDDED or not (home / "server.json").exists() or (home / "shared-from").exists():
         return
     server = embedded.Server(**json.loads((home / "server.json").read_text()))
     if server.stays or server.ending or embedded.in_use(visit.project):
@@ -42,7 +44,7 @@ def _use(project: Path) -> None:
 
 def lock_notes(visit: Visit) -> Iterator[Finding]:
     """A lock dies with its holder, its note does not."""
-    for timeline in lock.timelines(visit.project):
+    for timeline in writer_lock.timelines(visit.project):
         path = git.common_dir(visit.project) / "chronomerge" / f"{timeline}.lock"
         if path.stat().st_size and visit.free(timeline):
             yield Finding(
@@ -148,7 +150,7 @@ def _is_json(path: Path) -> bool:
 
 def writers_since(visit: Visit) -> float:
     """When the oldest of the running writers began; now, if there is none (seconds since 1970)."""
-    busy = [timeline for timeline in lock.timelines(visit.project) if not visit.free(timeline)]
+    busy = [timeline for timeline in writer_lock.timelines(visit.project) if not visit.free(timeline)]
     folder = git.common_dir(visit.project) / "chronomerge"
     return min((path.stat().st_mtime for path in (folder / f"{name}.lock" for name in busy)), default=time.time())
 

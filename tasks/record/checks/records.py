@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tasks import layout
 from tasks.errors import UserError
-from tasks.record import heads, layout, retention, states
+from tasks.record import heads, retention, states
 from tasks.record.doctor import Finding, Visit
 from tasks.record.garbage import shared_remotes
-from tasks.record.git import GitError, git, resolve
+from tasks.storage.git import GitError, git, resolve
 
 
 def damaged(visit: Visit) -> Iterator[Finding]:

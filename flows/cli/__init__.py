@@ -1,0 +1,1 @@
+"""The command ``chronomerge``: application, options, one module for each group of verbs, and their tables."""

@@ -1,0 +1,147 @@
+"""The command ``chronomerge``: thin, and quick to answer; heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli import (
+    arrive,
+    current_project,
+    deployed,
+    grid,
+    maintenance,
+    merge,
+    remote,
+    report,
+    serve,
+    states,
+    stream,
+)
+from flows.cli.states import AsJson, Scheduler, Wait
+from tasks.errors import UserError
+from tasks.storage.dvc import RemoteError
+from tasks.storage.git import GitError
+
+app = typer.Typer(
+    name="chronomerge",
+    help="Merge models over time: every time step trained, merged, evaluated and recorded, to be restored at will.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, markup=False)
+
+Until = Annotated[int | None, typer.Option(help="The last step to run; by default all of the stream.", min=0)]
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one line and status 2."""
+    try:
+        app()
+    except UserError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except (RemoteError, GitError) as error:
+        _say(f"error: {error}; try again, or look into .chronomerge/logs")
+        sys.exit(2)
+    except OSError as error:
+        _say(f"error: {error.filename or 'the system'}: {error.strerror or error}; mend that and run again")
+        sys.exit(2)
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence, style="red")
+
+
+@app.command()
+def demo() -> None:
+    """The whole story on the embedded default: a base, a stream of real drawings, a table of states."""
+    from flows.cli import views
+    from tasks.params import load
+
+    project = current_project.project()
+    name = load(project / "params.yaml").timeline
+    if name != "demo":
+        raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
+    _run(project, None, wait=False)
+    out.print()
+    out.print(views.states_table(project, name))
+    out.print(views.what_next(project, name), soft_wrap=True)
+
+
+@app.command()
+def run(until: Until = None, wait: Wait = False, scheduler: Scheduler = None) -> None:
+    """Run every pending time step; after a failure or a kill, the same command resumes."""
+    _run(current_project.project(), until, wait=wait, scheduler=scheduler)
+
+
+@app.command()
+def step(wait: Wait = False, scheduler: Scheduler = None) -> None:
+    """Run the next time step only."""
+    from flows.run import pending
+
+    project = current_project.project()
+    steps = pending(project).steps
+    _run(project, steps[0] if steps else None, wait=wait, scheduler=scheduler)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What runs now, what is recorded, what is pending."""
+    from flows.cli import views
+
+    found = views.status(current_project.project())
+    out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found), soft_wrap=True)
+
+
+app.command()(arrive.arrive)
+app.command()(arrive.inbox)
+app.command()(grid.grid)
+app.command()(serve.serve)
+app.command()(states.states)
+app.command()(states.restore)
+app.command()(states.verify)
+app.command()(states.rollback)
+app.command()(deployed.promote)
+app.command()(deployed.hold)
+app.command()(deployed.fetch)
+app.command()(maintenance.doctor)
+app.command()(maintenance.gc)
+app.command()(report.report)
+app.command()(merge.merge)
+app.command()(merge.techniques)
+app.add_typer(remote.app, name="remote")
+app.add_typer(stream.app, name="stream")
+
+
+def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None = None) -> None:
+    from flows import hooks
+    from flows.cli import views
+    from flows.run import run as run_pending
+    from tasks import console, progress
+
+    os.chdir(project)  # paths in params.yaml start there
+    with console.shown() as listener:
+        progress.listen(listener)
+        try:
+            tags = run_pending(project, until, wait=wait, scheduler=scheduler)
+        except KeyboardInterrupt:
+            _say("interrupted; what has finished is kept, and the same command goes on from there")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            hooks.failed(project, error)
+            raise
+    name = current_project.timeline(project)
+    if tags:
+        out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))
+        for line in views.held_lines(project, name, tags):
+            out.print(line, soft_wrap=True)
+    else:
+        out.print(views.nothing_pending(project, name))

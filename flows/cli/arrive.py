@@ -1,0 +1,120 @@
+"""``chronomerge arrive`` and ``chronomerge inbox``: what arrives, checked and put into the stream."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli import current_project
+from flows.cli.states import AsJson
+
+if TYPE_CHECKING:
+    from tasks.inbox import Scan
+
+out = Console(highlight=False, markup=False, soft_wrap=True)
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, and change nothing.")]
+
+
+def arrive(
+    name: Annotated[str, typer.Argument(help="The arrival's name: it becomes a folder, and a line of the stream.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="A folder or file of images, a table or a tar file, here or s3://…, recognised by what it is; or a "
+            "source as params.yaml writes it (icons:food/new, table:a.csv, {source: table, path: a.csv, label: kind}). "
+            "Repeatable.",
+        ),
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A checkpoint trained elsewhere, here or s3://….")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check data or an expert in full, keep it under DVC, and append it to the stream; status 2 if it is refused."""
+    from tasks import arrive as arriving
+    from tasks import console
+
+    project = current_project.project()
+    sources = tuple(_from_here(one, project) for one in data or ())
+    request = arriving.Request(name, sources, expert and _from_here(expert, project))
+    with console.shown() as progress:
+        verdict = arriving.arrive(project, request, progress, dry_run=dry_run)
+    if as_json:
+        out.print_json(json.dumps(verdict.as_dict()))
+    else:
+        for line in verdict.lines():
+            out.print(line)
+    if verdict.refused:
+        raise typer.Exit(2)
+
+
+def _from_here(given: str, project: Path) -> str:
+    """A path of the current folder, as one that starts where those of params.yaml do; all else as it is."""
+    path, mark, split = given.rpartition("#") if given.endswith(("#train", "#test")) else (given, "", "")
+    whole = Path(path).expanduser().resolve()
+    if not whole.exists():
+        return given
+    return f"{whole.relative_to(project) if whole.is_relative_to(project) else whole}{mark}{split}"
+
+
+def inbox(
+    where: Annotated[str, typer.Argument(metavar="PATH|s3://BUCKET/PREFIX", help="Where drops lie, a folder each.")],
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="Look again, so long after each look, until stopped.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let every finished drop arrive once: a folder with READY or arrival.yaml in it; status 2 if one was refused."""
+    from tasks import console
+    from tasks import inbox as inboxes
+    from tasks.errors import UserError
+    from tasks.storage.dvc import RemoteError
+
+    project = current_project.project()
+    where = _from_here(where, project)
+
+    def look(*, everything: bool) -> Scan:
+        with console.shown() as progress:
+            found = inboxes.scan(project, where, progress, dry_run=dry_run)
+        if as_json:
+            typer.echo(json.dumps(found.as_dict()))  # on one line: a program may read them as they come
+        else:
+            _print(found, everything=everything)
+        return found
+
+    if watch is None:
+        raise typer.Exit(2 if look(everything=True).refused else 0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is open gets closed
+    try:
+        while True:
+            try:
+                look(everything=False)
+            except (UserError, RemoteError) as error:  # a store may be down, params.yaml half edited
+                out.print(f"not now: {error}")
+            time.sleep(watch)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _print(found: Scan, *, everything: bool) -> None:
+    """What a look came to; of many looks, only what is new."""
+    for one in [*found.taken, *found.refused]:
+        assert one.verdict
+        for line in one.verdict.lines():
+            out.print(line)
+    if everything:
+        for one in [*found.changed, *found.known, *found.waiting]:
+            out.print(f"{one.name}: {one.why}")
+        counts = {"taken": found.taken, "refused": found.refused, "changed": found.changed, "known": found.known}
+        said = ", ".join(f"{len(drops)} {kind}" for kind, drops in {**counts, "waiting": found.waiting}.items())
+        out.print(f"{found.where}: {said}")

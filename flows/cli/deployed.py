@@ -1,0 +1,66 @@
+"""The verbs for the deployed state: ``promote``, ``hold`` and ``fetch``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli import current_project
+from flows.cli.states import AsJson, Name, Timeline
+
+out = Console(highlight=False, markup=False, soft_wrap=True)
+
+Reason = Annotated[str | None, typer.Option(help="Why; kept with your name, the host and the time.")]
+
+
+def promote(state: Name, reason: Reason = None, timeline: Timeline = None) -> None:
+    """Promote a state that was held: if none after it is promoted, the tag deployed/TIMELINE goes there."""
+    _decide(state, timeline, reason, promoted=True)
+
+
+def hold(state: Name, reason: Reason = None, timeline: Timeline = None) -> None:
+    """Hold a promoted state: if it is the deployed one, the tag deployed/TIMELINE goes back to the one before."""
+    _decide(state, timeline, reason, promoted=False)
+
+
+def _decide(name: str, timeline: str | None, reason: str | None, *, promoted: bool) -> None:
+    from tasks.record import deployment
+
+    project = current_project.project()
+    done = deployment.decide(
+        project, timeline or current_project.timeline(project), name, promoted=promoted, reason=reason
+    )
+    word = "promoted" if promoted else "held"
+    at = f"deployed/{done.state.timeline} is at {done.deployed.tag}" if done.deployed else "no state is deployed"
+    if not done.changed:
+        out.print(f"nothing to do: {done.state.tag} is {word} already; {at}")
+    elif promoted and done.deployed != done.state:
+        out.print(f"{done.state.tag} is {word}; {at}, which is newer (hold that one, or roll back)")
+    else:
+        out.print(f"{done.state.tag} is {word}; {at}")
+
+
+def fetch(
+    _deployed: Annotated[bool, typer.Option("--deployed", help="The deployed state: where deployed/TIMELINE is.")],
+    to: Annotated[Path, typer.Option(help="A folder; files of other names in it stay.")],
+    as_json: AsJson = False,
+    timeline: Timeline = None,
+) -> None:
+    """Bring the deployed weights, and no more of the state, to a folder that open_clip loads; verified by hash."""
+    from tasks.record import delivery, deployment
+    from tasks.units import size
+
+    project = current_project.project()
+    done = deployment.fetch(project, timeline or current_project.timeline(project), to)
+    if as_json:
+        row = {"tag": done.state.tag, "folder": str(done.folder), "new": done.new, "fetched": done.fetched}
+        out.print_json(json.dumps(row))
+    elif done.new:
+        source = f"{size(done.fetched)} fetched from the remote" if done.fetched else "all from the cache"
+        out.print(f"{done.state.tag} is in {done.folder} ({delivery.WEIGHTS}, {source})")
+    else:
+        out.print(f"nothing to do: {done.folder} has {done.state.tag}")

@@ -1,0 +1,176 @@
+"""The verb ``grid``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli import current_project, report
+from flows.cli.states import AsJson, Scheduler, Wait
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from flows.grid import Layout, Outcome
+    from tasks.grid.estimate import Estimate
+    from tasks.grid.plan import Plan
+    from tasks.params import Grid
+
+out = Console(highlight=False, markup=False)
+
+
+def grid(
+    init: Annotated[str | None, typer.Option(help="Initializations, as zs,ft,ema.")] = None,
+    deploy: Annotated[str | None, typer.Option(help="Deployments, as ft,ema,all.")] = None,
+    technique: Annotated[str | None, typer.Option(help="Merging techniques, as linear,slerp,ties.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print how much work it is, and do none of it.")] = False,
+    lanes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cells side by side; by default the workers, or the cores divided by `threads` of params.yaml, or 1.",
+        ),
+    ] = None,
+    scheduler: Scheduler = None,
+    as_json: AsJson = False,
+    wait: Wait = False,
+) -> None:
+    """Run protocols × techniques × seeds on one stream; each cell is a timeline. The same command resumes.
+
+    Ends with the report on them, in report/.
+
+    What an option names takes the place of that list under `grid` in params.yaml.
+    """
+    from flows import grid as grids
+    from tasks.grid import cells
+
+    project = current_project.project()
+    os.chdir(project)  # paths in params.yaml start there
+    found = grids.laid_out(project, _chosen(project, init, deploy, technique, seed))
+    count = lanes or grids.lanes_for(found.params, scheduler)
+    if plan:
+        made, estimated = grids.planned(project, found)
+        if as_json:
+            out.print_json(json.dumps(_plan_row(found, made, estimated, count)))
+        else:
+            out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
+        return
+    outcome = _run(project, found, count, wait=wait, scheduler=scheduler)
+    written = None
+    if any(outcome.recorded.values()):
+        there = cells.recorded(project, found.cells)
+        options = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
+        command = f"chronomerge grid{options}"
+        written = report.write(project, there, None, command, command if options else "chronomerge report")
+    if as_json:
+        page = str(written.page) if written else None
+        row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": found.left_out, "page": page}
+        out.print_json(json.dumps(row))
+    else:
+        out.print("\n".join(_outcome_lines(found, outcome)), soft_wrap=True)
+        if written:
+            out.print("\n".join(report.lines(written)), soft_wrap=True)
+    if outcome.failed:
+        raise typer.Exit(2)
+
+
+def _run(project: Path, found: Layout, lanes: int, *, wait: bool, scheduler: str | None) -> Outcome:
+    from flows import grid as grids
+    from tasks import console, progress
+
+    with console.shown() as listener:
+        progress.listen(listener)
+        try:
+            return grids.grid(project, found, lanes, wait=wait, scheduler=scheduler)
+        except KeyboardInterrupt:
+            typer.secho("interrupted; what has finished is kept, and the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
+
+
+def _options(given: Mapping[str, str | None]) -> str:
+    return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
+
+
+def _chosen(
+    project: Path, init: str | None, deploy: str | None, technique: str | None, seed: str | None
+) -> Grid | None:
+    """The grid of params.yaml with the lists that the command line names in place of its own.
+
+    Raises:
+        UserError: a value that a list does not accept.
+    """
+    from pydantic import ValidationError
+
+    from tasks.params import Grid, load
+
+    given: dict[str, Any] = {"init": init, "deploy": deploy, "technique": technique, "seed": seed}
+    named = {key: [part.strip() for part in text.split(",")] for key, text in given.items() if text is not None}
+    if not named:
+        return None
+    of_file = load(project / "params.yaml").grid or Grid()
+    known = {one.shown: one.model_dump(exclude_none=True) for one in of_file.technique}
+    if "technique" in named:  # a label of params.yaml stands for its settings
+        named["technique"] = [known.get(name, name) for name in named["technique"]]
+    try:
+        return Grid.model_validate({**of_file.model_dump(), **named})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"--{first['loc'][0]} {given[str(first['loc'][0])]}: {reason} (got {first['input']!r})"
+        ) from None
+
+
+def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int) -> dict[str, Any]:
+    from tasks.grid.plan import KINDS
+
+    counts = {
+        kind: {"separate": plan.separate(kind), "shared": len(plan.shared(kind)), "pending": len(plan.pending(kind))}
+        for kind in KINDS
+    }
+    return {
+        "cells": [one.cell.timeline for one in found.cells],
+        "left_out": dict(found.left_out),
+        "work": counts,
+        "lanes": lanes,
+        "estimate": {"seconds": estimated.seconds, "bytes": estimated.bytes} if estimated else None,
+    }
+
+
+def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int) -> list[str]:
+    from tasks.units import duration, size
+
+    lines = [f"{len(found.cells)} cells, {len(found.todo)} of them with steps to run"]
+    lines.append(f"{'':14}{'each by itself':>16}{'shared':>10}{'to do':>10}")
+    for kind, name in (("train", "trainings"), ("deploy", "merges"), ("evaluate", "evaluations")):
+        counts = (plan.separate(kind), len(plan.shared(kind)), len(plan.pending(kind)))
+        lines.append(f"  {name:12}{counts[0]:16}{counts[1]:10}{counts[2]:10}")
+    if estimated is None:
+        lines.append("time and bytes: no estimate before a timeline with this model has recorded its first steps")
+    else:
+        lines.append(
+            f"about {duration(estimated.seconds)} of work at the pace recorded so far, in {lanes} "
+            f"lane{'s' if lanes > 1 else ''}; {size(estimated.bytes)} of new weights"
+        )
+    return [*lines, *_left_out(found)]
+
+
+def _outcome_lines(found: Layout, outcome: Outcome) -> list[str]:
+    done, states = len(outcome.recorded), sum(map(len, outcome.recorded.values()))
+    nothing = "nothing to do: all cells are recorded (chronomerge report shows them)"
+    lines = [f"{done} cells recorded {states} states" if done else nothing]
+    if outcome.failed:
+        lines = [f"{len(outcome.failed)} cells failed; the same command goes on with them:"]
+        lines += [f"  {timeline}: {reason}" for timeline, reason in sorted(outcome.failed.items())]
+    return [*lines, *_left_out(found)]
+
+
+def _left_out(found: Layout) -> list[str]:
+    return [f"left out: {timeline}: {reason}" for timeline, reason in found.left_out.items()]

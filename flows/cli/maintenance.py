@@ -1,0 +1,123 @@
+"""``chronomerge doctor`` and ``chronomerge gc``: the care of a project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from tasks.record.doctor import Finding
+    from tasks.record.garbage import Plan
+
+out = Console(highlight=False, markup=False, soft_wrap=True)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what a crash or a person left behind, and mend it; status 1 while anything is left."""
+    from tasks import console
+    from tasks.record import maintenance
+    from tasks.storage.git import top_level
+
+    with console.shown() as progress:
+        report = maintenance.doctor(top_level(Path.cwd()), repair=repair, progress=progress)
+    if as_json:
+        findings = [{**finding.as_dict(), "repaired": repair and why is None, "left": why if repair else None}
+                    for finding, why in report.findings]  # fmt: skip
+        out.print_json(json.dumps({"healthy": report.healthy, "findings": findings, "skipped": report.skipped}))
+    else:
+        for finding, why in report.findings:
+            out.print(f"{finding.what}: {finding.where}")
+            out.print(f"    {finding.meaning}")
+            out.print(f"    {_remedy(finding, why, repair=repair)}")
+        for sentence in report.skipped:
+            out.print(f"not looked at: {sentence}")
+        left = sum(why is not None for _, why in report.findings)
+        out.print(f"{left} findings left" if left else "healthy")
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
+def _remedy(finding: Finding, why: str | None, *, repair: bool) -> str:
+    if finding.repair is None:
+        return f"by hand: {finding.remedy}"
+    if not repair:
+        return f"--repair would {finding.remedy}"
+    return f"mended: {finding.remedy}" if why is None else f"not mended: {why}"
+
+
+def gc(
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Of each timeline, only the newest N states keep their weights.")
+    ] = None,
+    keep_tag: Annotated[
+        list[str] | None, typer.Option(metavar="TAG", help="A state that keeps its weights as well; repeatable.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it nothing is touched.")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="From the store too, not only from the cache.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free what no state of any timeline refers to, and with --keep-last the weights of older states."""
+    from tasks.params import load
+    from tasks.record.maintenance import collect
+    from tasks.storage import dvc_config
+    from tasks.storage.git import top_level
+
+    project = top_level(Path.cwd())
+    found = collect(project, keep_last=keep_last, keep_tags=keep_tag or (), delete=delete, everywhere=remote)
+    url = dvc_config.remote(project, load(project / "params.yaml").store.remote).url
+    if as_json:
+        out.print_json(json.dumps(_as_dict(found, deleted=delete)))
+        return
+    for line in _lines(found, str(dvc_config.cache_dir(project)), url, delete=delete, everywhere=remote):
+        out.print(line)
+
+
+def _as_dict(found: Plan, *, deleted: bool) -> dict[str, object]:
+    return {
+        "deleted": deleted,
+        "cache": dict(found.cache),
+        "remote": dict(found.remote),
+        "letting_go": [state.tag for state in found.letting_go],
+        "staying": list(found.staying),
+        "kept": {"unfinished": dict(found.unfinished), "young": dict(found.young), "only_here": dict(found.only_here)},
+    }
+
+
+def _lines(found: Plan, cache: str, url: str, *, delete: bool, everywhere: bool) -> Iterator[str]:
+    freed = "freed" if delete else "can be freed"
+    where = "lets its weights go for good" if everywhere else "keeps its weights in the store alone"
+    for state in found.letting_go:
+        yield f"{state.tag} {where}"
+    yield from found.staying
+    yield f"cache   {_count(found.cache)} {freed} ({cache})"
+    yield f"store   {_count(found.remote)} {freed if everywhere else 'can be freed with --remote'} ({url})"
+    if found.unfinished:
+        yield f"kept    {_count(found.unfinished)} that finished nodes of an interrupted run made; `run` takes them up"
+    if found.only_here:
+        yield f"kept    {_count(found.only_here)} of older states that the store lacks; `chronomerge doctor --repair`"
+    if found.young:
+        yield f"kept    {_count(found.young)} in the store that are less than a day old: another machine may want them"
+    if everywhere and not delete:
+        for md5, size in sorted(found.remote.items()):
+            yield f"  {md5[:2]}/{md5[2:]} {size}"
+    if everywhere:
+        yield f"this assumes that only this repository and those it pushes states to keep anything in {url}"
+    if not delete and (found.cache or found.remote):
+        yield "nothing was touched; --delete deletes"
+
+
+def _count(objects: Mapping[str, int]) -> str:
+    from tasks.units import size
+
+    return f"{len(objects)} objects, {size(sum(objects.values()))}"

@@ -1,0 +1,96 @@
+"""The verb ``report``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli import current_project
+from flows.cli.states import AsJson
+
+if TYPE_CHECKING:
+    from tasks.grid.cells import Cell
+    from tasks.report.report import Written
+
+out = Console(highlight=False, markup=False)
+
+
+def report(
+    timeline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A timeline to report on, or several; by default the grid in params.yaml as far as it is recorded, "
+            "else its timeline."
+        ),
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The folder to write to; by default report/ in the project.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One page on what is recorded: curves, heat maps, tables; with its figures and its table as files."""
+    project = current_project.project()
+    cells, made_by = ([], "") if timeline else _of_grid(project)
+    if not cells:
+        from tasks.report import plain
+
+        cells, made_by = plain.cells(project, timeline or [current_project.timeline(project)]), "chronomerge run"
+    drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in timeline or ())])
+    written = write(project, cells, to, made_by, drawn_by)
+    if as_json:
+        out.print_json(json.dumps(row(written)))
+    else:
+        out.print("\n".join(lines(written)), soft_wrap=True)
+
+
+def _of_grid(project: Path) -> tuple[list[Cell], str]:
+    """What is recorded of the grid in params.yaml, and the command that records the rest."""
+    from tasks.grid import cells
+    from tasks.params import load
+
+    path = project / "params.yaml"
+    grid = load(path).grid
+    return (cells.recorded(project, cells.expand(path.read_text(), grid, project)) if grid else []), "chronomerge grid"
+
+
+def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, drawn_by: str) -> Written:
+    """Write the report on some cells, with its progress on the terminal."""
+    from tasks import console
+    from tasks.report.report import report
+
+    with console.shown() as progress:
+        return report(
+            project,
+            cells,
+            to.resolve() if to else project / "report",
+            made_by=made_by,
+            drawn_by=drawn_by,
+            progress=progress,
+        )
+
+
+def row(written: Written) -> dict[str, object]:
+    """What was written, for programs: paths, and what was left out."""
+    return {
+        "page": str(written.page),
+        "tables": [str(path) for path in written.tables],
+        "figures": [str(path) for path in written.figures],
+        "left_out": [{"timeline": m.timeline, "reason": m.reason, "command": m.command} for m in written.left_out],
+    }
+
+
+def lines(written: Written) -> list[str]:
+    """What was written, for people."""
+    folder = written.page.parent
+    found = [
+        f"{written.page}",
+        f"beside it: {', '.join(path.name for path in written.tables)}, and {len(written.figures)} files in "
+        f"{folder.name}/figures",
+    ]
+    for missing in written.left_out:
+        brings = f"; this brings them: {missing.command}" if missing.command else ""
+        found.append(f"left out: task vectors of {missing.timeline}: {missing.reason}{brings}")
+    return found

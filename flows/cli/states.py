@@ -1,0 +1,126 @@
+"""The verbs for recorded states: ``states``, ``restore``, ``verify`` and ``rollback``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli import current_project
+
+out = Console(highlight=False, markup=False)
+
+NAME = typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
+Name = Annotated[str, NAME]
+Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="tcp://HOST:PORT", help="Run the nodes on the workers of a Dask scheduler (docs/scale.md)."),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
+
+
+def states(
+    all_lines: Annotated[bool, typer.Option("--all", help="What rollbacks left behind, too.")] = False,
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="What changed between two states instead.")
+    ] = None,
+    as_json: AsJson = False,
+    timeline: Timeline = None,
+) -> None:
+    """The recorded states of a timeline."""
+    from flows.cli import comparison, views
+    from tasks.record import difference
+    from tasks.record import states as recorded
+
+    project = current_project.project()
+    name = timeline or current_project.timeline(project)
+    if diff:
+        found = difference.between(*(recorded.find(project, name, one) for one in diff))
+        out.print_json(json.dumps(comparison.row(found))) if as_json else out.print(comparison.table(found))
+    elif as_json:
+        out.print_json(json.dumps(views.states_rows(project, name, all_lines=all_lines)))
+    else:
+        out.print(views.states_table(project, name, all_lines=all_lines))
+
+
+def restore(
+    state: Name,
+    to: Annotated[Path | None, typer.Option(help="An empty or new folder; by default one beside the project.")] = None,
+    timeline: Timeline = None,
+) -> None:
+    """Bring a state back, bit for bit, in a folder of its own; out of the cache, or the remote."""
+    from tasks.record import operations
+    from tasks.units import size
+
+    project = current_project.project()
+    restored = operations.restore(project, timeline or current_project.timeline(project), state, to)
+    source = f"{size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
+    for path in restored.damaged:
+        out.print(f"{path} of {restored.state.tag} was damaged in the cache, and was fetched again", soft_wrap=True)
+    out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
+
+
+def verify(
+    state: Annotated[str | None, NAME] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every state of the timeline, of all its lines.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read what is stored, in cache and store; run nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    timeline: Timeline = None,
+) -> None:
+    """Run a state's nodes again and compare every hash; status 1 if anything is not as recorded."""
+    from flows.cli import verification
+    from tasks import console
+    from tasks.record import operations
+
+    project = current_project.project()
+    states = operations.chosen(project, timeline or current_project.timeline(project), state, every=every)
+    with console.shown() as progress:
+        if quick:
+            stored = operations.quick(project, states, progress)
+            same = all(one.same for one in stored.values())
+            rows, lines = verification.stored_rows(stored), list(verification.stored_lines(stored))
+        else:
+            run, left = operations.worth_running(states) if every else (states, {})
+            again = [operations.verify(project, one, progress) for one in run]
+            same = all(one.same for one in again)
+            rows = [*map(verification.recomputed_row, again), *({"tag": tag, "left": why} for tag, why in left.items())]
+            lines = [line for one in again for line in verification.recomputed_lines(one)]
+            lines += [f"{tag}: not run again, for {why}" for tag, why in left.items()]
+    if as_json:
+        out.print_json(json.dumps(rows))
+    else:
+        out.print("\n".join(lines), soft_wrap=True)
+    if not same:
+        raise typer.Exit(1)
+
+
+def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None:
+    """Go back to a state: the next step starts from it; what came after stays, on a line of its own."""
+    from flows.run import pending
+    from tasks.record import operations
+
+    project = current_project.project()
+    to, made = operations.rollback(project, timeline or current_project.timeline(project), state, wait=wait)
+    if made is None:
+        out.print(
+            f"nothing to do: {to.tag} is the newest state (chronomerge promote deploys one that is held)",
+            soft_wrap=True,
+        )
+    else:
+        left = made.manifest["rollback"]["from"]
+        out.print(
+            f"{made.tag} is {to.tag} again, and step {made.step + 1} starts from it; {left} stays on line "
+            f"{made.line - 1} (chronomerge states --all)",
+            soft_wrap=True,
+        )  # fmt: skip
+        todo = None if timeline else pending(project)
+        if todo and todo.steps:
+            names = ", ".join(todo.params.stream[step - 1].name for step in todo.steps)
+            out.print(f"params.yaml still has {names}: take out what the next run is not to bring back", soft_wrap=True)

@@ -1,0 +1,114 @@
+"""``chronomerge stream``: cut data sets into a stream of time steps, in an order of choice."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.merge import parse_settings
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.params import Params
+
+app = typer.Typer(help="Cut data sets into a stream of time steps, in an order of choice.", no_args_is_help=True)
+
+
+@app.command()
+def cut(
+    steps: Annotated[int, typer.Option("--steps", "-T", min=1, help="Time steps to cut the classes into.")],
+    order: Annotated[str, typer.Option(help="See `chronomerge stream orders`.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A YAML list of data sets {name, update, date}; by default the stream of params.yaml."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the order; repeatable.")
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of random choices [that of params.yaml].")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The base's weights, for orders that ask it [those of params.yaml].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The stream file [printed].")] = None,
+) -> None:
+    """Deal the classes of some data sets out to time steps, and write the stream for params.yaml."""
+    from tasks import console, layout, progress
+    from tasks.params import load
+    from tasks.prepare.source import Context, Outside
+    from tasks.storage import atomic
+    from tasks.storage.git import top_level
+    from tasks.stream import cut as cutting
+    from tasks.stream import material, ordering
+
+    project = top_level(Path.cwd())
+    params = load(project / "params.yaml")
+    chosen = ordering.named(order, parse_settings(settings or []))
+    data_sets = cutting.read(data or project / "params.yaml")
+    private = layout.private(project)
+    private.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=private, prefix="stream-") as folder, console.shown() as listener:
+        progress.listen(listener)
+        model = material.resolved(params.base, project, Path(folder) / "model")
+        seed = params.seed if seed is None else seed
+        found = material.gather(
+            data_sets,
+            params.base.pretraining,
+            lambda: material.base(model, params.base, project, weights or _trained(project, params)),
+            Outside(project, private / "downloads", seed, progress.report),
+            Context(seed, model.preprocess.image_size, model.preprocess.interpolation,
+                    model.preprocess.resize_mode == "squash", Path(folder)),
+        )  # fmt: skip
+        indices = chosen.order(found)
+    if reverse:
+        indices.reverse()
+    name = order + ("-reversed" if reverse else "")
+    stream = cutting.arrivals(found.pairs, indices, steps, name)
+    shown = " ".join(f"--set {pair}" for pair in settings or [])
+    remarks = [
+        f"{len(found.pairs)} classes of {len(data_sets)} data sets, cut into {steps} time steps by",
+        f"chronomerge stream cut {data or ''} --steps {steps} --order {order} {shown} --seed {seed}"
+        + (" --reverse" if reverse else ""),
+    ]
+    content = cutting.text(stream, [" ".join(remark.split()) for remark in remarks])
+    if out is None:
+        typer.echo(content, nl=False)
+    else:
+        atomic.write(out, content)
+        typer.echo(f"{out}: {len(found.pairs)} classes in {steps} time steps; put its stream: into params.yaml")
+
+
+@app.command()
+def orders() -> None:
+    """List the orders there are, their settings, and their sources."""
+    from tasks.stream import ordering
+
+    for one in ordering.known().values():
+        typer.secho(one.name, bold=True)
+        typer.echo(f"  {' '.join((one.__doc__ or '').split())}")
+        typer.echo(f"  settings: {', '.join(one.model_fields) or 'none'}; source: {one.source}")
+
+
+def _trained(project: Path, params: Params) -> Path | None:
+    """The weights of a base that the timeline trains itself; None where params.yaml names given ones.
+
+    Raises:
+        UserError: it is not trained yet, or its weights are not on this machine.
+    """
+    from tasks import layout
+    from tasks.record import states
+    from tasks.storage import dvc_config
+    from tasks.storage.cache import Cache
+
+    if params.base.pretrained != "train":
+        return None
+    states_there = states.all_states(project, params.timeline)
+    if not states_there:
+        raise UserError("this order asks the base, which is not trained yet: first `chronomerge run --until 0`")
+    path = Cache(dvc_config.cache_dir(project)).path(states_there[0].entries[layout.EXPERT].md5)
+    if not path.exists():
+        raise UserError("this order asks the base, whose weights are not here: first `chronomerge restore 0`")
+    return path

@@ -1,0 +1,271 @@
+"""What the command line shows of runs and states: tables for people, rows for programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from flows import notes, serve_note
+from flows.notes import Note
+from flows.prefect import schedules
+from flows.prefect.api import Api, UnansweredError
+from flows.run import pending
+from tasks import layout
+from tasks.gate import Outcome
+from tasks.record import decisions, heads, promotion
+from tasks.record import states as recorded
+from tasks.record.decisions import Decision
+from tasks.record.states import State
+from tasks.storage import writer_lock
+from tasks.units import size
+
+DEPLOYED, HELD = "▸", "×"
+"""The marks of states in the table."""
+
+
+def _row(state: State, current: bool, deployed: State | None, decided: Mapping[str, Decision]) -> dict[str, Any]:
+    manifest, metrics = state.manifest, state.metrics
+    decision = decided.get(state.tag)
+    return {
+        "tag": state.tag,
+        "name": state.name,
+        "step": state.step,
+        "line": state.line,
+        "current": current,
+        "previous": manifest["previous"],
+        "starts_from": manifest.get("starts_from", manifest["previous"]),
+        "promoted": recorded.is_promoted(state, decided),
+        "pointer": state == deployed,
+        "gate": manifest.get("gate"),
+        "decision": asdict(decision) if decision else None,
+        "rollback": manifest.get("rollback"),
+        "arrival": manifest["arrival"],
+        "init": manifest["protocol"]["init"],
+        "deploy": manifest["protocol"]["deploy"],
+        "technique": manifest["technique"],
+        "A_KA": metrics["A_KA"],
+        "A_ZS": metrics["A_ZS"],
+        "geometric_mean": metrics["geometric_mean"],
+        "top1": metrics["top1"],
+        "recall": metrics.get("recall", {}),
+        "budget": manifest["budget"],
+        "bytes": manifest["bytes"],
+        "seconds": manifest["seconds"],
+        "commit": state.commit,
+        "code": manifest["code"],
+        "recorded": manifest["recorded"],
+        "data": {path: entry["md5"] for path, entry in manifest["inputs"].items()},
+        "deployed": manifest["outputs"]["data/step/deployed.safetensors"]["md5"],
+    }
+
+
+def states_rows(project: Path, timeline: str, *, all_lines: bool = False) -> list[dict[str, Any]]:
+    """The current lineage of a timeline as plain data, step 0 first; or every state of every line, as recorded."""
+    lineage = recorded.lineage(project, timeline)
+    shown = recorded.all_states(project, timeline) if all_lines else lineage
+    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    return [_row(state, state in lineage, deployed, decided) for state in shown]
+
+
+def _decided(project: Path, timeline: str) -> Mapping[str, Decision]:
+    return decisions.latest(project, heads.here(project, timeline).decisions)
+
+
+def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> RenderableType:
+    """The states of a timeline as a table for 80 columns, or a sentence when there are none."""
+    rows = states_rows(project, timeline, all_lines=all_lines)
+    if not rows:
+        others = [name for name in recorded.timelines(project) if name != timeline]
+        return f"timeline {timeline!r} has no states yet" + (f"; others: {', '.join(others)}" if others else "")
+    newest = rows[-1]
+    technique = ", ".join(
+        str(value) if key == "name" else f"{key} {value}" for key, value in newest["technique"].items()
+    )
+    title = f"timeline {timeline}: init {newest['init']}, deploy {newest['deploy']}, {technique}"
+    table = Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=0)
+    for column in ("step", "arrival", "A_KA", "A_ZS", "mean", "samples", "new", "bytes", "code", "data"):
+        left = column in ("arrival", "code", "data")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "arrival")
+    for row, before in zip(rows, [None, *rows], strict=False):
+        if before and row["line"] != before["line"] and all_lines:
+            table.add_section()
+        table.add_row(*_cells(row), style=None if row["current"] else "dim")
+    return Group(table, *_notes(rows, recorded.all_states(project, timeline)))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        (DEPLOYED if row["pointer"] else "" if row["promoted"] else HELD) + row["name"],
+        row["arrival"] or "–",
+        f"{row['A_KA']:.2f}",
+        f"{row['A_ZS']:.2f}",
+        f"{row['geometric_mean']:.2f}",
+        f"{row['budget'].get('samples', 0):,}",
+        size(row["bytes"]["new"]),
+        size(row["bytes"]["total"]),
+        row["code"]["commit"][:7] + ("*" if row["code"]["dirty"] else ""),
+        row["data"][layout.RAW_ARRIVAL][:7],
+    ]
+
+
+def _notes(rows: list[dict[str, Any]], everything: list[State]) -> Iterator[str]:
+    """What the table's short cells mean, and where lines part."""
+    for row in rows:
+        if row["pointer"]:
+            yield f"{DEPLOYED} deployed: tag deployed/{row['tag'].split('/')[1]}"
+        elif not row["promoted"]:
+            yield f"{HELD} {row['name']} is held: {_why_held(row)}"
+    if any(row["code"]["dirty"] for row in rows):
+        yield "* with changes that were not committed; the state has them"
+    for row in rows:
+        if row["rollback"]:
+            gone, since = row["rollback"], row["rollback"]["at"].partition("T")[0]
+            yield f"line {row['line']}: rolled back from {gone['from']} to {gone['to']} on {since}"
+    if hidden := len(everything) - len(rows):
+        yield f"left behind by rollbacks: {hidden} more states (--all)"
+
+
+def _why_held(row: Mapping[str, Any]) -> str:
+    """Whose word it was, or the conditions that failed, with the values that they found."""
+    if decision := row["decision"]:
+        said = f"by {decision['who']} on {decision['at'].partition('T')[0]}"
+        return said + (f", {decision['reason']}" if decision["reason"] else "")
+    outcomes = [Outcome(**outcome) for outcome in row["gate"]["conditions"]]
+    return ", ".join(str(outcome) for outcome in outcomes if outcome.holds is False)
+
+
+def held_lines(project: Path, timeline: str, tags: Collection[str]) -> Iterator[str]:
+    """A sentence for each of these states that is held."""
+    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    at = f"stays at {deployed.tag}" if deployed else "is nowhere yet"
+    for state in recorded.all_states(project, timeline):
+        if state.tag in tags and not recorded.is_promoted(state, decided):
+            yield f"{state.tag} is held: {_why_held(_row(state, True, deployed, decided))}; deployed/{timeline} {at}"
+
+
+def what_next(project: Path, timeline: str) -> str:
+    """The commands worth trying after a run."""
+    states = recorded.lineage(project, timeline)
+    first, last = states[0], states[-1]
+    middle = last.step // 2
+    return "\n".join([
+        "Try next (after `source .venv/bin/activate`):",
+        f"  chronomerge restore {middle}            state {middle}, bit for bit, in a folder beside this one",
+        f"  git show {last.tag}:manifest.json  what made the newest state",
+        f"  chronomerge states --diff {first.name} {last.name}    what changed between two states",
+        f"  chronomerge verify {last.name}             makes it again, and compares every byte",
+        f"  chronomerge rollback {middle}           goes on from there; what came after stays",
+        "  edit params.yaml (timeline, stream, time) and `chronomerge run`",
+    ])  # fmt: skip
+
+
+def status(project: Path) -> dict[str, Any]:
+    """What runs and how far it is, how the last run ended, what is recorded, pending and scheduled."""
+    todo = pending(project)
+    name = todo.params.timeline
+    deployed = recorded.deployed(project, name)
+    start = promotion.next_start(project, name, todo.params.gate) if todo.steps else None
+    names = ["base", *(arrival.name for arrival in todo.params.stream)]
+    holder = writer_lock.holder(project, name)
+    note = notes.read(project, name)
+    return {
+        "timeline": name,
+        "running": holder,
+        "at": note.at or None if note and holder and not note.ended else None,
+        "ended": _ended(note, holder),
+        "last": todo.last.tag if todo.last else None,
+        "last_promoted": todo.last is not None and recorded.is_promoted(todo.last, _decided(project, name)),
+        "deployed": deployed.tag if deployed else None,
+        "starts_from": start.tag if start else None,
+        "pending": [{"step": step, "arrival": names[step]} for step in todo.steps],
+        "schedule": _schedule(project, name),
+    }
+
+
+def _ended(note: Note | None, holder: str | None) -> dict[str, Any] | None:
+    """The newest run that has ended; one that was killed could not say when."""
+    if note is None or (holder and not note.ended):
+        return None
+    steps = [note.first, note.last]
+    return {
+        "started": note.started, "ended": note.ended, "outcome": note.outcome or "killed", "steps": steps,
+        "at": note.at, "why": note.why,
+    }  # fmt: skip
+
+
+def _schedule(project: Path, timeline: str) -> dict[str, Any]:
+    """What a Prefect server knows; the user's own, or that of who serves the project now."""
+    serving = serve_note.serving(project)
+    url = os.environ.get("PREFECT_API_URL") or (serving.url if serving else None)
+    found: dict[str, Any] = {"served": f"process {serving.pid} on {serving.host}" if serving else None, "server": url}
+    if url is None:
+        return found
+    try:
+        facts = schedules.facts(Api(url, patience=2), timeline)
+    except UnansweredError as error:
+        return {**found, "error": str(error)}
+    if facts is None:
+        return found
+    return {
+        **found, "cron": facts.cron, "timezone": facts.timezone, "next": facts.next.isoformat() if facts.next else None,
+        "running": facts.running, "last": facts.last,
+    }  # fmt: skip
+
+
+def status_text(found: dict[str, Any]) -> str:
+    steps = ", ".join(f"{p['step']} ({p['arrival']})" for p in found["pending"])
+    ended, schedule = found["ended"], found["schedule"]
+    lines = [f"timeline {found['timeline']}", f"  running   {found['running'] or 'nothing'}"]
+    if found["at"]:
+        lines.append(f"            {found['at']}")
+    if ended:
+        lines.append(f"  last run  {_ended_text(ended)}")
+    held = " (held)" if found["last"] and not found["last_promoted"] else ""
+    start = f", from {found['starts_from']}" if found["starts_from"] != found["last"] else ""
+    lines += [
+        f"  last      {found['last'] or 'no state yet'}{held}",
+        f"  deployed  {found['deployed'] or 'nothing yet'}",
+        f"  pending   {steps + start if steps else 'nothing'}",
+    ]
+    return "\n".join([*lines, *(f"  schedule  {line}" for line in _schedule_lines(schedule))])
+
+
+def _ended_text(ended: dict[str, Any]) -> str:
+    first, last = ended["steps"]
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    if ended["outcome"] == "killed":
+        return f"{steps}, started {ended['started']}, was killed ({ended['at'] or 'while starting'}); the next goes on"
+    what = f"{steps} {ended['outcome']} {ended['ended']}"
+    return f"{what}: {ended['why']}" if ended["why"] else what
+
+
+def _schedule_lines(schedule: dict[str, Any]) -> Iterator[str]:
+    if schedule["server"] is None:
+        yield "no Prefect server: nobody serves this project (chronomerge serve)"
+    elif "error" in schedule:
+        yield schedule["error"]
+    elif "cron" not in schedule:
+        yield f"none at {schedule['server']}"
+    else:
+        if schedule["next"]:
+            yield f"next run {schedule['next']} ({schedule['timezone']}, {schedule['cron']!r})"
+        elif not schedule["cron"]:
+            yield "on arrival"
+        if schedule["running"]:
+            yield f"run {schedule['running']} under way"
+        if last := schedule["last"]:
+            yield f"last scheduled run {last['run']} {last['state']} {last['at']}: {last['message']}"
+        if schedule["served"] is None:
+            yield f"no `chronomerge serve` of it on this machine; workers may run it (server {schedule['server']})"
+
+
+def nothing_pending(project: Path, timeline: str) -> str:
+    last = recorded.last(project, timeline)
+    return f"nothing to do: timeline {timeline} is recorded up to {last.tag}" if last else "nothing to do"

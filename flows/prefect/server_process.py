@@ -1,0 +1,23 @@
+"""The process of our own Prefect server; it ends with the process that started it, however that ends."""
+
+from __future__ import annotations
+
+import sys
+
+from tasks import processes
+
+
+def main() -> None:
+    parent, port = int(sys.argv[1]), int(sys.argv[2])
+    processes.end_with(parent, every=0.5, status=0)
+
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error",
+        lifespan="on",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Processes that chronomerge starts for its flows, and the messages that they send back."""

@@ -1,0 +1,68 @@
+"""The process that keeps a timeline's deployment: registers it with Prefect, and starts its runs when they are due.
+
+Prefect's own Runner does that; each run is a process with the code that is there when it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from flows.processes import messages
+from flows.schedule import SERVED
+from tasks import processes
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
+
+def main() -> None:
+    processes.end_with(os.getppid(), every=0.5)
+    os.environ[SERVED] = "1"
+    answers = messages.answers()
+    plan = json.loads(sys.argv[1])
+    from prefect.runner import Runner
+
+    runner = Runner(name=plan["name"], limit=None, pause_on_shutdown=False, query_seconds=plan["poll"])
+
+    async def serve() -> None:
+        messages.tell(answers, deployment=str(await runner.aadd_deployment(await _deployment(plan))))
+        running = asyncio.create_task(runner.start())
+        await asyncio.sleep(0)  # it sets a handler of its own first, which ends the process and nothing of what it runs
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.create_task(runner.astop()))
+        await running
+
+    asyncio.run(serve())
+
+
+async def _deployment(plan: dict[str, Any]) -> RunnerDeployment:
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.events import DeploymentEventTrigger
+    from prefect.flows import EntrypointType
+    from prefect.schedules import Cron
+
+    from flows.schedule import scheduled
+
+    on_arrival = DeploymentEventTrigger(
+        name=f"{plan['name']}: on arrival", expect={plan["event"]}, match={"prefect.resource.id": plan["resource"]}
+    )
+    return await scheduled.ato_deployment(
+        plan["name"],
+        description=plan["description"],
+        tags=plan["tags"],
+        parameters={"project": plan["project"]},
+        schedules=[Cron(plan["cron"], timezone=plan["timezone"])] if plan["cron"] else [],
+        triggers=[on_arrival] if plan["on_arrival"] else [],
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        paused=False,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""The model of a timeline: its open_clip configuration on disk, its base weights, and how to build and feed it.
+
+A model folder holds two plain JSON files, made once per timeline by `resolve` and read by every node:
+
+``model.json``
+    ``{"name": ..., "model_cfg": {...}}``: open_clip's configuration with the context length written out and with no
+    download left to do at construction.
+``preprocess.json``
+    ``{"image_size", "mean", "std", "interpolation", "resize_mode"}``: what the base saw, image size in pixels.
+
+torch and open_clip are imported inside the functions that need them: importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import pickle
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import UserError
+from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.params import Base
+from tasks.storage import atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from tasks.model.checkpoints import Weights
+
+    class Clip(torch.nn.Module):
+        """What is used of open_clip's two-tower models."""
+
+        logit_scale: torch.nn.Parameter
+        """Logarithm of the factor on the cosines."""
+        logit_bias: torch.nn.Parameter | None
+        """Added to the logits, in models made for SigLIP's loss."""
+        positional_embedding: torch.nn.Parameter
+        attn_mask: torch.Tensor | None
+        encode_image: Callable[..., torch.Tensor]
+        """Float (N, 3, H, W) → (N, D); ``normalize=True`` for unit length."""
+        encode_text: Callable[..., torch.Tensor]
+        """int64 (N, L) → (N, D); ``normalize=True`` for unit length."""
+        set_grad_checkpointing: Callable[[bool], None]
+
+
+Tokenizer = Callable[[Sequence[str]], "torch.Tensor"]
+"""Texts → int64 token ids, shape (N, context length)."""
+
+REQUIRED = ("embed_dim", "vision_cfg", "text_cfg")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images are brought into the model: ``preprocess.json``."""
+
+    image_size: int
+    """Side in pixels; models here see square images."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+
+def resolve(base: Base, project: Path, into: Path) -> None:
+    """Write ``model.json`` and ``preprocess.json`` for ``base.model`` into the folder ``into``.
+
+    A name is looked up in open_clip's registry; anything that ends in ``.json`` is a configuration file, relative to
+    ``project``, in open_clip's own format (bare, or as ``open_clip_config.json`` with ``model_cfg`` and
+    ``preprocess_cfg``). Where ``base.pretrained`` is an open_clip tag, mean, std, interpolation and the activation
+    that the weights were trained with come from the tag.
+
+    Raises:
+        UserError: an unknown model or tag (with near matches), or a configuration that open_clip cannot build.
+    """
+    ensure_torchvision()
+    import open_clip
+
+    config, preprocessing = _from_file(base, project) if base.model.endswith(".json") else (_registered(base.model), {})
+    if base.pretrained != "train" and _checkpoint(base, project) is None:
+        tag = _tag(base)
+        preprocessing = {**preprocessing, **tag}
+        if "quick_gelu" in tag:
+            config["quick_gelu"] = tag["quick_gelu"]
+    if "multimodal_cfg" in config:
+        raise UserError(f"base.model: {base.model!r} is a CoCa model; its captioning loss is not trained here")
+    config["text_cfg"].setdefault("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    for tower, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
+        if key.replace("pretrained", "name") in config[tower]:
+            config[tower][key] = False
+    merged = open_clip.factory.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), preprocessing)
+    preprocess = Preprocess(
+        image_size=_square(config["vision_cfg"].get("image_size", 224), base.model),
+        mean=tuple(merged["mean"]),
+        std=tuple(merged["std"]),
+        interpolation=merged["interpolation"],
+        resize_mode=merged["resize_mode"],
+    )
+    _construct(config, base.model, "meta")  # a configuration that cannot be built is refused before any work
+    into.mkdir(parents=True, exist_ok=True)
+    _write_json(into / "model.json", {"name": Path(base.model).stem, "model_cfg": config})
+    _write_json(into / "preprocess.json", asdict(preprocess))
+
+
+def fetch_base(base: Base, project: Path, into: Path) -> None:
+    """Write the weights that ``base.pretrained`` names as ``into/base.safetensors``, float32.
+
+    A tag is downloaded by open_clip itself; a checkpoint file (safetensors, or a torch file, which is read with
+    ``weights_only``), relative to ``project``, may hold its weights under ``state_dict`` and with the prefix
+    ``module.``. Not to be called for ``train``.
+
+    Raises:
+        UserError: a file that is missing, truncated, unsafe or of another architecture, weights that are not finite,
+            or a download that fails.
+    """
+    from tasks.model import checkpoints
+
+    config = _registered(base.model) if not base.model.endswith(".json") else _from_file(base, project)[0]
+    file = _checkpoint(base, project)
+    if file is None:
+        weights = _download(base, _tag(base), _construct(config, base.model, "cpu"))
+    else:
+        weights = read_checkpoint(file)
+    expected = _construct(config, base.model, "meta").state_dict()
+    checkpoints.save(into / "base.safetensors", conform(weights, expected, str(file or base.pretrained)))
+
+
+def build(folder: Path, device: str = "cpu") -> Clip:
+    """The open_clip model of a model folder, weights random from torch's global generator (on ``meta``: none)."""
+    raw = _read_json(folder / "model.json")
+    return _construct(raw["model_cfg"], raw["name"], device)
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Copy checked weights into ``model``.
+
+    Raises:
+        UserError: names or shapes are not the model's, or a value is not finite; the message names ``source``.
+    """
+    model.load_state_dict(conform(weights, model.state_dict(), str(source)))
+
+
+def tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that the model was made for, with its context length.
+
+    open_clip's own ships with the package; one of the Hugging Face hub is fetched by open_clip when first used.
+
+    Raises:
+        UserError: the tokenizer of the hub cannot be had.
+    """
+    ensure_torchvision()
+    import open_clip
+
+    text = _read_json(folder / "model.json")["model_cfg"]["text_cfg"]
+    settings = dict(text.get("tokenizer_kwargs") or {})
+    length = text["context_length"]
+    name = text.get("hf_tokenizer_name")
+    if not name:
+        simple: Tokenizer = open_clip.SimpleTokenizer(context_length=length, **settings)
+        return simple
+    mode = text.get("tokenizer_mode")
+    try:
+        hub: Tokenizer = open_clip.HFTokenizer(name, context_length=length, tokenizer_mode=mode, **settings)
+    except (OSError, ImportError) as error:
+        raise UserError(f"the model's tokenizer {name!r} cannot be had: {_one_line(error)}") from None
+    return hub
+
+
+def preprocess(folder: Path) -> Preprocess:
+    """What ``preprocess.json`` of a model folder says."""
+    raw = _read_json(folder / "preprocess.json")
+    return Preprocess(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+
+
+def normalize(images: np.ndarray | torch.Tensor, how: Preprocess, device: torch.device) -> torch.Tensor:
+    """uint8 images (N, H, W, 3) → float32 (N, 3, H, W) on ``device``, standardized as the model expects."""
+    import torch
+
+    pixels = torch.as_tensor(images).to(device).permute(0, 3, 1, 2).float()
+    scale = torch.tensor([1 / (255 * s) for s in how.std], device=device).view(3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(how.mean, how.std, strict=True)], device=device).view(3, 1, 1)
+    return pixels.mul_(scale).add_(shift)
+
+
+def text_features(model: Clip, tokens: torch.Tensor) -> torch.Tensor:
+    """Normalized features of texts' tokens, int64 (N, L), without the part of the context that cannot matter: (N, D).
+
+    Where the text tower is causal and reads its feature at the end-of-text token (open_clip's ``CLIP``), positions
+    after the longest of the texts influence neither features nor gradients: they are not computed.
+    """
+    from torch.func import functional_call
+
+    if getattr(model, "text_pool_type", None) != "argmax" or model.attn_mask is None:
+        return model.encode_text(tokens, normalize=True)
+    length = int(tokens.argmax(dim=1).max()) + 1  # the end-of-text token has the largest id
+    shorter = {
+        "positional_embedding": model.positional_embedding[:length],
+        "attn_mask": model.attn_mask[:length, :length],
+    }
+    features: torch.Tensor = functional_call(model, shorter, (None, tokens[:, :length]))[1]
+    return features
+
+
+def conform(
+    weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
+) -> dict[str, torch.Tensor]:
+    """``weights`` with exactly the names and shapes of ``expected``, floating tensors as float32.
+
+    A scalar may be stored 0-d or as one element: both are in use for ``logit_scale``.
+
+    Raises:
+        UserError: names the first tensor that is missing, extra, of another shape or not finite.
+    """
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+    for name in sorted(weights.keys() | expected.keys()):
+        if name not in weights:
+            raise UserError(f"{source}: lacks the tensor {name!r} that the model has; is it of another architecture?")
+        if name not in expected:
+            raise UserError(f"{source}: has a tensor {name!r} that the model lacks; is it of another architecture?")
+        ours, theirs = expected[name], weights[name]
+        if ours.shape != theirs.shape and {ours.shape, theirs.shape} != {(), (1,)}:
+            raise UserError(f"{source}: {name!r} has shape {list(theirs.shape)}, the model has {list(ours.shape)}")
+        tensor = theirs.reshape(ours.shape)
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float32)
+            if not tensor.isfinite().all():
+                raise UserError(f"{source}: {name!r} holds values that are not finite (NaN or infinity)")
+        found[name] = tensor
+    return found
+
+
+def read_checkpoint(path: Path) -> Weights:
+    """The weights of a safetensors or torch file, on the CPU, unwrapped from ``state_dict`` and ``module.``.
+
+    Raises:
+        UserError: the file is missing, truncated, not a checkpoint, or a pickle of more than tensors.
+    """
+    import torch
+
+    from tasks.model import checkpoints
+
+    if path.suffix == ".safetensors":
+        raw: Any = checkpoints.load(path)
+    else:
+        try:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such checkpoint") from None
+        except pickle.UnpicklingError:
+            raise UserError(f"{path}: not a file of plain weights; save its state_dict as safetensors") from None
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError) as error:
+            raise UserError(f"{path}: not a readable checkpoint, perhaps truncated ({_one_line(error)})") from None
+        if isinstance(raw, dict) and isinstance(raw.get("state_dict"), dict):
+            raw = raw["state_dict"]
+    if not isinstance(raw, dict) or not raw or not all(isinstance(t, torch.Tensor) for t in raw.values()):
+        raise UserError(f"{path}: holds no named tensors, neither at its top level nor under 'state_dict'")
+    if all(name.startswith("module.") for name in raw):
+        raw = {name.removeprefix("module."): tensor for name, tensor in raw.items()}
+    return dict(raw)
+
+
+def device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def configure(threads: int | None) -> None:
+    """Set torch up once for a process: its thread count, and deterministic algorithms only.
+
+    ``threads`` defaults to the cores this process may use. Results are bit-exact at equal thread counts.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.use_deterministic_algorithms(True)
+    # Deterministic mode fills every fresh tensor with NaN to expose reads of unwritten memory: pure cost here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def preload() -> None:
+    """Import what building a model needs (three seconds), while something else takes its time."""
+    ensure_torchvision()
+    import open_clip  # noqa: F401
+
+
+def device_facts(threads: int | None) -> dict[str, str | int]:
+    """What computes, for a manifest: the device by name, and the thread count that `configure` sets."""
+    import torch
+
+    where = device()
+    facts: dict[str, str | int] = {"threads": threads or len(os.sched_getaffinity(0))}
+    if where.type == "cuda":
+        return facts | {"name": torch.cuda.get_device_name(where), "gpus": torch.cuda.device_count()}
+    return facts | {"name": f"cpu ({platform.machine()})"}
+
+
+def _construct(config: Mapping[str, Any], name: str, device: str) -> Clip:
+    """The open_clip class that a configuration means, as open_clip's own factory chooses it, but with no download."""
+    ensure_torchvision()
+    import open_clip
+    import torch
+
+    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    custom = config.get("custom_text", False) or "hf_model_name" in config["text_cfg"]
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    try:
+        with torch.device(device):
+            model: Clip = kind(**settings)
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError, ImportError) as error:
+        raise UserError(f"base.model: open_clip cannot build {name!r}: {_one_line(error)}") from None
+    return model
+
+
+def _registered(name: str) -> dict[str, Any]:
+    ensure_torchvision()
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(name.replace("/", "-"))
+    if config is None:
+        raise UserError(f"base.model: open_clip has no model {name!r}{_near(name, open_clip.list_models())}")
+    return config
+
+
+def _from_file(base: Base, project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model and preprocessing configuration of a JSON file."""
+    path = project / base.model
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"base.model: {path}: no such file") from None
+    except ValueError as error:
+        raise UserError(f"base.model: {path}: not a JSON file ({error})") from None
+    config = raw.get("model_cfg", raw) if isinstance(raw, dict) else {}
+    missing = [key for key in REQUIRED if key not in config]
+    if missing:
+        raise UserError(f"base.model: {path}: lacks {', '.join(missing)}, which an open_clip model configuration has")
+    return config, raw.get("preprocess_cfg", {})
+
+
+def _checkpoint(base: Base, project: Path) -> Path | None:
+    """The file that ``base.pretrained`` names, or None where it is a tag: a tag has no suffix and no slash."""
+    path = project / base.pretrained
+    return path if path.is_file() or path.suffix or "/" in base.pretrained else None
+
+
+def _tag(base: Base) -> dict[str, Any]:
+    ensure_torchvision()
+    import open_clip
+
+    found: dict[str, Any] = open_clip.get_pretrained_cfg(base.model.replace("/", "-"), base.pretrained)
+    if not found:
+        tags = open_clip.list_pretrained_tags_by_model(base.model.replace("/", "-"))
+        raise UserError(
+            f"base.pretrained: {base.pretrained!r} is neither a file, nor train, nor one of the tags that open_clip has"
+            f" for {base.model!r}{_near(base.pretrained, tags)}"
+        )
+    return found
+
+
+def _download(base: Base, tag: dict[str, Any], model: torch.nn.Module) -> Weights:
+    import open_clip
+
+    try:
+        path = open_clip.download_pretrained(tag)
+        open_clip.load_checkpoint(model, path, weights_only=True)
+    except Exception as error:  # whatever urllib, the hub's client or a half-written file may raise
+        raise UserError(
+            f"base.pretrained: the weights {base.pretrained!r} of {base.model!r} could not be downloaded"
+            f" ({_one_line(error)}); name a checkpoint file instead where there is no network"
+        ) from None
+    return dict(model.state_dict())
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    lower = {k.lower(): k for k in known}
+    near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=4, cutoff=0.5)]
+    if near:
+        return f"; near matches: {', '.join(near)}"
+    return f"; it has: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+def _square(size: int | Sequence[int], name: str) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"base.model: {name!r} takes images of {size}; only square images are prepared here")
+    return sides.pop()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable model configuration ({_one_line(error)})") from None
+    return raw
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    atomic.write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

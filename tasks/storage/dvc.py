@@ -1,0 +1,119 @@
+"""DVC in a child process, started early so that its import overlaps with other work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tasks import layout
+from tasks.errors import ReadableError, UserError
+from tasks.storage.store import ENVIRONMENT
+
+
+class RemoteError(ReadableError):
+    """The store could not be reached or did not do as asked: worth another try; the message is DVC's own."""
+
+
+class Dvc:
+    """A DVC process, used as a context manager; one request at a time."""
+
+    def __init__(self, project: Path):
+        self.log = project / ".chronomerge" / "logs" / "dvc.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        notes = layout.private(project) / "dvc"
+        notes.mkdir(exist_ok=True)
+        self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)  # of no use to other worktrees
+        environment = {**ENVIRONMENT, **os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
+        environment["DVC_SITE_CACHE_DIR"] = self._notes.name
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.storage.dvc_process"],
+                cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def __call__(self, action: str, folder: Path, **arguments: Any) -> dict[str, Any]:
+        """Run one action of `tasks.storage.dvc_process` in a folder.
+
+        Raises:
+            RemoteError: a transfer failed.
+            UserError: DVC refuses; or its process is gone. Names the log.
+        """
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            request = {"action": action, "folder": str(folder), "arguments": arguments}
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise UserError(f"the DVC process ended unexpectedly; its log is {self.log}")
+        answer = json.loads(line)
+        if "error" in answer:
+            if answer["can_pass"]:
+                raise RemoteError(answer["error"])
+            raise UserError(f"DVC refuses: {answer['error']} (its log is {self.log})")
+        value: dict[str, Any] = answer["value"]
+        return value
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):  # it is gone, and has been complained of
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+        self._notes.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if kind:
+            self._process.terminate()  # whatever it is at, nothing refers to it yet
+        self.close()
+
+
+_kept: ContextVar[Dvc | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept(project: Path) -> Iterator[None]:
+    """One DVC process for all that the block records: to start one costs a second and a half of a processor."""
+    with Dvc(project) as dvc:
+        before = _kept.set(dvc)
+        try:
+            yield
+        finally:
+            _kept.reset(before)
+
+
+@contextmanager
+def at_hand(project: Path) -> Iterator[Dvc]:
+    """The DVC process that is kept, or else one of one's own."""
+    if dvc := _kept.get():
+        yield dvc
+    else:
+        with Dvc(project) as dvc:
+            yield dvc
+
+
+def _code() -> str:
+    """The folder of this package, first on the child's path: it must run the same code, wherever it runs."""
+    own = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))

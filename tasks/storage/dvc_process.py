@@ -1,0 +1,102 @@
+"""The child process that runs DVC: one JSON request a line on stdin, one JSON answer a line on stdout.
+
+DVC's ``Repo`` depends on the process's working directory, prints and logs as it likes, and takes a second to
+import; in a process of its own, kept for the whole of a run, none of that touches the flow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_objects.fs import localfs
+
+from tasks import processes
+from tasks.record.paths import is_inside
+from tasks.storage import inventory, transfer
+from tasks.storage.transfer import TransferError
+
+
+class OutsideError(Exception):
+    """A path leads outside the folder that is checked out."""
+
+
+def record(
+    repo: Repo, *, tracked: list[str], hashes: dict[str, str], objects: list[str], known: list[str]
+) -> dict[str, Any]:
+    """Track inputs, write ``dvc.lock`` from what is there, and make the store hold every byte of it.
+
+    ``hashes`` (path → md5 of files just put into the cache) spares DVC from reading them again; ``objects`` are all
+    that this makes of them, and ``known`` are those of the previous state.
+    """
+    for path, md5 in hashes.items():
+        repo.state.save(str(Path(path).absolute()), localfs, HashInfo("md5", md5))
+    repo.add(tracked)
+    repo.commit(force=True)
+    locked = {out.hash_info.value for out in repo.index.outs if out.use_cache}
+    if not locked <= set(objects):
+        raise ValueError(f"it finds other bytes than were stored: {', '.join(sorted(locked - set(objects)))}")
+    return {"pushed": transfer.push(repo, objects, known)}
+
+
+def fetch(repo: Repo, *, md5s: list[str]) -> dict[str, Any]:
+    """Bring objects from the store into the cache, whole or not at all; ``absent`` are those that it lacks."""
+    return {"absent": transfer.fetch(repo, md5s)}
+
+
+def checkout(repo: Repo) -> dict[str, Any]:
+    """Place everything the checked-out commit refers to in the working tree, from the cache.
+
+    DVC itself would follow a folder's list of files to wherever that leads; see `tasks.record.paths`.
+    """
+    for out in repo.index.outs:
+        if not out.is_in_repo:
+            raise OutsideError(f"{out.stage.relpath} puts a file outside the folder, at {out.def_path}")
+        if out.hash_info and out.hash_info.isdir:
+            for parts, _, _ in out.get_obj() or ():
+                if not is_inside("/".join(parts)):
+                    raise OutsideError(f"{out.def_path} lists a file outside it, at {'/'.join(parts)}")
+    repo.checkout(force=True)
+    return {}
+
+
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "record": record,
+    "fetch": fetch,
+    "checkout": checkout,
+    "send": transfer.send,
+    "keep": transfer.keep,
+    "stored": inventory.stored,
+    "take": inventory.take,
+    "discard": inventory.discard,
+    "used": inventory.used,
+}
+
+
+def main() -> None:
+    # Who is to record has been killed: the next run must not find us at work in its predecessor's worktree.
+    processes.end_with(os.getppid(), every=0.1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            os.chdir(request["folder"])
+            with Repo() as repo:
+                answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
+        except Exception as error:  # the parent decides what it means
+            traceback.print_exc()
+            can_pass = isinstance(error, TransferError)
+            answer = {"error": str(error) if can_pass else f"{type(error).__name__}: {error}", "can_pass": can_pass}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

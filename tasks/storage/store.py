@@ -1,0 +1,125 @@
+"""The S3-compatible store that keeps states: open it, and know before any work that it can be written to."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import UnavailableError, UserError
+from tasks.storage import dvc_config, embedded
+from tasks.storage.dvc_config import Remote
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+ENVIRONMENT = {
+    # Many S3-compatible stores do not know the newest checksums that clients send by default.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    # Back off 1, 2, 4, … s (times a random part) after dropped connections, 500, 503 and their like.
+    "AWS_RETRY_MODE": "standard",
+    "AWS_MAX_ATTEMPTS": "5",
+}
+"""What AWS's own environment variables say for every client of a store; the user's own come first."""
+
+
+@contextmanager
+def open_store(project: Path, name: str) -> Iterator[Remote]:
+    """The remote ``name`` (``embedded``: our own server, started if need be), checked by `check`.
+
+    Raises:
+        UserError: unknown remote, or one that cannot be read and written.
+    """
+    if name == dvc_config.EMBEDDED:
+        with embedded.serving(project) as remote:
+            check(remote)
+            yield remote
+    else:
+        remote = dvc_config.remote(project, name)
+        check(remote)
+        yield remote
+
+
+def client(remote: Remote, attempts: int | None = None) -> S3Client:
+    """A boto3 client with the remote's own options, as DVC would use them; ``attempts`` at most at each request."""
+    import boto3
+    from botocore.config import Config
+
+    options = remote.options
+    session = boto3.Session(
+        aws_access_key_id=options.get("access_key_id"),
+        aws_secret_access_key=options.get("secret_access_key"),
+        aws_session_token=options.get("session_token"),
+        profile_name=options.get("profile"),
+        region_name=options.get("region"),
+    )
+    timeouts = {key: float(options.get(key, default)) for key, default in dvc_config.TIMEOUTS.items()}
+    environment = {**ENVIRONMENT, **os.environ}
+    settings = Config(
+        connect_timeout=timeouts["connect_timeout"], read_timeout=timeouts["read_timeout"],
+        retries={"mode": "standard", "total_max_attempts": attempts or int(environment["AWS_MAX_ATTEMPTS"])},
+        request_checksum_calculation="when_required", response_checksum_validation="when_required",
+    )  # fmt: skip
+    return session.client("s3", endpoint_url=options.get("endpointurl"), config=settings)
+
+
+def check(remote: Remote) -> None:
+    """Write, read and delete one small object; make the bucket of the embedded store.
+
+    Raises:
+        UserError: what is wrong (credentials, no bucket, no permission) and where to mend it.
+        UnavailableError: the store does not answer, or says itself that it cannot.
+    """
+    if not remote.is_s3:
+        return  # DVC's other remotes: its own messages come with the first push
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    where = described(remote)
+    if "@" in remote.options.get("endpointurl", ""):
+        raise UserError(f"{where}: S3 knows no passwords in an endpoint; give access_key_id and secret_access_key")
+    key = remote.key(f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        s3 = client(remote, attempts=3)  # somebody may be waiting for the answer
+        if remote.name == dvc_config.EMBEDDED and not any(
+            bucket["Name"] == remote.bucket for bucket in s3.list_buckets()["Buckets"]
+        ):
+            s3.create_bucket(Bucket=remote.bucket)
+        s3.put_object(Bucket=remote.bucket, Key=key, Body=b"probe")
+        body = s3.get_object(Bucket=remote.bucket, Key=key)["Body"].read()
+        s3.delete_object(Bucket=remote.bucket, Key=key)
+    except ClientError as error:
+        passing = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        raise (UnavailableError if passing else UserError)(f"{where} {reason(error)}") from None
+    except (BotoCoreError, ValueError) as error:
+        kind = UnavailableError if isinstance(error, BotoCoreError) else UserError
+        raise kind(f"{where} cannot be reached: {reason(error)}; is it running, and is its endpoint right?") from None
+    if body != b"probe":
+        raise UserError(f"{where} gives back other bytes than were written; do not trust it")
+
+
+def described(remote: Remote) -> str:
+    """A remote for people: its name, its address, its endpoint."""
+    endpoint = remote.options.get("endpointurl")
+    return f"store {remote.name!r} ({remote.url}" + (f" at {endpoint})" if endpoint else ")")
+
+
+def reason(error: Exception) -> str:
+    """Why a store did not do as asked, on one line."""
+    code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "?")
+    return _REASONS.get(code) or " ".join(str(error).split())
+
+
+ABSENT = {"NoSuchKey", "404", "NotFound"}
+"""The codes of S3 for an object that is not there."""
+_CREDENTIALS = "refuses these credentials; set them with `chronomerge remote setup` or in the AWS environment variables"
+_REASONS = {
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "AccessDenied": "denies access; these credentials may not read, write and delete there",
+    "403": _CREDENTIALS,
+    "NoSuchBucket": "has no such bucket; create it first",
+}

@@ -1,0 +1,111 @@
+"""The embedded S3 server and the configuration that leads to a store."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.errors import UserError
+from tasks.storage import dvc_config, embedded, store
+from tasks.storage.dvc_config import Remote
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / ".dvc").mkdir()
+    return tmp_path
+
+
+def test_starts_when_used_and_ends_with_the_last_user(project: Path) -> None:
+    with store.open_store(project, "embedded") as remote:
+        server = embedded.running(project)
+        assert server is not None
+        with store.open_store(project, "embedded") as same:
+            assert same == remote
+        assert embedded.running(project) == server  # one user is left
+        store.client(remote).put_object(Bucket=remote.bucket, Key="kept", Body=b"kept")
+    assert embedded.running(project) is None
+    with store.open_store(project, "embedded") as again:
+        body = store.client(again).get_object(Bucket=again.bucket, Key="kept")["Body"].read()
+        assert body == b"kept"
+        assert again == remote  # the same port and credentials: clones configured before still work
+
+
+def test_another_process_keeps_it_alive_until_it_is_killed(project: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from tasks.record import embedded\n"
+        "with embedded.serving(Path(sys.argv[1])): print('up', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(project)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "up\n"
+    with store.open_store(project, "embedded"):
+        pass
+    assert embedded.running(project) is not None  # the other still uses it
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert embedded.running(project) is not None  # an orphan now …
+    with store.open_store(project, "embedded"):
+        pass
+    assert embedded.running(project) is None  # … that the next user ends
+
+
+def test_credentials_are_private_and_checked(project: Path) -> None:
+    with store.open_store(project, "embedded") as remote:
+        server = embedded.running(project)
+        wrong = Remote(remote.name, remote.url, {**remote.options, "secret_access_key": "wrong"})
+        with pytest.raises(UserError, match="refuses these credentials"):
+            store.check(wrong)
+    assert server
+    psutil.wait_procs([psutil.Process(server.pid)], timeout=15)  # while it ends, it may still answer
+    with pytest.raises(UserError, match="cannot be reached"):
+        store.check(remote)
+    assert remote.options["secret_access_key"] not in repr(remote)
+    for path in (project / ".dvc" / "config.local", project / ".chronomerge" / "store" / "s3.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_server_that_cannot_start_says_where_its_log_is(project: Path) -> None:
+    with embedded.serving(project):
+        pass
+    settings = embedded.folder(project) / "s3.json"
+    settings.write_text(settings.read_text().replace('"actions": [', '"actions": 5, "other": ['))
+    with pytest.raises(UserError, match=r"server\.log"), embedded.serving(project):
+        pass
+
+
+def test_local_options_go_before_committed_ones(project: Path) -> None:
+    (project / ".dvc" / "config").write_text(
+        "[core]\n    analytics = false\n['remote \"store\"']\n    url = s3://a/b\n    region = one\n"
+    )
+    dvc_config.write_remote(project, Remote("store", "s3://a/b", {"region": "two", "secret_access_key": "x/y+z="}))
+    found = dvc_config.remote(project, "store")
+    assert (found.url, found.bucket, found.prefix) == ("s3://a/b", "a", "b")
+    assert found.options == {"region": "two", "secret_access_key": "x/y+z="}
+    with pytest.raises(UserError, match=r"no DVC remote is named 'stroe' \(there are: embedded, store\)"):
+        dvc_config.remote(project, "stroe")
+
+
+def test_dvc_reads_what_we_write(project: Path) -> None:
+    dvc_config.write_remote(project, Remote("mine", "s3://a/b", {"endpointurl": "http://127.0.0.1:1"}))
+    subprocess.run([str(Path(sys.executable).parent / "dvc"), "init", "-q", "--no-scm", "-f"], cwd=project, check=True)
+    dvc_config.write_remote(project, Remote("mine", "s3://a/b", {"endpointurl": "http://127.0.0.1:1"}))
+    listed = subprocess.run(
+        [str(Path(sys.executable).parent / "dvc"), "remote", "list"], cwd=project, capture_output=True, text=True
+    )
+    assert listed.stdout.split() == ["mine", "s3://a/b"]
+
+
+def test_a_clone_uses_the_store_of_another(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    clone = tmp_path_factory.mktemp("clone")
+    with pytest.raises(UserError, match="has no embedded store"):
+        embedded.share(clone, project)
+    with store.open_store(project, "embedded") as remote:
+        embedded.share(clone, project)
+        with store.open_store(clone, "embedded") as shared:
+            assert shared == remote
+    assert dvc_config.remote(clone, "embedded") == remote
