@@ -14,6 +14,9 @@ from tasks.workers.kept import Nursery
 from tests.project import ROOT
 
 REAL = (
+    "tasks/__init__.py", "tasks/processes.py", "tasks/model/__init__.py", "tasks/workers/__init__.py",
+    "tasks/workers/child.py",
+)  # fmt: skip
     "tasks/__init__.py",
     "tasks/processes.py",
     "tasks/model/__init__.py",
