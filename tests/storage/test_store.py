@@ -36,7 +36,7 @@ def test_starts_when_used_and_ends_with_the_last_user(project: Path) -> None:
 
 def test_another_process_keeps_it_alive_until_it_is_killed(project: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from tasks.record import embedded\n"
+        "import sys, time; from pathlib import Path; from tasks.storage import embedded\n"
         "with embedded.serving(Path(sys.argv[1])): print('up', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", script, str(project)], stdout=subprocess.PIPE, text=True)

@@ -17,12 +17,6 @@ REAL = (
     "tasks/__init__.py", "tasks/processes.py", "tasks/model/__init__.py", "tasks/workers/__init__.py",
     "tasks/workers/child.py",
 )  # fmt: skip
-    "tasks/__init__.py",
-    "tasks/processes.py",
-    "tasks/model/__init__.py",
-    "tasks/workers/__init__.py",
-    "tasks/workers/child.py",
-)
 NODE = """
 import os, sys, time
 from pathlib import Path
