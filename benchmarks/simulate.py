@@ -1,6 +1,6 @@
 """What runs where at 1, 10 and 100 machines, from ViT-B/32 to ViT-bigG/14, simulated from measured costs.
 
-    .venv/bin/python benchmarks/simulate.py                    # the tables of docs/scale.md
+    .venv/bin/python benchmarks/simulate.py                    # the tables of docs/guides/scale.md
     .venv/bin/python benchmarks/simulate.py --techniques linear,ties --arrivals 50 --model ViT-L-14
     .venv/bin/python benchmarks/simulate.py --protocol ema+ema # one timeline
     .venv/bin/python benchmarks/simulate.py --validate FILE    # against what scaling.py measured

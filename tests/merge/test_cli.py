@@ -122,7 +122,7 @@ def test_a_technique_that_cannot_be_imported(code: str, reason: str, folder: Pat
         run("merge", "-t", "mine.py:Mine", *MODELS, "-o", "m.safetensors")
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs/merging.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/guides/merging.md"
 
 
 def test_the_documents_table_is_the_commands() -> None:
