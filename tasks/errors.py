@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from tasks.text import printable, redacted
 
 
 class ReadableError(Exception):
-    """Its message is one for people and logs: what a URL has between ``://`` and ``@`` is left out of it."""
+    """Its message is safe to show and to log: no secrets of URLs, no control characters."""
 
     def __init__(self, message: str):
-        super().__init__(redacted(message))
+        super().__init__(printable(redacted(message)))
 
 
 class UserError(ReadableError):
@@ -27,8 +27,3 @@ class UnavailableError(UserError):
 def may_pass(error: object) -> bool:
     """Whether another try can help: against networks and stores, never against what the user must mend."""
     return not isinstance(error, UserError) or isinstance(error, UnavailableError)
-
-
-def redacted(text: str) -> str:
-    """A text without the user names and passwords of its URLs."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)

@@ -17,12 +17,13 @@ from tasks.arrive import known, stream_file
 from tasks.arrive.copying import Copy, Copying, Memo
 from tasks.arrive.request import Request
 from tasks.arrive.verdict import Findings, Verdict, write_report
-from tasks.errors import UserError, redacted
+from tasks.errors import UserError
 from tasks.params import Arrival, Params, load
 from tasks.prepare.registry import parse_all
 from tasks.progress import Progress, silent
 from tasks.storage import dvc_config, pointers, scratch, store, writer_lock
 from tasks.storage.cache import Cache, Entry, hash_of
+from tasks.text import redacted
 
 
 class ChangedError(UserError):

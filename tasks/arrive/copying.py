@@ -15,7 +15,7 @@ from tasks.arrive import known, s3, samples
 from tasks.arrive.request import Found, Request, located
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Findings, few
-from tasks.errors import UserError, redacted
+from tasks.errors import UserError
 from tasks.model import models
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import experts
@@ -24,6 +24,7 @@ from tasks.prepare.registry import written
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
 from tasks.storage.cache import Entry, hash_of
+from tasks.text import redacted
 
 Memo = dict[str, dict[bytes, str]]
 """What calls for one project share: the test images, by what they were made of."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks import layout
-from tasks.errors import redacted
 from tasks.storage import atomic
+from tasks.text import redacted
 from tasks.units import size
 
 Outcome = Literal["arrived", "already there", "would arrive", "refused"]

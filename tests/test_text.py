@@ -1,0 +1,99 @@
+"""Text from outside is shown, never obeyed; no secret of a URL is shown."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tasks.errors import UserError
+from tasks.text import QUOTED, csv_cell, markdown, one_line, printable, redacted, shortened
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b]0;title\x07b", "a\\x1b]0;title\\x07b"),
+        ("a\x9b31mb\x7f\x00", "a\\x9b31mb\\x7f\\x00"),
+        ("invoice\u202egpj.exe", "invoice\\u202egpj.exe"),
+        ("line\u2028break\ufeff", "line\\u2028break\\ufeff"),
+        ("caf\udce9.png", "caf\\xe9.png"),
+        ("\ud800 \U000e0041", "\\ud800 \\U000e0041"),
+        ("one\r\ntwo\tthree", "one\\x0d\ntwo\tthree"),
+        ("Größe 象 نمی\u200cخواهم 👩\u200d🎨 [red]", "Größe 象 نمی\u200cخواهم 👩\u200d🎨 [red]"),
+    ],
+)
+def test_control_characters_are_visible_and_words_stay(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    shown.encode()
+
+
+def test_a_name_cannot_pose_as_another_line() -> None:
+    assert one_line("food\n error: all is lost\t!") == "food error: all is lost !"
+
+
+@pytest.mark.parametrize("length", [0, QUOTED - 1, QUOTED, QUOTED + 1, 10_000])
+def test_a_shortened_text_keeps_its_limit_and_counts(length: int) -> None:
+    text = shortened("x" * length)
+    assert len(text) <= QUOTED
+    assert (f"({length} characters in all)" in text) == (length > QUOTED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:hunter2@host/path",
+        "https://hunter2@host/path",
+        "clone https://me:p@hunter2@host/path failed",
+        "postgresql://me:a/hunter2@host:5432/base",
+        "https://host/b?X-Amz-Credential=hunter2%2Fus&X-Amz-Signature=hunter2&x=1",
+        "s3://b/k?versionId=1&access_token=hunter2",
+        "https://host/#access_token=hunter2",
+        "https://host/?api_key=hunter2;b=1",
+        "Authorization: Bearer hunter2",
+        "{'Authorization': 'Basic hunter2'}".replace("': '", ": "),
+    ],
+)
+def test_no_secret_of_a_url_is_shown(text: str) -> None:
+    assert "hunter2" not in redacted(text)
+    assert redacted(redacted(text)) == redacted(text)
+    assert "hunter2" not in str(UserError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host:8080/package@1.2", "s3://bucket/a@b", "git@host:group/project.git", "http://127.0.0.1:4200/api",
+        "https://host/?page=2&tokens", "author = me",
+    ],
+)  # fmt: skip
+def test_a_url_without_secrets_stays_as_it_is(text: str) -> None:
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=cmd()", "'=cmd()"), ("+1+1", "'+1+1"), ("-a", "'-a"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"),
+        ("-1.5", "-1.5"), ("+2e-3", "+2e-3"), ("food", "food"), ("", ""), ("'=1", "'=1"), ("＝1", "'＝1"),
+    ],
+)  # fmt: skip
+def test_no_cell_is_a_formula(text: str, cell: str) -> None:
+    assert csv_cell(text) == cell
+
+
+def test_markdown_shows_itself() -> None:
+    rendered = markdown("[x](javascript:a) | `b` <script>\n# c & ![d](e)")
+    assert "<" not in rendered
+    assert "\n" not in rendered
+    unescaped = rendered.replace("\\", "").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert unescaped == "[x](javascript:a) | `b` <script> # c & ![d](e)"
+    for mark in "[]()|`#!":
+        assert rendered.count(mark) == rendered.count(f"\\{mark}")
+
+
+def test_no_markup_of_a_message_reaches_a_terminal() -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, markup=False, highlight=False, emoji=False, width=80)
+    console.print(str(UserError("[red]bad[/red] \x1b[31m :smile: [/x]")))
+    assert terminal.getvalue() == "[red]bad[/red] \\x1b[31m :smile: [/x]\n"
