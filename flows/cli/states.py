@@ -19,7 +19,7 @@ Timeline = Annotated[str | None, typer.Option(help="Another timeline than the on
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Scheduler = Annotated[
     str | None,
-    typer.Option(metavar="tcp://HOST:PORT", help="Run the nodes on workers of a Dask scheduler (docs/guides/scale.md)."),
+    typer.Option(metavar="tcp://HOST:PORT", help="Run nodes on workers of a Dask scheduler (docs/guides/scale.md)."),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
 
