@@ -49,8 +49,8 @@ def compare(project: Path, timeline: str, folder: Path) -> int:
             restored = restore.restore(clone, state, folder / f"{state.step:04d}", remote)
             seconds = time.monotonic() - started
             wanted = {path: entry.md5 for path, entry in state.entries.items()}
-            told = {**state.manifest["inputs"], **state.manifest["outputs"]}
-            wanted |= {path: entry["md5"] for path, entry in told.items()}
+            told = state.manifest.contents
+            wanted |= {path: entry.md5 for path, entry in told.items()}
             wrong = [path for path, md5 in wanted.items() if hash_of(restored.folder / path).md5 != md5]
             if dirty := git(restored.folder, "status", "--porcelain"):
                 wrong.append(f"git: {dirty}")

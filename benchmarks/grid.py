@@ -46,7 +46,7 @@ def measure(project: Path, lanes: int) -> None:
         record.state.tag
         for lineage in found.values()
         for record in lineage
-        if begun <= datetime.fromisoformat(record.manifest["recorded"]["at"]) <= ended
+        if begun <= datetime.fromisoformat(record.manifest.recorded.at) <= ended
     }
     table = tidy.table(found, {})
     values = table[table["tag"].isin(meanwhile)].set_index(["tag", "metric"])["value"]

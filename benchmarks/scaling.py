@@ -197,7 +197,7 @@ def grid(project: Path, server: psutil.Process, *options: str) -> Ran:
         "select (julianday(end_time) - julianday(start_time)) * 86400 from flow_run where name like 'grid %'"
     ).fetchone()
     found = list(states.every(project))
-    steps = [[list(s.manifest["seconds"].values()) for s in found if s.step == step] for step in (0, 1)]
+    steps = [[list(s.manifest.seconds.values()) for s in found if s.step == step] for step in (0, 1)]
     own = [[fmean(seconds) for seconds in zip(*cells, strict=True)] for cells in steps]
     content = {s.tag: {path: entry.md5 for path, entry in s.entries.items()} | {"": s.metrics} for s in found}
     return Ran(seconds, own, CORES - (all_work - ours) / wall, content)
@@ -235,8 +235,8 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
     found: list[dict[str, Any]] = json.loads(note.read_text())
     ours = [one for one in found if "pool" in one]  # the others took what was there
     last = states.every(project)[-1]
-    nodes = list(zip(ours, theirs, strict=True))[-len(last.manifest["seconds"]) + 1 :]
-    rows = {one["node"]: parts(one, other, last.manifest["seconds"][one["node"]]) for one, other in nodes}
+    nodes = list(zip(ours, theirs, strict=True))[-len(last.manifest.seconds) + 1 :]
+    rows = {one["node"]: parts(one, other, last.manifest.seconds[one["node"]]) for one, other in nodes}
     print(f"{'seconds':44}" + "".join(f"{name:>12}" for name in (*rows, "all")))
     for label in next(iter(rows.values())):
         values = [row[label] for row in rows.values()]

@@ -83,7 +83,7 @@ class _Step:
             )  # fmt: skip
             tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
         state = states.find(self.project, params.timeline, tag)
-        held = "" if state.manifest["gate"]["promoted"] else ", held by the gate"
+        held = "" if state.manifest.promoted else ", held by the gate"
         scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"
         self.progress("recorded as", 1, 1, f"{tag}: {scored}{held}")
         artifacts.publish_step(state, previous)

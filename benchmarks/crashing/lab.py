@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -20,6 +19,7 @@ import psutil
 
 from crashing import child
 from crashing.child import Request
+from tasks.record import manifest
 from tests import project as projects
 from tests.project import git
 
@@ -220,10 +220,10 @@ def recorded(project: Path, timeline: str = "tiny") -> dict[str, Any]:
     """Everything that must be the same in all runs, by tag: hashes of inputs and outputs, metrics, ``dvc.lock``."""
     found = {}
     for tag in git(project, "tag", "--list", f"state/{timeline}/*").splitlines():
-        manifest = json.loads(git(project, "show", f"{tag}:manifest.json"))
+        content = manifest.read(git(project, "show", f"{tag}:manifest.json"), tag)
         found[tag] = {
-            "inputs": manifest["inputs"],
-            "outputs": manifest["outputs"],
+            "inputs": {path: entry.as_dict() for path, entry in content.inputs.items()},
+            "outputs": {path: entry.as_dict() for path, entry in content.outputs.items()},
             "metrics": git(project, "show", f"{tag}:metrics.json"),
             "lock": git(project, "show", f"{tag}:dvc.lock"),
             "params": git(project, "show", f"{tag}:params.yaml"),

@@ -24,8 +24,8 @@ def row(found: Difference) -> dict[str, Any]:
         "params": {key: {"old": was, "new": now} for key, (was, now) in found.params.items()},
         "data": {path: {"old": content(was), "new": content(now)} for path, (was, now) in found.data.items()},
         "code": {
-            "old": found.old.manifest["code"],
-            "new": found.new.manifest["code"],
+            "old": found.old.manifest.code.as_dict(),
+            "new": found.new.manifest.code.as_dict(),
             "files": [{"path": file.path, "added": file.added, "removed": file.removed} for file in found.files],
         },
         "machine": {name: {"old": was, "new": now} for name, (was, now) in found.machine.items()},
@@ -50,7 +50,7 @@ def _sections(found: Difference) -> Iterator[RenderableType]:
     ], old, new, "difference")  # fmt: skip
     yield _section("params", [(key, _value(was), _value(now)) for key, (was, now) in found.params.items()], old, new)
     yield _section("data", [(path, _content(was), _content(now)) for path, (was, now) in found.data.items()], old, new)
-    commits = [_commit(state.manifest["code"]) for state in states]
+    commits = [state.manifest.code.label for state in states]
     changed = [(file.path, _lines(file.removed), _lines(file.added)) for file in found.files]
     yield _section(f"code ({' → '.join(dict.fromkeys(commits))})", changed, "removed", "added")
     yield _section(
@@ -84,10 +84,6 @@ def _value(value: object) -> str:
 
 def _content(entry: Entry | None) -> str:
     return f"{entry.md5[:7]} {size(entry.size)}" if entry else "–"
-
-
-def _commit(code: dict[str, Any]) -> str:
-    return str(code["commit"])[:7] + ("*" if code["dirty"] else "")
 
 
 def _lines(count: int | None) -> str:

@@ -114,7 +114,7 @@ def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None
             soft_wrap=True,
         )
     else:
-        left = made.manifest["rollback"]["from"]
+        left = made.manifest.rollback.left if made.manifest.rollback else ""
         out.print(
             f"{made.tag} is {to.tag} again, and step {made.step + 1} starts from it; {left} stays on line "
             f"{made.line - 1} (chronomerge states --all)",

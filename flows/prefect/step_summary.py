@@ -19,18 +19,18 @@ def key(timeline: str) -> str:
 def text(state: State, previous: State | None) -> str:
     """The summary of a state; ``previous`` is the one that it went on from."""
     manifest = state.manifest
-    spent, code = manifest["seconds"], manifest["code"]
+    spent, code = manifest.seconds, manifest.code
     lines = [
-        f"# {state.tag}: {manifest['arrival'] or 'base'}",
+        f"# {state.tag}: {manifest.arrival or 'base'}",
         "",
-        f"init {manifest['protocol']['init']}, deploy {manifest['protocol']['deploy']}, technique "
-        f"{manifest['technique']['name']}; code {code['commit'][:7]}{'*' if code['dirty'] else ''}",
+        f"init {manifest.protocol.init}, deploy {manifest.protocol.deploy}, technique "
+        f"{manifest.technique.name}; code {code.label}",
         "",
         f"| in percent | {previous.tag if previous else 'before'} | now | change |",
         "|---|---:|---:|---:|",
         *_metrics(state, previous),
         "",
-        f"{size(manifest['bytes']['new'])} new of {size(manifest['bytes']['total'])}; "
+        f"{size(manifest.bytes.new)} new of {size(manifest.bytes.total)}; "
         f"{duration(sum(spent.values()))}: " + ", ".join(f"{node} {duration(one)}" for node, one in spent.items()),
     ]
     if previous and (changed := difference.between(previous, state).params):

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
+from tasks import layout
 from tasks.grid.plan import Plan
-
-_EXPERT, _DEPLOYED, _RUNNING = (
-    f"data/step/{name}" for name in ("expert.safetensors", "deployed.safetensors", "running")
-)
+from tasks.record.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -38,27 +35,27 @@ class Estimate:
     bytes: int
 
 
-def measured(manifests: Iterable[dict[str, Any]]) -> Measured | None:
+def measured(manifests: Iterable[Manifest]) -> Measured | None:
     """What the manifests of states say; None where no training has been recorded."""
     recorded = list(manifests)
-    trained = [one for one in recorded if one["budget"].get("steps")]
-    merged = [one for one in recorded if one["step"]]
+    trained = [one for one in recorded if one.budget.steps]
+    merged = [one for one in recorded if one.step]
     if not trained or not merged:
         return None
 
-    def middle(of: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
+    def middle(of: Iterable[Manifest], value: Callable[[Manifest], float]) -> float:
         return median(map(value, of))
 
-    def stored(one: dict[str, Any]) -> int:
-        kept = {one["outputs"][path]["md5"]: one["outputs"][path]["size"] for path in (_DEPLOYED, _RUNNING)}
+    def stored(one: Manifest) -> int:
+        kept = {one.outputs[path].md5: one.outputs[path].size for path in (layout.DEPLOYED, layout.RUNNING)}
         return sum(kept.values())
 
     return Measured(
-        step=middle(trained, lambda one: one["seconds"]["train"] / one["budget"]["steps"]),
-        training=middle(trained, lambda one: one["seconds"]["train"]),
-        deploy=middle(merged, lambda one: one["seconds"]["deploy"]),
-        evaluate=middle(recorded, lambda one: one["seconds"]["evaluate"]),
-        expert=int(middle(recorded, lambda one: one["outputs"][_EXPERT]["size"])),
+        step=middle(trained, lambda one: one.seconds["train"] / one.budget.steps),
+        training=middle(trained, lambda one: one.seconds["train"]),
+        deploy=middle(merged, lambda one: one.seconds["deploy"]),
+        evaluate=middle(recorded, lambda one: one.seconds["evaluate"]),
+        expert=int(middle(recorded, lambda one: one.outputs[layout.EXPERT].size)),
         merged=int(middle(merged, stored)),
     )
 

@@ -108,7 +108,7 @@ def _note(state: State) -> dict[str, Any]:
         "step": state.step,
         "tag": state.tag,
         "commit": state.commit,
-        "arrival": state.manifest["arrival"],
+        "arrival": state.manifest.arrival,
         "model": state.params["base"]["model"],
         "weights": {"file": WEIGHTS, "md5": weights.md5, "size": weights.size},
         "metrics": {name: state.metrics[name] for name in MEANS},

@@ -52,7 +52,7 @@ def between(old: State, new: State) -> Difference:
         new,
         _changes(_flat(_settings(old)), _flat(_settings(new))),
         _changes(old.entries, new.entries),
-        (old.manifest["code"]["commit"], new.manifest["code"]["commit"]),
+        (old.manifest.code.commit, new.manifest.code.commit),
         _files(old, new),
         _changes(_machine(old), _machine(new)),
         _side_by_side(_numbers(old), _numbers(new)),
@@ -100,8 +100,10 @@ def _files(old: State, new: State) -> tuple[FileChange, ...]:
 
 def _machine(state: State) -> dict[str, Any]:
     manifest = state.manifest
-    devices = {f"{node}: {name}": fact for node, facts in manifest["device"].items() for name, fact in facts.items()}
-    return {**manifest["versions"], "host": manifest["recorded"]["host"], **devices}
+    devices = {
+        f"{node}: {name}": fact for node, facts in manifest.device.items() for name, fact in facts.as_dict().items()
+    }
+    return {**manifest.versions, "host": manifest.recorded.host, **devices}
 
 
 def _numbers(state: State) -> dict[str, float]:

@@ -173,7 +173,7 @@ def _objects(listed: Mapping[str, set[str]], entries: Iterable[Entry]) -> set[st
 
 def _metrics(recorded: Iterable[State]) -> set[str]:
     """Metrics lie in git; the copies that nodes leave in the cache are small, and serve timelines of equal keys."""
-    return {entry["md5"] for state in recorded for path, entry in state.manifest["outputs"].items()
+    return {entry.md5 for state in recorded for path, entry in state.manifest.outputs.items()
             if path not in state.entries}  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def _used(depot: Depot, recorded: Iterable[State]) -> set[str]:
 
 def _unfinished(depot: Depot, recorded: Iterable[State]) -> set[str]:
     """The outputs of finished nodes that no state has, and that a run would take up again (see `UNFINISHED`)."""
-    done = {(path, entry["md5"]) for state in recorded for path, entry in state.manifest["outputs"].items()}
+    done = {(path, entry.md5) for state in recorded for path, entry in state.manifest.outputs.items()}
     waiting = [
         entry
         for tree in worktree.folders(depot.project)

@@ -1,65 +1,215 @@
-"""``manifest.json``: what a state is made of and what made it, for people and programs to read."""
+"""``manifest.json``: what a state is made of and what made it. Read and written here and nowhere else.
+
+Version 1 has no ``version`` key; version 2 added it. Keys that came later (``line``, ``starts_from``, ``gate``) have
+defaults, so that every state ever recorded can be read. Keys of other writers are preserved.
+"""
 
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from tasks import nodes
-from tasks.gate import Verdict
-from tasks.nodes import Reference
-from tasks.params import Params
-from tasks.record.states import State
-from tasks.record.worktree import Code
-from tasks.storage.cache import Cache, Entry
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
+
+from tasks.errors import UserError
+from tasks.storage.cache import Entry
+
+VERSION = 2
+FILE = "manifest.json"
 
 
-def build(
-    params: Params,
-    previous: State | None,
-    start: State | None,
-    code: Code,
-    inputs: Mapping[str, Entry],
-    references: Iterable[Reference],
-    training: Mapping[str, Any],
-    verdict: Verdict,
-    cache: Cache,
-) -> dict[str, Any]:
-    """Everything about a state that is not in its params; hashes are DVC's (md5, of content).
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("contains control characters")
+    return text
 
-    ``previous`` is the state recorded before, ``starts_from`` the one whose history went on. ``bytes`` counts each
-    content once; ``new`` is what the previous state does not refer to.
+
+Text = Annotated[str, AfterValidator(_printable)]
+"""A text that is safe on a terminal: a state may come from another repository."""
+Content = Annotated[Entry, PlainSerializer(Entry.as_dict)]
+Number = int | float
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", populate_by_name=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the keys that were given and no defaults."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class RecordedProtocol(_Part):
+    """TIME's (init, deploy) pair, and where its moving average starts."""
+
+    init: Text
+    deploy: Text
+    ema_start: Text = "base"
+
+
+class RecordedTechnique(_Part):
+    """The merge function by name; its settings are further keys."""
+
+    name: Text
+
+    @property
+    def label(self) -> str:
+        """The name with all settings: ``linear, weight 0.5``."""
+        settings = self.model_extra or {}
+        return ", ".join([self.name, *(f"{key} {value}" for key, value in settings.items())])
+
+
+class RecordedCondition(_Part):
+    """A condition of the gate: the value (a share of one) and whether it holds, None where nothing was compared."""
+
+    condition: Text
+    value: Number | None
+    holds: bool | None
+
+
+class RecordedGate(_Part):
+    """What the gate decided when the state was new."""
+
+    promoted: bool
+    conditions: tuple[RecordedCondition, ...] = Field(default=(), strict=False)
+    compared_with: Text | None = None
+
+
+class Spent(_Part):
+    """What training has used, in the units in which it was counted."""
+
+    steps: Number | None = None
+    samples: Number | None = None
+    flops: Number | None = None
+    mafs: Number | None = None
+
+
+class Budget(_Part):
+    """``training.json`` of the step: steps and samples, and what was given and spent where a budget was set."""
+
+    steps: int = 0
+    samples: int = 0
+    spent: Spent = Spent()
+
+
+class CodeVersion(_Part):
+    """The commit that the run stood on, and whether the tree had changes beside it."""
+
+    commit: Text
+    dirty: bool
+    tree: Text | None = None
+
+    @property
+    def label(self) -> str:
+        """The short commit, with ``*`` where the tree had changes."""
+        return self.commit[:7] + ("*" if self.dirty else "")
+
+
+class RecordedDevice(_Part):
+    """What a node ran on."""
+
+    name: Text | None = None
+    threads: int | None = None
+
+
+class Recording(_Part):
+    """When (UTC, ISO 8601) and on which host a state was recorded."""
+
+    at: Text
+    host: Text
+
+
+class StateBytes(_Part):
+    """Bytes of all inputs and outputs, each content once; ``new`` is what the previous state does not refer to."""
+
+    total: int
+    new: int
+
+
+class RollbackNote(_Part):
+    """Which state a rollback went back to, and which one was the newest before."""
+
+    to: Text
+    left: Text = Field(alias="from")
+    at: Text
+    host: Text
+
+
+class Manifest(_Part):
+    """Everything about a state that is not in its params; hashes are DVC's (md5, of content)."""
+
+    version: int = 1
+    timeline: Text
+    step: int = Field(ge=0)
+    line: int = Field(default=1, ge=1)
+    arrival: Text | None
+    previous: Text | None
+    """The tag of the state recorded before."""
+    starts_from: Text | None = None
+    """The tag of the state whose history went on; see `start`."""
+    protocol: RecordedProtocol
+    technique: RecordedTechnique
+    gate: RecordedGate | None = None
+    seed: int
+    budget: Budget
+    inputs: dict[Text, Content]
+    """Path → content."""
+    outputs: dict[Text, Content]
+    """Path → content."""
+    code: CodeVersion
+    versions: dict[Text, Text]
+    """Library → version."""
+    device: dict[Text, RecordedDevice]
+    """Node → what it ran on."""
+    recorded: Recording
+    seconds: dict[Text, Number]
+    """Node → wall time of the run that made its outputs."""
+    bytes: StateBytes
+    rollback: RollbackNote | None = None
+
+    @field_validator("version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if not 1 <= version <= VERSION:
+            raise ValueError(f"this chronomerge reads versions 1 to {VERSION}; update it (git pull && make install)")
+        return version
+
+    @property
+    def start(self) -> str | None:
+        """The tag of the state that this one started from: before ``starts_from`` existed, the previous one."""
+        return self.starts_from if "starts_from" in self.model_fields_set else self.previous
+
+    @property
+    def promoted(self) -> bool:
+        """What the gate said; states without a gate are promoted."""
+        return self.gate is None or self.gate.promoted
+
+    @property
+    def contents(self) -> dict[str, Entry]:
+        """Path → content of inputs and outputs."""
+        return {**self.inputs, **self.outputs}
+
+
+def read(text: str, state: str) -> Manifest:
+    """Read a manifest; ``state`` is what messages call its state.
+
+    Raises:
+        UserError: it is no JSON, a key is missing or has a value of another type, or a newer chronomerge wrote it.
     """
-    finished = list(references)
-    outputs = {path: entry for reference in finished for path, entry in reference.outs.items()}
-    sizes = cache.objects([*inputs.values(), *outputs.values()])
-    known = cache.objects(previous.entries.values()) if previous else {}
-    return {
-        "timeline": params.timeline,
-        "step": params.step,
-        "line": previous.line if previous else 1,
-        "arrival": params.arrival.name if params.arrival else None,
-        "previous": previous.tag if previous else None,
-        "starts_from": start.tag if start else None,
-        "protocol": {"init": params.time.init, "deploy": params.time.deploy, "ema_start": params.time.ema_start},
-        "technique": {"name": params.time.technique.name, **params.time.technique.settings},
-        "gate": verdict.as_dict(),
-        "seed": params.seed,
-        "budget": dict(training),
-        "inputs": {path: entry.as_dict() for path, entry in inputs.items()},
-        "outputs": {path: entry.as_dict() for path, entry in outputs.items()},
-        "code": {"commit": code.commit, "dirty": code.dirty, "tree": code.tree},
-        "versions": nodes.versions(),
-        "device": {reference.node: dict(reference.machine) for reference in finished},
-        "recorded": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "host": socket.gethostname()},
-        "seconds": {reference.node: reference.seconds for reference in finished},
-        "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
-    }
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        reasons = "; ".join(_sentence(one) for one in error.errors()[:3])
+        raise UserError(f"{state}: {FILE} is damaged ({reasons}); `chronomerge doctor` tells more") from None
 
 
-def text(manifest: Mapping[str, Any]) -> str:
+def _sentence(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {message} (got {error['input']!r:.80})" if key else message
+
+
+def text(manifest: Manifest) -> str:
     """A manifest as its file holds it."""
-    return json.dumps(manifest, indent=1) + "\n"
+    return json.dumps(manifest.as_dict(), indent=1) + "\n"

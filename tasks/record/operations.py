@@ -71,7 +71,7 @@ def worth_running(states: Iterable[State]) -> tuple[list[State], dict[str, str]]
     chosen: list[State] = []
     left: dict[str, str] = {}
     for state in states:
-        twin = next((one for one in chosen if "rollback" in state.manifest and one.entries == state.entries), None)
+        twin = next((one for one in chosen if state.manifest.rollback and one.entries == state.entries), None)
         if state.commit in retention.let_go(state.project):
             left[state.tag] = "its weights were let go; --quick reads what is left"
         elif twin:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks import layout
 from tasks.record import states
+from tasks.record.manifest import FILE, read
 from tasks.record.states import State
 from tasks.scores import MEANS, scores
 from tasks.storage.git import show_all
@@ -29,11 +30,12 @@ def write(project: Path, worktree: Path, previous: State | None, step: int, arri
 
 def _earlier(project: Path, previous: State | None) -> list[list[Any]]:
     lineage = states.lineage(project, previous.timeline) if previous else []
-    texts = show_all(project, [f"{s.commit}:{name}" for s in lineage for name in ("manifest.json", "metrics.json")])
+    texts = show_all(project, [f"{s.commit}:{name}" for s in lineage for name in (FILE, "metrics.json")])
     rows = []
     for state in lineage:
-        manifest, metrics = (json.loads(texts[f"{state.commit}:{name}"]) for name in ("manifest.json", "metrics.json"))
-        rows.append([state.step, manifest["arrival"] or "", *(metrics[name] for name in MEANS)])
+        arrival = read(texts[f"{state.commit}:{FILE}"], state.tag).arrival
+        metrics = json.loads(texts[f"{state.commit}:metrics.json"])
+        rows.append([state.step, arrival or "", *(metrics[name] for name in MEANS)])
     return rows
 
 

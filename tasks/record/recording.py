@@ -9,15 +9,19 @@ same call again finishes or does nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from tasks import gate, layout
+from tasks import gate, layout, nodes
 from tasks.errors import UserError
 from tasks.gate import Verdict
 from tasks.nodes import Reference
 from tasks.params import Params
 from tasks.record import manifest, plots, promotion, states
+from tasks.record.manifest import Manifest
 from tasks.record.states import State
 from tasks.record.worktree import Code, Worktree
 from tasks.storage import dvc_config, lease
@@ -47,9 +51,9 @@ def record(
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     verdict = _judge(project, worktree, outputs, cache, dvc)
-    content = manifest.build(params, previous, start, code, inputs, references, training, verdict, cache)
-    (worktree.folder / "manifest.json").write_text(manifest.text(content))
-    plots.write(project, worktree.folder, previous, params.step, content["arrival"])
+    content = _manifest(params, previous, start, code, inputs, references, training, verdict, cache)
+    (worktree.folder / manifest.FILE).write_text(manifest.text(content))
+    plots.write(project, worktree.folder, previous, params.step, content.arrival)
     made = {**inputs, **outputs}
     dvc(
         "record",
@@ -72,6 +76,47 @@ def record(
         lease.agreement(params.store, remote),
         promoted=verdict.promoted,
     )
+
+
+def _manifest(
+    params: Params,
+    previous: State | None,
+    start: State | None,
+    code: Code,
+    inputs: Mapping[str, Entry],
+    references: Iterable[Reference],
+    training: Mapping[str, Any],
+    verdict: Verdict,
+    cache: Cache,
+) -> Manifest:
+    """``previous`` is the state recorded before, ``start`` the one whose history went on."""
+    finished = list(references)
+    outputs = {path: entry for reference in finished for path, entry in reference.outs.items()}
+    sizes = cache.objects([*inputs.values(), *outputs.values()])
+    known = cache.objects(previous.entries.values()) if previous else {}
+    content = {
+        "version": manifest.VERSION,
+        "timeline": params.timeline,
+        "step": params.step,
+        "line": previous.line if previous else 1,
+        "arrival": params.arrival.name if params.arrival else None,
+        "previous": previous.tag if previous else None,
+        "starts_from": start.tag if start else None,
+        "protocol": {"init": params.time.init, "deploy": params.time.deploy, "ema_start": params.time.ema_start},
+        "technique": {"name": params.time.technique.name, **params.time.technique.settings},
+        "gate": verdict.as_dict(),
+        "seed": params.seed,
+        "budget": dict(training),
+        "inputs": dict(inputs),
+        "outputs": outputs,
+        "code": {"commit": code.commit, "dirty": code.dirty, "tree": code.tree},
+        "versions": nodes.versions(),
+        "device": {reference.node: dict(reference.machine) for reference in finished},
+        "recorded": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "host": socket.gethostname()},
+        "seconds": {reference.node: reference.seconds for reference in finished},
+        "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
+    }
+    return Manifest.model_validate(content)
 
 
 def _judge(project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc) -> Verdict:

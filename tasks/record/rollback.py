@@ -7,6 +7,7 @@ bytes. It is promoted, so the pointer goes back with it.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -39,9 +40,10 @@ def rollback(project: Path, to: State, shared: str | None, agree: Callable[[Stat
     line = newest.line + 1
     made = {
         # Whoever goes back to a state wants it: it is promoted, whatever the gate said of it once.
-        **{key: value for key, value in to.manifest.items() if key != "gate"},
+        **{key: value for key, value in to.manifest.as_dict().items() if key != "gate"},
+        "version": manifest.VERSION,
         "line": line,
-        "bytes": {**to.manifest["bytes"], "new": 0},
+        "bytes": {**to.manifest.bytes.as_dict(), "new": 0},
         "rollback": {
             "to": to.tag,
             "from": newest.tag,
@@ -49,7 +51,7 @@ def rollback(project: Path, to: State, shared: str | None, agree: Callable[[Stat
             "host": socket.gethostname(),
         },
     }
-    tree = _with_manifest(project, to, manifest.text(made))
+    tree = _with_manifest(project, to, manifest.text(manifest.read(json.dumps(made), to.tag)))
     message = (
         f"state {to.timeline} {Path(layout.short_tag(to.timeline, to.step, line)).name}: back to {to.tag}\n\n"
         f"Line {line} starts here; {newest.tag} and what led to it stay on the lines before.\n"
@@ -59,8 +61,8 @@ def rollback(project: Path, to: State, shared: str | None, agree: Callable[[Stat
 
 def _origin(state: State) -> str:
     """The tag under which a state's bytes were recorded first."""
-    while rolled_back := state.manifest.get("rollback"):
-        state = states.find(state.project, state.timeline, rolled_back["to"])
+    while rolled_back := state.manifest.rollback:
+        state = states.find(state.project, state.timeline, rolled_back.to)
     return state.tag
 
 

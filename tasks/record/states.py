@@ -14,9 +14,10 @@ from ruamel.yaml import YAML
 
 from tasks import layout
 from tasks.errors import UnavailableError, UserError
-from tasks.record import decisions, heads
+from tasks.record import decisions, heads, manifest
 from tasks.record.decisions import Decision
 from tasks.record.heads import Heads
+from tasks.record.manifest import Manifest
 from tasks.storage.cache import Entry
 from tasks.storage.git import GitError, git, identity, resolve, show
 
@@ -42,8 +43,8 @@ class State:
         return f"{self.step}" + (f".{self.line}" if self.line > 1 else "")
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
-        return dict(json.loads(show(self.project, self.commit, "manifest.json")))
+    def manifest(self) -> Manifest:
+        return manifest.read(show(self.project, self.commit, manifest.FILE), self.tag)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class State:
     @property
     def contradictions(self) -> tuple[str, ...]:
         """Paths for which manifest.json and DVC's own files name different content: somebody has edited one of them."""
-        named = {path: entry["md5"] for kind in ("inputs", "outputs") for path, entry in self.manifest[kind].items()}
+        named = {path: entry.md5 for path, entry in self.manifest.contents.items()}
         locked = self.locked
         return tuple(sorted(path for path in {*named, *locked} if named.get(path) != locked.get(path)))
 
@@ -83,7 +84,7 @@ class State:
     def unreadable(self) -> dict[str, str]:
         """The record files that cannot be read, or lack what is read of them everywhere → why."""
         readers: dict[str, Callable[[], object]] = {
-            "manifest.json": lambda: (self.manifest["inputs"], self.manifest["outputs"]),
+            manifest.FILE: lambda: self.manifest,
             "metrics.json": lambda: self.metrics["top1"],
             "params.yaml": lambda: self.params["store"]["git"],
             "dvc.lock": lambda: self.entries,
@@ -117,7 +118,7 @@ def lineage(project: Path, timeline: str) -> list[State]:
         return recorded
     by_tag = {state.tag: state for state in recorded}
     found = [recorded[-1]]
-    while previous := found[-1].manifest["previous"]:
+    while previous := found[-1].manifest.previous:
         if previous not in by_tag:
             raise UserError(f"{found[-1].tag} goes back to {previous}, which is not here; `git fetch --tags` brings it")
         found.append(by_tag[previous])
@@ -166,7 +167,7 @@ def find(project: Path, timeline: str, name: str | int) -> State:
 
 def start_of(state: State) -> State | None:
     """The state that a state started from; None at step 0. Where held states are skipped, not the one before it."""
-    tag = state.manifest.get("starts_from", state.manifest["previous"])
+    tag = state.manifest.start
     return find(state.project, state.timeline, tag) if tag else None
 
 
@@ -174,7 +175,7 @@ def is_promoted(state: State, decided: Mapping[str, Decision]) -> bool:
     """Whether a state is promoted: as somebody decided (`decisions.latest`), else as the gate said when it was new."""
     if decision := decided.get(state.tag):
         return decision.promoted
-    return bool(state.manifest.get("gate", {}).get("promoted", True))
+    return state.manifest.promoted
 
 
 def promoted_state(project: Path, timeline: str, decided: str | None) -> State | None:

@@ -160,7 +160,7 @@ def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cache.path(md5), folder / path)
     (folder / "metrics.json").unlink()
-    threads = {facts["threads"] for facts in state.manifest["device"].values()}
+    threads = {device.threads for device in state.manifest.device.values() if device.threads}
     if len(threads) == 1:  # results are bit-exact at equal counts, and this machine may have another number of cores
         params = folder / "params.yaml"
         params.write_text(re.sub(r"^threads:.*$", f"threads: {threads.pop()}", params.read_text(), flags=re.MULTILINE))
@@ -179,19 +179,19 @@ def _md5(path: Path) -> str | None:
 
 def _reasons(state: State, node: str) -> tuple[str, ...]:
     """What is not as it was when a node was recorded, as far as its manifest tells."""
-    then, recorded = state.manifest["versions"], state.manifest["recorded"]
+    then, recorded = state.manifest.versions, state.manifest.recorded
     here = nodes.versions()
     found = [
         f"{name} was {then.get(name, 'not there')}, here it is {here.get(name, 'not there')}"
         for name in sorted({*then, *here})
         if then.get(name) != here.get(name)
     ]
-    facts = state.manifest["device"].get(node, {})
-    now = models.device_facts(facts.get("threads"))
-    if facts.get("name", now["name"]) != now["name"]:
-        found.append(f"it ran on {facts['name']}, here on {now['name']}")
-    if recorded["host"] != socket.gethostname():
-        found.append(f"it was recorded on {recorded['host']}: another processor may round otherwise")
+    device = state.manifest.device.get(node)
+    now = models.device_facts(device.threads if device else None)
+    if device and device.name not in (None, now["name"]):
+        found.append(f"it ran on {device.name}, here on {now['name']}")
+    if recorded.host != socket.gethostname():
+        found.append(f"it was recorded on {recorded.host}: another processor may round otherwise")
     return tuple(found) or (
         f"versions, device, threads and host are those recorded: {node} depends on something else than its params and "
         "inputs (an unseeded choice, the time, a file elsewhere), or the recorded bytes never came from this code",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from tasks.record.manifest import Manifest
 from tasks.report.records import Records
 
 DRAWS = ("pandas", "altair", "vl-convert-python")
@@ -50,21 +50,21 @@ def of(records: Records, example: str, made_by: str, drawn_by: str) -> Provenanc
         Command(f"dvc metrics diff {base.tag} {newest.tag}", "metrics of the base and of that state"),
         Command(drawn_by, "this page"),
     )
-    versions = {name: _joined(each["versions"][name] for each in manifests) for name in manifests[-1]["versions"]}
+    versions = {name: _joined(each.versions.get(name, "none") for each in manifests) for name in manifests[-1].versions}
     drawn = {name: importlib.metadata.version(name) for name in DRAWS}
     return Provenance(commands, _code(manifests), {**versions, **drawn}, _devices(manifests))
 
 
-def _code(manifests: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def _code(manifests: Iterable[Manifest]) -> tuple[str, ...]:
     found = {
-        each["code"]["commit"][:12] + (" with changes, which the states hold" if each["code"]["dirty"] else "")
+        each.code.commit[:12] + (" with changes, which the states hold" if each.code.dirty else "")
         for each in manifests
     }
     return tuple(sorted(found))
 
 
-def _devices(manifests: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    devices = {f"{each['name']}, {each['threads']} threads" for one in manifests for each in one["device"].values()}
+def _devices(manifests: Iterable[Manifest]) -> tuple[str, ...]:
+    devices = {f"{each.name}, {each.threads} threads" for one in manifests for each in one.device.values()}
     return tuple(sorted(devices))
 
 

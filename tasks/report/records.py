@@ -14,11 +14,12 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import states
+from tasks.record import manifest, states
+from tasks.record.manifest import Manifest
 from tasks.record.states import State
 from tasks.storage import git
 
-_FILES = ("manifest.json", "metrics.json", "params.yaml", "dvc.yaml")
+_FILES = (manifest.FILE, "metrics.json", "params.yaml", "dvc.yaml")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Record:
     """What one state says of itself."""
 
     state: State
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     metrics: Mapping[str, Any]
     params: Mapping[str, Any]
     outputs: Mapping[str, tuple[str, ...]]
@@ -65,7 +66,9 @@ def lineage(project: Path, timeline: str) -> list[State]:
 
 def _record(state: State, texts: Mapping[str, str]) -> Record:
     yaml = YAML(typ="safe")
-    readers: tuple[Callable[[str], Any], ...] = (json.loads, json.loads, yaml.load, _outputs)
+    readers: tuple[Callable[[str], Any], ...] = (
+        lambda text: manifest.read(text, state.tag), json.loads, yaml.load, _outputs,
+    )  # fmt: skip
     found = []
     for name, read_text in zip(_FILES, readers, strict=True):
         try:

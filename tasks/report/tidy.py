@@ -71,7 +71,7 @@ def _of_cell(
             *ledger.rows(record),
             *(_vectors(vectors, record.state.step) if vectors else ()),
         ]
-        place = (record.state.step, record.manifest["arrival"] or "", record.state.tag)
+        place = (record.state.step, record.manifest.arrival or "", record.state.tag)
         yield from ((*named, *place, *row) for row in rows)
 
 
@@ -90,7 +90,7 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[Row]:
 
 def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]]) -> dict[str, metrics.Values]:
     """Metrics over the arrivals that have an evaluation set of their name; the others take no part."""
-    arrived = {record.manifest["arrival"]: step for step, record in enumerate(lineage) if step}
+    arrived = {record.manifest.arrival or "": step for step, record in enumerate(lineage) if step}
     names = [name for name in arrived if any(name in each for each in scored)]
     if not names:
         return {}
@@ -100,13 +100,13 @@ def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]])
 
 
 def _spent(record: Record) -> Iterator[Row]:
-    spent = record.manifest["budget"].get("spent", {})
+    spent = record.manifest.budget.spent
     for unit in ("steps", "samples", "flops", "mafs"):
-        if unit in spent:
-            yield f"budget_{unit}", "", "", spent[unit]
-    yield "seconds", "", "", sum(record.manifest["seconds"].values())
-    for kind in ("new", "total"):
-        yield f"bytes_{kind}", "", "", record.manifest["bytes"][kind]
+        if (value := getattr(spent, unit)) is not None:
+            yield f"budget_{unit}", "", "", value
+    yield "seconds", "", "", sum(record.manifest.seconds.values())
+    yield "bytes_new", "", "", record.manifest.bytes.new
+    yield "bytes_total", "", "", record.manifest.bytes.total
 
 
 def _vectors(geometry: Geometry, step: int) -> Iterator[Row]:

@@ -107,7 +107,7 @@ def of(project: Path, records: Records, progress: Progress = silent) -> Vectors:
             continue
         base, *experts = (cache.path(md5) for md5 in md5s)
         steps = tuple(record.state.step for record in lineage[1:])
-        arrivals = tuple(record.manifest["arrival"] for record in lineage[1:])
+        arrivals = tuple(record.manifest.arrival or "" for record in lineage[1:])
         known.append(Experts(label, tuple(timelines), Geometry(steps, arrivals, products(base, experts))))
     return Vectors(tuple(known), tuple(missing))
 
@@ -144,7 +144,7 @@ def _task_vectors(origin: Source, models: Sequence[Source], name: str, start: in
 
 def _experts(lineage: Sequence[Record]) -> tuple[str, ...]:
     """The content of a timeline's experts, that of the base first."""
-    return tuple(record.manifest["outputs"][layout.EXPERT]["md5"] for record in lineage)
+    return tuple(record.manifest.outputs[layout.EXPERT].md5 for record in lineage)
 
 
 def _labels(records: Records, sharing: Sequence[Sequence[str]]) -> list[str]:

@@ -59,7 +59,7 @@ def test_what_arrived_runs_though_its_original_is_gone(
     done = chronomerge(project, "run", **prefect_api)
     assert "recorded state/tiny/0003" in done.stdout
     state = states.find(project, "tiny", 3)
-    assert state.manifest["arrival"] == "third"
+    assert state.manifest.arrival == "third"
     raw = cache.md5s([state.entries[layout.RAW_ARRIVAL]])
     assert {md5 for md5 in kept if not md5.endswith(".dir")} <= raw  # no byte is stored twice
     named = git(project, "ls-tree", "-r", "--name-only", state.commit).splitlines()

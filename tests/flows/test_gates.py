@@ -52,16 +52,17 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
     assert git(gated, "rev-parse", "deployed/tiny") == two.commit
     assert git(gated, "rev-parse", "states/tiny") == four.commit
     for state in (three, four):
-        judged = state.manifest["gate"]
-        assert (judged["promoted"], judged["compared_with"]) == (False, "state/tiny/0002")
+        judged = state.manifest.gate
+        assert judged
+        assert (judged.promoted, judged.compared_with) == (False, "state/tiny/0002")
         drop = (two.metrics["A_ZS"] - state.metrics["A_ZS"]) / 100
-        assert judged["conditions"][0] == {
+        assert judged.conditions[0].as_dict() == {
             "condition": "retention_drop <= 100%", "value": pytest.approx(drop, abs=1e-6), "holds": True,
         }  # fmt: skip
         assert verify.unlike_history(state, Cache(dvc_config.cache_dir(gated)), tmp_path) == ()
         assert verify.needs(state)[0] == (two, history.READS)
-    assert four.manifest["previous"] == "state/tiny/0003"
-    assert four.manifest["starts_from"] == "state/tiny/0002"
+    assert four.manifest.previous == "state/tiny/0003"
+    assert four.manifest.starts_from == "state/tiny/0002"
     assert four.entries[layout.HISTORY] == three.entries[layout.HISTORY]
     status = views.status_text(views.status(gated))
     assert "last      state/tiny/0004 (held)" in status
@@ -147,7 +148,8 @@ def test_what_was_skipped_has_left_no_trace(gated: Path, prefect_api: dict[str, 
     projects.write_params(gated, stream=stream("good"))
     chronomerge(gated, "run", **prefect_api)
     three, four = states.find(gated, "tiny", "3.2"), states.find(gated, "tiny", "4.1")
-    assert three.manifest["gate"] == {"promoted": True, "conditions": [], "compared_with": None}
+    assert three.manifest.gate
+    assert three.manifest.gate.as_dict() == {"promoted": True, "conditions": [], "compared_with": None}
     assert git(gated, "rev-parse", "deployed/tiny") == three.commit
     for path in (layout.HISTORY, layout.EXPERT, layout.DEPLOYED):
         assert three.entries[path] == four.entries[path], path

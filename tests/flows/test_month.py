@@ -68,9 +68,9 @@ def story(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tags = {state.commit: state.tag for state in states.all_states(folder, TIMELINE)}
     for state in states.all_states(folder, TIMELINE):
-        manifest = {key: value for key, value in state.manifest.items() if key not in ("recorded", "seconds", "code")}
-        if back := manifest.get("rollback"):
-            manifest["rollback"] = (back["to"], back["from"])
+        manifest = state.manifest.model_dump(exclude={"recorded", "seconds", "code"})
+        if back := state.manifest.rollback:
+            manifest["rollback"] = (back.to, back.left)
         params = {**state.params, "stream": state.params["stream"][: state.step]}
         rows = git(folder, "ls-tree", "-r", state.commit).splitlines()
         files = {path: blob for blob, path in (row.split(maxsplit=2)[2].split("\t") for row in rows)}
@@ -119,11 +119,11 @@ def test_a_month(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     assert found.keys() == expected.keys()
     for key, what in expected.items():
         assert found[key] == what, key
-    assert [one.manifest["gate"]["promoted"] for one in states.all_states(month.folder, TIMELINE)
-            if one.manifest["arrival"] in harmful] == [False]  # fmt: skip
+    assert [one.manifest.promoted for one in states.all_states(month.folder, TIMELINE)
+            if one.manifest.arrival in harmful] == [False]  # fmt: skip
 
     assert [arrival.name for arrival in load(month.folder / "params.yaml").stream] == good
-    assert [state.manifest["arrival"] for state in states.lineage(month.folder, TIMELINE)] == ["base", *good]
+    assert [state.manifest.arrival for state in states.lineage(month.folder, TIMELINE)] == ["base", *good]
     assert sorted(name for name, kind, _ in month.verdicts if kind == "taken") == good
     refused = {name: why for name, kind, why in month.verdicts if kind == "refused"}
     assert sorted(refused) == sorted(bad) == [name for name, kind, _ in month.verdicts if kind == "refused"]

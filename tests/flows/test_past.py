@@ -98,7 +98,7 @@ def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path
     projects.write_params(copy, stream=[projects.PARAMS["stream"][0], other])
     chronomerge(copy, "run", **prefect_api)
     one, two = states.find(copy, "tiny", "1.1"), states.find(copy, "tiny", "2")
-    assert (two.tag, two.manifest["previous"], two.manifest["arrival"]) == (
+    assert (two.tag, two.manifest.previous, two.manifest.arrival) == (
         "state/tiny/0002.2",
         "state/tiny/0001.2",
         "other",
@@ -145,8 +145,8 @@ def test_the_table_fits_a_terminal(run: Path) -> None:
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if "second" in line)
     manifest = states.find(run, "tiny", 2).manifest
-    assert manifest["code"]["commit"][:7] in row
-    assert manifest["inputs"][layout.RAW_ARRIVAL]["md5"][:7] in row
+    assert manifest.code.commit[:7] in row
+    assert manifest.inputs[layout.RAW_ARRIVAL].md5[:7] in row
     assert "72" in row  # samples
 
 

@@ -7,6 +7,9 @@ import pytest
 
 from tasks.grid import cells, estimate, plan
 from tasks.params import Grid
+from tasks.record.manifest import Manifest
+from tasks.storage.cache import Entry
+from tests import manifests
 from tests.grid.test_cells import text
 from tests.project import PARAMS
 
@@ -72,11 +75,12 @@ def test_an_expert_that_arrives_is_not_trained() -> None:
     assert counts(planned(text(stream=stream), init=["zs"], deploy=["all"]))["train"] == (1, 1)
 
 
-def manifest(step: int, train: float, steps: int) -> dict[str, Any]:
+def manifest(step: int, train: float, steps: int) -> Manifest:
     sizes = {"expert.safetensors": 100, "deployed.safetensors": 100, "running": 150}
-    outputs = {f"data/step/{name}": {"md5": name, "size": size} for name, size in sizes.items()}
+    outputs = {f"data/step/{name}": Entry(name, size) for name, size in sizes.items()}
     seconds = {"train": train, "deploy": 2.0, "evaluate": 3.0}
-    return {"step": step, "budget": {"steps": steps}, "seconds": seconds, "outputs": outputs}
+    made = manifests.content(step=step, budget={"steps": steps}, seconds=seconds, outputs=outputs)
+    return Manifest.model_validate(made)
 
 
 def test_an_estimate_is_what_states_have_measured() -> None:

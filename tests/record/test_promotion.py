@@ -109,7 +109,7 @@ def test_a_rollback_is_promoted_and_leaves_decisions_behind(project: Path) -> No
     with pytest.raises(UserError, match=r"left behind by a rollback; `chronomerge rollback 3\.1` goes back to it"):
         decide(project, "3.1", False)
     assert decide(project, "1", False) == pointer(project) == start(project) == "0"
-    assert "gate" in states.find(project, "x", "1.1").manifest
+    assert states.find(project, "x", "1.1").manifest.gate
 
 
 def test_a_transaction_that_fails_moves_nothing(project: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tasks import layout
 from tasks.errors import UserError
 from tasks.record import states
+from tasks.record.manifest import StateBytes
 from tasks.record.rollback import is_newest, rollback
 from tasks.record.states import State
 from tasks.storage.git import git
@@ -47,9 +48,12 @@ def test_a_rollback_is_the_same_tree_with_another_manifest(project: Path) -> Non
     back = rollback(project, two, None)
     assert git(project, "diff", "--name-only", two.commit, back.commit) == "manifest.json"
     assert git(project, "rev-list", "--parents", "-1", back.tag).split()[1:] == [five.commit, two.commit]
-    noted = back.manifest.pop("rollback")
-    assert (noted["from"], noted["to"]) == ("state/x/0005", "state/x/0002")
-    assert back.manifest | {"gate": two.manifest["gate"]} == {**two.manifest, "line": 2, "bytes": {"new": 0}}
+    noted = back.manifest.rollback
+    assert noted is not None
+    assert (noted.left, noted.to) == ("state/x/0005", "state/x/0002")
+    assert back.manifest == two.manifest.model_copy(
+        update={"line": 2, "bytes": StateBytes(total=7, new=0), "rollback": noted, "gate": None}
+    )
     assert git(project, "status", "--porcelain") == ""
 
 

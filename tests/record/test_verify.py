@@ -18,6 +18,7 @@ from tasks.record.states import State
 from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.storage.git import git
+from tests import manifests
 
 DVC_YAML = """
 stages:
@@ -97,12 +98,12 @@ def record(project: Path) -> Recording:
         for path in layout.INPUTS:
             dump({"outs": [{"path": Path(path).name, "hash": "md5", **entries[path].as_dict()}]}, f"{path}.dvc")
         written = {
-            "step": 0, "previous": None, "versions": nodes.versions(), "recorded": {"host": socket.gethostname()},
+            "versions": nodes.versions(), "recorded": {"at": "2026-01-01", "host": socket.gethostname()},
             "device": {name: {"name": "any", "threads": 3} for name in outs},
             "inputs": {path: entries[path].as_dict() for path in layout.INPUTS},
             "outputs": {path: known[path].as_dict() for path in outs.values()},
         }  # fmt: skip
-        (project / "manifest.json").write_text(json.dumps({**written, **manifest}))
+        (project / "manifest.json").write_text(json.dumps(manifests.content(**{**written, **manifest})))
         git(project, "add", "--all")
         git(project, "commit", "--quiet", "--message", "code and state")
         return states.commit(project, project, "x", 0, None, git(project, "rev-parse", "HEAD"), "state 0", None)
@@ -126,7 +127,11 @@ def test_the_same_bytes_again_and_nothing_of_the_user_is_touched(project: Path, 
 
 def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, record: Recording) -> None:
     then = {**nodes.versions(), "torch": "0.1"}
-    state = record(made={"a.txt": "something else", "b.txt": "b"}, versions=then, recorded={"host": "elsewhere"})
+    state = record(
+        made={"a.txt": "something else", "b.txt": "b"},
+        versions=then,
+        recorded={"at": "2026-01-01", "host": "elsewhere"},
+    )
     found = verify.verify(project, state, None)
     assert not found.same
     assert found.first is not None
@@ -141,7 +146,7 @@ def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, re
 
 
 def test_a_node_that_fails_and_a_manifest_that_lies(project: Path, record: Recording) -> None:
-    outputs = {"data/step/doubled": {"md5": "0" * 32}}
+    outputs = {"data/step/doubled": {"md5": "0" * 32, "size": 1}}
     state = record(code="import sys; sys.exit('error: no such tensor')", outputs=outputs)
     found = verify.verify(project, state, None)
     assert found.failure is not None

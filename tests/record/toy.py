@@ -7,6 +7,7 @@ from tasks import layout
 from tasks.record import states, worktree
 from tasks.record.states import State
 from tasks.storage.git import git
+from tests import manifests
 
 
 def record(
@@ -21,10 +22,9 @@ def record(
     """Commit a state of timeline ``x`` after another; the gate has promoted or held it."""
     tree = project.parent / f"{project.name}-tree"
     git(project, "worktree", "add", "--quiet", "--detach", str(tree))
-    manifest = {
-        "step": step, "previous": previous.tag if previous else None, "bytes": {"new": 7}, "note": note,
-        "gate": {"promoted": promoted},
-    }  # fmt: skip
+    manifest = manifests.content(
+        step=step, previous=previous.tag if previous else None, note=note, gate={"promoted": promoted}
+    )
     try:
         for name in layout.RECORDED:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.grid.cells import Cell
+from tasks.record.manifest import Manifest
 from tasks.record.states import State
 from tasks.report.records import Record
+from tasks.storage.cache import Entry
+from tests import manifests
 
 NODES = {"train": ("data/step/expert.safetensors",), "evaluate": ("metrics.json",)}
 
@@ -30,21 +33,17 @@ def lineage(
     for step, measured in enumerate(top1):
         tag = f"state/{cell.timeline}/{step:04d}"
         expert = experts[step] if experts else f"{cell.timeline}{step}"
-        manifest = {
-            "step": step,
-            "arrival": arrivals[step - 1] if step else "base",
-            "budget": {"spent": dict(spent or {"steps": 5, "samples": 50})},
-            "seconds": {"train": 10.0 + step, "evaluate": 2.0},
-            "bytes": {"new": 1000 + step, "total": 5000 + step},
-            "inputs": {
-                "data/raw/arrival": {"md5": f"arrival{step}", "size": 7},
-                "data/raw/evaluation": {"md5": "tests", "size": 100},
+        content = manifests.content(
+            step=step,
+            arrival=arrivals[step - 1] if step else "base",
+            budget={"spent": dict(spent or {"steps": 5, "samples": 50})},
+            seconds={"train": 10.0 + step, "evaluate": 2.0},
+            bytes={"new": 1000 + step, "total": 5000 + step},
+            inputs={"data/raw/arrival": Entry(f"arrival{step}", 7), "data/raw/evaluation": Entry("tests", 100)},
+            outputs={
+                "data/step/expert.safetensors": Entry(expert, 30), "metrics.json": Entry(f"metrics of {expert}", 1)
             },
-            "outputs": {
-                "data/step/expert.safetensors": {"md5": expert, "size": 30},
-                "metrics.json": {"md5": f"metrics of {expert}", "size": 1},
-            },
-        }
+        )  # fmt: skip
         metrics: dict[str, Any] = {"A_KA": 20.0 + step, "A_ZS": 30.0, "geometric_mean": 24.0, "top1": dict(measured)}
         if recall:
             metrics["recall"] = dict(recall[step])
@@ -54,5 +53,5 @@ def lineage(
         }
         state = State(project, cell.timeline, step, f"{step:040x}")
         assert state.tag == tag
-        found.append(Record(state, manifest, metrics, {"evaluate": roles}, NODES))
+        found.append(Record(state, Manifest.model_validate(content), metrics, {"evaluate": roles}, NODES))
     return found

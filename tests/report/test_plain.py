@@ -13,6 +13,7 @@ from tasks.grid.cells import Cell
 from tasks.record import states
 from tasks.report import plain, records
 from tasks.storage.git import git
+from tests import manifests
 
 PARAMS: dict[str, Any] = {
     "seed": 0,
@@ -29,7 +30,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def state(project: Path, timeline: str, manifest: str = '{"step": 0}', **changes: Any) -> None:
+def state(project: Path, timeline: str, manifest: str | None = None, **changes: Any) -> None:
     """Record step 0 of a timeline, with only the files that a report reads."""
     tree = project / f"tree-{timeline}"
     tree.mkdir()
@@ -37,7 +38,7 @@ def state(project: Path, timeline: str, manifest: str = '{"step": 0}', **changes
     (tree / "dvc.yaml").write_text(
         "stages:\n  evaluate:\n    outs: [a, b]\n    metrics:\n      - metrics.json:\n          cache: false\n"
     )
-    (tree / "manifest.json").write_text(manifest)
+    (tree / "manifest.json").write_text(manifest or json.dumps(manifests.content()))
     (tree / "metrics.json").write_text(json.dumps({"A_KA": 1.0}))
     git(project, "--work-tree", str(tree), "add", "--all")
     made = git(project, "write-tree")
@@ -90,7 +91,7 @@ def test_records_hold_every_file_and_who_wrote_what(project: Path) -> None:
     state(project, "demo")
     (cell,) = plain.cells(project, ["demo"])
     (record,) = records.read(project, [cell])[cell]
-    assert record.manifest == {"step": 0}
+    assert record.manifest.as_dict() == manifests.content()
     assert record.metrics == {"A_KA": 1.0}
     assert record.params["timeline"] == "demo"
     assert record.outputs == {"evaluate": ("a", "b", "metrics.json")}

@@ -122,7 +122,7 @@ def test_weights_that_are_not_here_are_left_out_with_the_command_that_brings_the
     cell, records = Cell("demo", "zs", "all", "ties", 0), lineage(project, "demo", models)
     cache = Cache(dvc_config.cache_dir(project))
     for step in (1, 3):
-        cache.path(records[step].manifest["outputs"]["data/step/expert.safetensors"]["md5"]).unlink()
+        cache.path(records[step].manifest.outputs["data/step/expert.safetensors"].md5).unlink()
     found = vectors.of(project, {cell: records})
     assert found.known == ()
     (missing,) = found.missing
@@ -143,7 +143,7 @@ def test_weights_that_were_let_go_are_not_promised(project: Path, models: list[P
 
 
 def gone_md5(records: list[Record]) -> str:
-    return str(records[1].manifest["outputs"]["data/step/expert.safetensors"]["md5"])
+    return str(records[1].manifest.outputs["data/step/expert.safetensors"].md5)
 
 
 def test_a_timeline_of_one_step_has_no_pairs(project: Path, models: list[Path]) -> None:
