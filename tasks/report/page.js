@@ -7,16 +7,16 @@ const charts = JSON.parse(document.getElementById("charts").textContent);
 const views = new Map(); // figure → its Vega view
 const chosen = new Map(); // parameter → the value that a menu was set to
 
-/** The specification at a width: panels side by side or one below another, legends likewise. */
-function fitted(chart, width) {
+/** The specification at a width: panels side by side or one below another, legends likewise; narrower by `excess` pixels. */
+function fitted(chart, width, excess) {
   const spec = structuredClone(chart.spec);
   const narrow = width < NARROW;
   spec.config.legend.layout = { bottom: { direction: narrow ? "vertical" : "horizontal", anchor: "start" } };
-  spec.config.legend.columns = narrow ? 3 : 7;
+  spec.config.legend.columns = width < 480 ? 2 : narrow ? 3 : 7;
   const columns = narrow ? 1 : spec.columns ?? 1;
   const panels = spec.concat ?? spec.vconcat ?? [spec];
   if (spec.concat) spec.columns = columns;
-  for (const panel of panels) panel.width = Math.floor((width - GAP * (columns - 1)) / columns) - chart.margin;
+  for (const panel of panels) panel.width = Math.floor((width - GAP * (columns - 1) - excess) / columns) - chart.margin;
   for (const parameter of spec.params ?? []) {
     if (chosen.has(parameter.name)) parameter.value = chosen.get(parameter.name);
   }
@@ -26,11 +26,20 @@ function fitted(chart, width) {
 async function draw(name) {
   const chart = charts[name];
   const place = document.querySelector(`#${CSS.escape(name)} .chart`);
-  const result = await vegaEmbed(place, fitted(chart, place.clientWidth), {
-    renderer: "svg",
-    actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
-    downloadFileName: name,
-  });
+  const width = place.clientWidth;
+  const embed = (excess) =>
+    vegaEmbed(place, fitted(chart, width, excess), {
+      renderer: "svg",
+      actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
+      downloadFileName: name,
+    });
+  let result = await embed(0);
+  // Names at an axis take more room than expected, or less: draw again to fit, instead of shrinking the letters.
+  const excess = place.querySelector("svg").width.baseVal.value - width;
+  if (Math.abs(excess) > 4) {
+    result.view.finalize();
+    result = await embed(Math.ceil(excess) + 1);
+  }
   views.get(name)?.finalize();
   views.set(name, result.view);
   for (const toggle of chart.toggles) result.view.addSignalListener(toggle, () => share(name, toggle));
@@ -60,6 +69,14 @@ for (const menu of document.querySelectorAll("select[data-parameter]")) {
   });
 }
 
+const scroller = document.querySelector("#states .scroll");
+const hint = document.querySelector("#states .scroll-hint");
+
+/** Say that the table goes on at the right, where it does. */
+function tell() {
+  hint.classList.toggle("needed", scroller.scrollWidth > scroller.clientWidth + 1);
+}
+
 let width = document.documentElement.clientWidth;
 let waiting;
 window.addEventListener("resize", () => {
@@ -68,6 +85,7 @@ window.addEventListener("resize", () => {
     if (document.documentElement.clientWidth === width) return; // a phone's address bar came or went
     width = document.documentElement.clientWidth;
     Object.keys(charts).forEach(draw);
+    tell();
   }, 150);
 });
 
@@ -105,4 +123,5 @@ filter.addEventListener("input", show);
 last?.addEventListener("change", show);
 for (const header of table.tHead.rows[0].cells) header.querySelector("button").addEventListener("click", () => sort(header));
 show();
+tell();
 Object.keys(charts).forEach(draw);

@@ -5,7 +5,8 @@ import json
 import pandas as pd
 
 from tasks.report import figures
-from tasks.report.figures import NAMES, Figure, heat_map, over_time
+from tasks.report.figures import NAMES, Figure, effects, heat_map, over_time
+from tasks.report.summary import over_seeds
 from tasks.report.vectors import Vectors
 from tests.report import synthetic
 
@@ -65,3 +66,28 @@ def test_a_reference_far_below_all_cells_leaves_them_the_plane() -> None:
     points = {row["label"]: row for row in values(drawn["plane"].specification(standalone=True)) if "label" in row}
     assert {"base", "multitask", "no replay (1.5, 1.5)"} <= points.keys()
     assert float(str(points["no replay (1.5, 1.5)"]["A_KA"])) > 5  # at the edge
+
+
+def test_bands_of_few_seeds_do_not_flatten_the_lines() -> None:
+    """Two seeds that differ by 20 points have a 95 % interval of ± 127."""
+    table = synthetic.table(("linear",), 2, 4)
+    far = (table["metric"] == "A_KA") & (table["init"] == "ema") & (table["reference"] == "") & (table["seed"] == 1)
+    table.loc[far, "value"] += 20.0
+    figure = over_time.draw(table, "linear")
+    assert figure
+    panel = figure.specification(standalone=False)["concat"][0]
+    domains = [
+        layer["encoding"]["y"]["scale"]["domain"] for layer in panel["layer"] if "scale" in layer["encoding"]["y"]
+    ]
+    means = over_seeds(table[table["metric"] == "A_KA"], ["A_KA"])["mean"]
+    for low, high in domains:
+        assert 0 <= low <= means.min()
+        assert means.max() <= high <= 100
+        assert means.max() - means.min() >= (high - low) / 2 - 1e-9
+    assert "3 are wider than their panel and are left out" in figure.caption
+
+
+def test_ticks_are_plain_numbers() -> None:
+    chart = effects.draw(synthetic.table(("linear", "ties"), 2, 3))
+    assert chart
+    assert '"format": "+~r"' in json.dumps(chart.specification(standalone=False))

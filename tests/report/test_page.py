@@ -50,6 +50,13 @@ def opened(browser: Browser, written: Written) -> Iterator[Opened]:
     context.close()
 
 
+SMALLEST_LETTERS = """Math.min(...[...document.querySelectorAll("svg.marks text")].filter((text) => text.textContent).map((text) => {
+  const svg = text.ownerSVGElement;
+  return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+}))"""
+"""The font size of the smallest letters in any chart, in pixels of the window."""
+
+
 def drawn(page: Page) -> None:
     """Wait until every chart is there."""
     page.wait_for_function("views.size === Object.keys(charts).length")
@@ -150,6 +157,8 @@ def test_a_phone_has_all_of_it_in_its_width(opened: Opened) -> None:
     page.wait_for_function(f"document.querySelector('#over-time svg.marks').clientHeight > {1.5 * wide['height']}")
     page.wait_for_function("[...document.querySelectorAll('svg.marks')].every((svg) => svg.width.baseVal.value <= 390)")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.wait_for_function(f"{SMALLEST_LETTERS} >= 9")  # once every chart has been fitted
+    assert page.locator(".scroll-hint").is_visible()  # the table goes on at the right
     page.wait_for_selector(
         "#over-time .mark-symbol path[aria-label*='ema + ema, linear']", state="attached"
     )  # as chosen

@@ -23,7 +23,7 @@ def draw(table: pd.DataFrame) -> Figure | None:
     edges = pd.concat([found["difference"], found["low"], found["high"]]).abs().max() * 1.08
     axis = {
         "title": "points from the average", "scale": alt.Scale(domain=[-edges, edges], nice=False),
-        "axis": alt.Axis(format="+~g", tickCount=5),
+        "axis": alt.Axis(format="+~r", tickCount=5),
     }  # fmt: skip
     panels = [_panel(each, str(factor), axis) for factor, each in found.groupby("factor", sort=False)]
     ranges = found.groupby("factor", sort=False)["difference"].agg(lambda each: each.max() - each.min())

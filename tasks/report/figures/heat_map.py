@@ -40,20 +40,20 @@ def draw(table: pd.DataFrame) -> Figure | None:
     color = alt.Color("mean:Q", title="geometric mean (%)", scale=alt.Scale(scheme="viridis"), legend=None)
     layers = [
         chart.mark_rect(stroke="white", strokeWidth=2).encode(color=color, tooltip=tooltip),
-        chart.mark_text(dy=-5, fontSize=_fitting(13, 9), fontWeight="bold").encode(
+        chart.mark_text(dy=-5, fontSize=_fitting(13, 10), fontWeight="bold").encode(
             text=alt.Text("mean:Q", format=".1f"), color=ink
         ),
-        chart.mark_text(dy=9, fontSize=_fitting(10, 7)).encode(text="half_text:N", color=ink),
+        chart.mark_text(dy=9, fontSize=_fitting(10, 9)).encode(text="half_text:N", color=ink),
         chart.transform_filter("datum.best").mark_rect(
             filled=False, stroke=OKABE_ITO["vermillion"], strokeWidth=3
         ).encode(tooltip=tooltip),
     ]  # fmt: skip
-    whole = alt.layer(*layers).add_params(*parameter(menus)).properties(width=640, height=40 * len(rows))
+    layered = alt.layer(*layers).add_params(*parameter(menus)).properties(width=640, height=40 * len(rows))
     seeds = ", ± the 95 % interval over seeds" if found["seeds"].max() > 1 else ""
     caption = f"Geometric mean of accumulation and retention after the last step (%){seeds}. The best cell is framed."
     if "ft + ft" in rows and len(names) > 1:
         caption += " ft + ft merges nothing, so it is the same under every technique."
-    return Figure("protocols-techniques", "Protocols × techniques", caption, whole, 100, menus)
+    return Figure("protocols-techniques", "Protocols × techniques", caption, layered, 100, menus)
 
 
 def _fitting(wide: int, narrow: int) -> alt.ExprRef:

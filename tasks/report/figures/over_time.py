@@ -9,6 +9,7 @@ import altair as alt
 import pandas as pd
 
 from tasks.report.figures.figure import FAINT, Chart, Figure, data, interval, parameter
+from tasks.report.figures.labels import spread_groups
 from tasks.report.figures.series import Look, choices, chosen, of_variant
 from tasks.report.summary import REFERENCES, last_step, named, over_seeds
 
@@ -18,6 +19,8 @@ _SHOWN = (
     "cell", "init", "deploy", "technique", "variant", "step", "arrival", "mean", "half", "low", "high", "seeds",
 )  # fmt: skip
 
+_SERIES = ["init", "deploy", "technique", "variant"]
+_HEIGHT = 300
 _NAMES_FIT = 12
 """Steps up to which arrivals are named at the axis."""
 
@@ -34,21 +37,30 @@ def draw(table: pd.DataFrame, best: str) -> Figure | None:
     panels[0] = panels[0].add_params(*look.toggles)  # of one view, and heard by all
     chart = alt.concat(*panels, columns=2).add_params(*parameter(menus)).resolve_scale(y="independent")
     seeds = int(found["seeds"].max())
-    band = f" Bands are 95 % intervals over {seeds} seeds." if seeds > 1 else ""
+    band = ""
+    if seeds > 1:
+        band = f" Bands are 95 % intervals over {seeds} seeds"
+        wide = sum(int(_too_wide(found[found["metric"] == metric]).sum()) for metric in PANELS)
+        band += "." if not wide else f"; {wide} are wider than their panel and are left out (tooltips have them)."
     return Figure("over-time", "Over time", f"Every line starts at the base.{band}", chart, 52, menus, look.names)
 
 
 def _panel(found: pd.DataFrame, title: str, look: Look, menus: Mapping[str, Sequence[str]], last: int) -> Chart:
     x = alt.X("step:Q", title=None, axis=_steps(found, last), scale=alt.Scale(domain=[0, last]))
-    y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False))
+    domain = _domain(found)
+    y = alt.Y("mean:Q", title=None, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(format="~f"))
     tooltip = [
         alt.Tooltip("cell:N", title="cell"), alt.Tooltip("step:Q"), alt.Tooltip("arrival:N"),
         alt.Tooltip("mean:Q", title="mean", format=".2f"), *interval(found),
     ]  # fmt: skip
-    lines = alt.Chart(data(found[found["reference"] == ""], *_SHOWN)).transform_filter(chosen(menus)).encode(x=x)
+    cells = found[found["reference"] == ""]
+    lines = alt.Chart(data(cells, *_SHOWN)).transform_filter(chosen(menus)).encode(x=x)
+    wide = _too_wide(found)
+    drawn = cells[~cells.set_index(_SERIES).index.isin(wide[wide].index)]
+    bands = alt.Chart(data(drawn, *_SHOWN)).transform_filter(chosen(menus)).encode(x=x)
     detail = alt.Detail(["technique:N", "variant:N"])
-    band = lines.mark_area().encode(
-        y=alt.Y("low:Q", title=None, scale=alt.Scale(zero=False)), y2="high:Q", color=look.color,
+    band = bands.mark_area(clip=True).encode(
+        y=alt.Y("low:Q", title=None), y2="high:Q", color=look.color,
         detail=["deploy:N", "technique:N", "variant:N"], opacity=look.opacity(0.13),
     )  # fmt: skip
     line = lines.mark_line(strokeWidth=2).encode(
@@ -58,9 +70,24 @@ def _panel(found: pd.DataFrame, title: str, look: Look, menus: Mapping[str, Sequ
         y=y, color=look.color, shape=look.shape, tooltip=tooltip, opacity=look.opacity(1)
     )
     layers = [*([band] if found["half"].notna().any() else []), line, points]
-    return alt.layer(*layers, *_references(found, last, of_variant(menus))).properties(
-        title=title, width=470, height=300
+    return alt.layer(*layers, *_references(found, last, domain, of_variant(menus))).properties(
+        title=title, width=470, height=_HEIGHT
     )
+
+
+def _domain(found: pd.DataFrame) -> list[float]:
+    """The values that the panel shows: every line, and as much of the bands as leaves the lines half of the height."""
+    low, high = float(found["mean"].min()), float(found["mean"].max())
+    half = float(found["half"].max()) if found["half"].notna().any() else 0.0
+    margin = max(0.04 * (high - low), min(half, (high - low) / 2), 0.5)
+    return [max(0.0, low - margin), min(100.0, high + margin)]
+
+
+def _too_wide(found: pd.DataFrame) -> pd.Series[bool]:
+    """By series, whether its band is somewhere wider than the panel: with two seeds, it often says nothing."""
+    cells = found[found["reference"] == ""]
+    low, high = _domain(found)
+    return cells.groupby(_SERIES, sort=False)["half"].max() > (high - low) / 2
 
 
 def _steps(found: pd.DataFrame, last: int) -> alt.Axis:
@@ -72,7 +99,7 @@ def _steps(found: pd.DataFrame, last: int) -> alt.Axis:
     return alt.Axis(tickMinStep=1, format="d", grid=False, title="time step")
 
 
-def _references(found: pd.DataFrame, last: int, keep: str) -> list[alt.Chart]:
+def _references(found: pd.DataFrame, last: int, domain: Sequence[float], keep: str) -> list[alt.Chart]:
     """The base as a rule, a reference over steps as a grey line, one of fewer steps as a rule at its last value."""
     marks: list[tuple[str, str, pd.DataFrame, list[float]]] = []
     for variant, each in found[(found["reference"] == "") & (found["step"] == 0)].groupby("variant"):
@@ -84,13 +111,19 @@ def _references(found: pd.DataFrame, last: int, keep: str) -> list[alt.Chart]:
             path = _rule(path["mean"].iloc[-1], last)
         marks.append((REFERENCES[name], variant, path, [5, 2]))
     layers: list[alt.Chart] = []
-    for label, variant, path, dash in marks:
-        path = path.assign(label=label, variant=variant, end=path["step"] == path["step"].max())
-        chart = alt.Chart(path).transform_filter(keep).encode(x="step:Q", y="mean:Q")
+    for _, variant, path, dash in marks:
+        chart = alt.Chart(path.assign(variant=variant)).transform_filter(keep).encode(x="step:Q", y="mean:Q")
         layers.append(chart.mark_line(color=FAINT, strokeDash=dash, strokeWidth=1.2))
-        text = chart.transform_filter("datum.end").mark_text(align="right", dy=-5, color=FAINT, fontSize=11)
-        layers.append(text.encode(text="label:N"))
-    return layers
+    ends = pd.DataFrame([
+        {"label": label, "variant": variant, "step": last, "mean": path["mean"].iloc[-1]}
+        for label, variant, path, _ in marks
+    ])  # fmt: skip
+    pixel = (domain[1] - domain[0]) / _HEIGHT
+    ends["mean"] += 8 * pixel  # above the line
+    ends["mean"] = spread_groups(ends, ["variant"], "mean", 13 * pixel, domain[0] + 6 * pixel, domain[1] - 6 * pixel)
+    text = alt.Chart(ends).transform_filter(keep).mark_text(align="right", color=FAINT, fontSize=11)
+    halo = text.mark_text(align="right", stroke="white", strokeWidth=3, fontSize=11)
+    return [*layers, *(each.encode(x="step:Q", y="mean:Q", text="label:N") for each in (halo, text))]
 
 
 def _rule(value: float, last: int) -> pd.DataFrame:

@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 
 from tasks.report.figures.figure import FAINT, INK, Figure, data, parameter
+from tasks.report.figures.labels import spread_groups
 from tasks.report.figures.series import Look, choices, chosen, of_variant
-from tasks.report.summary import REFERENCES, last_step, named, over_seeds
+from tasks.report.summary import REFERENCES, everywhere, last_step, named, over_seeds, techniques
 from tasks.scores import MEANS
+
+_HEIGHT = 460
 
 _KEYS = ["protocol", "cell", "init", "deploy", "technique", "variant", "reference", "step", "arrival"]
 
@@ -38,7 +41,7 @@ def draw(table: pd.DataFrame, best: str) -> Figure | None:
     chart = alt.layer(
         *_levels(seen), *_references(wide, seen, of_variant(menus)), *_paths(wide, seen, look, chosen(menus))
     )  # fmt: skip
-    chart = chart.add_params(*parameter(menus)).properties(width=680, height=460)
+    chart = chart.add_params(*parameter(menus)).properties(width=680, height=_HEIGHT)
     caption = "Up and to the right is better; grey curves join equal geometric means. Each path starts at the base."
     return Figure("plane", "Accumulation against retention", caption, chart, 64, menus, look.names)
 
@@ -126,7 +129,7 @@ def _paths(wide: pd.DataFrame, seen: Seen, look: Look, keep: str) -> list[alt.Ch
         ends.mark_point(filled=True, size=150, stroke="white", strokeWidth=1).encode(
             color=look.color, shape=look.shape, opacity=shown, tooltip=tooltip
         ),
-        *(_labels(ends, look) if wide["cell"].nunique() > 1 else [_arrivals(cells)]),
+        *(_labels(wide, seen, look, keep) if wide["cell"].nunique() > 1 else [_arrivals(cells)]),
     ]  # fmt: skip
 
 
@@ -136,18 +139,29 @@ def _arrivals(path: alt.Chart) -> alt.Chart:
     return text.encode(text="arrival:N")
 
 
-def _labels(ends: alt.Chart, look: Look) -> list[alt.Chart]:
-    """The protocols at the ends of paths, on a halo: right of the point for init ema, which often leads, else left."""
-    found = []
+def _labels(wide: pd.DataFrame, seen: Seen, look: Look, keep: str) -> list[alt.Chart]:
+    """The protocols at the ends of paths, on a halo, moved apart where they would lie on each other."""
+    ends = wide[(wide["reference"] == "") & wide["end"]]
+    if names := techniques(ends):
+        ends = everywhere(ends, names)
+    (left, right), (bottom, top) = seen["A_KA"], seen["A_ZS"]
+    pixel = (top - bottom) / _HEIGHT
+    place = spread_groups(ends, ["technique", "variant"], "A_ZS", 14 * pixel, bottom + 8 * pixel, top - 8 * pixel)
+    ends = ends.assign(A_ZS=place, to_the_left=ends["A_KA"] > left + 0.8 * (right - left))
+    x, y = _axes(seen)
+    chart = alt.Chart(
+        data(ends, "A_KA", "A_ZS", "protocol", "init", "deploy", "technique", "variant", "to_the_left")
+    ).transform_filter(keep).encode(x=x, y=y, text="protocol:N", opacity=look.opacity(1))  # fmt: skip
     sides: dict[str, dict[str, Any]] = {
-        "datum.init === 'ema'": {"align": "left", "dx": 11, "fontSize": 11},
-        "datum.init !== 'ema'": {"align": "right", "dx": -11, "fontSize": 11},
+        "!datum.to_the_left": {"align": "left", "dx": 11, "fontSize": 11},
+        "datum.to_the_left": {"align": "right", "dx": -11, "fontSize": 11},
     }
-    for side, place in sides.items():
-        text = ends.transform_filter(side).encode(text="protocol:N", opacity=look.opacity(1))
-        found.append(text.mark_text(stroke="white", strokeWidth=3, **place))
-        found.append(text.mark_text(**place).encode(color=look.color))
-    return found
+    marks = []
+    for side, style in sides.items():
+        text = chart.transform_filter(side)
+        marks.append(text.mark_text(stroke="white", strokeWidth=3, **style))
+        marks.append(text.mark_text(**style).encode(color=look.color))
+    return marks
 
 
 def _references(wide: pd.DataFrame, seen: Seen, keep: str) -> list[alt.Chart]:

@@ -42,11 +42,13 @@ class Look:
         deploys = [name for name in DEPLOYS if name in set(present["deploy"])]
         several = present["protocol"].nunique() > 1
         init = alt.Legend(title="initialize", symbolOpacity=1, symbolStrokeWidth=0) if several else None
-        deploy = alt.Legend(title="deploy", symbolType="stroke", symbolSize=500) if several else None
+        deploy = alt.Legend(title="deploy", symbolType="stroke", symbolSize=500, values=deploys) if several else None
         self.toggles = legend_toggle("init"), legend_toggle("deploy")
         self.color = alt.Color("init:N", scale=_scale(inits, INIT), legend=init)
         self.shape = alt.Shape("init:N", scale=_scale(inits, SHAPE), legend=init)
-        self.dash = alt.StrokeDash("deploy:N", scale=_scale(deploys, DASH), legend=deploy)
+        self.dash = alt.StrokeDash(
+            "deploy:N", scale=_scale(DEPLOYS, DASH), legend=deploy
+        )  # all: Vega joins legends of equal domains
 
     @property
     def names(self) -> tuple[str, ...]:
