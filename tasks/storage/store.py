@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnavailableError, UserError
 from tasks.storage import dvc_config, embedded
@@ -48,9 +49,13 @@ def client(remote: Remote, attempts: int | None = None) -> S3Client:
     """A boto3 client with the remote's own options, as DVC would use them; ``attempts`` at most at each request."""
     import boto3
     from botocore.config import Config
+    from botocore.session import Session
 
     options = remote.options
+    core = Session()
+    core.register_component("data_loader", _service_models())
     session = boto3.Session(
+        botocore_session=core,
         aws_access_key_id=options.get("access_key_id"),
         aws_secret_access_key=options.get("secret_access_key"),
         aws_session_token=options.get("session_token"),
@@ -65,6 +70,14 @@ def client(remote: Remote, attempts: int | None = None) -> S3Client:
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip
     return session.client("s3", endpoint_url=options.get("endpointurl"), config=settings)
+
+
+@functools.cache
+def _service_models() -> Any:
+    """botocore's descriptions of the AWS services, read once: most of what a client costs."""
+    from botocore.loaders import create_loader
+
+    return create_loader(os.environ.get("AWS_DATA_PATH"))
 
 
 def check(remote: Remote) -> None:
