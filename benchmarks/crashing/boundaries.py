@@ -85,13 +85,13 @@ def _node(name: str) -> Callable[..., bool]:
 
 
 def _storing(path: str, *, folder: bool = False) -> Callable[..., bool]:
-    """A rename into the cache while a node's output is put there: of one of its files, or of its list of files."""
+    """A file gets its name in the cache while a node's output is put there: one of its files, or its list of files."""
 
-    def when(temporary: Path, target: Path) -> bool:
+    def when(_: Path, target: Path) -> bool:
         frame: FrameType | None = sys._getframe(2)
         while frame and frame.f_code.co_name != "put":
             frame = frame.f_back
-        if frame is None or not temporary.name.startswith(".part-"):
+        if frame is None:
             return False
         return str(frame.f_locals["path"]).endswith(path) and target.name.endswith(".dir") == folder
 
@@ -149,7 +149,7 @@ BOUNDARIES = (
         for name in NODES
         for moment in ("before", "after")
     ),
-    Boundary("expert half stored", RENAME, "before", _storing("expert.safetensors")),
+    Boundary("expert half stored", "tasks.storage.atomic:link", "before", _storing("expert.safetensors")),
     Boundary("running model half stored", RENAME, "before", _storing("running", folder=True)),
     Boundary("result half written", "prefect.filesystems:LocalFileSystem._resolve_path", "after", _written_by_prefect),
     # recording

@@ -127,7 +127,7 @@ def nothing_left(lane: Lane) -> None:
     left = [
         *git_locks, *(project / ".git/worktrees").glob("*"), *(private / "work").glob("*/*"),
         *(private / "tmp").glob("*"), *private.glob("dvc/*"), *(private / "store").glob(".*"),
-        *project.rglob(".part-*"), *project.glob(".dvc/tmp/config.local"),
+        *project.rglob(".*.part"),
     ]  # fmt: skip
     if left:
         raise BrokenError(f"left behind: {', '.join(str(path.relative_to(project)) for path in left[:5])}")

@@ -78,7 +78,7 @@ def _name_of(project: Path) -> str:
     except (FileNotFoundError, ValueError):
         pass
     name = uuid.uuid4().hex[:12]
-    atomic.write(path, json.dumps({"name": name, "inode": inode}), alone=False)
+    atomic.write(path, json.dumps({"name": name, "inode": inode}))
     return name
 
 

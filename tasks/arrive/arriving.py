@@ -21,7 +21,7 @@ from tasks.errors import UserError
 from tasks.params import Arrival, Params, load
 from tasks.prepare.registry import parse_all
 from tasks.progress import Progress, silent
-from tasks.storage import dvc_config, pointers, scratch, store, writer_lock
+from tasks.storage import atomic, dvc_config, pointers, store, writer_lock
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.text import redacted
 
@@ -54,7 +54,7 @@ def arrive(
     """
     request.require_sense()
     params = load(project / "params.yaml")
-    with scratch.folder(layout.private(project) / "arriving") as home:
+    with atomic.private_folder(layout.private(project) / "arriving") as home:
         copying = Copying(project, params, request, home, progress, {} if memo is None else memo)
         copy, findings = copying.run(), copying.findings
         if not unchanged():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge.sources import WIDTH, Entry
+from tasks.storage import atomic
 
 _INDEX = ".index.json"
 
@@ -38,7 +39,7 @@ class FileSink:
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], shard_bytes: int = 5_000_000_000) -> None:
-        self._final: list[tuple[Path, Path]] = []
+        self._replacements: list[atomic.Replacement] = []
         self._places: dict[str, tuple[int, int]] = {}
         self._descriptors: list[int] = []
         ordered = sorted(entries, key=lambda n: (-WIDTH[entries[n].dtype], n))  # widest first keeps all aligned
@@ -58,9 +59,7 @@ class FileSink:
             total = sum(e.size * WIDTH[e.dtype] for e in entries.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             # Last, so that an index never names shards that are not there.
-            temporary = _temporary(path)
-            self._final.append((temporary, path))
-            temporary.write_text(json.dumps(index, indent=2) + "\n")
+            self._replacement(path).write_text(json.dumps(index, indent=2) + "\n")
         except OSError as error:
             self.abandon()
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
@@ -75,16 +74,18 @@ class FileSink:
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        temporary = _temporary(path)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        descriptor = os.open(self._replacement(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._descriptors.append(descriptor)
-        self._final.append((temporary, path))
         data = 8 + len(text)
         if offset:
             os.posix_fallocate(descriptor, 0, data + offset)  # a full disk shows now, not after an hour
         os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
         for name in names:
             self._places[name] = (descriptor, data + header[name]["data_offsets"][0])
+
+    def _replacement(self, path: Path) -> Path:
+        self._replacements.append(atomic.Replacement(path))
+        return self._replacements[-1].path
 
     def write(self, name: str, start: int, data: NDArray[Any]) -> None:
         descriptor, offset = self._places[name]
@@ -108,19 +109,15 @@ class FileSink:
             os.fsync(descriptor)
             os.close(descriptor)
         self._descriptors = []
-        for temporary, path in self._final:
-            temporary.replace(path)
+        for replacement in self._replacements:
+            replacement.commit()
 
     def abandon(self) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
-        for temporary, _ in self._final:
-            temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+        for replacement in self._replacements:
+            replacement.close()
 
 
 def _cut(names: list[str], entries: Mapping[str, Entry], limit: int) -> list[list[str]]:

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks.params import Arrival, Params, SourceSpec
-from tasks.prepare import captured, experts, files
+from tasks.prepare import captured, experts
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 
 __all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into", "pointers"]
 
@@ -52,7 +53,7 @@ def fetch_arrival(
     Raises:
         UserError: something is missing, damaged or can't be downloaded.
     """
-    with files.replaced(into) as folder:
+    with atomic.made_folder(into) as folder:
         if arrival.expert is not None:
             experts.fetch(arrival.expert, folder / experts.FILE, project, progress)
         outside = Outside(project, cache, params.seed, progress)
@@ -76,7 +77,7 @@ def fetch_evaluation(
     """As `fetch_arrival`, for the sources of all evaluation sets together."""
     evaluation_sets = params.evaluate.sets
     sources = [s for one in evaluation_sets for s in parse_all(one.test, f"evaluation set {one.name}")]
-    with files.replaced(into) as folder:
+    with atomic.made_folder(into) as folder:
         _fetch(sources, folder, Outside(project, cache, params.seed, progress))
 
 

@@ -1,12 +1,10 @@
-"""Copies and folders that are complete or absent, and hashes."""
+"""Copies that are complete or absent, and hashes."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.storage import atomic
@@ -34,18 +32,3 @@ def digest(path: Path, algorithm: str = "sha256") -> bytes:
     """The hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).digest()
-
-
-@contextmanager
-def replaced(target: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of ``target`` at the end; on an error nothing is left of it."""
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -15,10 +15,11 @@ from tasks.errors import UserError
 from tasks.model import datasets
 from tasks.model.datasets import Card, Sample
 from tasks.params import EvaluationSet, Params
-from tasks.prepare import experts, files
+from tasks.prepare import experts
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Reading, Source
 from tasks.progress import Progress, silent
+from tasks.storage import atomic
 
 RAW = Path("data/raw")
 STEP = Path("data/step")
@@ -37,7 +38,7 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
             finite.
     """
     arrival, raw = params.arrival, project / RAW / "arrival"
-    with files.replaced(project / STEP / "arrival") as target:
+    with atomic.made_folder(project / STEP / "arrival") as target:
         if arrival is None:
             (target / "nothing.json").write_text(json.dumps({"reason": "no pretraining data"}) + "\n")
         elif arrival.expert is not None:
@@ -54,7 +55,7 @@ def prepare_evaluation(project: Path, params: Params, progress: Progress = silen
         UserError: as `prepare_arrival`; or some test samples of a set have a class and some have none.
     """
     context, raw = _context(project, params), project / RAW / "evaluation"
-    with files.replaced(project / STEP / "evaluation") as target:
+    with atomic.made_folder(project / STEP / "evaluation") as target:
         for one in params.evaluate.sets:
             sources = parse_all(one.test, f"evaluation set {one.name}")
             folder = target / one.name

@@ -5,15 +5,13 @@ Three files, each replaced as a whole, the note last: so what the note names lie
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from tasks import layout
 from tasks.errors import UserError
@@ -50,13 +48,14 @@ def deliver(state: State, folder: Path, cache: Cache, depot: Depot | None) -> in
         RemoteError: the remote cannot be reached.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _part(folder) as part:
+    with atomic.private_folder(folder / ".chronomerge.part") as part:
         source = _Source(state, cache, depot, part)
-        weights = source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED)
-        _show(weights, folder / WEIGHTS)
+        weights = source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED).rename(part / WEIGHTS)
+        made = [weights]
         for name, content in ((CONFIG, _config(state, source)), (NOTE, _note(state))):
-            (part / name).write_text(json.dumps(content, indent=1) + "\n")
-            _show(part / name, folder / name)
+            made.append(part / name)
+            made[-1].write_text(json.dumps(content, indent=1) + "\n")
+        _show(made, folder)
     return source.fetched
 
 
@@ -115,21 +114,14 @@ def _note(state: State) -> dict[str, Any]:
     }
 
 
-def _show(made: Path, target: Path) -> None:
-    """Put a finished file in its place at once, its bytes on the disk before its name."""
-    atomic.sync(made)
-    made.replace(target)
-
-
-@contextmanager
-def _part(folder: Path) -> Iterator[Path]:
-    """A folder inside for what is not finished; what killed ones left goes."""
-    for left in folder.glob(".chronomerge-*"):
-        if left.name.rpartition("-")[2].isdecimal() and not psutil.pid_exists(int(left.name.rpartition("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
-    part = folder / f".chronomerge-{os.getpid()}"
-    part.mkdir()
+def _show(made: Sequence[Path], folder: Path) -> None:
+    """Put finished files into ``folder``, their bytes on the disk before their names; not while another does so."""
+    for path in made:
+        atomic.sync(path)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield part
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in made:
+            path.replace(folder / path.name)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tasks.errors import UserError
+from tasks.storage import atomic
 
 IGNORED = frozenset({"__pycache__"})
 """Never part of a folder's content; ``.dvcignore`` names the same."""
@@ -138,10 +137,10 @@ class Cache:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             stored.parent.mkdir(parents=True, exist_ok=True)
-            _replace_by_link(path, stored)
+            atomic.link(path, stored)
             stored.chmod(0o444)
         else:
-            _replace_by_link(stored, path)
+            atomic.link(stored, path)
         return entry
 
     def _put_bytes(self, md5: str, content: bytes) -> None:
@@ -149,13 +148,10 @@ class Cache:
         if self._matches(md5):
             return
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=stored.parent, prefix=f".part-{os.getpid()}-", delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        made = Path(file.name)
-        made.chmod(0o444)
-        made.replace(stored)
+        with atomic.made(stored) as part:
+            part.write_bytes(content)
+            atomic.sync(part)
+            part.chmod(0o444)
 
     def members(self, entry: Entry) -> dict[str, str]:
         """Relative path → md5 of a stored folder; see `listing`.
@@ -246,7 +242,9 @@ class Cache:
         """Remove what processes that are dead by now were about to store."""
         for path in self._objects.glob("*/.part-*"):
             if not psutil.pid_exists(int(path.name.split("-")[1])):
-                path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # of versions before `atomic`
+        for folder in self._objects.glob("*/"):
+            atomic.remove_leftovers(folder)
         # With these DVC tries, for some milliseconds, which links work; they name no process.
         for path in self._objects.glob(".*.tmp"):
             with contextlib.suppress(FileNotFoundError):
@@ -257,22 +255,10 @@ class Cache:
         """Place an entry at a path that does not exist yet, by hardlinks where possible, else by copies."""
         if not entry.is_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace_by_link(self.path(entry.md5), path)
+            atomic.link(self.path(entry.md5), path)
             return
         path.mkdir(parents=True, exist_ok=True)
         for name, md5 in self.members(entry).items():
             target = path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _replace_by_link(self.path(md5), target)
-
-
-def _replace_by_link(source: Path, target: Path) -> None:
-    """``target`` becomes a hardlink to ``source`` (a copy across file systems), atomically."""
-    temporary = target.with_name(f".part-{os.getpid()}-{target.name}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # another file system, or one without hardlinks
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
-    temporary.unlink(missing_ok=True)  # rename(2) of two links to one file does nothing
+            atomic.link(self.path(md5), target)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import io
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from configobj import ConfigObj, ConfigObjError
 
 from tasks.errors import UserError
+from tasks.storage import atomic
 
 EMBEDDED = "embedded"
 """The name of the remote that is our own server."""
@@ -88,11 +88,11 @@ def write_local(project: Path, sections: dict[str, dict[str, str]]) -> None:
             config.setdefault(section, {}).update(options)
         buffer = io.BytesIO()
         config.write(buffer)
-        temporary = path.parent / "tmp" / "config.local"  # where git ignores it: a kill may leave it, with its secrets
-        temporary.parent.mkdir(exist_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(buffer.getvalue())
-        temporary.replace(path)
+        ignored = path.parent / "tmp"  # by git: a kill may leave the file there, with its secrets
+        ignored.mkdir(exist_ok=True)
+        with atomic.made(path, inside=ignored) as part:
+            part.touch(0o600)
+            part.write_bytes(buffer.getvalue())
 
 
 def write_remote(project: Path, made: Remote) -> None:

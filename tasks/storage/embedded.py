@@ -288,10 +288,9 @@ def _credentials(home: Path) -> dict[str, str]:
         made = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_urlsafe(30)}
         identity = {"name": "admin", "credentials": [made],
                     "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
-        temporary = home / "s3.json.new"
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump({"identities": [identity]}, file)
-        temporary.replace(path)
+        with atomic.made(path) as part:
+            part.touch(0o600)
+            part.write_text(json.dumps({"identities": [identity]}))
     credentials: dict[str, str] = json.loads(path.read_text())["identities"][0]["credentials"][0]
     return credentials
 

@@ -7,7 +7,6 @@ run needs neither the files' origin nor, in a clone, anything but pointer and st
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -100,10 +99,8 @@ def place(project: Path, pointer: Path, cache: Cache) -> None:
                 "that back, and what you changed may arrive under another name"
             )
         return
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    cache.link(entry, part)
-    part.rename(target)
+    with atomic.made(target) as part:
+        cache.link(entry, part)
 
 
 def bring(project: Path, pointer: Path, workspace: Path, cache: Cache, dvc: Dvc) -> None:

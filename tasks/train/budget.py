@@ -124,7 +124,7 @@ def price(
     except (OSError, ValueError, TypeError):  # not there, or damaged: find out again
         found = _price(folder, method, regularizer, batch_size, measure)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(kept, json.dumps(asdict(found)) + "\n", alone=False)
+    atomic.write(kept, json.dumps(asdict(found)) + "\n")
     return found
 
 

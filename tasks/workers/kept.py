@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks import layout
-from tasks.storage import scratch
+from tasks.storage import atomic
 from tasks.storage.dvc import Dvc
 from tasks.workers.job import unpack
 
@@ -23,7 +23,7 @@ class Nursery:
     def __init__(self, home: Path, code: bytes):
         self.code = code
         with ExitStack() as stack:
-            folder = stack.enter_context(scratch.folder(layout.private(home) / "workers")).resolve()
+            folder = stack.enter_context(atomic.private_folder(layout.private(home) / "workers")).resolve()
             unpack(code, folder)
             command = [sys.executable, "-m", "tasks.workers.child"]
             environment = {**os.environ, "PYTHONPATH": str(folder)}

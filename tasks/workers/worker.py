@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks import layout, nodes
 from tasks.errors import UserError
-from tasks.storage import dvc_config, scratch
+from tasks.storage import atomic, dvc_config
 from tasks.storage.cache import Cache
 from tasks.storage.dvc_config import Remote
 from tasks.storage.fetching import bring
@@ -46,7 +46,7 @@ def run(job: Job) -> Done:
     with (
         kept.nursery(home, job.code) as nursery,
         kept.dvc(home) as dvc,
-        scratch.folder(layout.private(home) / "workers") as made,
+        atomic.private_folder(layout.private(home) / "workers") as made,
     ):
         folder = made.resolve()
         unpack(job.code, folder)

@@ -7,7 +7,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.prepare import files
 from tasks.progress import Progress
+from tasks.storage import atomic
 
 ATTEMPTS = 3
 PAUSE_S = 3.0
@@ -75,7 +75,7 @@ class _Problem:
 def _pack(pins: Sequence[Pin], cache: Path) -> _Problem:
     """One ``npm pack`` for all; moves what has the right hash into the cache, and says what else went wrong."""
     command = [*npm(), "pack", *(f"{p.package}@{p.version}" for p in pins), "--ignore-scripts", "--loglevel=error"]
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".npm-") as folder:
+    with atomic.private_folder(cache / ".npm.part") as folder:
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
@@ -84,7 +84,7 @@ def _pack(pins: Sequence[Pin], cache: Path) -> _Problem:
             return _Problem(f"npm gave no answer within {TIMEOUT_S:.0f} s; check the network and try again", False)
         wrong = []
         for pin in pins:
-            path = Path(folder, pin.filename)
+            path = folder / pin.filename
             if pin.matches(path):
                 path.replace(cache / pin.filename)
             elif path.exists():
