@@ -2,62 +2,77 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from flows.cli import (
     arrive,
-    current_project,
     deployed,
     grid,
     maintenance,
     merge,
+    options,
     remote,
     report,
     serve,
     states,
     stream,
+    terminal,
 )
-from flows.cli.states import AsJson, Scheduler, Wait
+from flows.cli.options import AsJson, Scheduler, Wait
+from flows.cli.terminal import errors, out, print_json
 from tasks.errors import UserError
 from tasks.storage.dvc import RemoteError
 from tasks.storage.git import GitError
+from tasks.text import redacted
 
 app = typer.Typer(
     name="chronomerge",
     help="Merge models over time: every time step trained, merged, evaluated and recorded, to be restored at will.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # its tables cut the names of options on a narrow terminal, and take [words] for markup
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, markup=False)
 
 Until = Annotated[int | None, typer.Option(help="The last step to run; by default all of the stream.", min=0)]
 
 
 def main() -> None:
     """Entry point: what the user can mend is one line and status 2."""
+    terminal.protect()
     try:
         app()
     except UserError as error:
-        _say(f"error: {error}")
-        sys.exit(2)
+        _fail(str(error))
     except (RemoteError, GitError) as error:
-        _say(f"error: {error}; try again, or look into .chronomerge/logs")
-        sys.exit(2)
+        _fail(f"{error}; try again, or look into .chronomerge/logs")
     except OSError as error:
-        _say(f"error: {error.filename or 'the system'}: {error.strerror or error}; mend that and run again")
-        sys.exit(2)
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}; mend that and run again")
 
 
-def _say(sentence: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence, style="red")
+def _fail(sentence: str) -> NoReturn:
+    errors.print(f"error: {redacted(sentence)}", style="red")
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"chronomerge {version('chronomerge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -66,7 +81,7 @@ def demo() -> None:
     from flows.cli import views
     from tasks.params import load
 
-    project = current_project.project()
+    project = options.project()
     name = load(project / "params.yaml").timeline
     if name != "demo":
         raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
@@ -79,7 +94,7 @@ def demo() -> None:
 @app.command()
 def run(until: Until = None, wait: Wait = False, scheduler: Scheduler = None) -> None:
     """Run every pending time step; after a failure or a kill, the same command resumes."""
-    _run(current_project.project(), until, wait=wait, scheduler=scheduler)
+    _run(options.project(), until, wait=wait, scheduler=scheduler)
 
 
 @app.command()
@@ -87,7 +102,7 @@ def step(wait: Wait = False, scheduler: Scheduler = None) -> None:
     """Run the next time step only."""
     from flows.run import pending
 
-    project = current_project.project()
+    project = options.project()
     steps = pending(project).steps
     _run(project, steps[0] if steps else None, wait=wait, scheduler=scheduler)
 
@@ -97,8 +112,8 @@ def status(as_json: AsJson = False) -> None:
     """What runs now, what is recorded, what is pending."""
     from flows.cli import views
 
-    found = views.status(current_project.project())
-    out.print_json(json.dumps(found)) if as_json else out.print(views.status_text(found), soft_wrap=True)
+    found = views.status(options.project())
+    print_json(found) if as_json else out.print(views.status_text(found), soft_wrap=True)
 
 
 app.command()(arrive.arrive)
@@ -133,12 +148,12 @@ def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None 
         try:
             tags = run_pending(project, until, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
-            _say("interrupted; what has finished is kept, and the same command goes on from there")
+            errors.print("interrupted; what has finished is kept, and the same command goes on from there")
             raise typer.Exit(130) from None
         except Exception as error:
             hooks.failed(project, error)
             raise
-    name = current_project.timeline(project)
+    name = options.timeline(project)
     if tags:
         out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))
         for line in views.held_lines(project, name, tags):

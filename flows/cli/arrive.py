@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from flows.cli import current_project
-from flows.cli.states import AsJson
+from flows.cli import options
+from flows.cli.options import AsJson
+from flows.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
     from tasks.inbox import Scan
-
-out = Console(highlight=False, markup=False, soft_wrap=True)
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, and change nothing.")]
 
@@ -43,13 +41,13 @@ def arrive(
     from tasks import arrive as arriving
     from tasks import console
 
-    project = current_project.project()
+    project = options.project()
     sources = tuple(_from_here(one, project) for one in data or ())
     request = arriving.Request(name, sources, expert and _from_here(expert, project))
     with console.shown() as progress:
         verdict = arriving.arrive(project, request, progress, dry_run=dry_run)
     if as_json:
-        out.print_json(json.dumps(verdict.as_dict()))
+        print_json(verdict.as_dict())
     else:
         for line in verdict.lines():
             out.print(line)
@@ -80,7 +78,7 @@ def inbox(
     from tasks.errors import UserError
     from tasks.storage.dvc import RemoteError
 
-    project = current_project.project()
+    project = options.project()
     where = _from_here(where, project)
 
     def look(*, everything: bool) -> Scan:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from flows.cli import current_project
-from flows.cli.states import AsJson, Name, Timeline
-
-out = Console(highlight=False, markup=False, soft_wrap=True)
+from flows.cli import options
+from flows.cli.options import AsJson, Name, Timeline
+from flows.cli.terminal import out, print_json
 
 Reason = Annotated[str | None, typer.Option(help="Why; kept with your name, the host and the time.")]
 
@@ -30,10 +27,8 @@ def hold(state: Name, reason: Reason = None, timeline: Timeline = None) -> None:
 def _decide(name: str, timeline: str | None, reason: str | None, *, promoted: bool) -> None:
     from tasks.record import deployment
 
-    project = current_project.project()
-    done = deployment.decide(
-        project, timeline or current_project.timeline(project), name, promoted=promoted, reason=reason
-    )
+    project = options.project()
+    done = deployment.decide(project, options.timeline(project, timeline), name, promoted=promoted, reason=reason)
     word = "promoted" if promoted else "held"
     at = f"deployed/{done.state.timeline} is at {done.deployed.tag}" if done.deployed else "no state is deployed"
     if not done.changed:
@@ -54,11 +49,11 @@ def fetch(
     from tasks.record import delivery, deployment
     from tasks.units import size
 
-    project = current_project.project()
-    done = deployment.fetch(project, timeline or current_project.timeline(project), to)
+    project = options.project()
+    done = deployment.fetch(project, options.timeline(project, timeline), to)
     if as_json:
         row = {"tag": done.state.tag, "folder": str(done.folder), "new": done.new, "fetched": done.fetched}
-        out.print_json(json.dumps(row))
+        print_json(row)
     elif done.new:
         source = f"{size(done.fetched)} fetched from the remote" if done.fetched else "all from the cache"
         out.print(f"{done.state.tag} is in {done.folder} ({delivery.WEIGHTS}, {source})")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from flows.cli import current_project, report
-from flows.cli.states import AsJson, Scheduler, Wait
+from flows.cli import options, report
+from flows.cli.options import AsJson, Scheduler, Wait
+from flows.cli.terminal import out, print_json
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from tasks.grid.estimate import Estimate
     from tasks.grid.plan import Plan
     from tasks.params import Grid
-
-out = Console(highlight=False, markup=False)
 
 
 def grid(
@@ -51,14 +48,14 @@ def grid(
     from flows import grid as grids
     from tasks.grid import cells
 
-    project = current_project.project()
+    project = options.project()
     os.chdir(project)  # paths in params.yaml start there
     found = grids.laid_out(project, _chosen(project, init, deploy, technique, seed))
     count = lanes or grids.lanes_for(found.params, scheduler)
     if plan:
         made, estimated = grids.planned(project, found)
         if as_json:
-            out.print_json(json.dumps(_plan_row(found, made, estimated, count)))
+            print_json(_plan_row(found, made, estimated, count))
         else:
             out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
         return
@@ -66,13 +63,13 @@ def grid(
     written = None
     if any(outcome.recorded.values()):
         there = cells.recorded(project, found.cells)
-        options = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
-        command = f"chronomerge grid{options}"
-        written = report.write(project, there, None, command, command if options else "chronomerge report")
+        given = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
+        command = f"chronomerge grid{given}"
+        written = report.write(project, there, None, command, command if given else "chronomerge report")
     if as_json:
         page = str(written.page) if written else None
         row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": found.left_out, "page": page}
-        out.print_json(json.dumps(row))
+        print_json(row)
     else:
         out.print("\n".join(_outcome_lines(found, outcome)), soft_wrap=True)
         if written:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from flows.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
     from tasks.record.doctor import Finding
     from tasks.record.garbage import Plan
-
-out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -34,7 +32,7 @@ def doctor(
     if as_json:
         findings = [{**finding.as_dict(), "repaired": repair and why is None, "left": why if repair else None}
                     for finding, why in report.findings]  # fmt: skip
-        out.print_json(json.dumps({"healthy": report.healthy, "findings": findings, "skipped": report.skipped}))
+        print_json({"healthy": report.healthy, "findings": findings, "skipped": report.skipped})
     else:
         for finding, why in report.findings:
             out.print(f"{finding.what}: {finding.where}")
@@ -77,7 +75,7 @@ def gc(
     found = collect(project, keep_last=keep_last, keep_tags=keep_tag or (), delete=delete, everywhere=remote)
     url = dvc_config.remote(project, load(project / "params.yaml").store.remote).url
     if as_json:
-        out.print_json(json.dumps(_as_dict(found, deleted=delete)))
+        print_json(_as_dict(found, deleted=delete))
         return
     for line in _lines(found, str(dvc_config.cache_dir(project)), url, delete=delete, everywhere=remote):
         out.print(line)

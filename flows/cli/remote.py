@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from flows.cli.terminal import out
 from tasks.errors import UserError
 
 app = typer.Typer(help="Set up and check the S3-compatible store that keeps states.", no_args_is_help=True)
-out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from flows.cli import current_project
-from flows.cli.states import AsJson
+from flows.cli import options
+from flows.cli.options import AsJson
+from flows.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
     from tasks.grid.cells import Cell
     from tasks.report.report import Written
-
-out = Console(highlight=False, markup=False)
 
 
 def report(
@@ -32,16 +29,16 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One page on what is recorded: curves, heat maps, tables; with its figures and its table as files."""
-    project = current_project.project()
+    project = options.project()
     cells, made_by = ([], "") if timeline else _of_grid(project)
     if not cells:
         from tasks.report import plain
 
-        cells, made_by = plain.cells(project, timeline or [current_project.timeline(project)]), "chronomerge run"
+        cells, made_by = plain.cells(project, timeline or [options.timeline(project)]), "chronomerge run"
     drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in timeline or ())])
     written = write(project, cells, to, made_by, drawn_by)
     if as_json:
-        out.print_json(json.dumps(row(written)))
+        print_json(row(written))
     else:
         out.print("\n".join(lines(written)), soft_wrap=True)
 

@@ -6,12 +6,10 @@ import os
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from flows.cli import current_project
+from flows.cli import options
+from flows.cli.terminal import out
 from tasks.errors import UserError
-
-out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def serve(
@@ -29,7 +27,7 @@ def serve(
 
     if not (cron or on_arrival):
         raise UserError("when should runs start? --cron '0 2 * * *', --on-arrival, or both")
-    project = current_project.project()
+    project = options.project()
     os.chdir(project)  # paths in params.yaml start there
     plan = Plan(checked(cron) if cron else None, zone(timezone), on_arrival)
     try:

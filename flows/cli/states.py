@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from flows.cli import current_project
-
-out = Console(highlight=False, markup=False)
-
-NAME = typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
-Name = Annotated[str, NAME]
-Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(metavar="tcp://HOST:PORT", help="Run nodes on workers of a Dask scheduler (docs/guides/scale.md)."),
-]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
+from flows.cli import options
+from flows.cli.options import NAME, AsJson, Name, Timeline, Wait
+from flows.cli.terminal import out, print_json
 
 
 def states(
@@ -37,13 +25,13 @@ def states(
     from tasks.record import difference
     from tasks.record import states as recorded
 
-    project = current_project.project()
-    name = timeline or current_project.timeline(project)
+    project = options.project()
+    name = options.timeline(project, timeline)
     if diff:
         found = difference.between(*(recorded.find(project, name, one) for one in diff))
-        out.print_json(json.dumps(comparison.row(found))) if as_json else out.print(comparison.table(found))
+        print_json(comparison.row(found)) if as_json else out.print(comparison.table(found))
     elif as_json:
-        out.print_json(json.dumps(views.states_rows(project, name, all_lines=all_lines)))
+        print_json(views.states_rows(project, name, all_lines=all_lines))
     else:
         out.print(views.states_table(project, name, all_lines=all_lines))
 
@@ -57,8 +45,8 @@ def restore(
     from tasks.record import operations
     from tasks.units import size
 
-    project = current_project.project()
-    restored = operations.restore(project, timeline or current_project.timeline(project), state, to)
+    project = options.project()
+    restored = operations.restore(project, options.timeline(project, timeline), state, to)
     source = f"{size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
     for path in restored.damaged:
         out.print(f"{path} of {restored.state.tag} was damaged in the cache, and was fetched again", soft_wrap=True)
@@ -79,8 +67,8 @@ def verify(
     from tasks import console
     from tasks.record import operations
 
-    project = current_project.project()
-    states = operations.chosen(project, timeline or current_project.timeline(project), state, every=every)
+    project = options.project()
+    states = operations.chosen(project, options.timeline(project, timeline), state, every=every)
     with console.shown() as progress:
         if quick:
             stored = operations.quick(project, states, progress)
@@ -94,7 +82,7 @@ def verify(
             lines = [line for one in again for line in verification.recomputed_lines(one)]
             lines += [f"{tag}: not run again, for {why}" for tag, why in left.items()]
     if as_json:
-        out.print_json(json.dumps(rows))
+        print_json(rows)
     else:
         out.print("\n".join(lines), soft_wrap=True)
     if not same:
@@ -106,8 +94,8 @@ def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None
     from flows.run import pending
     from tasks.record import operations
 
-    project = current_project.project()
-    to, made = operations.rollback(project, timeline or current_project.timeline(project), state, wait=wait)
+    project = options.project()
+    to, made = operations.rollback(project, options.timeline(project, timeline), state, wait=wait)
     if made is None:
         out.print(
             f"nothing to do: {to.tag} is the newest state (chronomerge promote deploys one that is held)",

@@ -1,0 +1,44 @@
+"""The options that several verbs have, and the project and timeline that a command is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
+Name = Annotated[str, NAME]
+Timeline = Annotated[str | None, typer.Option(help="Another timeline than the one in params.yaml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tcp://HOST:PORT", help="Run the nodes on the workers of a Dask scheduler (docs/guides/scale.md)."
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
+
+
+def project() -> Path:
+    """The project around the current folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    from tasks.storage.git import top_level
+
+    return top_level(Path.cwd())
+
+
+def timeline(project: Path, named: str | None = None) -> str:
+    """The timeline that was named, else that of params.yaml.
+
+    Raises:
+        UserError: params.yaml is wrong.
+    """
+    if named:
+        return named
+    from tasks.params import load
+
+    return load(project / "params.yaml").timeline
