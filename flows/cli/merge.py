@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,13 @@ import typer
 
 from tasks.errors import UserError
 from tasks.progress import Progress, silent
+
+
+class OnMissing(StrEnum):
+    """What to do where most of the base's tensors are missing from the experts."""
+
+    error = "error"
+    keep = "keep"
 
 
 def merge(
@@ -36,11 +44,19 @@ def merge(
     config: Annotated[
         Path | None, typer.Option(help="A mergekit YAML, in place of technique, base and experts.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the output: float32, bfloat16 or float16 [the base's].")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the output: float32, bfloat16, float16 or float64 [the base's].")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of techniques that drop at random.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="[all cores this process may use]")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; a GPU needs the extra gpu (CuPy).")] = "cpu",
     shard_size: Annotated[float, typer.Option(help="Gigabytes of a shard, where --out is an index.")] = 5.0,
+    on_missing: Annotated[
+        OnMissing, typer.Option(help="When the models share less than half of the base's parameters.")
+    ] = OnMissing.error,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove files of an earlier model that a loader could mix up with this.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all that the headers tell; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
@@ -48,8 +64,7 @@ def merge(
     from tasks.merge import Report, mergekit
     from tasks.merge import merge as run
 
-    dry = dry_run
-    if out is None and not dry:
+    if out is None and not dry_run:
         raise UserError("say where the merged model goes: --out merged.safetensors (or --dry-run)")
     if out is not None and not out.name.endswith((".safetensors", ".index.json")):
         raise UserError(f"--out {out}: give a .safetensors file, or NAME.safetensors.index.json for shards")
@@ -87,7 +102,9 @@ def merge(
         threads=threads,
         device=device,
         shard_bytes=int(shard_size * 1e9),
-        dry_run=dry,
+        overwrite=overwrite,
+        on_missing=on_missing.value,
+        dry_run=dry_run,
         progress=_bar(),
     ).report
     for warning in warnings:
@@ -95,18 +112,17 @@ def merge(
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
         return
-    verb = "would merge" if dry else "merged"
+    verb = "would merge" if dry_run else "merged"
     typer.echo(
-        f"{verb} {report.experts} model{'s' * (report.experts != 1)} with {report.technique}: {report.merged} tensors, "
+        f"{verb} {report.experts} model{'s' * (report.experts != 1)} with {report.technique}: "
+        f"{report.merged} tensor{'s' * (report.merged != 1)}, "
         f"{report.parameters:,} parameters" + (f" into {out}" if out else "")
     )
-    if dry:
+    if dry_run:
         typer.echo(f"  settings: {_settings(report.settings)}")
         typer.echo(f"  reads {report.read_bytes / 1e6:,.1f} MB a pass")
-    for name, reason in report.kept.items():
-        typer.echo(f"  kept {name} as the {'base' if base else 'first model'} has it: {reason}")
-    for name, owner in report.dropped.items():
-        typer.echo(f"  left out {name}, which only {owner} has")
+    for line in report.summary():
+        typer.echo(f"  {line}")
 
 
 def techniques(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import tempfile
@@ -11,65 +10,37 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.merge import registry
+from tasks.merge import registry, running
 from tasks.merge.blas import one_thread
+from tasks.merge.destination import Destination
 from tasks.merge.device import Device, find_device
-from tasks.merge.layout import Layout, Tensor, layout
-from tasks.merge.sequential import Accumulator, Past, accumulate
-from tasks.merge.sinks import DictSink, FileSink, Sink
-from tasks.merge.sources import WIDTH, DictSource, Entry, FileSource, Source, as_given, content_hash, encode, fits
-from tasks.merge.stream import Piece, Window
+from tasks.merge.dtypes import FLOATS, as_given, decode, stored_as
+from tasks.merge.layout import Layout, Rules, Tensor, layout
+from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
+from tasks.merge.report import Report, report_of
+from tasks.merge.sequential import Accumulator, accumulate
+from tasks.merge.sinks import SHARD_BYTES, DictSink, FileSink
+from tasks.merge.sources import DictSource, FileSource, NotFiniteError, Source, content_hash, equal, read
+from tasks.merge.statistics import Moments, shares
+from tasks.merge.stream import Window
 from tasks.merge.technique import Technique
-from tasks.merge.types import Array
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
+Outcome = TypeVar("Outcome")
 Model = Path | str | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
 
 _WINDOW = 1 << 24
-_COPIED_AT_ONCE = 1 << 22
-_STATE_FORMAT = 1
-_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a merge did, or would do."""
-
-    technique: str
-    settings: dict[str, Any]
-    form: str
-    """``batch``: all experts were read; ``sequential``: one expert and the running state."""
-    device: str
-    """What computed: ``cpu``, or the GPU by name."""
-    experts: int
-    """How many experts the merge holds."""
-    merged: int
-    """How many tensors were merged."""
-    parameters: int
-    """Entries in them."""
-    kept: dict[str, str]
-    """Tensors copied from the base (or else the first expert) unmerged → why."""
-    dropped: dict[str, str]
-    """Tensors that only experts have, left out → whose."""
-    read_bytes: int
-    """Bytes of checkpoints that one pass reads."""
-    hashes: list[str]
-    """Content hashes of the experts read, where random numbers depend on them."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For a manifest."""
-        return asdict(self)
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +64,9 @@ def merge(
     threads: int | None = None,
     device: str | Device = "cpu",
     slice_entries: int | None = None,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    on_missing: Literal["error", "keep"] = "error",
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Merged:
@@ -108,13 +81,17 @@ def merge(
             16 bits.
         settings: the technique's settings, where it is given by name.
         weights: one an expert; by default the technique's own.
-        dtype: of the merged tensors in the output: float32, bfloat16 or float16; by default the base's. Arithmetic
-            is in float32.
+        dtype: of the merged tensors in the output: float32, bfloat16, float16 or float64; by default the base's.
+            Arithmetic is in float64 where an input is float64, else in float32.
         seed: of techniques that drop at random.
         threads: by default as many as this process may use. Neither threads nor slices change a bit of the result.
         device: ``cpu``, ``cuda`` or ``cuda:1`` (needs CuPy, `tasks.merge.device`). What is dropped at random is the
             same on all; a GPU's sums and products differ in their last bits.
         slice_entries: entries of a tensor merged at a time; by default the device's.
+        overwrite: whether files of an earlier model in the output's folder, which a loader might mix up with this one,
+            are removed.
+        on_missing: whether it is an error that less than half of the base's parameters are in all experts, or the
+            base's are kept.
         dry_run: check everything that the headers tell, and only report.
 
     Raises:
@@ -129,39 +106,50 @@ def merge(
         base_source = _open(base, "base", stack) if base is not None else None
         reference = base_source or sources[0]
         others = {f"expert {i + 1}": s for i, s in enumerate(sources) if s is not reference}
-        plan = layout(reference, others, chosen.grouping, _dtype(dtype))
-        hashes = _hashes(chosen, sources, threads) if not dry_run else []
         inputs = [*sources, *([base_source] if base_source is not None and chosen.needs_base else [])]
-        report = _report(chosen, plan, inputs, "batch", where, len(sources), hashes)
-        if dry_run:
+        hashes = _hashes(chosen, sources, threads) if not dry_run else []
+        where_to = Destination(Path(out), shard_bytes, overwrite) if out is not None else None
+
+        def attempt(copied: Mapping[str, str]) -> Merged:
+            rules = Rules(chosen.grouping, _dtype(dtype), on_missing == "keep", copied)
+            plan = layout(reference, others, inputs, rules)
+            report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes)
+            if where_to is not None:
+                where_to.check(plan.entries)
+            if dry_run:
+                return Merged(report)
+            scratch = _scratch(where_to, stack) if _needs_scratch(chosen) else Path()
+            sink = DictSink(plan.entries) if where_to is None else where_to.open(plan.entries)
+            with _all_or_none([sink], out), _Pool(threads or where.threads) as pool:
+                tick = _ticker(progress, report.parameters)
+                for tensors in _cut(plan, together=needs_all_at_once(chosen)):
+                    with ExitStack() as cleanup:
+                        window = Window(
+                            base=base_source if chosen.needs_base else None,
+                            experts=sources,
+                            tensors=tensors,
+                            relative=chosen.relative,
+                            stacked=chosen.stacked,
+                            weights=used,
+                            keys=_keys(chosen, hashes, seed),
+                            pool=pool.executor,
+                            threads=pool.threads,
+                            device=where,
+                            scratch=scratch,
+                            cleanup=cleanup,
+                        )
+                        write_merged(window, chosen, chosen.plan(window), sink, slice_entries, tick)
+                moments = Moments()
+                for source, share in zip(sources, shares(used), strict=True):
+                    moments.add(plan.statistics, source, share)
+                moments.write(plan.entries, sink)
+                copy_kept(plan, reference, sink)
+            if isinstance(sink, DictSink):
+                like = next((v for m in (base, *experts) if isinstance(m, Mapping) for v in m.values()), np.zeros(0))
+                return Merged(report, {n: as_given(a, plan.entries[n].dtype, like) for n, a in sink.arrays.items()})
             return Merged(report)
-        scratch = _scratch(Path(out).parent if out is not None else None, stack) if _needs_scratch(chosen) else Path()
-        sink: FileSink | DictSink
-        sink = DictSink(plan.entries) if out is None else FileSink(Path(out), plan.entries, shard_bytes)
-        with _whole_or_nothing([sink], out), _Pool(threads or where.threads) as pool:
-            tick = _ticker(progress, report.parameters)
-            for tensors in _cut(plan, whole=_alpha_is_norm(chosen)):
-                with ExitStack() as cleanup:
-                    window = Window(
-                        base=base_source if chosen.needs_base else None,
-                        experts=sources,
-                        tensors=tensors,
-                        relative=chosen.relative,
-                        stacked=chosen.stacked,
-                        weights=used,
-                        keys=_keys(chosen, hashes, seed),
-                        pool=pool.executor,
-                        threads=pool.threads,
-                        device=where,
-                        scratch=scratch,
-                        cleanup=cleanup,
-                    )
-                    _write(window, chosen, chosen.plan(window), sink, slice_entries, tick)
-            _copy_kept(plan, reference, sink)
-        if isinstance(sink, DictSink):
-            like = next((v for m in (base, *experts) if isinstance(m, Mapping) for v in m.values()), np.zeros(0))
-            return Merged(report, {n: as_given(a, plan.entries[n].dtype, like) for n, a in sink.arrays.items()})
-        return Merged(report)
+
+        return _with_equal_infinities(attempt, reference, others)
 
 
 def advance(
@@ -198,49 +186,53 @@ def advance(
     where = find_device(device)
     with ExitStack() as stack:
         source, reference = stack.enter_context(FileSource(expert)), stack.enter_context(FileSource(base))
-        plan = layout(reference, {"the expert": source}, technique.grouping, None)
-        past = _load_past(technique, previous, plan, stack)
+        inputs = [source, *([reference] if technique.needs_base else [])]
         hashes = _hashes(technique, [source], threads)
-        inputs = [source, *past.arrays.values(), *([reference] if technique.needs_base else [])]
-        report = _report(technique, plan, inputs, "sequential", where, past.count + 1, hashes)
-        entries = {t.name: Entry("F32", t.shape) for t in plan.merged}
-        weight = technique.weights(past.count + 1)[past.count]
-        with _whole_or_nothing([], out) as opened, _Pool(threads or where.threads) as pool:
-            arrays: dict[str, FileSink] = {}
-            for name in technique.state:
-                arrays[name] = FileSink(state / f"{name}.safetensors", entries)
-                opened.append(arrays[name])
-            sink = FileSink(out, plan.entries)
-            opened.append(sink)
-            tick = _ticker(progress, report.parameters)
-            for tensors in _cut(plan, whole=False):
-                window = Window(
-                    base=reference if technique.needs_base else None,
-                    experts=[source],
-                    tensors=tensors,
-                    relative=technique.relative,
-                    stacked=technique.stacked,
-                    weights=[weight],
-                    keys=_keys(technique, hashes, seed),
-                    pool=pool.executor,
-                    threads=pool.threads,
-                    device=where,
-                    scratch=Path(),
-                    cleanup=stack,
-                )
-                _write(window, technique, accumulate(technique, window, past, arrays), sink, slice_entries, tick)
-            _copy_kept(plan, reference, sink)
-        scalars = {
-            "format": _STATE_FORMAT,
-            "technique": technique.name,
-            "settings": technique.model_dump(mode="json"),
-            "count": past.count + 1,
-            "total": past.total + weight,
-            "norms": past.norms,
-            "moved": past.moved,
-        }
-        atomic.write(state / "state.json", json.dumps(scalars, indent=2, sort_keys=True) + "\n")
-        return report
+
+        def attempt(copied: Mapping[str, str]) -> Report:
+            plan = layout(reference, {"the expert": source}, inputs, Rules(technique.grouping, copied=copied))
+            past = running.load(technique, previous, plan, stack)
+            moments = running.load_statistics(previous, plan)
+            read = [*inputs, *past.arrays.values()]
+            report = report_of(technique, plan, read, "sequential", where.name, past.count + 1, hashes)
+            weight = technique.weights(past.count + 1)[past.count]
+            with _all_or_none([], out) as opened, _Pool(threads or where.threads) as pool:
+                arrays: dict[str, FileSink] = {}
+                for name in technique.state:
+                    arrays[name] = FileSink(state / f"{name}.safetensors", running.state_entries(plan))
+                    opened.append(arrays[name])
+                sink = FileSink(out, plan.entries)
+                opened.append(sink)
+                tick = _ticker(progress, report.parameters)
+                for tensors in _cut(plan, together=False):
+                    window = Window(
+                        base=reference if technique.needs_base else None,
+                        experts=[source],
+                        tensors=tensors,
+                        relative=technique.relative,
+                        stacked=technique.stacked,
+                        weights=[weight],
+                        keys=_keys(technique, hashes, seed),
+                        pool=pool.executor,
+                        threads=pool.threads,
+                        device=where,
+                        scratch=Path(),
+                        cleanup=stack,
+                    )
+                    compute = accumulate(technique, window, past, arrays)
+                    write_merged(window, technique, compute, sink, slice_entries, tick)
+                if plan.statistics:
+                    moments.add(plan.statistics, source, shares([weight])[0])
+                    moments.write(plan.entries, sink)
+                    statistics = running.statistics_sink(state, plan)
+                    opened.append(statistics)
+                    running.save_statistics(moments, statistics)
+                copy_kept(plan, reference, sink)
+            past.count, past.total = past.count + 1, past.total + weight
+            running.save(technique, past, state)
+            return report
+
+        return _with_equal_infinities(attempt, reference, {"the expert": source})
 
 
 def _check_count(technique: Technique, count: int, has_base: bool) -> None:
@@ -264,7 +256,46 @@ def _weights(technique: Technique, count: int, given: Sequence[float] | None) ->
         raise UserError(f"{len(given)} weights for {count} models; give one each, or none")
     if not all(math.isfinite(w) for w in given):
         raise UserError(f"the weights should be finite numbers, got {', '.join(f'{w:g}' for w in given)}")
+    if technique.normalizes and not 0 < sum(given) < math.inf:
+        raise UserError(
+            f"{technique.name}: the weights sum to {sum(given):g}, and it divides by that; choose weights whose sum is "
+            "more than 0"
+        )
     return [float(w) for w in given]
+
+
+def _with_equal_infinities(
+    attempt: Callable[[Mapping[str, str]], Outcome], reference: Source, others: Mapping[str, Source]
+) -> Outcome:
+    """Merge; where a tensor holds infinities that are the same in all models, such as a mask, copy all such tensors."""
+    try:
+        return attempt({})
+    except NotFiniteError as error:
+        copied = _equal_infinities(reference, others) if error.name in reference.entries else {}
+        if error.name not in copied:
+            raise
+    return attempt(copied)
+
+
+def _equal_infinities(reference: Source, others: Mapping[str, Source]) -> dict[str, str]:
+    copied: dict[str, str] = {}
+    for name, entry in reference.entries.items():
+        if entry.dtype not in FLOATS or not all(name in other.entries for other in others.values()):
+            continue
+        try:
+            for start in range(0, entry.size, _WINDOW):
+                read(reference, name, start, min(entry.size, start + _WINDOW))
+        except NotFiniteError:
+            if not _has_nan(reference, name) and all(equal(reference, name, o, name) for o in others.values()):
+                copied[name] = "it holds infinity, the same in all models"
+    return copied
+
+
+def _has_nan(source: Source, name: str) -> bool:
+    entry = source.entries[name]
+    raw = np.empty(entry.size, stored_as(entry.dtype))
+    source.read_into(name, 0, raw)
+    return bool(np.isnan(decode(raw, entry.dtype, np.float64)).any())
 
 
 def _dtype(name: str | None) -> str | None:
@@ -279,110 +310,15 @@ def _open(model: Model, label: str, stack: ExitStack) -> Source:
     return stack.enter_context(FileSource(Path(model)))
 
 
-def _report(
-    technique: Technique,
-    plan: Layout,
-    inputs: Sequence[Source],
-    form: str,
-    where: Device,
-    experts: int,
-    hashes: list[str],
-) -> Report:
-    read = sum(s.entries[t.name].size * WIDTH[s.entries[t.name].dtype] for s in inputs for t in plan.merged)
-    return Report(
-        technique=technique.name,
-        settings=technique.model_dump(mode="json"),
-        form=form,
-        device=where.name,
-        experts=experts,
-        merged=len(plan.merged),
-        parameters=sum(t.size for t in plan.merged),
-        kept=dict(plan.kept),
-        dropped=dict(plan.dropped),
-        read_bytes=read,
-        hashes=hashes,
-    )
-
-
-def _write(
-    window: Window,
-    technique: Technique,
-    compute: Callable[[Piece], Array],
-    sink: Sink,
-    slice_entries: int | None,
-    tick: Callable[[int], None],
-) -> None:
-    lines = technique.lines
-    alpha = 1.0
-    if lines is not None:
-        alpha = _norm_ratio(window, technique, compute) if lines.alpha == "norm" else lines.alpha
-
-    def one(piece: Piece) -> None:
-        tensor = piece.tensor
-        merged = compute(piece).astype(np.float32, copy=False).reshape(-1)
-        for part in piece.parts():
-            x = merged[part.start - piece.start : part.stop - piece.start]
-            if technique.needs_base:
-                base = part.base.reshape(-1)
-                if not technique.relative:
-                    x = x - base
-                if lines is not None:
-                    x = x * np.float32(alpha + lines.beta * tensor.depth)
-                x = np.add(x, base, out=x)
-            encoded = encode(x, tensor.dtype)
-            if not fits(encoded, tensor.dtype):
-                raise UserError(
-                    f"the merged tensor {tensor.name!r} overflows {tensor.dtype}; choose a smaller scale or float32"
-                )
-            sink.write(tensor.name, part.start * WIDTH[tensor.dtype], window.device.get(encoded))
-        tick(piece.size)
-
-    window.each(one, window.pieces(technique.unit, slice_entries or window.device.slice_entries))
-
-
-def _alpha_is_norm(technique: Technique) -> bool:
-    return technique.lines is not None and technique.lines.alpha == "norm"
-
-
-def _norm_ratio(window: Window, technique: Technique, compute: Callable[[Piece], Array]) -> float:
-    """‖Σ τ_k‖ / (N ‖τ‖) over the window, in L1 norms: LiNeS's alpha."""
-
-    def lengths(piece: Piece) -> NDArray[np.float64]:
-        merged, found = compute(piece).reshape(-1), np.zeros(2)
-        for part in piece.parts():
-            tau = merged[part.start - piece.start : part.stop - piece.start]
-            total = part.vector(0)
-            for i in range(1, piece.count):
-                total += part.vector(i)
-            if not technique.relative:
-                tau = tau - part.base.reshape(-1)
-                total -= piece.count * part.base
-            found += [float(np.abs(x).sum(dtype=np.float64)) for x in (total, tau)]
-        return found
-
-    total, merged = sum(window.reduce(lengths, unit=technique.unit).values())
-    return float(total / merged / len(window.experts)) if merged else 0.0
-
-
-def _copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:
-    for name in plan.kept:
-        entry = plan.entries[name]
-        total = entry.size * WIDTH[entry.dtype]
-        for start in range(0, total, _COPIED_AT_ONCE):
-            buffer = np.empty(min(_COPIED_AT_ONCE, total - start), np.uint8)
-            reference.read_into(name, start, buffer)
-            sink.write(name, start, buffer)
-
-
-def _cut(plan: Layout, whole: bool) -> Iterator[list[Tensor]]:
+def _cut(plan: Layout, together: bool) -> Iterator[list[Tensor]]:
     """Windows: tensors whose statistics are taken together, some million entries for locality on a cold disk."""
     window: list[Tensor] = []
     size = 0
-    whole = whole or any(t.group != t.name for t in plan.merged)
+    together = together or any(t.group != t.name for t in plan.merged)
     for tensor in plan.merged:
         window.append(tensor)
         size += tensor.size
-        if size >= _WINDOW and not whole:
+        if size >= _WINDOW and not together:
             yield window
             window, size = [], 0
     if window:
@@ -434,7 +370,7 @@ class _Pool:
 
 
 @contextmanager
-def _whole_or_nothing(sinks: list[FileSink | DictSink], out: Path | str | None) -> Iterator[list[FileSink | DictSink]]:
+def _all_or_none(sinks: list[FileSink | DictSink], out: Path | str | None) -> Iterator[list[FileSink | DictSink]]:
     """Finish all sinks (more may be added) at the end, or abandon all of them."""
     try:
         yield sinks
@@ -451,13 +387,15 @@ def _needs_scratch(technique: Technique) -> bool:
     return isinstance(technique, Accumulator) and bool(technique.state_norms)
 
 
-def _scratch(near: Path | None, stack: ExitStack) -> Path:
+def _scratch(destination: Destination | None, stack: ExitStack) -> Path:
+    """A folder for temporary arrays, on the file system of the output."""
+    if destination is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="merge-")))
     try:
-        if near is not None:
-            near.mkdir(parents=True, exist_ok=True)
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".merge-", dir=near)))
+        shared = destination.path.with_name(f".{destination.path.name}.scratch.part")
+        return stack.enter_context(atomic.private_folder(shared))
     except OSError as error:
-        raise UserError(f"{near}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{destination.path}: cannot be written ({error.strerror})") from None
 
 
 def _ticker(progress: Progress, total: int) -> Callable[[int], None]:
@@ -471,28 +409,3 @@ def _ticker(progress: Progress, total: int) -> Callable[[int], None]:
             progress("merge", done, total)
 
     return tick
-
-
-def _load_past(technique: Accumulator, folder: Path | None, plan: Layout, stack: ExitStack) -> Past:
-    if folder is None:
-        return Past()
-    path = folder / "state.json"
-    try:
-        scalars = json.loads(path.read_text())
-        past = Past(int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"]))
-        made_by = (scalars["format"], scalars["technique"], scalars["settings"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no running state there") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a running state") from None
-    if made_by != (_STATE_FORMAT, technique.name, technique.model_dump(mode="json")):
-        raise UserError(
-            f"{path}: the running state was made by {made_by[1]} with {made_by[2]}; it cannot be continued "
-            f"by {technique.name} with other settings; start a new timeline, or keep its technique"
-        )
-    past.arrays = {array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state}
-    wanted = {t.name: Entry("F32", t.shape) for t in plan.merged}
-    for source in past.arrays.values():
-        if source.entries != wanted:
-            raise UserError(f"{source.label}: the running state is of another architecture")
-    return past

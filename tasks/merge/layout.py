@@ -1,18 +1,28 @@
-"""Which tensors are merged, which are kept as they are, and how they fall into layers, towers and groups."""
+"""Which tensors are merged, which are averaged as statistics or copied, and their layers, towers and groups."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from tasks.errors import UserError
-from tasks.merge.sources import FLOATS, Entry, Source
+from tasks.merge.dtypes import FLOATS, INTEGERS
+from tasks.merge.sources import Entry, Source, equal
+from tasks.merge.tied import find_tied
 from tasks.merge.types import Scope
+from tasks.model import dialects
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")
+_MASK = re.compile(r"(?:^|[._])(?:attn_?mask|attention_mask|causal_mask|mask|masked_bias)$")
+_STATISTIC = re.compile(r"(?:^|\.)(running_mean|running_var|num_batches_tracked)$")
+_NAMED = 5
+"""Tensors that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +37,19 @@ class Tensor:
     """What its statistics are taken over: its own name, its tower's, or the model's."""
     depth: float
     """l/(L−1) for block l of L, from 0 to 1; 0 outside the blocks."""
+    precision: type[np.floating[Any]] = np.float32
+    """What it is computed in: float64 where an input is."""
+    tied: tuple[str, ...] = ()
+    """Other names of the same tensor."""
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def state_dtype(self) -> str:
+        """Of a running state's arrays, as safetensors names it."""
+        return "F64" if self.precision is np.float64 else "F32"
 
 
 @dataclass(frozen=True)
@@ -38,12 +57,16 @@ class Layout:
     """What becomes of every tensor of the reference (the base, or else the first expert)."""
 
     merged: tuple[Tensor, ...]
+    statistics: tuple[str, ...]
+    """BatchNorm's running statistics, which no technique sees."""
     kept: Mapping[str, str]
     """Tensors that are copied from the reference → why."""
     dropped: Mapping[str, str]
     """Tensors of the experts that the reference lacks, and so the output → whose they are."""
     entries: Mapping[str, Entry]
     """The output's tensors."""
+    notes: tuple[str, ...]
+    """What the user should know."""
 
 
 def tower(name: str) -> str:
@@ -57,57 +80,174 @@ def block(name: str) -> tuple[str, int] | None:
     return (name[: match.start(1)], int(match.group(1))) if match else None
 
 
-def layout(reference: Source, others: Mapping[str, Source], grouping: Scope, dtype: str | None) -> Layout:
-    """Sort the reference's tensors into merged and kept; ``others`` go by what the report calls them.
+@dataclass(frozen=True)
+class Rules:
+    """How tensors are sorted."""
 
-    The rule: a tensor is merged where it holds floating-point numbers and every model has it in one shape (a 0-d and
-    a one-element 1-d tensor are the same scalar; the output takes the reference's shape). Anything else, such as
-    integer buffers and position ids, empty tensors, and what some model lacks or has in another shape, is copied
-    from the reference. What only the others have is left out.
+    grouping: Scope = "tensor"
+    dtype: str | None = None
+    """Of merged tensors in the output; None: the reference's."""
+    keep_missing: bool = False
+    """Whether the reference's tensors may be most of the output, where the others lack them."""
+    copied: Mapping[str, str] = field(default_factory=dict)
+    """Tensors known to be the same in all models, to be copied → why."""
+
+
+def layout(reference: Source, others: Mapping[str, Source], read: Collection[Source], rules: Rules) -> Layout:
+    """Sort the reference's tensors; ``others`` go by what the report calls them, ``read`` are those to compute with.
+
+    A tensor is merged where it holds floating-point numbers and every model has it in one shape (a 0-d and a
+    one-element 1-d tensor are the same scalar; the output takes the reference's shape). BatchNorm's running statistics
+    are averaged. Masks that are the same in all models are copied. Integers, empty tensors, and what some model
+    lacks or has in another shape, are copied from the reference. What only the others have is left out.
 
     Raises:
-        UserError: nothing at all can be merged.
+        UserError: a model is an adapter or quantised; a tensor has a dtype that cannot be merged and differs between
+            the models; the models share less than half of the reference's parameters; or nothing can be merged.
     """
+    for label, source in {reference.label: reference, **others}.items():
+        _require_model(label, source)
     depth: dict[str, int] = {}
     for name in reference.entries:
         if (at := block(name)) is not None:
             depth[at[0]] = max(depth.get(at[0], 0), at[1] + 1)
+    ties = find_tied(reference, others)
+    names_of = ties.names()
     merged: list[Tensor] = []
+    statistics: list[str] = []
     kept: dict[str, str] = {}
     entries: dict[str, Entry] = {}
+    notes: list[str] = list(ties.notes)
     for name in sorted(reference.entries):
         entry = reference.entries[name]
-        reason = _reason_to_keep(name, entry, others)
+        entries[name] = entry
+        if name in ties.representative:
+            entries[name] = Entry(rules.dtype or entry.dtype, entry.shape)
+            continue
+        reason = rules.copied.get(name) or _reason_to_keep(name, entry, reference, others)
+        if reason is None and _MASK.search(name):
+            if _same_in_all(name, reference, others):
+                reason = "a mask, the same in all models"
+            else:
+                notes.append(f"{name} is named like a mask and differs between the models; it was merged like a weight")
         if reason is not None:
             kept[name] = reason
-            entries[name] = entry
+            continue
+        if entry.dtype in FLOATS:
+            entries[name] = Entry(rules.dtype or entry.dtype, entry.shape)
+        if _STATISTIC.search(name):
+            statistics.append(name)
             continue
         at = block(name)
         deep = at[1] / max(1, depth[at[0]] - 1) if at else 0.0
-        group = {"tensor": name, "tower": tower(name), "model": "model"}[grouping]
-        entries[name] = Entry(dtype or entry.dtype, entry.shape)
-        merged.append(Tensor(name, entry.shape, dtype or entry.dtype, group, deep))
+        group = {"tensor": name, "tower": tower(name), "model": "model"}[rules.grouping]
+        wide = any(source.entries[name].dtype == "F64" for source in read)
+        precision = np.float64 if wide else np.float32
+        tensor = Tensor(name, entry.shape, entries[name].dtype, group, deep, precision, names_of.get(name, ()))
+        merged.append(tensor)
     if not merged:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(kept.items())[:3])
         raise UserError(f"{reference.label}: none of its tensors can be merged ({reasons or 'it has none'})")
+    for alias, name in ties.representative.items():  # a tensor and its other names have one fate
+        if name in kept:
+            kept[alias] = f"the same tensor as {name}"
+            entries[alias] = reference.entries[alias]
+    if not rules.keep_missing:
+        _require_half(reference, others, kept)
+    narrowed = [t.name for t in merged if t.precision is np.float64 and t.dtype != "F64"]
+    if narrowed:
+        notes.append(f"computed in float64 and rounded to the output's dtype: {listed(narrowed)}")
     dropped: dict[str, str] = {}
     for label, other in others.items():
         for name in sorted(other.entries.keys() - reference.entries.keys()):
             dropped.setdefault(name, label)
-    return Layout(tuple(merged), kept, dropped, entries)
+    return Layout(tuple(merged), tuple(statistics), kept, dropped, entries, tuple(notes))
 
 
-def _reason_to_keep(name: str, entry: Entry, others: Mapping[str, Source]) -> str | None:
-    if entry.dtype not in FLOATS:
-        return f"{entry.dtype} is not merged"
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _require_model(label: str, source: Source) -> None:
+    where = source.label if label == source.label else f"{label} ({source.label})" if source.label else label
+    if found := dialects.adapter(source.entries):
+        kind, name = found
+        raise UserError(
+            f"{where}: is a {kind} adapter ({name!r}), not a model: its factors cannot be merged one by one. Merge "
+            "each adapter into its base first, with peft's merge_and_unload, and give the models that come out"
+        )
+    if pair := dialects.quantised({name: (e.dtype, e.shape) for name, e in source.entries.items()}):
+        weight, companion = pair
+        raise UserError(
+            f"{where}: holds quantised weights ({weight!r}, {source.entries[weight].dtype}, with {companion!r}): "
+            "weights and their scales cannot be merged one by one. Dequantise it first (load it in bfloat16 or "
+            "float32, and save it), or give the model it was made from"
+        )
+
+
+def _require_half(reference: Source, others: Mapping[str, Source], kept: Mapping[str, str]) -> None:
+    """Refuse a merge in which most parameters are the reference's own."""
+    floats = {n: e.size for n, e in reference.entries.items() if e.dtype in FLOATS and e.size}
+    lacking = {n for n, reason in kept.items() if n in floats and not reason.endswith("same in all models")}
+    share = 1 - sum(floats[name] for name in lacking) / max(1, sum(floats.values()))
+    if share >= 0.5:
+        return
+
+    def common(source: Source) -> int:
+        return sum(size for n, size in floats.items() if source.entries.get(n, Entry("", ())).shape == (
+            reference.entries[n].shape))  # fmt: skip
+
+    label, least = min(others.items(), key=lambda item: common(item[1]))
+    shared = len(reference.entries.keys() & least.entries.keys() - lacking)
+    ours, theirs = (sorted(a.entries.keys() - b.entries.keys()) for a, b in ((reference, least), (least, reference)))
+    if theirs:
+        details = (
+            f"{reference.label} has {dialects.naming(reference.entries)} names ({listed(ours)}); {least.label} has "
+            f"{dialects.naming(least.entries)} names ({listed(theirs)})"
+        )
+        way_out = "rename the tensors of one as those of the other"
+    elif reshaped := [n for n in sorted(lacking - set(ours)) if reference.entries[n].shape != least.entries[n].shape]:
+        shapes = (f"{n} {list(reference.entries[n].shape)} and {list(least.entries[n].shape)}" for n in reshaped)
+        details = f"shapes differ: {listed(list(shapes))}"
+        way_out = "give models of one architecture"
+    else:
+        details = f"{least.label} lacks {listed(ours)}"
+        way_out = "give complete models"
+    raise UserError(
+        f"{label} shares {shared} of {len(reference.entries)} tensors ({share:.2%} of the parameters) with "
+        f"{reference.label}, so most of the output would be a copy: "
+        f"{details}. To merge what they share, {way_out}; or keep the rest as it is with --on-missing keep"
+    )
+
+
+def _reason_to_keep(name: str, entry: Entry, reference: Source, others: Mapping[str, Source]) -> str | None:
+    statistic = _STATISTIC.search(name)
+    counts = statistic is not None and statistic[1] == "num_batches_tracked"
     if entry.size == 0:
         return "empty"
+    if entry.dtype in INTEGERS and not counts:
+        return f"{entry.dtype} is not merged"
     for label, other in others.items():
         theirs = other.entries.get(name)
         if theirs is None:
             return f"missing from {label}"
-        if theirs.dtype not in FLOATS:
+        if theirs.dtype not in FLOATS and theirs.dtype in INTEGERS and not counts:
             return f"{theirs.dtype} in {label}"
         if theirs.shape != entry.shape and {theirs.shape, entry.shape} != {(), (1,)}:
             return f"shape {list(theirs.shape)} in {label}, here {list(entry.shape)}"
-    return None
+    dtypes = {entry.dtype, *(other.entries[name].dtype for other in others.values())}
+    strange = sorted(dtypes - {*FLOATS, *INTEGERS})
+    if not strange:
+        return None
+    if _same_in_all(name, reference, others):
+        return f"{entry.dtype}, the same in all models"
+    raise UserError(
+        f"tensor {name!r} is {' and '.join(sorted(dtypes))} and differs between the models; {strange[0]} cannot be "
+        "merged: convert it to bfloat16 or float32 first"
+    )
+
+
+def _same_in_all(name: str, reference: Source, others: Mapping[str, Source]) -> bool:
+    return all(equal(reference, name, other, name) for other in others.values())

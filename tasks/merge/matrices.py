@@ -48,8 +48,8 @@ def top(x: Array, most: int) -> tuple[Array, Float64, Array]:
         return top(x.T, most)[::-1]
     s, v = right_vectors(x)
     s, v = s[:most], v[:, :most]
-    u: Array = np.matmul(x, (v / s).astype(np.float32))
-    return u, s, v.astype(np.float32)
+    u: Array = np.matmul(x, (v / s).astype(x.dtype))
+    return u, s, v.astype(x.dtype)
 
 
 def orthonormalize(x: Array) -> Float64:
@@ -69,14 +69,14 @@ def orthonormalize(x: Array) -> Float64:
 
 def multiply(x: Array, by: Float64) -> None:
     """X ← X B in place, for a square B."""
-    factor = by.astype(np.float32)
+    factor = by.astype(x.dtype)
     for rows in _blocks(x):
         x[rows] = x[rows] @ factor
 
 
 def subtract_product(x: Array, y: Array, by: Float64) -> None:
     """X ← X − Y B in place."""
-    factor = by.astype(np.float32)
+    factor = by.astype(x.dtype)
     for rows in _blocks(x):
         x[rows] -= y[rows] @ factor
 

@@ -138,7 +138,7 @@ class MagnitudePruned(DroppedAtRandom):
         by_rank = (low + step * np.arange(length)) if length > 1 else np.array([self.density])
         keep = np.maximum(1, np.round(by_rank * _DRAWS)).astype(np.float32)
         # Magnitude and place in one integer: a plain sort ranks them, ties by place, faster than an argsort.
-        keys = np.abs(x).view(np.uint32).astype(np.uint64)
+        keys = np.abs(x).astype(np.float32, copy=False).view(np.uint32).astype(np.uint64)
         keys <<= np.uint64(32)
         keys |= np.arange(length, dtype=np.uint64, like=keys)
         keys.sort(axis=-1)
@@ -205,10 +205,10 @@ class SignElected(Sparsified, Weighted):
         if expert.weight != 1:
             x *= expert.weight
         # Masks as floats: NumPy multiplies and adds those several times as fast as it selects.
-        up = (x > 0).astype(np.float32)
+        up = (x > 0).astype(x.dtype)
         rising = x * up
         if self.normalize:
-            down = (x < 0).astype(np.float32)
+            down = (x < 0).astype(x.dtype)
             if expert.weight != 1:
                 up *= expert.weight
                 down *= expert.weight
@@ -221,7 +221,8 @@ class SignElected(Sparsified, Weighted):
     @override
     def finalise(self, state: State, summary: Summary) -> Array:
         rises = state["positive"] + state["negative"] >= 0
-        up, down = rises.astype(np.float32), (~rises).astype(np.float32)
+        of = state["positive"].dtype
+        up, down = rises.astype(of), (~rises).astype(of)
         merged = state["positive"] * up
         merged += state["negative"] * down
         if self.normalize:

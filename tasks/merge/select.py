@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def largest(
         some = range(first, min(rows, first + _ROWS))
         for group, searches in _search(window, partial(_of, values, some), ranks).items():
             found.setdefault(group, []).extend([s.answer for s in row] for row in searches)
-    return {group: np.array(answers, np.float32) for group, answers in found.items()}
+    return {group: np.array(answers, window.precisions[group]) for group, answers in found.items()}
 
 
 def _of(values: Callable[[Piece, Sequence[int]], Array], rows: Sequence[int], piece: Piece) -> Array:
@@ -67,8 +68,8 @@ class _Search:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.low = np.float32(0)
-        self.high = np.float32(np.inf)
+        self.low: Any = np.float32(0)
+        self.high: Any = np.float32(np.inf)
         self.answer: float | None = None
 
 
@@ -142,13 +143,14 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
     get = window.device.get
 
     def inside(piece: Piece) -> list[list[tuple[int, int, Array | None]]]:
-        x = values(piece)
+        precision = window.precisions[piece.tensor.group]
+        x = values(piece).astype(precision, copy=False)
         rows = searches[piece.tensor.group]
         results: list[list[tuple[int, int, Array | None]]] = [[] for _ in rows]
         for j in range(len(rows[0])):
             # All rows in one operation each: threads get in each other's way over many short ones.
-            beyond = x > np.asarray([[row[j].high] for row in rows], np.float32, like=x)
-            mask = x >= np.asarray([[row[j].low] for row in rows], np.float32, like=x)
+            beyond = x > np.asarray([[row[j].high] for row in rows], precision, like=x)
+            mask = x >= np.asarray([[row[j].low] for row in rows], precision, like=x)
             mask ^= beyond
             above = [int(np.count_nonzero(row)) for row in beyond]
             counts = [int(np.count_nonzero(row)) for row in mask]
@@ -179,7 +181,7 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
 
 
 def _count(window: Window, values: _Rows, searches: _Searches) -> None:
-    """Two histograms, of the upper and of the lower 16 bits: exact in fixed memory, whatever the values."""
+    """A histogram for each 16 bits, from the highest: exact in fixed memory, whatever the values."""
     left = {
         (group, i, search.rank): search
         for group, rows in searches.items()
@@ -189,27 +191,38 @@ def _count(window: Window, values: _Rows, searches: _Searches) -> None:
     }
     for (group, i, rank), search in left.items():
         pieces = [p for p in _pieces(window) if p.tensor.group == group]
-        upper = _histogram(window, values, pieces, i, None)
-        from_top = np.cumsum(upper[::-1])
-        place = int(np.searchsorted(from_top, rank))
-        bucket = len(upper) - 1 - place
-        rest = rank - (int(from_top[place - 1]) if place else 0)
-        lower = np.cumsum(_histogram(window, values, pieces, i, bucket)[::-1])
-        low_bits = len(lower) - 1 - int(np.searchsorted(lower, rest))
-        search.answer = float(np.array(bucket << 16 | low_bits, np.uint32).view(np.float32))
+        precision = np.dtype(window.precisions[group])
+        bits = np.dtype(f"u{precision.itemsize}")
+        found, rest = 0, rank
+        for shift in range(8 * precision.itemsize - 16, -1, -16):
+            counts = _histogram(window, values, pieces, i, (precision, bits, shift, found))
+            from_top = np.cumsum(counts[::-1])
+            place = int(np.searchsorted(from_top, rest))
+            rest -= int(from_top[place - 1]) if place else 0
+            found = found << 16 | (len(counts) - 1 - place)
+        search.answer = float(np.array(found, bits).view(precision))
 
 
 def _pieces(window: Window) -> Iterator[Piece]:
     return window.pieces("slice", window.device.search_entries)
 
 
-def _histogram(window: Window, values: _Rows, pieces: list[Piece], row: int, bucket: int | None) -> NDArray[np.int64]:
+def _histogram(
+    window: Window,
+    values: _Rows,
+    pieces: list[Piece],
+    row: int,
+    digit: tuple[np.dtype[Any], np.dtype[Any], int, int],
+) -> NDArray[np.int64]:
+    """Counts of the 16 bits from ``shift`` on, of values whose higher bits are ``found``."""
+    precision, bits, shift, found = digit
     total = np.zeros(1 << 16, np.int64)
 
     def count(piece: Piece) -> NDArray[np.int64]:
-        keys = np.ascontiguousarray(values(piece)[row]).view(np.uint32)
-        high = keys >> np.uint32(16)
-        bins = high if bucket is None else keys[high == bucket] & np.uint32(0xFFFF)
+        keys = np.ascontiguousarray(values(piece)[row].astype(precision, copy=False)).view(bits)
+        if shift + 16 < 8 * bits.itemsize:
+            keys = keys[(keys >> bits.type(shift + 16)) == bits.type(found)]
+        bins = ((keys >> bits.type(shift)) & bits.type(0xFFFF)).astype(np.int64)
         return window.device.get(np.bincount(bins, minlength=1 << 16))
 
     def use(_: Piece, counts: NDArray[np.int64]) -> None:

@@ -132,7 +132,9 @@ class Past:
             return {array: piece.zeros() for array in technique.state}
         name, device = piece.tensor.name, piece.window.device
         return {
-            array: read(self.arrays[array], name, piece.start, piece.stop, device).reshape(piece.shape)
+            array: read(self.arrays[array], name, piece.start, piece.stop, device, piece.tensor.precision).reshape(
+                piece.shape
+            )
             for array in technique.state
         }
 
@@ -141,7 +143,7 @@ def batch_plan(technique: Accumulator, window: Window) -> Callable[[Piece], Arra
     """The batch form. Where the outcome needs the finished state's norm, the state waits in a temporary file."""
     if not technique.state_norms:
         return accumulate(technique, window, Past(), {})
-    entries = {t.name: Entry("F32", t.shape) for t in window.tensors}
+    entries = {t.name: Entry(t.state_dtype, t.shape) for t in window.tensors}
     sinks: dict[str, FileSink] = {}
     for array in technique.state:
         sinks[array] = FileSink(window.scratch / f"{array}.safetensors", entries)
@@ -164,7 +166,7 @@ def accumulate(
     order = sorted(range(len(window.experts)), key=lambda i: window.weights[i] < 0)
     totals = list(np.cumsum([past.total, *(window.weights[i] for i in order)])[1:].tolist())
     if technique.normalizes and not 0 < totals[-1] < np.inf:
-        raise UserError(f"{technique.name}: the weights sum to {totals[-1]:g}; they should sum to more than 0")
+        raise UserError(f"{technique.name}: the weights sum to {totals[-1]:g}; choose weights whose sum is more than 0")
     for group, each in norms.items():
         for i in order:
             past.norms[group] = past.norms.get(group, 0.0) + window.weights[i] * float(each[i])
@@ -184,7 +186,8 @@ def accumulate(
             )
             technique.update(state, piece.vector(i), expert)
         for array, sink in sinks.items():
-            sink.write(piece.tensor.name, piece.start * 4, window.device.get(state[array]))
+            stored = window.device.get(state[array])
+            sink.write(piece.tensor.name, piece.start * stored.itemsize, stored)
         return state
 
     def summary(piece: Piece, squares: Mapping[str, float]) -> Summary:
@@ -204,8 +207,8 @@ def accumulate(
     def finished(piece: Piece) -> Array:
         state: State = {}
         for array in technique.state:
-            values = np.empty(piece.shape, np.float32)
-            sinks[array].read_back(piece.tensor.name, piece.start * 4, values)
+            values = np.empty(piece.shape, piece.tensor.precision)
+            sinks[array].read_back(piece.tensor.name, piece.start * values.itemsize, values)
             state[array] = window.device.put(values)
         of_group = dict(zip(technique.state_norms, squares[piece.tensor.group].tolist(), strict=True))
         return technique.finalise(state, summary(piece, of_group))

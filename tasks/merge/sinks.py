@@ -1,10 +1,12 @@
-"""Where a merged model goes: one safetensors file, shards under an index, or a dictionary; all of it or nothing."""
+"""What a merged model is written to: one safetensors file, shards under an index, or a dictionary; all or nothing."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.merge.sources import WIDTH, Entry
+from tasks.merge.dtypes import BITS, stored_as
+from tasks.merge.sources import Entry
 from tasks.storage import atomic
 
-_INDEX = ".index.json"
+INDEX = ".index.json"
+"""How the name of an index ends."""
+
+
+SHARD_BYTES = 5_000_000_000
+"""Bytes of a shard, unless told otherwise."""
 
 
 class Sink(Protocol):
@@ -34,29 +42,33 @@ class Sink(Protocol):
 class FileSink:
     """A safetensors file at ``path``; where it ends in ``.index.json``, shards of ``shard_bytes`` beside it.
 
-    It is written under a temporary name in the same folder, flushed, then renamed. The bytes depend on names,
-    shapes, dtypes and values alone.
+    It is written to private files (`tasks.storage.atomic`), flushed, then renamed. The bytes depend on names, shapes,
+    dtypes and values alone. ``outdated`` is asked, before the renames, which other files in the folder go when those
+    of these names come; it may refuse.
     """
 
-    def __init__(self, path: Path, entries: Mapping[str, Entry], shard_bytes: int = 5_000_000_000) -> None:
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, Entry],
+        shard_bytes: int = SHARD_BYTES,
+        outdated: Callable[[Collection[str]], list[Path]] = lambda _names: [],
+    ) -> None:
+        self._path, self._outdated = path, outdated
         self._replacements: list[atomic.Replacement] = []
         self._places: dict[str, tuple[int, int]] = {}
         self._descriptors: list[int] = []
-        ordered = sorted(entries, key=lambda n: (-WIDTH[entries[n].dtype], n))  # widest first keeps all aligned
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file in it, such as {path / 'merged.safetensors'}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.name.endswith(_INDEX):
-                self._add(path, ordered, entries)
+            files = _files(path, entries, shard_bytes)
+            for file, names in files.items():
+                self._add(path.with_name(file), names, entries)
+            if not path.name.endswith(INDEX):
                 return
-            shards = _cut(ordered, entries, shard_bytes)
-            stem = path.name.removesuffix(_INDEX).removesuffix(".safetensors")
-            names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-            for shard_name, shard in zip(names, shards, strict=True):
-                self._add(path.with_name(shard_name), shard, entries)
-            weight_map = {name: names[i] for i, shard in enumerate(shards) for name in shard}
-            total = sum(e.size * WIDTH[e.dtype] for e in entries.values())
+            weight_map = {name: file for file, names in files.items() for name in names}
+            total = sum(e.bytes for e in entries.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             # Last, so that an index never names shards that are not there.
             self._replacement(path).write_text(json.dumps(index, indent=2) + "\n")
@@ -64,12 +76,18 @@ class FileSink:
             self.abandon()
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
+    @staticmethod
+    def names(path: Path, entries: Mapping[str, Entry], shard_bytes: int = SHARD_BYTES) -> list[str]:
+        """The names of all files that a sink with these arguments writes."""
+        files = list(_files(path, entries, shard_bytes))
+        return [*files, path.name] if path.name.endswith(INDEX) else files
+
     def _add(self, path: Path, names: list[str], entries: Mapping[str, Entry]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name in names:
             entry = entries[name]
-            end = offset + entry.size * WIDTH[entry.dtype]
+            end = offset + entry.bytes
             header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
@@ -109,8 +127,17 @@ class FileSink:
             os.fsync(descriptor)
             os.close(descriptor)
         self._descriptors = []
-        for replacement in self._replacements:
-            replacement.commit()
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)  # the shards of two merges never mix
+            outdated = self._outdated([replacement.target.name for replacement in self._replacements])
+            for replacement in self._replacements:
+                replacement.commit()
+            for path in outdated:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(folder)
 
     def abandon(self) -> None:
         for descriptor in self._descriptors:
@@ -120,11 +147,21 @@ class FileSink:
             replacement.close()
 
 
+def _files(path: Path, entries: Mapping[str, Entry], shard_bytes: int) -> dict[str, list[str]]:
+    """File name → the tensors in it, in order."""
+    ordered = sorted(entries, key=lambda n: (-BITS[entries[n].dtype], n))  # widest first keeps all aligned
+    if not path.name.endswith(INDEX):
+        return {path.name: ordered}
+    shards = _cut(ordered, entries, shard_bytes)
+    stem = path.name.removesuffix(INDEX).removesuffix(".safetensors")
+    return {f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)}
+
+
 def _cut(names: list[str], entries: Mapping[str, Entry], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name in names:
-        size = entries[name].size * WIDTH[entries[name].dtype]
+        size = entries[name].bytes
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
@@ -138,7 +175,7 @@ class DictSink:
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = entries
-        self._bytes = {name: np.empty(e.size * WIDTH[e.dtype], np.uint8) for name, e in entries.items()}
+        self._bytes = {name: np.empty(e.bytes, np.uint8) for name, e in entries.items()}
         self.arrays: dict[str, NDArray[Any]] = {}
 
     def write(self, name: str, start: int, data: NDArray[Any]) -> None:
@@ -147,13 +184,9 @@ class DictSink:
 
     def finish(self) -> None:
         for name, entry in self._entries.items():
-            self.arrays[name] = self._bytes[name].view(_ARRAYS[entry.dtype]).reshape(entry.shape)
+            array = self._bytes[name].view(stored_as(entry.dtype))
+            # Dtypes of less than a byte stay the bytes that they are packed in.
+            self.arrays[name] = array.reshape(entry.shape) if array.size == entry.size else array
 
     def abandon(self) -> None:
         self._bytes = {}
-
-
-_ARRAYS = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1",
-}  # fmt: skip

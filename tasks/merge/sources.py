@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +15,18 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from tasks.errors import UserError
 from tasks.merge.device import HOST, Device
+from tasks.merge.dtypes import BITS, as_numpy, decode, stored_as
 
-WIDTH = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-"""Bytes an entry, by safetensors dtype name."""
-
-FLOATS = ("F32", "F16", "BF16", "F64")
-"""What can be merged; arithmetic is in float32."""
-
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _SINGLE = "model.safetensors"
-_LARGEST_HEADER = 100_000_000
+_INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 _TORCH = (b"PK\x03\x04", b"\x80\x02")
 """How torch's files begin: archives, and the pickles of older versions."""
+_LFS = b"version https://git-lfs"
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -44,7 +39,12 @@ class Entry:
 
     @property
     def size(self) -> int:
+        """Number of entries."""
         return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * BITS[self.dtype] // 8
 
 
 class Source(Protocol):
@@ -53,65 +53,76 @@ class Source(Protocol):
     label: str
     """Its path, or what else names it in messages."""
     entries: Mapping[str, Entry]
+    notes: list[str]
+    """What the reader should know about how it was read."""
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         """Fill ``buffer`` with the raw bytes of a tensor, from byte ``start`` on."""
 
 
-def read(source: Source, name: str, start: int, stop: int, device: Device = HOST) -> NDArray[np.float32]:
-    """Entries [start, stop) of a flattened tensor as float32, new memory on ``device`` (within `Device.active`).
+class NotFiniteError(UserError):
+    """A tensor holds NaN or infinity."""
 
-    Raises:
-        UserError: one of them is NaN or infinite.
-    """
-    dtype = source.entries[name].dtype
-    stored = np.empty(stop - start, _NUMPY[dtype])
-    source.read_into(name, start * stored.itemsize, stored)
-    raw = device.put(stored)  # as stored: half precision crosses in half the time
-    if dtype == "F32":
-        x = raw
-    elif dtype == "BF16":
-        x = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    else:
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused below
-            x = raw.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise UserError(
+    def __init__(self, source: Source, name: str) -> None:
+        super().__init__(
             f"{source.label}: tensor {name!r} holds NaN or infinity; a model that diverged cannot be merged"
         )
+        self.name = name
+
+
+def read(
+    source: Source,
+    name: str,
+    start: int,
+    stop: int,
+    device: Device = HOST,
+    precision: type[np.floating[Any]] = np.float32,
+) -> NDArray[Any]:
+    """Entries [start, stop) of a flattened tensor as floats, new memory on ``device`` (within `Device.active`).
+
+    Raises:
+        NotFiniteError: one of them is NaN or infinite.
+    """
+    dtype = source.entries[name].dtype
+    stored = np.empty(stop - start, stored_as(dtype))
+    source.read_into(name, start * stored.itemsize, stored)
+    x = decode(device.put(stored), dtype, precision)  # half precision crosses in half the time
+    if not np.isfinite(x).all():
+        raise NotFiniteError(source, name)
     return x
 
 
-def encode(x: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Float32 to another dtype, rounded to nearest even; bfloat16 as its 16 bits."""
-    if dtype == "BF16":
-        bits = x.view(np.uint32)
-        return ((bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(16)).astype("<u2")
-    with np.errstate(over="ignore"):
-        return x.astype(_NUMPY[dtype], copy=False)
+def raw_bytes(source: Source, name: str, start: int, count: int) -> NDArray[np.uint8]:
+    """Bytes of a tensor as they are stored."""
+    buffer = np.empty(count, np.uint8)
+    source.read_into(name, start, buffer)
+    return buffer
 
 
-def fits(encoded: NDArray[Any], dtype: str) -> bool:
-    """Whether every entry is finite."""
-    if dtype == "BF16":
-        return bool(((encoded & np.uint16(0x7F80)) != 0x7F80).all())
-    return bool(np.isfinite(encoded).all())
+def equal(a: Source, name: str, b: Source, other: str) -> bool:
+    """Whether two tensors have the same dtype, shape (0-d is 1-element 1-d) and bytes; reads no more than it has to."""
+    first, second = a.entries[name], b.entries[other]
+    same_shape = first.shape == second.shape or {first.shape, second.shape} == {(), (1,)}
+    if first.dtype != second.dtype or not same_shape:
+        return False
+    return all(
+        np.array_equal(raw_bytes(a, name, start, count), raw_bytes(b, other, start, count))
+        for start in range(0, first.bytes, _HASHED_AT_ONCE)
+        for count in (min(_HASHED_AT_ONCE, first.bytes - start),)
+    )
 
 
 def content_hash(source: Source, name: str) -> bytes:
     """SHA-256 of one tensor: dtype, shape and bytes."""
     entry = source.entries[name]
     digest = hashlib.sha256(f"{entry.dtype}{list(entry.shape)}".encode())
-    total = entry.size * WIDTH[entry.dtype]
-    for start in range(0, total, _HASHED_AT_ONCE):
-        buffer = np.empty(min(_HASHED_AT_ONCE, total - start), np.uint8)
-        source.read_into(name, start, buffer)
-        digest.update(buffer.data)
+    for start in range(0, entry.bytes, _HASHED_AT_ONCE):
+        digest.update(raw_bytes(source, name, start, min(_HASHED_AT_ONCE, entry.bytes - start)).data)
     return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Location:
     descriptor: int
     offset: int
     path: Path
@@ -120,7 +131,8 @@ class _Place:
 class FileSource:
     """A safetensors file, or several under an index JSON (``model.safetensors.index.json``, or its folder).
 
-    Reads with pread rather than a memory map: mapped pages would count as resident, and gigabytes of them do.
+    The safetensors library reads the header. Tensors are read with pread rather than through a memory map: mapped pages
+    would count as resident, and gigabytes of them do.
 
     Raises:
         UserError: a file is missing, truncated or not safetensors, or the index names what its shards lack.
@@ -128,14 +140,16 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self.label = str(path)
+        self.notes: list[str] = []
         self._entries: dict[str, Entry] = {}
         self.entries: Mapping[str, Entry] = self._entries
-        self._places: dict[str, _Place] = {}
+        self._locations: dict[str, _Location] = {}
         self._descriptors: list[int] = []
         try:
-            for shard in _shards(path):
+            single, index = _parts_of(path, self.notes)
+            for shard in [single] if single else _shards(path, index):
                 self._open(shard)
-            for name, shard_name in (_index_of(path) or {}).items():
+            for name, shard_name in index.items():
                 if name not in self.entries:
                     raise UserError(f"{path}: the index puts {name!r} into {shard_name}, which lacks it")
         except BaseException:
@@ -144,7 +158,7 @@ class FileSource:
 
     def _open(self, path: Path) -> None:
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
         except FileNotFoundError:
             raise UserError(f"{path}: no such checkpoint") from None
         except OSError as error:
@@ -152,21 +166,21 @@ class FileSource:
         self._descriptors.append(descriptor)
         for name, (entry, offset) in _header(path, descriptor).items():
             if name in self.entries:
-                raise UserError(f"{path}: tensor {name!r} is in two shards")
+                raise UserError(f"{path}: tensor {name!r} is in two shards; keep it in one")
             self._entries[name] = entry
-            self._places[name] = _Place(descriptor, offset, path)
+            self._locations[name] = _Location(descriptor, offset, path)
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
-        place = self._places[name]
+        location = self._locations[name]
         view = buffer.reshape(-1).view(np.uint8).data
-        offset = place.offset + start
+        offset = location.offset + start
         while len(view):
             try:
-                count = os.preadv(place.descriptor, [view], offset)
+                count = os.preadv(location.descriptor, [view], offset)
             except OSError as error:
-                raise UserError(f"{place.path}: cannot be read ({error.strerror})") from None
+                raise UserError(f"{location.path}: cannot be read ({error.strerror})") from None
             if count == 0:
-                raise UserError(f"{place.path}: became shorter while it was read")
+                raise UserError(f"{location.path}: became shorter while it was read")
             view, offset = view[count:], offset + count
 
     def close(self) -> None:
@@ -181,78 +195,121 @@ class FileSource:
         self.close()
 
 
-def _index_of(path: Path) -> dict[str, str] | None:
+def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]]:
+    """A single file, or none and an index: tensor name → file name."""
     if path.is_dir():
-        if (path / _SINGLE).is_file():
-            return {}
-        path = path / "model.safetensors.index.json"
+        single, index = path / _SINGLE, path / _INDEX
+        if single.is_file():
+            if index.exists():
+                notes.append(f"{path} holds both {_SINGLE} and {_INDEX}: {_SINGLE} was read")
+            return single, {}
+        if not index.exists():
+            if (path / _ADAPTER).exists():
+                raise UserError(
+                    f"{path}: is a PEFT adapter (it has {_ADAPTER}), not a model; merge it into its base first with "
+                    "peft's merge_and_unload, and give the folder that saves"
+                )
+            raise UserError(f"{path}: a folder without {_SINGLE} or {_INDEX}; name the file in it to read")
+        path = index
     if path.suffix != ".json":
-        return None
+        return path, {}
     try:
         weight_map = json.loads(path.read_text())["weight_map"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such index; give a safetensors file, or the folder of a sharded one") from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: not a safetensors index (a JSON file with a weight_map)") from None
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise UserError(f"{path}: its weight_map should map tensor names to file names")
-    return weight_map
+    if not weight_map:
+        raise UserError(f"{path}: its weight_map is empty")
+    return None, weight_map
 
 
-def _shards(path: Path) -> list[Path]:
-    index = _index_of(path)
-    if not index:
-        return [path / _SINGLE if path.is_dir() else path]
+def _shards(path: Path, index: Mapping[str, str]) -> list[Path]:
     folder = path if path.is_dir() else path.parent
     for name in index.values():
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: the index names {name!r}, which is outside its folder")
     return [folder / name for name in sorted(set(index.values()))]
 
 
 def _header(path: Path, descriptor: int) -> dict[str, tuple[Entry, int]]:
-    """Name → (entry, offset in the file); the whole file is accounted for, as the format demands."""
-    bad = f"{path}: not a readable safetensors file, perhaps truncated"
-    size = os.fstat(descriptor).st_size
-    start = os.pread(descriptor, 8, 0)
-    length = int.from_bytes(start, "little")
-    if size < 8 or length > min(_LARGEST_HEADER, size - 8):
-        if start.startswith(_TORCH):
-            raise UserError(f"{path}: a torch file; save its tensors with safetensors.torch.save_file first")
-        raise UserError(bad)
+    """Name → (entry, offset in the file).
+
+    The safetensors library checks the header, and that the tensors follow one another without a hole; so their sizes
+    tell where they are.
+
+    Raises:
+        UserError: it is not a safetensors file; says what it is instead, where that shows.
+    """
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        raise UserError(f"{path}: not a regular file")
+    start = os.pread(descriptor, 64, 0)
     try:
-        header = json.loads(os.pread(descriptor, length, 8))
-        header.pop("__metadata__", None)
-        found = {}
-        spans = []
-        for name, item in header.items():
-            entry = Entry(item["dtype"], tuple(int(n) for n in item["shape"]))
-            begin, end = item["data_offsets"]
-            if entry.dtype in WIDTH and end - begin != entry.size * WIDTH[entry.dtype]:
-                raise UserError(f"{bad} ({name!r} has {end - begin} bytes for shape {list(entry.shape)})")
-            found[name] = (entry, 8 + length + begin)
-            spans.append((begin, end))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(bad) from None
-    at = 0
-    for begin, end in sorted(spans):
-        if begin != at:
-            raise UserError(f"{bad} (a hole or an overlap at byte {at})")
-        at = end
-    if 8 + length + at != size:
-        raise UserError(f"{bad} ({size} bytes, its header promises {8 + length + at})")
-    return found
+        with safe_open(path, framework="numpy") as file:
+            names = file.offset_keys()
+            entries = {n: Entry(s.get_dtype(), tuple(s.get_shape())) for n in names for s in (file.get_slice(n),)}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {_what_else(path, start, about.st_size, error)}") from None
+    offset = 8 + int.from_bytes(start[:8], "little")
+    located: dict[str, tuple[Entry, int]] = {}
+    for name, entry in entries.items():
+        located[name] = entry, offset
+        offset += entry.bytes
+    if offset != about.st_size:
+        raise UserError(f"{path}: changed while it was read")
+    return located
+
+
+def _what_else(path: Path, start: bytes, size: int, error: Exception) -> str:
+    """What a file is that is not a readable safetensors file."""
+    if start.startswith(_TORCH):
+        return "a torch file; save its tensors with safetensors.torch.save_file first"
+    if start.startswith(_LFS):
+        return "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"
+    if start.lstrip()[:1] in (b"{", b"[") and int.from_bytes(start[:8], "little") > size:
+        return "a JSON file; give the .safetensors file, or an index whose name ends in .json"
+    reason = " ".join(str(error).split()).removeprefix("Error while deserializing header: ")
+    if "unknown variant" in reason:
+        dtype = reason.partition("unknown variant `")[2].partition("`")[0]
+        return f"{_tensor_of(path, dtype)} has the dtype {dtype}, which the safetensors format does not have"
+    if _is_text(start):
+        return "a text file, not a safetensors file"
+    if size == 0:
+        reason = "it is empty"
+    return f"not a readable safetensors file, perhaps truncated ({reason[:200]})"
+
+
+def _is_text(start: bytes) -> bool:
+    """A header begins with its length, which has bytes of 0: no text has them."""
+    text = start.decode("utf-8", errors="ignore")
+    return len(text) > 0 and all(c.isprintable() or c in "\n\r\t" for c in text)
+
+
+def _tensor_of(path: Path, dtype: str) -> str:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return next((f"tensor {n!r}" for n, item in header.items() if dict(item).get("dtype") == dtype), "a tensor")
 
 
 class DictSource:
-    """A dictionary of NumPy arrays, or of torch tensors on the CPU."""
+    """A dictionary of NumPy arrays, or of torch tensors on the CPU.
+
+    Raises:
+        UserError: one of them is something else, or of a dtype that safetensors has not.
+    """
 
     def __init__(self, tensors: Mapping[str, Any], label: str) -> None:
         self.label = label
+        self.notes: list[str] = []
         entries: dict[str, Entry] = {}
         self._bytes: dict[str, NDArray[np.uint8]] = {}
         for name, tensor in tensors.items():
-            dtype, array = as_numpy(tensor)
+            dtype, array = as_numpy(tensor, name)
             entries[name] = Entry(dtype, array.shape)
             self._bytes[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.entries: Mapping[str, Entry] = entries
@@ -263,32 +320,3 @@ class DictSource:
 
     def close(self) -> None:
         self._bytes = {}
-
-
-_NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-
-
-def as_numpy(tensor: Any) -> tuple[str, NDArray[Any]]:
-    """The safetensors dtype name and an array over the same memory; bfloat16 as its 16 bits."""
-    if isinstance(tensor, (np.ndarray, np.generic)):
-        return _NAMES[tensor.dtype.name], np.asarray(tensor)
-    import torch  # only for those who bring torch tensors: they have paid for it
-
-    plain = tensor.detach().cpu()
-    if plain.dtype == torch.bfloat16:
-        return "BF16", plain.contiguous().view(torch.uint16).numpy()
-    array = plain.numpy()
-    return _NAMES[array.dtype.name], array
-
-
-def as_given(array: NDArray[Any], dtype: str, like: Any) -> Any:
-    """The inverse of `as_numpy`: an array, or a torch tensor where ``like`` is one."""
-    if isinstance(like, np.ndarray):
-        return array
-    import torch
-
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor

@@ -60,7 +60,7 @@ class Piece:
     def vector(self, index: int) -> Array:
         """The task vector θ − θ_0 of one model where the technique is relative, otherwise its weights; new memory."""
         if self.size > self._part:
-            whole = np.empty(self.size, np.float32, like=self.window.device.like)
+            whole = np.empty(self.size, self.tensor.precision, like=self.window.device.like)
             for part in self.parts():
                 whole[part.start - self.start : part.stop - self.start] = part.vector(index)
             return whole.reshape(self.shape)
@@ -70,7 +70,7 @@ class Piece:
     def vectors(self, which: Sequence[int] | None = None) -> Array:
         """`vector` of all models, or of some, stacked: (models, …)."""
         models = range(self.count) if which is None else which
-        stack = np.empty((len(models), *self.shape), np.float32, like=self.window.device.like)
+        stack = np.empty((len(models), *self.shape), self.tensor.precision, like=self.window.device.like)
         for place, i in enumerate(models):
             stack[place] = self.vector(i)
         return stack
@@ -89,11 +89,12 @@ class Piece:
         return max(_PART, self.window.device.slice_entries)
 
     def zeros(self) -> Array:
-        """Float32 zeros of the piece's shape, where its arrays are."""
-        return np.zeros(self.shape, np.float32, like=self.window.device.like)
+        """Zeros of the piece's shape and precision, where its arrays are."""
+        return np.zeros(self.shape, self.tensor.precision, like=self.window.device.like)
 
     def _read(self, source: Source) -> Array:
-        return read(source, self.tensor.name, self.start, self.stop, self.window.device).reshape(self.shape)
+        tensor, device = self.tensor, self.window.device
+        return read(source, tensor.name, self.start, self.stop, device, tensor.precision).reshape(self.shape)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -128,6 +129,15 @@ class Window:
         for tensor in self.tensors:
             sizes[tensor.group] = sizes.get(tensor.group, 0) + tensor.size
         return sizes
+
+    @cached_property
+    def precisions(self) -> dict[str, type[np.floating[Any]]]:
+        """The widest precision in each group."""
+        groups: dict[str, type[np.floating[Any]]] = {}
+        for tensor in self.tensors:
+            if groups.get(tensor.group) is not np.float64:
+                groups[tensor.group] = tensor.precision
+        return groups
 
     def pieces(self, unit: Unit, length: int) -> Iterator[Piece]:
         """All tensors cut into pieces of about ``length`` entries, or of whole rows or tensors."""

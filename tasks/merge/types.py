@@ -1,13 +1,14 @@
-"""The plain words that all modules of merging share."""
+"""Types that all modules of merging share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+"""Float32, or float64 where an input is."""
 Float64 = NDArray[np.float64]
 
 Unit = Literal["slice", "row", "tensor"]

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import layout
-from tasks.merge.sources import FLOATS, FileSource, Source, read
+from tasks.merge.dtypes import FLOATS
+from tasks.merge.sources import FileSource, Source, read
 from tasks.progress import Progress, silent
 from tasks.record import retention
 from tasks.report.records import Record, Records

@@ -38,6 +38,10 @@ class Karcher(Weighted, Accumulator):
     tolerance: float = Field(default=1e-5, gt=0)
 
     @property
+    def normalizes(self) -> bool:
+        return True  # a mean of directions divides by the sum, whatever the setting
+
+    @property
     def needs_norms(self) -> bool:
         return True
 

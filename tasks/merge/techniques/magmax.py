@@ -55,7 +55,7 @@ class MagMax(Accumulator):
 
 def _choose(high: Array, low: Array) -> None:
     """Leave in ``high`` what is further from 0, ``high`` itself where both are as far; ``low`` is used up."""
-    taken = (high >= -low).astype(np.float32)
+    taken = (high >= -low).astype(high.dtype)
     # One of two by arithmetic, exact since the other is multiplied by 0: faster by far than a masked copy.
     high *= taken
     low *= 1 - taken

@@ -12,7 +12,7 @@ from tasks.merge import select
 from tasks.merge.parts import Scoped, weighted_mean
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Density
-from tasks.merge.types import Array, Scope
+from tasks.merge.types import Array, Float64, Scope
 
 
 class Pcb(Scoped):
@@ -43,18 +43,18 @@ class Pcb(Scoped):
                 found[:, i, j] = float(product.min()), -float(product.max())
             return found
 
-        ranges: dict[str, tuple[Array, Array]] = {}
+        ranges: dict[str, tuple[Float64, Float64]] = {}
         for group, (low, negative_high) in window.reduce(extremes, np.minimum).items():
             span = -negative_high - low
             inverse = np.divide(1.0, span, out=np.zeros_like(span), where=span > 0)
-            ranges[group] = low.astype(np.float32), inverse.astype(np.float32)
+            ranges[group] = low, inverse
 
         def exponential(piece: Piece, x: Array, i: int, j: int, times: int = 1) -> Array:
             """exp(times·norm(τ_i τ_j))."""
             low, inverse = ranges[piece.tensor.group]
             product: Array = x[i] * x[j]
-            product -= low[i, j]
-            product *= inverse[i, j]
+            product -= float(low[i, j])
+            product *= float(inverse[i, j])
             product *= times
             return np.exp(product, out=product)
 
@@ -66,24 +66,24 @@ class Pcb(Scoped):
                 found[1, i, i] = float(exponential(piece, x, i, i, times=n).sum(dtype=np.float64))
             return found
 
-        shares: dict[str, Array] = {}
+        shares: dict[str, Float64] = {}
         for group, total in window.reduce(sums).items():
-            shares[group] = np.divide(window.sizes[group], total, out=total, where=total > 0).astype(np.float32)
+            shares[group] = np.divide(window.sizes[group], total, out=total, where=total > 0)
 
         def competition(piece: Piece, x: Array, rows: Sequence[int]) -> Array:
             """β of some experts."""
             inter, intra = shares[piece.tensor.group]
-            beta = np.zeros((len(rows), *piece.shape), np.float32, like=x)
+            beta = np.zeros((len(rows), *piece.shape), x.dtype, like=x)
             of = dict(zip(rows, beta, strict=True))
             for i, j in pairs:
                 if i in of or j in of:
                     shared = exponential(piece, x, i, j)
-                    shared *= inter[i, j]
+                    shared *= float(inter[i, j])
                     for k in {i, j} & of.keys():
                         of[k] += shared
             for i in rows:
                 own = exponential(piece, x, i, i, times=n)
-                own *= intra[i, i]
+                own *= float(intra[i, i])
                 of[i] *= own
             return beta
 

@@ -52,12 +52,12 @@ class Sce(Scoped):
         for group, energy in energies.items():
             uniform = energy.sum() == 0 or energy.sum() / window.sizes[group] < self.floor
             shares = np.full(len(energy), 1 / len(energy)) if uniform else energy / energy.sum()
-            weights[group] = shares.astype(np.float32)[:, None]
+            weights[group] = shares[:, None]
 
         def merged(piece: Piece) -> Array:
             x = selected(piece)
-            elected = np.where(x.sum(axis=0) >= 0, np.float32(1), np.float32(-1))
-            agree = (x * elected > 0) * np.asarray(weights[piece.tensor.group], like=x)
+            elected = np.where(x.sum(axis=0) >= 0, x.dtype.type(1), x.dtype.type(-1))
+            agree: Array = np.asarray(weights[piece.tensor.group], x.dtype, like=x) * (x * elected > 0)
             return weighted_mean(x, agree) * self.scale
 
         return merged

@@ -41,8 +41,8 @@ class Tsv(Technique):
             return total * (self.scale / piece.count)
         each, n = max(1, min(piece.shape) // piece.count), piece.count
         like = piece.window.device.like
-        u = np.zeros((piece.shape[0], each * n), np.float32, like=like)
-        v = np.zeros((piece.shape[1], each * n), np.float32, like=like)
+        u = np.zeros((piece.shape[0], each * n), piece.tensor.precision, like=like)
+        v = np.zeros((piece.shape[1], each * n), piece.tensor.precision, like=like)
         s = np.zeros(each * n, like=like)
         for i in range(n):
             left, values, right = top(piece.vector(i), each)
@@ -50,6 +50,6 @@ class Tsv(Technique):
             u[:, place], s[place], v[:, place] = left, values, right
         orthonormalize(u)
         orthonormalize(v)
-        v *= (s * self.scale).astype(np.float32)
+        v *= (s * self.scale).astype(v.dtype)
         merged: Array = u @ v.T
         return merged

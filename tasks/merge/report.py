@@ -1,0 +1,98 @@
+"""What a merge did, or would do: for a manifest, and in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tasks.merge.layout import Layout, listed
+from tasks.merge.sources import Source
+from tasks.merge.statistics import note
+from tasks.merge.technique import Technique
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a merge did, or would do."""
+
+    technique: str
+    settings: dict[str, Any]
+    form: str
+    """``batch``: all experts were read; ``sequential``: one expert and the running state."""
+    device: str
+    """What computed: ``cpu``, or the GPU by name."""
+    experts: int
+    """How many experts the merge holds."""
+    merged: int
+    """How many tensors the technique merged; a tied tensor counts once."""
+    parameters: int
+    """Entries in them."""
+    kept: dict[str, str]
+    """Tensors copied from the base (or else the first expert) unmerged → why."""
+    dropped: dict[str, str]
+    """Tensors that only experts have, left out → whose."""
+    read_bytes: int
+    """Bytes of checkpoints that one pass reads."""
+    hashes: list[str]
+    """Content hashes of the experts read, where random numbers depend on them."""
+    statistics: list[str] = field(default_factory=list)
+    """BatchNorm's running statistics, averaged by the models' weights."""
+    tied: dict[str, str] = field(default_factory=dict)
+    """Other names of tied tensors → the name under which each was merged."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a manifest. Statistics, ties and notes are there where there are any."""
+        optional = ("statistics", "tied", "notes")
+        return {key: value for key, value in asdict(self).items() if value or key not in optional}
+
+    def summary(self) -> list[str]:
+        """The notes, and one line each on what was copied, tied and left out."""
+        lines = [f"note: {text}" for text in self.notes]
+        if self.tied:
+            lines.append(f"note: merged once and stored under each name: {listed(_pairs(self.tied))}")
+        if self.kept:
+            reasons = Counter(reason.partition(" in ")[0].split(" [")[0] for reason in self.kept.values())
+            shown = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+            more = "; …" if len(reasons) > 3 else ""
+            lines.append(f"copied {_tensors(self.kept)} unmerged ({shown}{more}): {listed(list(self.kept))}")
+        if self.dropped:
+            lines.append(f"left out {_tensors(self.dropped)} that only experts have: {listed(list(self.dropped))}")
+        return lines
+
+
+def report_of(
+    technique: Technique, plan: Layout, inputs: Sequence[Source], form: str, device: str, experts: int,
+    hashes: list[str],
+) -> Report:  # fmt: skip
+    """The report of a merge that reads ``inputs``."""
+    notes = [*dict.fromkeys(text for source in inputs for text in source.notes), *plan.notes]
+    if plan.statistics:
+        notes.append(note(plan.statistics))
+    return Report(
+        technique=technique.name,
+        settings=technique.model_dump(mode="json"),
+        form=form,
+        device=device,
+        experts=experts,
+        merged=len(plan.merged),
+        parameters=sum(t.size for t in plan.merged),
+        kept=dict(plan.kept),
+        dropped=dict(plan.dropped),
+        read_bytes=sum(s.entries[t.name].bytes for s in inputs for t in plan.merged),
+        hashes=hashes,
+        statistics=list(plan.statistics),
+        tied={alias: tensor.name for tensor in plan.merged for alias in tensor.tied},
+        notes=notes,
+    )
+
+
+def _tensors(names: dict[str, str]) -> str:
+    return f"{len(names)} tensor{'s' * (len(names) != 1)}"
+
+
+def _pairs(tied: dict[str, str]) -> list[str]:
+    return [f"{name} = {alias}" for alias, name in tied.items()]

@@ -1,0 +1,104 @@
+"""The running state of a sequential merge on disk: a folder with scalars and one checkpoint an array."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from tasks.errors import UserError
+from tasks.merge.layout import Layout
+from tasks.merge.sequential import Accumulator, Past
+from tasks.merge.sinks import FileSink
+from tasks.merge.sources import Entry, FileSource, read
+from tasks.merge.statistics import TOTAL, Moments
+from tasks.storage import atomic
+
+_FORMAT = 1
+_SCALARS = "state.json"
+_STATISTICS = "statistics.safetensors"
+
+
+def state_entries(plan: Layout) -> dict[str, Entry]:
+    """The tensors of each array of the state."""
+    return {t.name: Entry(t.state_dtype, t.shape) for t in plan.merged}
+
+
+def load(technique: Accumulator, folder: Path | None, plan: Layout, stack: ExitStack) -> Past:
+    """The state in a folder; that of no expert where there is none.
+
+    Raises:
+        UserError: it is missing or damaged, or of another technique, other settings or another model.
+    """
+    if folder is None:
+        return Past()
+    path = folder / _SCALARS
+    try:
+        scalars = json.loads(path.read_text())
+        past = Past(int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"]))
+        made_by = (scalars["format"], scalars["technique"], scalars["settings"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such running state; the earlier time step should have left it") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a running state") from None
+    if made_by != (_FORMAT, technique.name, technique.model_dump(mode="json")):
+        raise UserError(
+            f"{path}: the running state was made by {made_by[1]} with {made_by[2]}; it cannot be continued "
+            f"by {technique.name} with other settings; start a new timeline, or keep its technique"
+        )
+    past.arrays = {array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state}
+    wanted = state_entries(plan)
+    for source in past.arrays.values():
+        if source.entries != wanted:
+            raise UserError(
+                f"{source.label}: the running state is of another architecture, or of an earlier version that merged "
+                "other tensors; start a new timeline"
+            )
+    return past
+
+
+def save(technique: Accumulator, past: Past, folder: Path) -> None:
+    """Write the scalars; arrays and statistics are written while merging."""
+    scalars = {
+        "format": _FORMAT,
+        "technique": technique.name,
+        "settings": technique.model_dump(mode="json"),
+        "count": past.count,
+        "total": past.total,
+        "norms": past.norms,
+        "moved": past.moved,
+    }
+    atomic.write(folder / _SCALARS, json.dumps(scalars, indent=2, sort_keys=True) + "\n")
+
+
+def load_statistics(folder: Path | None, plan: Layout) -> Moments:
+    """BatchNorm's statistics of the experts so far.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if folder is None or not plan.statistics:
+        return Moments()
+    with FileSource(folder / _STATISTICS) as source:
+        if source.entries.keys() != {*plan.statistics, TOTAL}:
+            raise UserError(f"{source.label}: the running state is of another architecture; start a new timeline")
+
+        def values(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+            return read(source, name, 0, source.entries[name].size, precision=np.float64)
+
+        return Moments({name: values(name) for name in plan.statistics}, float(values(TOTAL)[0]))
+
+
+def save_statistics(moments: Moments, sink: FileSink) -> None:
+    """Write what `load_statistics` reads, to the sink of `statistics_sink`."""
+    for name, value in moments.values.items():
+        sink.write(name, 0, value)
+    sink.write(TOTAL, 0, np.array([moments.total]))
+
+
+def statistics_sink(folder: Path, plan: Layout) -> FileSink:
+    """Where the statistics of a state go."""
+    entries = {name: Entry("F64", (plan.entries[name].size,)) for name in plan.statistics}
+    return FileSink(folder / _STATISTICS, {**entries, TOTAL: Entry("F64", (1,))})

@@ -1,0 +1,96 @@
+"""BatchNorm's running statistics: moments of data, not weights, so that no technique may add or scale them.
+
+A merged layer gets the mean and the variance of the mixture of the models' data, in which a model's share is its
+weight: Σ w m, and Σ w (v + m²) − (Σ w m)². Taken in one model at a time, no variance can become negative:
+v ← (1−r) v + r (v_k + (1−r) (m_k − m)²), where r is the new model's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.errors import UserError
+from tasks.merge.dtypes import FLOATS, encode, fits, stored_as
+from tasks.merge.sinks import Sink
+from tasks.merge.sources import Entry, Source, read
+from tasks.merge.types import Float64
+
+TOTAL = "total weight"
+"""What a stored state calls the sum of the weights; no tensor has a name with a space."""
+_MEAN, _VARIANCE = "running_mean", "running_var"
+
+
+@dataclass
+class Moments:
+    """Statistics of the models so far: by tensor name, in float64, and the sum of their weights."""
+
+    values: dict[str, Float64] = field(default_factory=dict)
+    total: float = 0.0
+
+    def add(self, names: Sequence[str], source: Source, weight: float) -> None:
+        """Take one model in.
+
+        Raises:
+            UserError: a value is not finite, or a variance is negative.
+        """
+        self.total += weight
+        share = weight / self.total if weight else 0.0
+        before = dict(self.values)
+        for name in names:
+            new = _read(source, name)
+            old = before.get(name, new)
+            moved = new if share == 1 else old + share * (new - old)
+            if name.endswith(_VARIANCE):
+                if (new < 0).any():
+                    raise UserError(f"{source.label}: {name!r} holds a negative variance; the model cannot be run")
+                mean = name.removesuffix(_VARIANCE) + _MEAN
+                if mean in before:
+                    moved += share * (1 - share) * np.square(_read(source, mean) - before[mean])
+                moved = np.maximum(moved, 0)
+            self.values[name] = moved
+
+    def write(self, entries: Mapping[str, Entry], sink: Sink) -> None:
+        """Put the merged statistics into the output, counts rounded to whole numbers.
+
+        Raises:
+            UserError: one does not fit the output's dtype.
+        """
+        for name, value in self.values.items():
+            dtype = entries[name].dtype
+            if dtype in FLOATS:
+                encoded = encode(value.reshape(-1), dtype)
+                if not fits(encoded, dtype):
+                    raise UserError(f"the merged tensor {name!r} overflows {dtype}; choose --dtype float32")
+            else:
+                encoded = np.rint(value).astype(stored_as(dtype))
+            sink.write(name, 0, encoded)
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Weights that a mixture can have: none is negative; all are 1 where none is positive."""
+    positive = [max(0.0, weight) for weight in weights]
+    return positive if any(positive) else [1.0] * len(positive)
+
+
+def note(names: Sequence[str]) -> str:
+    """What the user should know about merged statistics."""
+    layers = {name.rpartition(".")[0] for name in names}
+    return (
+        f"the running statistics of {len(layers)} BatchNorm layer{'s' * (len(layers) != 1)} were averaged by the "
+        "models' weights (variance: of the mixture); run data through the merged model in training mode to recalibrate "
+        "them"
+    )
+
+
+def _read(source: Source, name: str) -> Float64:
+    entry = source.entries[name]
+    if entry.dtype in FLOATS:
+        flat: Float64 = read(source, name, 0, entry.size, precision=np.float64)
+    else:
+        raw = np.empty(entry.size, stored_as(entry.dtype))
+        source.read_into(name, 0, raw)
+        flat = raw.astype(np.float64)
+    return flat
