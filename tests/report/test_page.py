@@ -50,10 +50,9 @@ def opened(browser: Browser, written: Written) -> Iterator[Opened]:
     context.close()
 
 
-SMALLEST_LETTERS = """Math.min(...[...document.querySelectorAll("svg.marks text")].filter((text) => text.textContent).map((text) => {
-  const svg = text.ownerSVGElement;
-  return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-}))"""
+SMALLEST_LETTERS = """Math.min(...[...document.querySelectorAll("svg.marks text")].filter((text) => text.innerHTML).map(
+  (text) => parseFloat(getComputedStyle(text).fontSize)
+    * text.ownerSVGElement.getBoundingClientRect().width / text.ownerSVGElement.viewBox.baseVal.width))"""
 """The font size of the smallest letters in any chart, in pixels of the window."""
 
 
