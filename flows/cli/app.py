@@ -26,6 +26,7 @@ from flows.cli import (
 )
 from flows.cli.options import AsJson, Scheduler, Wait
 from flows.cli.terminal import errors, out, print_json
+from tasks import environment
 from tasks.errors import UserError
 from tasks.storage.dvc import RemoteError
 from tasks.storage.git import GitError
@@ -45,6 +46,7 @@ Until = Annotated[int | None, typer.Option(help="The last step to run; by defaul
 def main() -> None:
     """Entry point: what the user can mend is one line and status 2."""
     terminal.protect()
+    environment.bypass_proxies_on_loopback()
     try:
         app()
     except UserError as error:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tasks import layout, processes
+from tasks import environment, layout, processes
 from tasks.errors import UserError
 
 START_SECONDS = 180
@@ -113,6 +113,7 @@ def lasting(project: Path, say: Callable[[str], None]) -> Iterator[Server]:
 
 def _settled(project: Path) -> Path:
     """The project's private folder, once what Prefect reads from the environment is set."""
+    environment.bypass_proxies_on_loopback()
     private = layout.private(project)
     private.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(private / "results")
@@ -183,15 +184,15 @@ def _start(home: Path, log: Path, port: int, settings: Mapping[str, str]) -> Ser
     os.environ["PREFECT_HOME"] = str(home)
     home.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **settings}
+    variables = environment.for_child(PREFECT_SERVER_ANALYTICS_ENABLED="false", **settings)
     url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    return Server(url, _spawn(port, log, environment), log)
+    return Server(url, _spawn(port, log, variables), log)
 
 
-def _spawn(port: int, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(port: int, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "flows.prefect.server_process", str(os.getpid()), str(port)]
     with log.open("ab") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment,
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=variables,
             start_new_session=True,  # Ctrl-C is for the run, which still has to tell the server
         )  # fmt: skip

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tasks import environment
 from tasks.nodes import declared
 from tasks.progress import Progress
-from tasks.storage.store import ENVIRONMENT
 
 
 def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[list[str], str | None]:
@@ -22,16 +22,13 @@ def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[
     """
     total = len(declared(folder))
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache"]
-    environment = {
-        **os.environ, **ENVIRONMENT, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(scratch / "dvc"),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # nodes call `python`
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")])),
-    }  # fmt: skip
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # nodes call `python`
+    variables = environment.for_child(folder, DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=str(scratch / "dvc"), PATH=path)
     started: list[str] = []
     reason = "dvc repro did not start"
     logs.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
     try:

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tasks import layout
+from tasks import environment, layout
 from tasks.errors import ReadableError, UserError
-from tasks.storage.store import ENVIRONMENT
 
 
 class RemoteError(ReadableError):
@@ -33,12 +32,11 @@ class Dvc:
         notes = layout.private(project) / "dvc"
         notes.mkdir(exist_ok=True)
         self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)  # of no use to other worktrees
-        environment = {**ENVIRONMENT, **os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": _code()}
-        environment["DVC_SITE_CACHE_DIR"] = self._notes.name
+        variables = environment.for_child(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=self._notes.name)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.storage.dvc_process"],
-                cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True,
+                cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables, text=True,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -111,9 +109,3 @@ def at_hand(project: Path) -> Iterator[Dvc]:
     else:
         with Dvc(project) as dvc:
             yield dvc
-
-
-def _code() -> str:
-    """The folder of this package, first on the child's path: it must run the same code, wherever it runs."""
-    own = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))

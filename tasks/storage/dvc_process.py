@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs import localfs
 
-from tasks import processes
+from tasks import environment, processes
 from tasks.record.paths import is_inside
 from tasks.storage import inventory, transfer
+from tasks.storage.dvc_config import EMBEDDED
 from tasks.storage.transfer import TransferError
 
 
@@ -89,13 +91,19 @@ def main() -> None:
         request = json.loads(line)
         try:
             os.chdir(request["folder"])
-            with Repo() as repo:
+            with Repo() as repo, _settings_of_remote(repo, request["arguments"].get("remote")):
                 answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
         except Exception as error:  # the parent decides what it means
             traceback.print_exc()
             can_pass = isinstance(error, TransferError)
             answer = {"error": str(error) if can_pass else f"{type(error).__name__}: {error}", "can_pass": can_pass}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _settings_of_remote(repo: Repo, name: str | None) -> AbstractContextManager[None]:
+    """Nothing of the user's AWS settings for the embedded store; no change for any other remote."""
+    embedded = (name or repo.config["core"].get("remote")) == EMBEDDED
+    return environment.without_user_aws_settings() if embedded else nullcontext()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ run leaves at most a server that the next command finds, uses and stops.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import secrets
@@ -16,7 +17,6 @@ import signal
 import socket
 import sys
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +25,7 @@ from typing import TextIO
 
 import psutil
 
+from tasks import environment
 from tasks.errors import UserError
 from tasks.storage import atomic, locks
 from tasks.storage.dvc_config import EMBEDDED, Remote, write_remote
@@ -59,11 +60,14 @@ class Server:
         return None if gone else process
 
     def answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["s3"], timeout=5)  # knows no proxies
         try:
-            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
 
 def folder(project: Path) -> Path:
@@ -101,6 +105,7 @@ def serving(project: Path) -> Iterator[Remote]:
     Raises:
         UserError: no ``weed`` program, or it does not start; the message names its log.
     """
+    environment.bypass_proxies_on_loopback()
     home = folder(project)
     home.mkdir(parents=True, exist_ok=True)
     with (home / "in-use").open("a+") as lease:
@@ -233,8 +238,8 @@ def _spawn(command: list[str], log: Path) -> int:
     silent = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     logged = (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     errors_too = (os.POSIX_SPAWN_DUP2, 1, 2)
-    environment = {**os.environ, "GOMEMLIMIT": "512MiB"}
-    return os.posix_spawn(command[0], command, environment, file_actions=[silent, logged, errors_too], setsid=True)
+    variables = environment.for_server(log.parent, GOMEMLIMIT="512MiB")
+    return os.posix_spawn(command[0], command, variables, file_actions=[silent, logged, errors_too], setsid=True)
 
 
 def _note(project: Path, server: Server) -> None:

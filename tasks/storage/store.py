@@ -10,22 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import environment
 from tasks.errors import UnavailableError, UserError
 from tasks.storage import dvc_config, embedded
 from tasks.storage.dvc_config import Remote
 
 if TYPE_CHECKING:
+    from botocore.configprovider import ConfigValueStore
     from types_boto3_s3 import S3Client
-
-ENVIRONMENT = {
-    # Many S3-compatible stores do not know the newest checksums that clients send by default.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    # Back off 1, 2, 4, … s (times a random part) after dropped connections, 500, 503 and their like.
-    "AWS_RETRY_MODE": "standard",
-    "AWS_MAX_ATTEMPTS": "5",
-}
-"""What AWS's own environment variables say for every client of a store; the user's own come first."""
 
 
 @contextmanager
@@ -46,14 +38,21 @@ def open_store(project: Path, name: str) -> Iterator[Remote]:
 
 
 def client(remote: Remote, attempts: int | None = None) -> S3Client:
-    """A boto3 client with the remote's own options, as DVC would use them; ``attempts`` at most at each request."""
+    """A boto3 client with the remote's own options, as DVC would use them; ``attempts`` at most at each request.
+
+    Other settings come from the user's AWS variables and files; for the embedded store there are none.
+    """
     import boto3
     from botocore.config import Config
     from botocore.session import Session
 
-    options = remote.options
+    environment.bypass_proxies_on_loopback()
+    options, variables = remote.options, {**environment.AWS_DEFAULTS, **os.environ}
     core = Session()
     core.register_component("data_loader", _service_models())
+    if remote.name == dvc_config.EMBEDDED:
+        variables = environment.AWS_DEFAULTS
+        core.register_component("config_store", _no_user_settings())
     session = boto3.Session(
         botocore_session=core,
         aws_access_key_id=options.get("access_key_id"),
@@ -63,10 +62,9 @@ def client(remote: Remote, attempts: int | None = None) -> S3Client:
         region_name=options.get("region"),
     )
     timeouts = {key: float(options.get(key, default)) for key, default in dvc_config.TIMEOUTS.items()}
-    environment = {**ENVIRONMENT, **os.environ}
     settings = Config(
         connect_timeout=timeouts["connect_timeout"], read_timeout=timeouts["read_timeout"],
-        retries={"mode": "standard", "total_max_attempts": attempts or int(environment["AWS_MAX_ATTEMPTS"])},
+        retries={"mode": "standard", "total_max_attempts": attempts or int(variables["AWS_MAX_ATTEMPTS"])},
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip
     return session.client("s3", endpoint_url=options.get("endpointurl"), config=settings)
@@ -78,6 +76,16 @@ def _service_models() -> Any:
     from botocore.loaders import create_loader
 
     return create_loader(os.environ.get("AWS_DATA_PATH"))
+
+
+def _no_user_settings() -> ConfigValueStore:
+    """botocore's settings with their default values, whatever AWS variables and the files of ``~/.aws`` say."""
+    from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES
+    from botocore.configprovider import ConfigValueStore, ConstantProvider
+
+    defaults = {name: default for name, (_, _, default, _) in VARIABLES.items()}
+    defaults |= {"config_file": environment.NO_FILE, "credentials_file": environment.NO_FILE}
+    return ConfigValueStore({name: ConstantProvider(value) for name, value in defaults.items()})
 
 
 def check(remote: Remote) -> None:
