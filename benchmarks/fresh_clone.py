@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from tasks.record import restore, states
+from tasks.record import restoration, timelines
 from tasks.storage import embedded, store
 from tasks.storage.cache import hash_of
 from tasks.storage.git import git
@@ -36,7 +36,7 @@ def compare(project: Path, timeline: str, folder: Path) -> int:
     """Restore and compare; returns how many files or folders differ."""
     clone = folder / "clone"
     git(folder, "clone", "--quiet", str(project), "clone")
-    recorded = states.all_states(clone, timeline)
+    recorded = timelines.states(clone, timeline)
     if not recorded:
         raise SystemExit(f"{project} has no state of timeline {timeline!r}")
     remote_name = recorded[-1].params["store"]["remote"]
@@ -46,7 +46,7 @@ def compare(project: Path, timeline: str, folder: Path) -> int:
     with store.open_store(clone, remote_name) as remote:
         for state in recorded:
             started = time.monotonic()
-            restored = restore.restore(clone, state, folder / f"{state.step:04d}", remote)
+            restored = restoration.restore_into(clone, state, folder / f"{state.step:04d}", remote)
             seconds = time.monotonic() - started
             wanted = {path: entry.md5 for path, entry in state.entries.items()}
             told = state.manifest.contents

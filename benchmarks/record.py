@@ -34,8 +34,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from tasks import layout, nodes
 from tasks.nodes import Reference
-from tasks.record import recording, restore, states, worktree
-from tasks.record.states import State
+from tasks.record import project_code, recording, restoration, timelines, worktrees
+from tasks.record.state import State
 from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc
@@ -123,7 +123,7 @@ def measure(folder: Path, size: int, repeat: int) -> bool:
                 rows.append(measured)
                 print(f"step {step}: recorded in {measured.seconds:.2f} s, raw {sum(measured.raw.values()):.2f} s")
         started = time.monotonic()
-        restore.restore(project, state, folder / "restored", None)
+        restoration.restore_into(project, state, folder / "restored", None)
         restored = time.monotonic() - started
         weights = folder / "restored" / layout.DEPLOYED
         assert _md5(weights) == state.entries[layout.DEPLOYED].md5
@@ -161,12 +161,12 @@ def _report(rows: list[Measured], restored: float) -> bool:
 
 def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured, State]:
     """Record one step of ``size`` bytes of new weights, then do the raw work on the same files."""
-    code = worktree.code_of(project)
-    params = worktree.params_of(project, code)
+    code = project_code.code_of(project)
+    params = project_code.params_of(project, code)
     cache = Cache(dvc_config.cache_dir(project))
     arrival = params.stream[step - 1] if step else None
-    previous = states.last(project, params.timeline)
-    with Dvc(project) as dvc, worktree.for_step(project, code, remote, step, arrival) as tree:
+    previous = timelines.last(project, params.timeline)
+    with Dvc(project) as dvc, worktrees.for_step(project, code, remote, step, arrival) as tree:
         inputs = {}
         for path in layout.INPUTS:
             for part in ("model", "weights", "pools"):  # dvc.yaml names these of the history

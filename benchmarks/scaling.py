@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import psutil
 import spans
 
-from tasks.record import states
+from tasks.record import timelines
 from tasks.storage import embedded, store
 from tasks.storage.dvc_config import EMBEDDED, Remote
 from tests import project as projects
@@ -196,7 +196,7 @@ def grid(project: Path, server: psutil.Process, *options: str) -> Ran:
     (seconds,) = database.execute(
         "select (julianday(end_time) - julianday(start_time)) * 86400 from flow_run where name like 'grid %'"
     ).fetchone()
-    found = list(states.every(project))
+    found = list(timelines.every(project))
     steps = [[list(s.manifest.seconds.values()) for s in found if s.step == step] for step in (0, 1)]
     own = [[fmean(seconds) for seconds in zip(*cells, strict=True)] for cells in steps]
     content = {s.tag: {path: entry.md5 for path, entry in s.entries.items()} | {"": s.metrics} for s in found}
@@ -234,7 +234,7 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
                 theirs: list[dict[str, Any]] = [event for _, event in client.get_events(spans.TOPIC)]
     found: list[dict[str, Any]] = json.loads(note.read_text())
     ours = [one for one in found if "pool" in one]  # the others took what was there
-    last = states.every(project)[-1]
+    last = timelines.every(project)[-1]
     nodes = list(zip(ours, theirs, strict=True))[-len(last.manifest.seconds) + 1 :]
     rows = {one["node"]: parts(one, other, last.manifest.seconds[one["node"]]) for one, other in nodes}
     print(f"{'seconds':44}" + "".join(f"{name:>12}" for name in (*rows, "all")))
@@ -248,7 +248,7 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
         if one["node"].startswith("step"):
             print(f"{one['node']}: {one['whole']:.1f} s; recording {one['record']:.1f} s; ", end="")
             print(f"{one['requests to Prefect']} requests to Prefect")
-    print(f"requests to the store: {asked}, for {len(ours)} nodes and {len(states.every(project))} states")
+    print(f"requests to the store: {asked}, for {len(ours)} nodes and {len(timelines.every(project))} states")
     sides = {
         side: fmean(sum(s for label, s in row.items() if label.startswith(side)) for row in rows.values())
         for side in ("flow", "worker")

@@ -12,14 +12,13 @@ from flows.prefect import runs
 from flows.prefect import server as prefect_server
 from flows.processes.warm import Lanes
 from flows.run import check, pending
-from tasks import progress
+from tasks import progress, record
 from tasks.errors import UserError
 from tasks.grid import cells, estimate, plan
 from tasks.grid.cells import Planned
 from tasks.grid.estimate import Estimate
 from tasks.grid.plan import Plan
 from tasks.params import Grid, Params, load
-from tasks.record import states, worktree
 from tasks.storage import store
 from tasks.workers import pool
 
@@ -68,10 +67,10 @@ def planned(project: Path, found: Layout) -> tuple[Plan, Estimate | None]:
     recorded = {
         (one.cell.timeline, state.step)
         for one in found.cells
-        for state in states.lineage(project, one.cell.timeline)
+        for state in record.lineage(project, one.cell.timeline)
     }  # fmt: skip
     made = plan.plan(found.cells, recorded)
-    same = [state for state in states.every(project) if state.params["base"]["model"] == found.params.base.model]
+    same = [state for state in record.every(project) if state.params["base"]["model"] == found.params.base.model]
     known = estimate.measured(state.manifest for state in same)
     return made, estimate.estimate(made, known) if known else None
 
@@ -100,12 +99,12 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
     """
     if not found.todo:
         return Outcome()
-    worktree.require_same_code(project, Path(__file__).parents[1])
+    record.require_same_code(project, Path(__file__).parents[1])
     for one in found.todo:
         for warning in check(one.params, project):
             progress.report("mind:", 1, 1, f"{one.cell.timeline}: {warning}")
     own = sorted({path for one in found.todo for path in one.params.own_files})
-    code = worktree.code_of(project, *own)
+    code = record.code_of(project, *own)
     starting = "starting the store, the Prefect server and the lanes"
     progress.report(starting, 0, 1)
     with (
@@ -116,7 +115,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
         jobs = {
             one.cell.timeline: {
                 "project": str(project),
-                "code": asdict(worktree.with_params(project, code, one.text)),
+                "code": asdict(record.with_params(project, code, one.text)),
                 "remote_name": remote.name,
                 "lanes": ready.count,
                 "wait": wait,
@@ -128,7 +127,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
         if server.private:  # no other run uses its database
             runs.crash_dead(server, project, found.params.timeline)
         ready.wait()
-        if worktree.code_of(project, *own).tree != code.tree:
+        if record.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")
         progress.report(starting, 1, 1)
         return _flow(project, found, jobs, ready)

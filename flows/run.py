@@ -12,12 +12,10 @@ from flows import notes
 from flows.prefect import runs
 from flows.prefect import server as prefect_server
 from flows.prefect.server import Server
-from tasks import layout, progress
+from tasks import progress, record
 from tasks.errors import UnavailableError, UserError
 from tasks.params import Params, load
-from tasks.record import states, worktree
-from tasks.record.states import State
-from tasks.record.worktree import Code
+from tasks.record import Code, State
 from tasks.storage import dvc_config, embedded, lease, store, writer_lock
 from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import Remote
@@ -43,7 +41,7 @@ def pending(project: Path, until: int | None = None, params: Params | None = Non
     length = len(params.stream)
     if until is not None and until > length:
         raise UserError(f"--until {until}: the stream has {length} arrivals, so the last step is {length}")
-    last = states.last(project, params.timeline)
+    last = record.last(project, params.timeline)
     if last:
         _continues(params, last, project)
     first = last.step + 1 if last else 0
@@ -63,17 +61,17 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
     if not params.store.git and not pending(project, until, params).steps:
         _tidy(project, params.timeline)
         return []  # asks nobody, so that it answers at once
-    worktree.require_same_code(project, Path(__file__).parents[1])
+    record.require_same_code(project, Path(__file__).parents[1])
     with writer_lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
-        worktree.require_not_checked_out(project, params.timeline)
-        worktree.clean_up(project, params.timeline)
+        record.require_not_checked_out(project, params.timeline)
+        record.clean_up(project, params.timeline)
         own = params.own_files
-        code = worktree.code_of(project, *own)
-        locked, params = params.timeline, worktree.params_of(project, code)
+        code = record.code_of(project, *own)
+        locked, params = params.timeline, record.params_of(project, code)
         if params.timeline != locked:
             raise UserError(f"{project / 'params.yaml'} changed while the run was starting; run again")
         if params.store.git:
-            states.synchronize(project, params.timeline, params.store.git)
+            record.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
             prefect_server.tidy(project)
@@ -92,7 +90,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
                 from tasks.model import models
 
                 models.preload()
-            if worktree.code_of(project, *own).tree != code.tree:
+            if record.code_of(project, *own).tree != code.tree:
                 raise UserError("files of the project changed while the run was starting; run again")
             server.wait()
             runs.crash_dead(server, project, params.timeline)
@@ -108,12 +106,12 @@ def run_cell(
     That is: store and Prefect server, so many ``lanes`` for cells side by side; the code is taken down, and everything
     that can be checked is.
     """
-    params = worktree.params_of(project, code)
+    params = record.params_of(project, code)
     with writer_lock.writing(project, params.timeline, wait=wait):
-        worktree.require_not_checked_out(project, params.timeline)
-        worktree.clean_up(project, params.timeline)
+        record.require_not_checked_out(project, params.timeline)
+        record.clean_up(project, params.timeline)
         if params.store.git:
-            states.synchronize(project, params.timeline, params.store.git)
+            record.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, None, params)
         if not todo.steps:
             return []
@@ -137,7 +135,7 @@ def _claimed(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Ite
         if todo.last:
             lease.take(remote, todo.last)
         line = todo.last.line if todo.last else 1
-        lease.require_free(project, remote, layout.short_tag(todo.params.timeline, todo.steps[0], line))
+        lease.require_free(project, remote, record.short_tag(todo.params.timeline, todo.steps[0], line))
         yield
 
 
@@ -161,7 +159,7 @@ def _tidy(project: Path, timeline: str) -> None:
     """Remove what a run has left that was killed when all was recorded, unless one is under way."""
     if writer_lock.holder(project, timeline) is None:
         with writer_lock.writing(project, timeline):
-            worktree.clean_up(project, timeline)
+            record.clean_up(project, timeline)
         prefect_server.tidy(project)
         embedded.stop_unused(project)
 

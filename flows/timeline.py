@@ -9,8 +9,7 @@ from prefect import flow
 
 from flows import hooks
 from flows.timestep import timestep
-from tasks.record import worktree
-from tasks.record.worktree import Code
+from tasks.record import Code, params_of
 from tasks.storage import dvc
 
 
@@ -21,7 +20,7 @@ def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: 
     The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code.
     """
     folder = Path(project)
-    params = worktree.params_of(folder, Code(**code))
+    params = params_of(folder, Code(**code))
     tags = []
     with dvc.kept(folder):
         for step in range(first, last + 1):

@@ -16,16 +16,12 @@ import tasks.prepare.task
 import tasks.record.task
 import tasks.train.task
 from flows.prefect import artifacts
-from tasks import layout, merge, nodes, prepare, progress
+from tasks import layout, merge, nodes, prepare, progress, record
 from tasks.model import models
 from tasks.nodes import Node, Reference
 from tasks.orchestration import NodeTask, can_pass
 from tasks.params import Arrival, Evaluate, Params
-from tasks.record import history, promotion, recording, states, worktree
-from tasks.record.restore import fetch as fetch_state
-from tasks.record.restore import missing
-from tasks.record.states import State
-from tasks.record.worktree import Code, Worktree
+from tasks.record import Code, State, Worktree
 from tasks.storage import dvc_config, pointers
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.storage.dvc import Dvc, at_hand
@@ -67,22 +63,22 @@ class _Step:
         """What lies in the worktree, by content: inputs, and outputs as nodes finish."""
 
     def run(self) -> str:
-        params = worktree.params_of(self.project, self.code)
-        previous = states.last(self.project, params.timeline)
-        start = promotion.next_start(self.project, params.timeline, params.gate)
+        params = record.params_of(self.project, self.code)
+        previous = record.last(self.project, params.timeline)
+        start = record.next_start(self.project, params.timeline, params.gate)
         arrival = _arrival(params, self.step)
         with (
             at_hand(self.project) as dvc,
-            worktree.for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
+            record.worktree_for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
         ):
             self._inputs(tree, previous, start, dvc)
             references = self._nodes(tree, dvc)
-            record = functools.partial(
-                recording.record, self.project, tree, self.code, start, self._input_entries(), references, self.cache,
+            recording = functools.partial(
+                record.record, self.project, tree, self.code, start, self._input_entries(), references, self.cache,
                 dvc,
             )  # fmt: skip
-            tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: record().tag)
-        state = states.find(self.project, params.timeline, tag)
+            tag = tasks.record.task.record.with_options(task_run_name=f"record-{self.step}")(lambda: recording().tag)
+        state = record.find(self.project, params.timeline, tag)
         held = "" if state.manifest.promoted else ", held by the gate"
         scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"
         self.progress("recorded as", 1, 1, f"{tag}: {scored}{held}")
@@ -95,7 +91,7 @@ class _Step:
         if previous:
             self._bring(previous, previous.entries, dvc, trusted=self.fresh)
         if start and start != previous:
-            self._bring(start, history.READS, dvc, trusted=False)
+            self._bring(start, record.HISTORY_READS, dvc, trusted=False)
         raw_arrival, raw_evaluation = folder / layout.RAW_ARRIVAL, folder / layout.RAW_EVALUATION
         downloads = layout.private(self.project) / "downloads"
         if params.arrival:
@@ -126,16 +122,16 @@ class _Step:
             for path, entry in state.entries.items():
                 if path in paths:
                     self.cache.drop_damaged(entry)  # comes from the remote again
-        if missing(state, self.cache, paths):
-            with worktree.of_state(self.project, state, self.remote) as there:
-                fetch_state(state, self.cache, dvc, there, paths)
+        if record.missing(state, self.cache, paths):
+            with record.worktree_of_state(self.project, state, self.remote) as there:
+                record.fetch(state, self.cache, dvc, there, paths)
 
     def _history(self, tree: Worktree, start: State | None) -> Entry:
         params = tree.params
         if start:
             technique = params.time.technique
             batch = params.time.deploy == "all" and not merge.has_sequential_form(technique.name, technique.settings)
-            return history.after(start, self.cache, tree.scratch, all_experts=batch)
+            return record.next_history(start, self.cache, tree.scratch, all_experts=batch)
         seed = tree.scratch / "seed"
         seed.mkdir()
         models.resolve(params.base, self.project, seed / "model")
@@ -143,7 +139,7 @@ class _Step:
         if params.base.pretrained != "train":
             self._fetch(seed, functools.partial(models.fetch_base, params.base, self.project, seed))
             weights = seed / "base.safetensors"
-        return history.first(history.Seed(seed / "model", weights), self.cache, tree.scratch)
+        return record.first_history(record.Seed(seed / "model", weights), self.cache, tree.scratch)
 
     def _fetch(self, into: Path, fetching: Any) -> None:
         fetch.with_options(task_run_name=f"fetch-{into.name}-{self.step}")(fetching)

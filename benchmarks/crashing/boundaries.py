@@ -121,8 +121,8 @@ RENAME = "pathlib:Path.replace"
 
 BOUNDARIES = (
     # start-up
-    Boundary("lock taken", "tasks.record.worktree:require_not_checked_out", "before"),
-    Boundary("cleaned up", "tasks.record.worktree:clean_up", "after"),
+    Boundary("lock taken", "tasks.record.worktrees:require_not_checked_out", "before"),
+    Boundary("cleaned up", "tasks.record.worktrees:clean_up", "after"),
     Boundary("code half taken down", GIT, "before", _git("write-tree", index=True)),
     Boundary("first store: before its credentials", "tasks.storage.embedded:_credentials", "before", project="empty"),
     Boundary("store: before its start", "tasks.storage.embedded:_start", "before"),
@@ -137,7 +137,7 @@ BOUNDARIES = (
     Boundary("before worktree add", GIT, "before", _git("worktree", "add")),
     Boundary("after worktree add", GIT, "after", _git("worktree", "add")),
     Boundary("worktree filled", GIT, "after", _git("read-tree", "--reset")),
-    Boundary("params written", "tasks.record.worktree:_write_params", "after"),
+    Boundary("params written", "tasks.record.project_code:write_params", "after"),
     Boundary("DVC config half written", RENAME, "before", lambda _, target: target.name == "config.local"),
     Boundary("raw arrival placed", "flows.timestep:_Step._put", "after"),
     Boundary("history composed", "tasks.record.history:after", "after"),
@@ -172,9 +172,9 @@ BOUNDARIES = (
     Boundary("before update-ref", GIT, "before", _git("update-ref", "--stdin")),
     Boundary("after update-ref", GIT, "after", _git("update-ref", "--stdin")),
     # the end
-    Boundary("before worktree removal", "tasks.record.worktree:remove", "before"),
-    Boundary("worktree removed, git's note is left", "tasks.record.worktree:forget", "before"),
-    Boundary("after worktree removal", "tasks.record.worktree:remove", "after"),
+    Boundary("before worktree removal", "tasks.record.worktrees:remove", "before"),
+    Boundary("worktree removed, git's note is left", "tasks.record.worktrees:forget", "before"),
+    Boundary("after worktree removal", "tasks.record.worktrees:remove", "after"),
     Boundary("DVC ended", "tasks.storage.dvc:Dvc.close", "after"),
     Boundary("before store shutdown", "tasks.storage.embedded:_stop", "before"),
     Boundary("store noted as ending, not told", "tasks.storage.embedded:_note", "after", _ending),

@@ -14,7 +14,7 @@ from typing import Any
 
 from crashing.lab import PATIENCE, BrokenError, Lane, recorded
 from tasks import layout
-from tasks.record import states
+from tasks.record import names, timelines
 from tasks.storage import dvc_config, embedded, store
 from tests.project import git
 
@@ -46,12 +46,12 @@ def whole(project: Path, users: Users, timeline: str = "tiny") -> None:
         if now.facts[name] != before:
             raise BrokenError(f"the user's {name} has changed: {now.facts[name]!r}")
     tags = git(project, "tag", "--list", f"state/{timeline}/*").splitlines()
-    if tags != [layout.short_tag(timeline, step) for step in range(len(tags))]:
+    if tags != [names.short_tag(timeline, step) for step in range(len(tags))]:
         raise BrokenError(f"tags have a gap: {tags}")
-    head = git(project, "for-each-ref", "--format=%(objectname)", layout.branch(timeline))
+    head = git(project, "for-each-ref", "--format=%(objectname)", names.branch(timeline))
     if head != (git(project, "rev-parse", tags[-1]) if tags else ""):
         raise BrokenError(f"the branch is at {head[:10] or 'nothing'}, not at {tags[-1:]}")
-    pointer = git(project, "for-each-ref", "--format=%(objectname)", layout.pointer(timeline))
+    pointer = git(project, "for-each-ref", "--format=%(objectname)", names.pointer(timeline))
     if pointer != head:  # all are promoted
         raise BrokenError(f"deployed/{timeline} is at {pointer[:10] or 'nothing'}, not at {tags[-1:]}")
     for older, tag in zip([None, *tags], tags, strict=False):
@@ -74,7 +74,7 @@ def remote_holds_all(project: Path, timeline: str = "tiny") -> None:
         s3 = store.client(remote)
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=remote.bucket, Prefix=remote.prefix)
         there = {row["Key"]: row["ETag"].strip('"') for page in pages for row in page.get("Contents", ())}
-        for state in states.all_states(project, timeline):
+        for state in timelines.states(project, timeline):
             wanted = []
             for path, entry in state.entries.items():
                 wanted.append((path, entry.md5))

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from tasks.record.difference import Difference
+from tasks.record import Difference
 from tasks.storage.cache import Entry
 from tasks.units import size
 

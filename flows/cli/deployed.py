@@ -25,10 +25,11 @@ def hold(state: Name, reason: Reason = None, timeline: Timeline = None) -> None:
 
 
 def _decide(name: str, timeline: str | None, reason: str | None, *, promoted: bool) -> None:
-    from tasks.record import deployment
+    from tasks import record
 
     project = options.project()
-    done = deployment.decide(project, options.timeline(project, timeline), name, promoted=promoted, reason=reason)
+    decide = record.promote if promoted else record.hold
+    done = decide(project, options.timeline(project, timeline), name, reason=reason)
     word = "promoted" if promoted else "held"
     at = f"deployed/{done.state.timeline} is at {done.deployed.tag}" if done.deployed else "no state is deployed"
     if not done.changed:
@@ -46,16 +47,16 @@ def fetch(
     timeline: Timeline = None,
 ) -> None:
     """Bring the deployed weights, and no more of the state, to a folder that open_clip loads; verified by hash."""
-    from tasks.record import delivery, deployment
+    from tasks import record
     from tasks.units import size
 
     project = options.project()
-    done = deployment.fetch(project, options.timeline(project, timeline), to)
+    done = record.fetch_deployed(project, options.timeline(project, timeline), to)
     if as_json:
         row = {"tag": done.state.tag, "folder": str(done.folder), "new": done.new, "fetched": done.fetched}
         print_json(row)
     elif done.new:
         source = f"{size(done.fetched)} fetched from the remote" if done.fetched else "all from the cache"
-        out.print(f"{done.state.tag} is in {done.folder} ({delivery.WEIGHTS}, {source})")
+        out.print(f"{done.state.tag} is in {done.folder} ({record.DELIVERED_WEIGHTS}, {source})")
     else:
         out.print(f"nothing to do: {done.folder} has {done.state.tag}")

@@ -11,8 +11,7 @@ import typer
 from flows.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
-    from tasks.record.doctor import Finding
-    from tasks.record.garbage import Plan
+    from tasks.record import Finding, Plan
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -23,12 +22,12 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Find what a crash or a person left behind, and mend it; status 1 while anything is left."""
-    from tasks import console
-    from tasks.record import maintenance
+    from flows.prefect import runs
+    from tasks import console, record
     from tasks.storage.git import top_level
 
     with console.shown() as progress:
-        report = maintenance.doctor(top_level(Path.cwd()), repair=repair, progress=progress)
+        report = record.doctor(top_level(Path.cwd()), repair=repair, progress=progress, also=[runs.unended])
     if as_json:
         findings = [{**finding.as_dict(), "repaired": repair and why is None, "left": why if repair else None}
                     for finding, why in report.findings]  # fmt: skip
@@ -67,12 +66,12 @@ def gc(
 ) -> None:
     """Free what no state of any timeline refers to, and with --keep-last the weights of older states."""
     from tasks.params import load
-    from tasks.record.maintenance import collect
+    from tasks.record import prune
     from tasks.storage import dvc_config
     from tasks.storage.git import top_level
 
     project = top_level(Path.cwd())
-    found = collect(project, keep_last=keep_last, keep_tags=keep_tag or (), delete=delete, everywhere=remote)
+    found = prune(project, keep_last=keep_last, keep_tags=keep_tag or (), delete=delete, everywhere=remote)
     url = dvc_config.remote(project, load(project / "params.yaml").store.remote).url
     if as_json:
         print_json(_as_dict(found, deleted=delete))

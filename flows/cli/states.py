@@ -22,13 +22,12 @@ def states(
 ) -> None:
     """The recorded states of a timeline."""
     from flows.cli import comparison, views
-    from tasks.record import difference
-    from tasks.record import states as recorded
+    from tasks import record
 
     project = options.project()
     name = options.timeline(project, timeline)
     if diff:
-        found = difference.between(*(recorded.find(project, name, one) for one in diff))
+        found = record.compare(*(record.find(project, name, one) for one in diff))
         print_json(comparison.row(found)) if as_json else out.print(comparison.table(found))
     elif as_json:
         print_json(views.states_rows(project, name, all_lines=all_lines))
@@ -42,11 +41,11 @@ def restore(
     timeline: Timeline = None,
 ) -> None:
     """Bring a state back, bit for bit, in a folder of its own; out of the cache, or the remote."""
-    from tasks.record import operations
+    from tasks import record
     from tasks.units import size
 
     project = options.project()
-    restored = operations.restore(project, options.timeline(project, timeline), state, to)
+    restored = record.restore(project, options.timeline(project, timeline), state, to)
     source = f"{size(restored.fetched)} fetched from the remote" if restored.fetched else "all from the cache"
     for path in restored.damaged:
         out.print(f"{path} of {restored.state.tag} was damaged in the cache, and was fetched again", soft_wrap=True)
@@ -64,19 +63,18 @@ def verify(
 ) -> None:
     """Run a state's nodes again and compare every hash; status 1 if anything is not as recorded."""
     from flows.cli import verification
-    from tasks import console
-    from tasks.record import operations
+    from tasks import console, record
 
     project = options.project()
-    states = operations.chosen(project, options.timeline(project, timeline), state, every=every)
+    states = record.chosen(project, options.timeline(project, timeline), state, every=every)
     with console.shown() as progress:
         if quick:
-            stored = operations.quick(project, states, progress)
+            stored = record.check_stored(project, states, progress)
             same = all(one.same for one in stored.values())
             rows, lines = verification.stored_rows(stored), list(verification.stored_lines(stored))
         else:
-            run, left = operations.worth_running(states) if every else (states, {})
-            again = [operations.verify(project, one, progress) for one in run]
+            run, left = record.worth_running(states) if every else (states, {})
+            again = [record.verify(project, one, progress) for one in run]
             same = all(one.same for one in again)
             rows = [*map(verification.recomputed_row, again), *({"tag": tag, "left": why} for tag, why in left.items())]
             lines = [line for one in again for line in verification.recomputed_lines(one)]
@@ -92,10 +90,10 @@ def verify(
 def rollback(state: Name, timeline: Timeline = None, wait: Wait = False) -> None:
     """Go back to a state: the next step starts from it; what came after stays, on a line of its own."""
     from flows.run import pending
-    from tasks.record import operations
+    from tasks import record
 
     project = options.project()
-    to, made = operations.rollback(project, options.timeline(project, timeline), state, wait=wait)
+    to, made = record.rollback(project, options.timeline(project, timeline), state, wait=wait)
     if made is None:
         out.print(
             f"nothing to do: {to.tag} is the newest state (chronomerge promote deploys one that is held)",

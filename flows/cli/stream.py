@@ -98,17 +98,16 @@ def _trained(project: Path, params: Params) -> Path | None:
     Raises:
         UserError: it is not trained yet, or its weights are not on this machine.
     """
-    from tasks import layout
-    from tasks.record import states
+    from tasks import layout, record
     from tasks.storage import dvc_config
     from tasks.storage.cache import Cache
 
     if params.base.pretrained != "train":
         return None
-    states_there = states.all_states(project, params.timeline)
-    if not states_there:
+    recorded = record.states(project, params.timeline)
+    if not recorded:
         raise UserError("this order asks the base, which is not trained yet: first `chronomerge run --until 0`")
-    path = Cache(dvc_config.cache_dir(project)).path(states_there[0].entries[layout.EXPERT].md5)
+    path = Cache(dvc_config.cache_dir(project)).path(recorded[0].entries[layout.EXPERT].md5)
     if not path.exists():
         raise UserError("this order asks the base, whose weights are not here: first `chronomerge restore 0`")
     return path

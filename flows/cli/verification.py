@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tasks.record import states
-from tasks.record.integrity import Finding, Integrity, Place
-from tasks.record.verify import NodeCheck, Verification
+from tasks.record import DamagedObject, Holding, Integrity, NodeCheck, Verification, start_of
 from tasks.units import size
 
 SHOWN = 10
@@ -50,7 +48,7 @@ def recomputed_lines(found: Verification) -> Iterator[str]:
         yield f"  first to differ: {found.first.node}; the nodes after it read what it made. It may be because:"
         yield from (f"  - {reason}" for reason in found.reasons)
     if found.history:
-        start = states.start_of(found.state)
+        start = start_of(found.state)
         yield f"  data/history does not follow from {start.tag if start else 'nothing'}: {', '.join(found.history)}"
     if found.contradictions:
         yield f"  manifest.json and DVC's files name different content for {', '.join(found.contradictions)}"
@@ -77,8 +75,8 @@ def stored_rows(found: Mapping[str, Integrity]) -> list[dict[str, Any]]:
     ]
 
 
-def _place_row(place: Place) -> dict[str, Any]:
-    def rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+def _place_row(place: Holding) -> dict[str, Any]:
+    def rows(findings: Sequence[DamagedObject]) -> list[dict[str, Any]]:
         return [
             {"object": one.md5, "needed_by": [{"tag": tag, "path": path} for tag, path in one.needed_by]}
             for one in findings
@@ -109,7 +107,7 @@ def stored_lines(found: Mapping[str, Integrity]) -> Iterator[str]:
             yield "`chronomerge doctor --repair` mends what one of the two still has."
 
 
-def _findings(what: str, findings: Sequence[Finding]) -> Iterator[str]:
+def _findings(what: str, findings: Sequence[DamagedObject]) -> Iterator[str]:
     for one in findings[:SHOWN]:
         (tag, path), others = one.needed_by[0], len(one.needed_by) - 1
         yield f"  {what}: {path} of {tag}" + (f" and {others} more" if others else "") + f" (object {one.md5})"

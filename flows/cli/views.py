@@ -17,12 +17,9 @@ from flows.notes import Note
 from flows.prefect import schedules
 from flows.prefect.api import Api, UnansweredError
 from flows.run import pending
-from tasks import layout
+from tasks import layout, record
 from tasks.gate import Outcome
-from tasks.record import decisions, heads, promotion
-from tasks.record import states as recorded
-from tasks.record.decisions import Decision
-from tasks.record.states import State
+from tasks.record import Decision, State
 from tasks.storage import writer_lock
 from tasks.units import size
 
@@ -41,7 +38,7 @@ def _row(state: State, current: bool, deployed: State | None, decided: Mapping[s
         "current": current,
         "previous": manifest.previous,
         "starts_from": manifest.start,
-        "promoted": recorded.is_promoted(state, decided),
+        "promoted": record.is_promoted(state, decided),
         "pointer": state == deployed,
         "gate": manifest.gate.as_dict() if manifest.gate else None,
         "decision": asdict(decision) if decision else None,
@@ -68,21 +65,17 @@ def _row(state: State, current: bool, deployed: State | None, decided: Mapping[s
 
 def states_rows(project: Path, timeline: str, *, all_lines: bool = False) -> list[dict[str, Any]]:
     """The current lineage of a timeline as plain data, step 0 first; or every state of every line, as recorded."""
-    lineage = recorded.lineage(project, timeline)
-    shown = recorded.all_states(project, timeline) if all_lines else lineage
-    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    lineage = record.lineage(project, timeline)
+    shown = record.states(project, timeline) if all_lines else lineage
+    deployed, decided = record.deployed(project, timeline), record.decided(project, timeline)
     return [_row(state, state in lineage, deployed, decided) for state in shown]
-
-
-def _decided(project: Path, timeline: str) -> Mapping[str, Decision]:
-    return decisions.latest(project, heads.here(project, timeline).decisions)
 
 
 def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> RenderableType:
     """The states of a timeline as a table for 80 columns, or a sentence when there are none."""
     rows = states_rows(project, timeline, all_lines=all_lines)
     if not rows:
-        others = [name for name in recorded.timelines(project) if name != timeline]
+        others = [name for name in record.timeline_names(project) if name != timeline]
         return f"timeline {timeline!r} has no states yet" + (f"; others: {', '.join(others)}" if others else "")
     newest = rows[-1]
     technique = ", ".join(
@@ -97,7 +90,7 @@ def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> Re
         if before and row["line"] != before["line"] and all_lines:
             table.add_section()
         table.add_row(*_cells(row), style=None if row["current"] else "dim")
-    return Group(table, *_notes(rows, recorded.all_states(project, timeline)))
+    return Group(table, *_notes(rows, record.states(project, timeline)))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -143,16 +136,16 @@ def _why_held(row: Mapping[str, Any]) -> str:
 
 def held_lines(project: Path, timeline: str, tags: Collection[str]) -> Iterator[str]:
     """A sentence for each of these states that is held."""
-    deployed, decided = recorded.deployed(project, timeline), _decided(project, timeline)
+    deployed, decided = record.deployed(project, timeline), record.decided(project, timeline)
     at = f"stays at {deployed.tag}" if deployed else "is nowhere yet"
-    for state in recorded.all_states(project, timeline):
-        if state.tag in tags and not recorded.is_promoted(state, decided):
+    for state in record.states(project, timeline):
+        if state.tag in tags and not record.is_promoted(state, decided):
             yield f"{state.tag} is held: {_why_held(_row(state, True, deployed, decided))}; deployed/{timeline} {at}"
 
 
 def what_next(project: Path, timeline: str) -> str:
     """The commands worth trying after a run."""
-    states = recorded.lineage(project, timeline)
+    states = record.lineage(project, timeline)
     first, last = states[0], states[-1]
     middle = last.step // 2
     return "\n".join([
@@ -170,8 +163,8 @@ def status(project: Path) -> dict[str, Any]:
     """What runs and how far it is, how the last run ended, what is recorded, pending and scheduled."""
     todo = pending(project)
     name = todo.params.timeline
-    deployed = recorded.deployed(project, name)
-    start = promotion.next_start(project, name, todo.params.gate) if todo.steps else None
+    deployed = record.deployed(project, name)
+    start = record.next_start(project, name, todo.params.gate) if todo.steps else None
     names = ["base", *(arrival.name for arrival in todo.params.stream)]
     holder = writer_lock.holder(project, name)
     note = notes.read(project, name)
@@ -181,7 +174,7 @@ def status(project: Path) -> dict[str, Any]:
         "at": note.at or None if note and holder and not note.ended else None,
         "ended": _ended(note, holder),
         "last": todo.last.tag if todo.last else None,
-        "last_promoted": todo.last is not None and recorded.is_promoted(todo.last, _decided(project, name)),
+        "last_promoted": todo.last is not None and record.is_promoted(todo.last, record.decided(project, name)),
         "deployed": deployed.tag if deployed else None,
         "starts_from": start.tag if start else None,
         "pending": [{"step": step, "arrival": names[step]} for step in todo.steps],
@@ -267,5 +260,5 @@ def _schedule_lines(schedule: dict[str, Any]) -> Iterator[str]:
 
 
 def nothing_pending(project: Path, timeline: str) -> str:
-    last = recorded.last(project, timeline)
+    last = record.last(project, timeline)
     return f"nothing to do: timeline {timeline} is recorded up to {last.tag}" if last else "nothing to do"

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.prefect import step_summary
 from tasks import progress
 from tasks.grid.cells import Cell
-from tasks.record.states import State
+from tasks.record import State
 
 
 def publish(project: Path, cells: Sequence[Cell]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from flows.prefect.api import Api, UnansweredError
 from flows.prefect.server import Server
 from tasks import layout, progress
-from tasks.record.doctor import Finding, Visit
+from tasks.record import Finding, Visit
 from tasks.storage import atomic
 
 _UNENDED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tasks.record import difference
-from tasks.record.states import State
+from tasks.record import State, compare
 from tasks.units import duration, size
 
 TOTALS = {"A_KA": "accumulation (A_KA)", "A_ZS": "retention (A_ZS)", "geometric_mean": "geometric mean"}
@@ -33,7 +32,7 @@ def text(state: State, previous: State | None) -> str:
         f"{size(manifest.bytes.new)} new of {size(manifest.bytes.total)}; "
         f"{duration(sum(spent.values()))}: " + ", ".join(f"{node} {duration(one)}" for node, one in spent.items()),
     ]
-    if previous and (changed := difference.between(previous, state).params):
+    if previous and (changed := compare(previous, state).params):
         lines += ["", "| param | before | now |", "|---|---|---|"]
         lines += [f"| {name} | {_cell(was)} | {_cell(now)} |" for name, (was, now) in changed.items()]
     return "\n".join(lines) + "\n"

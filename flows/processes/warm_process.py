@@ -22,7 +22,7 @@ def main() -> None:
     progress.listen(messages.Teller(answers))
     from flows.run import run_cell
     from tasks.model import models
-    from tasks.record.worktree import Code
+    from tasks.record import Code
 
     models.preload()
     messages.tell(answers, ready=True)

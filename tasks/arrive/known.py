@@ -14,7 +14,7 @@ from tasks.params import Params
 from tasks.prepare.node import prepare_evaluation
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress
-from tasks.record import states
+from tasks.record import last, lineage
 from tasks.scores import ROLES
 from tasks.storage import dvc_config, pointers
 from tasks.storage.cache import Cache, Entry
@@ -47,11 +47,11 @@ def test_images(project: Path, params: Params, scratch: Path, progress: Progress
 
 
 def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None:
-    last = states.last(project, params.timeline)
-    if last is None:
+    newest = last(project, params.timeline)
+    if newest is None:
         return None
-    before = Params.model_validate(last.params)
-    entry = last.entries[layout.EVALUATION]
+    before = Params.model_validate(newest.params)
+    entry = newest.entries[layout.EVALUATION]
     same = (before.base, before.evaluate) == (params.base, params.evaluate)
     return entry if same and not cache.missing(entry) else None
 
@@ -59,7 +59,7 @@ def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None
 def classes(project: Path, params: Params, outside: Outside, context: Context) -> Iterator[tuple[str, set[str]]]:
     """Name and classes of the stream's arrivals, as far as they can be told without the store."""
     cache = Cache(dvc_config.cache_dir(project))
-    recorded = {state.step: state.entries[layout.ARRIVAL] for state in states.lineage(project, params.timeline)}
+    recorded = {state.step: state.entries[layout.ARRIVAL] for state in lineage(project, params.timeline)}
     for step, one in enumerate(params.stream, start=1):
         entry = recorded.get(step)
         if one.expert is not None:

@@ -41,7 +41,7 @@ def base(project: Path, params: Params, model: Path, scratch: Path) -> Base:
     """
     expected = models.build(model, "meta").state_dict()
     tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in expected.items()}
-    if recorded := states.all_states(project, params.timeline):
+    if recorded := states(project, params.timeline):
         stored = Cache(dvc_config.cache_dir(project)).path(recorded[0].entries[layout.EXPERT].md5)
         return Base(tensors, stored) if stored.exists() else Base(tensors, None, "its weights are not on this machine")
     if params.base.pretrained == "train":

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from tasks.errors import UserError
 from tasks.params import Grid, LabelledTechnique, Params, parse
-from tasks.record import states
+from tasks.record import timeline_names
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _dump(yaml: YAML, content: Any) -> str:
 
 def recorded(project: Path, planned: Iterable[Planned]) -> list[Cell]:
     """The cells whose timelines have states."""
-    known = set(states.timelines(project))
+    known = set(timeline_names(project))
     return [one.cell for one in planned if one.cell.timeline in known]
 
 

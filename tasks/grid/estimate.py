@@ -8,7 +8,7 @@ from statistics import median
 
 from tasks import layout
 from tasks.grid.plan import Plan
-from tasks.record.manifest import Manifest
+from tasks.record import Manifest
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,105 @@
-"""Temporal states: recorded atomically, found in git, restored from the cache or an S3-compatible store."""
+"""Temporal states: recorded atomically, found in git, restored from the cache or an S3-compatible store.
+
+This is the API; the modules behind it are imported when a name is first used.
+
+| subject | names |
+|---|---|
+| find | `State`, `Manifest`, `states`, `lineage`, `timeline_names`, `every`, `find`, `last`, `deployed`, `start_of` |
+| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_deployed`, `Delivered` |
+| check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
+| decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
+| maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `Plan`, `let_go` |
+| share | `synchronize` |
+| record | `record`, `Code`, `code_of`, `with_params`, `params_of`, `Worktree`, `worktree_for_step`, `next_history` |
+"""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.record.decisions import Decision, decided
+    from tasks.record.delivery import WEIGHTS as DELIVERED_WEIGHTS
+    from tasks.record.delivery import Delivered, fetch_deployed
+    from tasks.record.diagnosis import Diagnosis, Finding, Visit, doctor
+    from tasks.record.difference import Difference, compare
+    from tasks.record.garbage import Plan
+    from tasks.record.history import READS as HISTORY_READS
+    from tasks.record.history import Seed
+    from tasks.record.history import after as next_history
+    from tasks.record.history import first as first_history
+    from tasks.record.integrity import DamagedObject, Holding, Integrity, check_stored
+    from tasks.record.manifest import Manifest
+    from tasks.record.manifest import read as read_manifest
+    from tasks.record.names import short_tag
+    from tasks.record.project_code import Code, code_of, params_of, require_same_code, with_params
+    from tasks.record.promotion import DecisionOutcome, hold, next_start, promote
+    from tasks.record.pruning import prune
+    from tasks.record.recording import record
+    from tasks.record.restoration import Restored, fetch, restore, restore_into
+    from tasks.record.retention import let_go
+    from tasks.record.rollbacks import rollback
+    from tasks.record.sharing import synchronize
+    from tasks.record.state import State
+    from tasks.record.stores import missing
+    from tasks.record.timelines import (
+        deployed,
+        every,
+        find,
+        is_promoted,
+        last,
+        lineage,
+        start_of,
+        states,
+        timeline_names,
+    )
+    from tasks.record.verification import NodeCheck, Verification, chosen, verify, worth_running
+    from tasks.record.worktrees import Worktree, clean_up, require_not_checked_out
+    from tasks.record.worktrees import for_step as worktree_for_step
+    from tasks.record.worktrees import of_state as worktree_of_state
+
+_HOMES = {
+    "project_code": ("Code", "code_of", "params_of", "require_same_code", "with_params"),
+    "decisions": ("Decision", "decided"),
+    "delivery": ("DELIVERED_WEIGHTS=WEIGHTS", "Delivered", "fetch_deployed"),
+    "diagnosis": ("Diagnosis", "Finding", "Visit", "doctor"),
+    "difference": ("Difference", "compare"),
+    "garbage": ("Plan",),
+    "history": ("HISTORY_READS=READS", "Seed", "next_history=after", "first_history=first"),
+    "integrity": ("DamagedObject", "Holding", "Integrity", "check_stored"),
+    "manifest": ("Manifest", "read_manifest=read"),
+    "names": ("short_tag",),
+    "promotion": ("DecisionOutcome", "hold", "next_start", "promote"),
+    "pruning": ("prune",),
+    "recording": ("record",),
+    "restoration": ("Restored", "fetch", "restore", "restore_into"),
+    "retention": ("let_go",),
+    "rollbacks": ("rollback",),
+    "sharing": ("synchronize",),
+    "state": ("State",),
+    "stores": ("missing",),
+    "timelines": (
+        "deployed", "every", "find", "is_promoted", "last", "lineage", "start_of", "states", "timeline_names",
+    ),
+    "verification": ("NodeCheck", "Verification", "chosen", "verify", "worth_running"),
+    "worktrees": (
+        "Worktree", "clean_up", "require_not_checked_out", "worktree_for_step=for_step", "worktree_of_state=of_state",
+    ),
+}  # fmt: skip
+"""Module → the names that it gives; ``name=attribute`` where it calls them otherwise."""
+
+_NAMES = {
+    name: (module, attribute or name)
+    for module, given in _HOMES.items()
+    for name, _, attribute in (each.partition("=") for each in given)
+}
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _NAMES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

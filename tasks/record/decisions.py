@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tasks.record import heads
 from tasks.storage.git import git, identity, show
 
 _FILE = "decisions.json"
@@ -34,7 +35,7 @@ class Decision:
     reason: str | None
 
 
-def decided(state: str, reason: str | None, *, promoted: bool, project: Path) -> Decision:
+def made_now(state: str, reason: str | None, *, promoted: bool, project: Path) -> Decision:
     """A decision of the current user, now."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     return Decision(state, promoted, _who(project), socket.gethostname(), at, reason)
@@ -58,6 +59,11 @@ def read(project: Path, commit: str | None) -> list[Decision]:
 def latest(project: Path, commit: str | None) -> Mapping[str, Decision]:
     """The decision that counts on each state that somebody has decided on: tag → the last one."""
     return {decision.state: decision for decision in read(project, commit)}
+
+
+def decided(project: Path, timeline: str) -> Mapping[str, Decision]:
+    """The decision that counts on each state of a timeline: tag → the last one."""
+    return latest(project, heads.here(project, timeline).decisions)
 
 
 def add(project: Path, before: str | None, decision: Decision) -> str:

@@ -10,15 +10,18 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record.states import State
+from tasks.record import restoration, retention, sharing, stores, timelines
+from tasks.record.state import State
 from tasks.scores import MEANS
-from tasks.storage import atomic, objects
+from tasks.storage import atomic, dvc_config, objects
 from tasks.storage.cache import Cache, md5_of
+from tasks.storage.dvc import Dvc
 from tasks.storage.fetching import TRIES
 from tasks.storage.objects import Depot
 
@@ -26,6 +29,49 @@ WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 NOTE = "state.json"
 """Which state this is, its scores, and the md5 of its weights."""
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The deployed state in a folder: new there or not, and how many bytes came from the remote."""
+
+    state: State
+    folder: Path
+    new: bool
+    fetched: int
+
+
+def fetch_deployed(project: Path, timeline: str, to: Path) -> Delivered:
+    """Have the weights of the deployed state in a folder.
+
+    Raises:
+        UserError: no state is deployed, its weights cannot be had, or the folder is one of ours.
+        RemoteError: the store breaks off.
+    """
+    folder = to.resolve()
+    restoration.require_elsewhere(project, folder)
+    shared = stores.store_of(project, timeline).git
+    if shared:
+        sharing.follow(project, timeline, shared)
+    state = timelines.deployed(project, timeline)
+    if state is None:
+        raise UserError(
+            f"timeline {timeline!r} has no deployed state here; in a clone, `git fetch --tags --force` brings it"
+        )
+    if is_there(state, folder):
+        return Delivered(state, folder, new=False, fetched=0)
+    cache = Cache(dvc_config.cache_dir(project))
+    cache.drop_damaged(state.entries[layout.DEPLOYED])  # comes from the remote
+    with stores.opened_for(project, [(state, (layout.DEPLOYED, layout.HISTORY))]) as remote:
+        if remote is None:
+            return Delivered(state, folder, new=True, fetched=deliver(state, folder, cache, None))
+        with Dvc(project) as dvc:
+            depot = Depot(project, cache, remote, dvc)
+            try:
+                return Delivered(state, folder, new=True, fetched=deliver(state, folder, cache, depot))
+            except UserError:
+                retention.require_weights(state)
+                raise
 
 
 def is_there(state: State, folder: Path) -> bool:

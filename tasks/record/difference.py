@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks import layout
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.scores import MEANS
 from tasks.storage.cache import Entry
 from tasks.storage.git import git
@@ -45,7 +45,7 @@ class Difference:
     """Every number of both, changed or not."""
 
 
-def between(old: State, new: State) -> Difference:
+def compare(old: State, new: State) -> Difference:
     """Compare two states, of one timeline or of two."""
     return Difference(
         old,

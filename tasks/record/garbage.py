@@ -17,12 +17,11 @@ from pathlib import Path
 from tasks import layout
 from tasks.errors import UserError
 from tasks.nodes import Reference
-from tasks.params import load
-from tasks.record import retention, states, worktree
-from tasks.record.states import State
+from tasks.record import retention, timelines, worktrees
+from tasks.record.state import State
 from tasks.storage import dvc_config, objects
 from tasks.storage.cache import Entry
-from tasks.storage.git import GitError, git
+from tasks.storage.git import git
 from tasks.storage.objects import Depot, Stored
 
 UNFINISHED = timedelta(days=30)
@@ -48,33 +47,9 @@ class Plan:
     """Kept in the cache: weights of older states that the remote lacks."""
 
 
-def fetch_references(project: Path) -> list[str]:
-    """Bring states and notes of other machines from the git remotes that timelines name; returns those remotes.
-
-    Raises:
-        UserError: one cannot be reached, or holds another state under a tag of ours.
-    """
-    shared = shared_remotes(project, _readable(project))
-    for remote in shared:
-        refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
-        refs += ["+refs/tags/deployed/*:refs/tags/deployed/*"]
-        try:
-            git(project, "fetch", "--quiet", "--no-tags", remote, *refs)
-            retention.fetch_notes(project, remote)
-        except GitError as error:
-            raise UserError(f"store.git: cannot tell what other machines recorded: {error}") from None
-    return shared
-
-
-def shared_remotes(project: Path, recorded: Iterable[State]) -> list[str]:
-    """The git remotes (store.git) that states are pushed to, as the states themselves and ``params.yaml`` say."""
-    found = {state.params["store"]["git"] for state in recorded}
-    return sorted(remote for remote in {*found, load(project / "params.yaml").store.git} if remote)
-
-
-def _readable(project: Path) -> list[State]:
+def readable(project: Path) -> list[State]:
     """All states; where one cannot be read, nobody can tell what it refers to."""
-    recorded = states.every(project)
+    recorded = timelines.every(project)
     for state in recorded:
         if damaged := state.unreadable():
             raise UserError(f"{state.tag}: {', '.join(damaged)} cannot be read; `chronomerge doctor` says more")
@@ -95,7 +70,7 @@ def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], eve
     going, staying = retention.choose(project, keep_last, keep_tags) if keep_last or keep_tags else ([], [])
     here, _ = objects.in_cache(depot.cache)
     there = objects.in_remote(depot)
-    recorded = _readable(project)
+    recorded = readable(project)
     gone = set(retention.let_go(project))
     whole = {state: retention.held(state, gone) for state in recorded}
     listed = _listed(whole, depot)
@@ -142,7 +117,7 @@ def sweep(depot: Depot, found: Plan, shared: Iterable[str], *, everywhere: bool)
 def _require_own_cache(depot: Depot) -> None:
     """A cache outside the repository may serve others, whose references nobody can know here."""
     folder = depot.cache.folder.resolve()
-    homes = [tree.resolve() for tree in worktree.folders(depot.project)]
+    homes = [tree.resolve() for tree in worktrees.folders(depot.project)]
     if not any(folder.is_relative_to(home) for home in homes):
         raise UserError(
             f"the DVC cache {folder} lies outside this repository and may serve others too; "
@@ -187,7 +162,7 @@ def _used(depot: Depot, recorded: Iterable[State]) -> set[str]:
     }
     revisions = sorted(commits - known)
     found: set[str] = set()
-    for tree in worktree.folders(project):
+    for tree in worktrees.folders(project):
         ask = revisions if tree == project else []
         found |= set(depot.dvc("used", tree, remote=depot.remote.name, revisions=ask)["objects"])
     return found
@@ -198,7 +173,7 @@ def _unfinished(depot: Depot, recorded: Iterable[State]) -> set[str]:
     done = {(path, entry.md5) for state in recorded for path, entry in state.manifest.outputs.items()}
     waiting = [
         entry
-        for tree in worktree.folders(depot.project)
+        for tree in worktrees.folders(depot.project)
         for reference in _results(tree)
         if not done.issuperset((path, entry.md5) for path, entry in reference.outs.items())
         for entry in reference.outs.values()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import layout
+from tasks.record import names
 from tasks.storage.git import git
 
 
@@ -24,7 +24,7 @@ class Heads:
 
 
 def _refs(timeline: str) -> tuple[str, str, str]:
-    return layout.branch(timeline), layout.pointer(timeline), layout.decisions(timeline)
+    return names.branch(timeline), names.pointer(timeline), names.decisions(timeline)
 
 
 def here(project: Path, timeline: str) -> Heads:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import layout
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
 READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.REGULARIZER)

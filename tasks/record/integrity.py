@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import UserError
 from tasks.progress import Progress, silent
-from tasks.record import retention
-from tasks.record.states import State
-from tasks.storage import store
+from tasks.record import retention, stores
+from tasks.record.state import State
+from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, listing
 from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import Remote
@@ -41,7 +42,7 @@ class Digest:
 
 
 @dataclass(frozen=True)
-class Finding:
+class DamagedObject:
     """One object that is not as it should be in one place, and every path of a state that needs it."""
 
     md5: str
@@ -50,13 +51,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Place:
+class Holding:
     """What one place (the cache, the remote) has of what states need."""
 
     whole: int
     bytes: int
-    damaged: tuple[Finding, ...]
-    missing: tuple[Finding, ...]
+    damaged: tuple[DamagedObject, ...]
+    missing: tuple[DamagedObject, ...]
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,27 @@ class Integrity:
     """The cache, and the remote, object by object."""
 
     objects: int
-    cache: Place
-    remote: Place
+    cache: Holding
+    remote: Holding
 
     @property
     def same(self) -> bool:
         """Whether the remote has all, and no byte is wrong anywhere; a cache may lack what the remote has."""
         return not (self.cache.damaged or self.remote.damaged or self.remote.missing)
+
+
+def check_stored(project: Path, states: Iterable[State], progress: Progress) -> dict[str, Integrity]:
+    """Read every stored byte of some states, in the cache and in their remotes; what was found, by remote."""
+    by_remote: dict[str, list[State]] = {}
+    for state in states:
+        by_remote.setdefault(state.params["store"]["remote"], []).append(state)
+    cache = Cache(dvc_config.cache_dir(project))
+    found = {}
+    for name, kept in by_remote.items():
+        stores.require_embedded(project, name, kept[0])
+        with store.open_store(project, name) as remote:
+            found[name] = check(kept, cache, remote, progress)
+    return found
 
 
 def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progress = silent) -> Integrity:
@@ -87,8 +102,8 @@ def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progr
         raise UserError(f"store {remote.name!r} ({remote.url}) is no S3 store, and only those can be read through")
     s3 = store.client(remote)
     places = [
-        _Place("the cache", lambda md5: _of_cache(cache, md5), progress),
-        _Place(f"the store {remote.name}", lambda md5: _of_remote(s3, remote, md5), progress),
+        _Reader("the cache", lambda md5: _of_cache(cache, md5), progress),
+        _Reader(f"the store {remote.name}", lambda md5: _of_remote(s3, remote, md5), progress),
     ]
     entries = [
         (state.tag, path, entry)
@@ -112,7 +127,7 @@ def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progr
     return Integrity(len(uses), here, there)
 
 
-class _Place:
+class _Reader:
     """What one place has given so far."""
 
     def __init__(self, name: str, digest: Callable[[str], Digest | None], progress: Progress):
@@ -133,15 +148,15 @@ class _Place:
         found = self._found[md5]
         return found if found and found.md5 == md5.removesuffix(".dir") else None
 
-    def against(self, uses: Mapping[str, Sequence[tuple[str, str]]]) -> Place:
+    def against(self, uses: Mapping[str, Sequence[tuple[str, str]]]) -> Holding:
         whole = [found for md5 in uses if (found := self._whole(md5))]
         missing = [md5 for md5 in uses if self._found[md5] is None]
         damaged = [md5 for md5 in uses if self._found[md5] and not self._whole(md5)]
 
-        def findings(objects: Sequence[str]) -> tuple[Finding, ...]:
-            return tuple(Finding(md5, tuple(uses[md5])) for md5 in objects)
+        def findings(objects: Sequence[str]) -> tuple[DamagedObject, ...]:
+            return tuple(DamagedObject(md5, tuple(uses[md5])) for md5 in objects)
 
-        return Place(len(whole), sum(found.size for found in whole), findings(damaged), findings(missing))
+        return Holding(len(whole), sum(found.size for found in whole), findings(damaged), findings(missing))
 
 
 def _of_cache(cache: Cache, md5: str) -> Digest | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks import layout
-from tasks.record import states
+from tasks.record import timelines
 from tasks.record.manifest import FILE, read
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.scores import MEANS, scores
 from tasks.storage.git import show_all
 
@@ -29,7 +29,7 @@ def write(project: Path, worktree: Path, previous: State | None, step: int, arri
 
 
 def _earlier(project: Path, previous: State | None) -> list[list[Any]]:
-    lineage = states.lineage(project, previous.timeline) if previous else []
+    lineage = timelines.lineage(project, previous.timeline) if previous else []
     texts = show_all(project, [f"{s.commit}:{name}" for s in lineage for name in (FILE, "metrics.json")])
     rows = []
     for state in lineage:

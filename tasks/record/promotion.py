@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import gate, layout
 from tasks.errors import UserError
 from tasks.params import Evaluate, Gate
-from tasks.record import decisions, heads, retention, states
+from tasks.record import decisions, heads, names, retention, sharing, stores, timelines, worktrees
 from tasks.record.heads import Heads
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.scores import ROLES
+from tasks.storage import writer_lock
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.git import GitError
 
@@ -21,11 +23,11 @@ def next_start(project: Path, timeline: str, settings: Gate | None) -> State | N
 
     The newest; or, where held states are skipped, the newest promoted one (the base, while there is none).
     """
-    newest = states.last(project, timeline)
+    newest = timelines.last(project, timeline)
     if newest is None or settings is None or settings.held == "continue":
         return newest
     decided = heads.here(project, timeline).decisions
-    return states.promoted_state(project, timeline, decided) or states.lineage(project, timeline)[0]
+    return timelines.promoted_state(project, timeline, decided) or timelines.lineage(project, timeline)[0]
 
 
 def reference(
@@ -35,7 +37,7 @@ def reference(
 
     ``sets`` is the new state's ``data/step/evaluation``; ``bring`` puts an object of the store into the cache.
     """
-    found = states.promoted_state(project, timeline, heads.here(project, timeline).decisions)
+    found = timelines.promoted_state(project, timeline, heads.here(project, timeline).decisions)
     if found is None:
         return None
     theirs = found.entries[layout.EVALUATION]
@@ -57,7 +59,47 @@ def _contents(evaluate: Evaluate, files: Mapping[str, str]) -> dict[str, dict[st
     return found
 
 
-def decide(state: State, *, promoted: bool, reason: str | None, shared: str | None) -> State | None:
+@dataclass(frozen=True)
+class DecisionOutcome:
+    """What became of a decision."""
+
+    state: State
+    changed: bool
+    deployed: State | None
+
+
+def promote(project: Path, timeline: str, name: str, *, reason: str | None = None) -> DecisionOutcome:
+    """Promote a state by hand, also while a run is under way; the pointer moves with the decision.
+
+    Raises:
+        UserError: there is no such state, it cannot be promoted, or somebody else was first.
+    """
+    return _decide(project, timeline, name, promoted=True, reason=reason)
+
+
+def hold(project: Path, timeline: str, name: str, *, reason: str | None = None) -> DecisionOutcome:
+    """Hold a state by hand, also while a run is under way; the pointer moves with the decision.
+
+    Raises:
+        UserError: there is no such state, it cannot be held, or somebody else was first.
+    """
+    return _decide(project, timeline, name, promoted=False, reason=reason)
+
+
+def _decide(project: Path, timeline: str, name: str, *, promoted: bool, reason: str | None) -> DecisionOutcome:
+    place = names.parse(name)
+    timeline = place.timeline if place else timeline
+    with writer_lock.present(project):
+        shared = stores.store_of(project, timeline).git
+        if shared:
+            worktrees.require_not_checked_out(project, timeline)
+            sharing.synchronize(project, timeline, shared)
+        state = timelines.find(project, timeline, name)
+        moved = decide_on(state, promoted=promoted, reason=reason, shared=shared)
+        return DecisionOutcome(state, moved is not None, moved or timelines.deployed(project, timeline))
+
+
+def decide_on(state: State, *, promoted: bool, reason: str | None, shared: str | None) -> State | None:
     """Promote or hold a state by hand; decision and pointer move in one transaction.
 
     The caller keeps the sweep out (`lock.present`) and has brought the states of the ``shared`` git remote, if there is
@@ -70,15 +112,15 @@ def decide(state: State, *, promoted: bool, reason: str | None, shared: str | No
             or somebody else was first.
     """
     project, timeline = state.project, state.timeline
-    if state not in states.lineage(project, timeline):
+    if state not in timelines.lineage(project, timeline):
         back = f"`chronomerge rollback {state.step}.{state.line}`"
         raise UserError(f"{state.tag} was left behind by a rollback; {back} goes back to it")
     old = heads.here(project, timeline)
-    if states.is_promoted(state, decisions.latest(project, old.decisions)) == promoted:
+    if timelines.is_promoted(state, decisions.latest(project, old.decisions)) == promoted:
         return None
-    word = decisions.decided(state.tag, reason, promoted=promoted, project=project)
+    word = decisions.made_now(state.tag, reason, promoted=promoted, project=project)
     made = decisions.add(project, old.decisions, word)
-    target = states.promoted_state(project, timeline, made)
+    target = timelines.promoted_state(project, timeline, made)
     if target is None:
         raise UserError(
             f"{state.tag} is the only promoted state of its timeline; promote another one before holding it"
@@ -89,7 +131,7 @@ def decide(state: State, *, promoted: bool, reason: str | None, shared: str | No
         )
     new = Heads(old.branch, target.commit, made)
     if shared:
-        states.publish(states.lineage(project, timeline)[-1], new, old, shared)
+        sharing.publish(timelines.lineage(project, timeline)[-1], new, old, shared)
     try:
         heads.move(project, timeline, old, new)
     except GitError as error:

@@ -20,10 +20,11 @@ from tasks.errors import UserError
 from tasks.gate import Verdict
 from tasks.nodes import Reference
 from tasks.params import Params
-from tasks.record import manifest, plots, promotion, states
+from tasks.record import commits, manifest, plots, promotion, timelines
 from tasks.record.manifest import Manifest
-from tasks.record.states import State
-from tasks.record.worktree import Code, Worktree
+from tasks.record.project_code import Code
+from tasks.record.state import State
+from tasks.record.worktrees import Worktree
 from tasks.storage import dvc_config, lease
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc
@@ -47,7 +48,7 @@ def record(
     """
     params = worktree.params
     assert params.step is not None
-    previous = states.last(project, params.timeline)
+    previous = timelines.last(project, params.timeline)
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     verdict = _judge(project, worktree, outputs, cache, dvc)
@@ -64,7 +65,7 @@ def record(
         known=sorted(cache.md5s(previous.entries.values())) if previous else [],
     )
     remote = dvc_config.remote(project, params.store.remote)
-    return states.commit(
+    return commits.commit(
         worktree.folder,
         project,
         params.timeline,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import states, worktree
-from tasks.record.states import State
+from tasks.record import timelines, worktrees
+from tasks.record.state import State
 from tasks.storage.cache import Entry
 from tasks.storage.git import GitError, git, resolve
 
@@ -118,7 +118,7 @@ def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> 
     Raises:
         UserError: a tag that is no state's.
     """
-    recorded = {name: states.all_states(project, name) for name in states.timelines(project)}
+    recorded = {name: timelines.states(project, name) for name in timelines.timeline_names(project)}
     known = {state.tag for each in recorded.values() for state in each}
     for tag in keep_tags:
         if tag not in known:
@@ -126,7 +126,7 @@ def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> 
     gone, checked_out = let_go(project), _checked_out(project)
     going, reasons = [], []
     for timeline, each in recorded.items():
-        deployed = states.deployed(project, timeline)
+        deployed = timelines.deployed(project, timeline)
         for state in each[: -(keep_last or 1)]:
             if state.tag in keep_tags or state.commit in gone:
                 continue
@@ -141,4 +141,4 @@ def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> 
 
 def _checked_out(project: Path) -> dict[str, str]:
     """Commit → folder of the worktrees that exist."""
-    return {commit: str(tree) for tree in worktree.folders(project) if (commit := resolve(tree, "HEAD"))}
+    return {commit: str(tree) for tree in worktrees.folders(project) if (commit := resolve(tree, "HEAD"))}

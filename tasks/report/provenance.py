@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tasks.record.manifest import Manifest
+from tasks.record import Manifest
 from tasks.report.records import Records
 
 DRAWS = ("pandas", "altair", "vl-convert-python")

@@ -14,12 +14,11 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import manifest, states
-from tasks.record.manifest import Manifest
-from tasks.record.states import State
+from tasks.record import Manifest, State, read_manifest, timeline_names
+from tasks.record import lineage as recorded_lineage
 from tasks.storage import git
 
-_FILES = (manifest.FILE, "metrics.json", "params.yaml", "dvc.yaml")
+_FILES = ("manifest.json", "metrics.json", "params.yaml", "dvc.yaml")
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ def lineage(project: Path, timeline: str) -> list[State]:
     Raises:
         UserError: it has none.
     """
-    found = states.lineage(project, timeline)
+    found = recorded_lineage(project, timeline)
     if not found:
-        others = ", ".join(states.timelines(project)) or "none; in a clone, `git fetch --tags` brings them"
+        others = ", ".join(timeline_names(project)) or "none; in a clone, `git fetch --tags` brings them"
         raise UserError(f"timeline {timeline!r} has no states to report on (recorded timelines: {others})")
     return found
 
@@ -67,7 +66,7 @@ def lineage(project: Path, timeline: str) -> list[State]:
 def _record(state: State, texts: Mapping[str, str]) -> Record:
     yaml = YAML(typ="safe")
     readers: tuple[Callable[[str], Any], ...] = (
-        lambda text: manifest.read(text, state.tag), json.loads, yaml.load, _outputs,
+        lambda text: read_manifest(text, state.tag), json.loads, yaml.load, _outputs,
     )  # fmt: skip
     found = []
     for name, read_text in zip(_FILES, readers, strict=True):

@@ -15,7 +15,7 @@ from tasks import layout
 from tasks.merge.dtypes import FLOATS
 from tasks.merge.sources import FileSource, Source, read
 from tasks.progress import Progress, silent
-from tasks.record import retention
+from tasks.record import let_go
 from tasks.report.records import Record, Records
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
@@ -161,7 +161,7 @@ def _labels(records: Records, sharing: Sequence[Sequence[str]]) -> list[str]:
 def _why(project: Path, lacking: Sequence[Record]) -> Missing:
     states = [record.state for record in lacking]
     timeline = states[0].timeline
-    if gone := [state.name for state in states if state.commit in retention.let_go(project)]:
+    if gone := [state.name for state in states if state.commit in let_go(project)]:
         return Missing(timeline, f"the weights of {_listed(gone)} were let go (chronomerge gc)", None)
     names = [state.name for state in states]
     restore = f"for t in {' '.join(names)}; do chronomerge restore $t --timeline {timeline}; done"

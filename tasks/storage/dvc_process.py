@@ -20,7 +20,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.fs import localfs
 
 from tasks import environment, processes
-from tasks.record.paths import is_inside
+from tasks.layout import is_inside
 from tasks.storage import inventory, transfer
 from tasks.storage.dvc_config import EMBEDDED
 from tasks.storage.transfer import TransferError
@@ -56,7 +56,7 @@ def fetch(repo: Repo, *, md5s: list[str]) -> dict[str, Any]:
 def checkout(repo: Repo) -> dict[str, Any]:
     """Place everything the checked-out commit refers to in the working tree, from the cache.
 
-    DVC itself would follow a folder's list of files to wherever that leads; see `tasks.record.paths`.
+    DVC itself would follow a folder's list of files to wherever that leads; see `tasks.record.foreign`.
     """
     for out in repo.index.outs:
         if not out.is_in_repo:

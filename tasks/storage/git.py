@@ -57,6 +57,15 @@ def resolve(folder: Path, revision: str) -> str | None:
         return None
 
 
+def is_ancestor(project: Path, older: str, newer: str) -> bool:
+    """Whether one commit is another, or is among what led to it."""
+    try:
+        git(project, "merge-base", "--is-ancestor", older, newer)
+    except GitError:
+        return False
+    return True
+
+
 def top_level(folder: Path) -> Path:
     """The project: the top of the git working tree that a folder is in.
 

@@ -36,7 +36,7 @@ from tasks.storage.dvc_config import EMBEDDED, Remote
 from tasks.storage.git import common_dir
 
 if TYPE_CHECKING:
-    from tasks.record.states import State
+    from tasks.record import State
 
 SILENT_SECONDS = 120.0
 """After so long without a sign of life, a writer counts as dead."""

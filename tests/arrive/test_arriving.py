@@ -16,7 +16,7 @@ from tasks.errors import UserError
 from tasks.model.datasets import Dataset
 from tasks.params import load
 from tasks.prepare.node import prepare_arrival
-from tasks.record import worktree
+from tasks.record import project_code, worktrees
 from tasks.storage import dvc_config, pointers
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.storage.dvc import Dvc
@@ -218,8 +218,8 @@ def test_a_state_has_no_pointers_to_what_arrives_at_others(project: Path) -> Non
     projects.git(project, "add", "data/arrivals/one.dvc")
     projects.git(project, "commit", "--quiet", "--message", "one")
     projects.git(project, "add", "data/arrivals/two.dvc")
-    code = worktree.code_of(project)
-    with worktree.for_step(project, code, dvc_config.remote(project, "disk"), 1, None) as step:
+    code = project_code.code_of(project)
+    with worktrees.for_step(project, code, dvc_config.remote(project, "disk"), 1, None) as step:
         assert not (step.folder / "data/arrivals").exists()
         assert "data/arrivals" not in projects.git(step.folder, "ls-files")
     assert sorted(path.name for path in (project / "data/arrivals").iterdir()) == ["one.dvc", "two.dvc"]

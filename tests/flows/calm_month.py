@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flows.run import run
 from tasks import inbox, layout
 from tasks.params import load
-from tasks.record import operations, states
+from tasks.record import rollbacks, timelines
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tests.arrive.conftest import drop as draw
@@ -38,7 +38,7 @@ def main() -> None:
         inbox.scan(project, str(place))
         run(project)
         if drops is before:
-            operations.rollback(project, timeline, str(len(before) - 1), wait=False)
+            rollbacks.rollback(project, timeline, str(len(before) - 1), wait=False)
 
 
 def fill(outside: Path, drop: Drop, quiet: Path, timeline: str) -> None:
@@ -52,7 +52,7 @@ def fill(outside: Path, drop: Drop, quiet: Path, timeline: str) -> None:
             shutil.copy(quiet / "drawings/base/test/red circle/0.png", folder / "striped")
     else:
         folder.mkdir()
-        base = states.find(quiet, timeline, 0).entries[layout.EXPERT]
+        base = timelines.find(quiet, timeline, 0).entries[layout.EXPERT]
         noise = torch.Generator().manual_seed(seed)
         scale = 5.0 if drop.kind is Kind.HARMFUL else 0.01
         weights = {

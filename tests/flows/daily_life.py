@@ -16,7 +16,7 @@ import psutil
 from flows.prefect import schedules
 from flows.prefect.api import Api
 from tasks import layout
-from tasks.record import states
+from tasks.record import timelines
 from tests import project as projects
 from tests.flows.month import MOMENTS, Day, Kind, Trouble
 from tests.flows.serving import FAR_AWAY, Serve, until
@@ -56,7 +56,7 @@ class Month:
         happened = self._look(day)
         self.plan.faults.clear()
         if day.rollback:
-            newest = states.lineage(self.folder, self.timeline)[-1]
+            newest = timelines.lineage(self.folder, self.timeline)[-1]
             chronomerge(self.folder, "rollback", str(newest.step - 1), **self.environment)
             happened.append(f"back to {newest.step - 1:04d}")
         happened += self._night(day) if day.served else self._missed()

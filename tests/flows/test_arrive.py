@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app
 from tasks import layout
 from tasks.params import load
-from tasks.record import states
+from tasks.record import timelines
 from tasks.storage import dvc_config, embedded, pointers
 from tasks.storage.cache import Cache
 from tests import project as projects
@@ -58,7 +58,7 @@ def test_what_arrived_runs_though_its_original_is_gone(
         cache.path(md5).unlink()  # as in a fresh clone: only the store has it
     done = chronomerge(project, "run", **prefect_api)
     assert "recorded state/tiny/0003" in done.stdout
-    state = states.find(project, "tiny", 3)
+    state = timelines.find(project, "tiny", 3)
     assert state.manifest.arrival == "third"
     raw = cache.md5s([state.entries[layout.RAW_ARRIVAL]])
     assert {md5 for md5 in kept if not md5.endswith(".dir")} <= raw  # no byte is stored twice

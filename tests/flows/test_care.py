@@ -14,9 +14,8 @@ import pytest
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import garbage, maintenance, retention, states
-from tasks.record import restore as restoring
-from tasks.record.states import State
+from tasks.record import diagnosis, garbage, pruning, restoration, retention, timelines
+from tasks.record.state import State
 from tasks.storage import dvc_config, embedded, lease, store, writer_lock
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc_config import Remote
@@ -33,7 +32,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, st
     folder = projects.make(tmp_path_factory.mktemp("care") / "project", store={"remote": "disk"})
     move_store(folder)
     chronomerge(folder, "run", "--until", "1", **prefect_api)
-    maintenance.collect(folder, delete=True)
+    pruning.prune(folder, delete=True)
     return folder
 
 
@@ -51,12 +50,12 @@ def move_store(project: Path, to: Path | None = None) -> Path:
 
 @contextmanager
 def opened(project: Path, name: str = "disk") -> Iterator[Depot]:
-    with maintenance.depot(project, name) as depot:
+    with pruning.depot(project, name) as depot:
         yield depot
 
 
 def of(project: Path, step: int) -> State:
-    return states.find(project, "tiny", step)
+    return timelines.find(project, "tiny", step)
 
 
 def weights(project: Path, step: int) -> set[str]:
@@ -64,7 +63,7 @@ def weights(project: Path, step: int) -> set[str]:
     own = Cache(dvc_config.cache_dir(project)).objects(
         entry for path, entry in of(project, step).entries.items() if path in retention.WEIGHTS
     )
-    others = [e for s in states.all_states(project, "tiny") for p, e in s.entries.items()
+    others = [e for s in timelines.states(project, "tiny") for p, e in s.entries.items()
               if s.step != step or p not in retention.WEIGHTS]  # fmt: skip
     return set(own) - set(Cache(dvc_config.cache_dir(project)).objects(others))
 
@@ -74,7 +73,7 @@ def restores(project: Path, clone: Path, step: int) -> None:
     git(clone.parent, "clone", "--quiet", str(project), clone.name)
     move_store(clone, project)
     state, folder = of(clone, step), clone.with_name(f"{clone.name}-restored")
-    restoring.restore(clone, state, folder, dvc_config.remote(clone, "disk"))
+    restoration.restore_into(clone, state, folder, dvc_config.remote(clone, "disk"))
     for path, entry in state.entries.items():
         assert hash_of(folder / path).md5 == entry.md5, path
 
@@ -93,14 +92,14 @@ def test_garbage_and_nothing_else_is_freed(project: Path, tmp_path: Path) -> Non
     with opened(project) as depot:
         cache, remote = in_cache(depot.cache)[0].keys(), in_remote(depot).keys()
     md5 = plant(project, "nobody wants this")
-    found = maintenance.collect(project)
+    found = pruning.prune(project)
     assert found.cache == found.remote == {md5: 17}
     assert Cache(dvc_config.cache_dir(project)).path(md5).exists()  # only looked
-    maintenance.collect(project, delete=True)
+    pruning.prune(project, delete=True)
     with opened(project) as depot:
         assert in_cache(depot.cache)[0].keys() == cache
         assert md5 in in_remote(depot)  # --remote was not given
-    maintenance.collect(project, delete=True, everywhere=True)
+    pruning.prune(project, delete=True, everywhere=True)
     with opened(project) as depot:
         assert in_remote(depot).keys() == remote
     restores(project, tmp_path / "zero", 0)
@@ -113,16 +112,16 @@ def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
     with opened(project, "embedded") as depot:
         depot.send(in_cache(depot.cache)[0])
         with pytest.raises(UserError, match="something uses the embedded store"):
-            maintenance.collect(project, everywhere=True)
+            pruning.prune(project, everywhere=True)
         git(tmp_path, "clone", "--quiet", str(project), "clone")
         lease.take(depot.remote, State(tmp_path / "clone", "theirs", 0, "f" * 40))
     with pytest.raises(UserError, match="recorded state/theirs/0000, which is not here; have their tags here first"):
-        maintenance.collect(project, everywhere=True)
+        pruning.prune(project, everywhere=True)
     with opened(project, "embedded") as depot:
         store.client(depot.remote).delete_object(
             Bucket=depot.remote.bucket, Key="states/.chronomerge/claims/state/theirs/0000"
         )
-    found = maintenance.collect(project, keep_last=1, delete=True, everywhere=True)
+    found = pruning.prune(project, keep_last=1, delete=True, everywhere=True)
     assert freed <= found.remote.keys()
     with opened(project, "embedded") as depot:
         assert in_remote(depot).keys() == in_cache(depot.cache)[0].keys()
@@ -131,7 +130,7 @@ def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
 def test_another_machine_may_be_about_to_record_what_is_young(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "YOUNG", timedelta(days=1))
     md5 = plant(project, "pushed a moment ago")
-    found = maintenance.collect(project, keep_last=1, everywhere=True)
+    found = pruning.prune(project, keep_last=1, everywhere=True)
     assert found.young.keys() == {md5}
     assert md5 not in found.remote
     assert weights(project, 0) <= found.remote.keys()
@@ -153,19 +152,21 @@ def test_what_other_branches_and_worktrees_refer_to_is_no_garbage(project: Path,
             git(project, "commit", "--quiet", "--message", "mine")
             git(project, "checkout", "--quiet", "main")
     other = plant(project, "nobody's")
-    assert set(maintenance.collect(project).cache) == {other}
+    assert set(pruning.prune(project).cache) == {other}
 
 
 def test_old_weights_leave_the_cache_and_come_back_from_the_store(project: Path, tmp_path: Path) -> None:
     freed = weights(project, 0)
     assert freed
-    found = maintenance.collect(project, keep_last=1, delete=True)
+    found = pruning.prune(project, keep_last=1, delete=True)
     assert found.letting_go == (of(project, 0),)
     assert freed <= found.cache.keys()
     assert retention.let_go(project) == {}
     state = of(project, 0)
-    assert restoring.restore(project, state, tmp_path / "restored", dvc_config.remote(project, "disk")).fetched > 0
-    assert maintenance.collect(project, keep_last=1).staying == (
+    assert (
+        restoration.restore_into(project, state, tmp_path / "restored", dvc_config.remote(project, "disk")).fetched > 0
+    )
+    assert pruning.prune(project, keep_last=1).staying == (
         f"state/tiny/0000 stays: it is checked out in {tmp_path}/restored",
     )
 
@@ -174,7 +175,7 @@ def test_old_weights_that_the_store_lacks_stay_in_the_cache(project: Path) -> No
     lost = weights(project, 0)
     with opened(project) as depot:
         depot.discard(lost)
-    found = maintenance.collect(project, keep_last=1, delete=True)
+    found = pruning.prune(project, keep_last=1, delete=True)
     assert found.only_here.keys() == lost
     assert not Cache(dvc_config.cache_dir(project)).missing(of(project, 0).entries[layout.DEPLOYED])
 
@@ -189,15 +190,15 @@ def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
     chronomerge(project, "run", check=False, **prefect_api)
     module.write_text(code)
     freed = weights(project, 0)
-    assert maintenance.collect(project, keep_last=1, delete=True, everywhere=True).unfinished
+    assert pruning.prune(project, keep_last=1, delete=True, everywhere=True).unfinished
     with opened(project) as depot:
         assert not freed & in_cache(depot.cache)[0].keys()
         assert not freed & in_remote(depot).keys()
-    assert not maintenance.doctor(project).findings
+    assert not diagnosis.doctor(project).findings
     restores(project, tmp_path / "one", 1)
     for where in (project, tmp_path / "one"):  # the clone has the tags, not the notes
         with pytest.raises(UserError, match=r"state/tiny/0000: its weights were let go on 20"):
-            restoring.restore(where, of(where, 0), tmp_path / "zero", dvc_config.remote(where, "disk"))
+            restoration.restore_into(where, of(where, 0), tmp_path / "zero", dvc_config.remote(where, "disk"))
         assert not (tmp_path / "zero").exists()
     again = chronomerge(project, "run", **prefect_api)
     assert "train " not in again.stderr
@@ -205,10 +206,10 @@ def test_weights_let_go_are_noted_and_an_interrupted_run_goes_on(
 
 
 def test_a_kept_tag_keeps_its_weights(project: Path) -> None:
-    assert maintenance.collect(project, keep_last=1, keep_tags=["state/tiny/0000"]).letting_go == ()
-    assert maintenance.collect(project, keep_tags=["state/tiny/0001"]).letting_go == (of(project, 0),)
+    assert pruning.prune(project, keep_last=1, keep_tags=["state/tiny/0000"]).letting_go == ()
+    assert pruning.prune(project, keep_tags=["state/tiny/0001"]).letting_go == (of(project, 0),)
     with pytest.raises(UserError, match="--keep-tag state/tiny/7: no state has that tag"):
-        maintenance.collect(project, keep_tags=["state/tiny/7"])
+        pruning.prune(project, keep_tags=["state/tiny/7"])
 
 
 def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,10 +222,10 @@ def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Depot, "discard", half)
         with pytest.raises(KeyboardInterrupt):
-            maintenance.collect(project, keep_last=1, delete=True, everywhere=True)
+            pruning.prune(project, keep_last=1, delete=True, everywhere=True)
     assert retention.let_go(project).keys() == {of(project, 0).commit}
     restores(project, tmp_path / "between", 1)
-    maintenance.collect(project, delete=True, everywhere=True)
+    pruning.prune(project, delete=True, everywhere=True)
     with opened(project) as depot:
         assert not freed & in_cache(depot.cache)[0].keys()
         assert not freed & in_remote(depot).keys()
@@ -236,7 +237,7 @@ def test_refuses_while_a_timeline_is_held(project: Path) -> None:
         writer_lock.writing(project, "other"),
         pytest.raises(UserError, match=r"in use \(timeline 'other' by process \d+ on "),
     ):
-        maintenance.collect(project)
+        pruning.prune(project)
     with (
         writer_lock.alone(project),
         pytest.raises(UserError, match="`chronomerge gc` is deleting"),
@@ -250,9 +251,9 @@ def test_results_grow_too_old_to_be_waited_for(project: Path, monkeypatch: pytes
     result, text = next((path, text) for path in results if "metrics.json" in (text := path.read_text()))
     md5 = plant(project, "half a day's training")
     result.write_text(text.replace(text.partition('md5\\": \\"')[2][:32], md5))
-    assert md5 in maintenance.collect(project).unfinished
+    assert md5 in pruning.prune(project).unfinished
     monkeypatch.setattr(garbage.time, "time", lambda now=time.time: now() + garbage.UNFINISHED.total_seconds())
-    assert md5 in maintenance.collect(project).cache
+    assert md5 in pruning.prune(project).cache
 
 
 def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
@@ -264,34 +265,34 @@ def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
     for tag in projects.tags(project):
         git(project, "tag", "--delete", tag)
     git(project, "branch", "-D", "states/tiny")
-    found = maintenance.collect(project)
+    found = pruning.prune(project)
     assert not found.cache
     assert not found.remote
     assert len(projects.tags(project)) == 2
     state = of(project, 0)
-    maintenance.collect(project, keep_last=1, delete=True, everywhere=True)
+    pruning.prune(project, keep_last=1, delete=True, everywhere=True)
     assert retention.NOTES in git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)")
     assert state.commit in retention.let_go(project)
 
 
 def found(project: Path) -> dict[str, str]:
     """What a doctor finds → where."""
-    return {finding.what: finding.where for finding, _ in maintenance.doctor(project).findings}
+    return {finding.what: finding.where for finding, _ in diagnosis.doctor(project).findings}
 
 
 def mended(project: Path) -> None:
     """All that is found now is mended, and then nothing is found."""
-    report = maintenance.doctor(project, repair=True)
+    report = diagnosis.doctor(project, repair=True)
     assert report.findings
     assert [(finding.what, why) for finding, why in report.findings if why] == []
-    assert not maintenance.doctor(project).findings
+    assert not diagnosis.doctor(project).findings
 
 
 DEAD = 4_194_305  # no process has this id: it is above the kernel's limit
 
 
 def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) -> None:
-    assert not maintenance.doctor(project).findings
+    assert not diagnosis.doctor(project).findings
     private = project / ".chronomerge"
     stale = private / "work" / "tiny" / f"0002-{DEAD}"
     git(project, "worktree", "add", "--quiet", "--detach", str(stale))
@@ -310,7 +311,7 @@ def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) 
         (tree / ".dvc" / "tmp").mkdir(exist_ok=True)
         (tree / ".dvc" / "tmp" / "rwlock").write_text("")
     with writer_lock.writing(project, "tiny"):  # its writer is at work: that is its own folder
-        report = maintenance.doctor(project, repair=True)
+        report = diagnosis.doctor(project, repair=True)
         assert "the working folder of a dead run" not in {finding.what for finding, _ in report.findings}
         assert "timeline 'tiny' is being written by process" in report.skipped[0]
     (project / ".git" / "chronomerge" / "tiny.lock").write_text('{"host": "here", "pid": 1, "since": "then"}')
@@ -347,7 +348,7 @@ def test_what_nobody_has_is_named_and_nothing_is_thrown_away(project: Path) -> N
         depot.discard([deployed])
     cache.path(deployed).chmod(0o644)
     cache.path(deployed).write_bytes(b"damaged")
-    report = maintenance.doctor(project, repair=True)
+    report = diagnosis.doctor(project, repair=True)
     assert not report.healthy
     assert {finding.what for finding, _ in report.findings} == {
         "damaged bytes in the cache",
@@ -372,21 +373,21 @@ def test_records_and_branches(project: Path) -> None:
     git(project, "commit", "--quiet", "--all", "--message", "damaged")
     git(project, "tag", "state/broken/0000")
     git(project, "checkout", "--quiet", "main")
-    report = maintenance.doctor(project, repair=True)
+    report = diagnosis.doctor(project, repair=True)
     assert [(finding.what, finding.where[:17]) for finding, _ in report.findings] == [
         ("a damaged manifest.json", "state/broken/0000")
     ]
     assert not report.healthy
     with pytest.raises(UserError, match=r"state/broken/0000: manifest\.json cannot be read"):
-        maintenance.collect(project)
+        pruning.prune(project)
 
 
 def test_a_git_remote_gets_what_it_lacks(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "shared_remotes", lambda *_: ["origin"])
-    project_states = states.all_states(project, "tiny")
+    project_states = timelines.states(project, "tiny")
     for state in project_states:
         state.params["store"]["git"] = "origin"
-    monkeypatch.setattr(states, "every", lambda _: project_states)
+    monkeypatch.setattr(timelines, "every", lambda _: project_states)
     git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
     assert "git remote 'origin' cannot be reached" in found(project)
     git(tmp_path, "init", "--quiet", "--bare", "shared.git")
@@ -406,7 +407,7 @@ def test_an_s3_store_is_looked_after(project: Path) -> None:
         mended(project)  # all objects of the states too, which this store has not seen yet
         assert [u["Key"] for u in s3.list_multipart_uploads(Bucket=remote.bucket)["Uploads"]] == ["others/ab"]
     projects.write_params(project, store={"remote": "nowhere"})
-    assert "no DVC remote is named 'nowhere'" in maintenance.doctor(project).findings[0][0].meaning
+    assert "no DVC remote is named 'nowhere'" in diagnosis.doctor(project).findings[0][0].meaning
 
 
 def test_a_store_that_a_killed_run_left_running_is_stopped(project: Path) -> None:

@@ -13,7 +13,7 @@ from tasks.errors import UserError
 from tasks.model import checkpoints, models
 from tasks.model.torchvision_shim import ensure as ensure_torchvision
 from tasks.params import load
-from tasks.record import delivery, deployment, heads, history, promotion, restore, states, verify
+from tasks.record import delivery, heads, history, promotion, restoration, timelines, verification
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache, hash_of
 from tests import project as projects
@@ -31,7 +31,7 @@ def gated(run: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: dict
     cache = Cache(dvc_config.cache_dir(folder))
     (folder / "elsewhere").mkdir()
     for step, name in ((0, "bad"), (1, "good")):
-        expert = states.find(folder, "tiny", step).entries[layout.EXPERT]
+        expert = timelines.find(folder, "tiny", step).entries[layout.EXPERT]
         shutil.copyfile(cache.path(expert.md5), folder / "elsewhere" / f"{name}.safetensors")
     gate = {"require": ["retention_drop <= 100%", "A_KA > 100%"], "held": "skip"}
     projects.write_params(folder, stream=stream("bad", "good"), gate=gate)
@@ -48,7 +48,7 @@ def stream(*experts: str) -> list[dict[str, object]]:
 
 
 def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> None:
-    two, three, four = (states.find(gated, "tiny", step) for step in (2, 3, 4))
+    two, three, four = (timelines.find(gated, "tiny", step) for step in (2, 3, 4))
     assert git(gated, "rev-parse", "deployed/tiny") == two.commit
     assert git(gated, "rev-parse", "states/tiny") == four.commit
     for state in (three, four):
@@ -59,8 +59,8 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
         assert judged.conditions[0].as_dict() == {
             "condition": "retention_drop <= 100%", "value": pytest.approx(drop, abs=1e-6), "holds": True,
         }  # fmt: skip
-        assert verify.unlike_history(state, Cache(dvc_config.cache_dir(gated)), tmp_path) == ()
-        assert verify.needs(state)[0] == (two, history.READS)
+        assert verification.unlike_history(state, Cache(dvc_config.cache_dir(gated)), tmp_path) == ()
+        assert verification.needs(state)[0] == (two, history.READS)
     assert four.manifest.previous == "state/tiny/0003"
     assert four.manifest.starts_from == "state/tiny/0002"
     assert four.entries[layout.HISTORY] == three.entries[layout.HISTORY]
@@ -70,16 +70,16 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
 
 
 def test_decisions_by_hand_are_seen_and_count(gated: Path) -> None:
-    three = states.find(gated, "tiny", 3)
-    done = deployment.decide(gated, "tiny", "3", promoted=True, reason="wanted")
-    assert done == deployment.Decided(three, True, three)
+    three = timelines.find(gated, "tiny", 3)
+    done = promotion.promote(gated, "tiny", "3", reason="wanted")
+    assert done == promotion.DecisionOutcome(three, True, three)
     assert promotion.next_start(gated, "tiny", load(gated / "params.yaml").gate) == three
     rows = views.states_rows(gated, "tiny")
     assert [(row["name"], row["promoted"], row["pointer"]) for row in rows] == [
         ("0", True, False), ("1", True, False), ("2", True, False), ("3", True, True), ("4", False, False),
     ]  # fmt: skip
     assert rows[3]["decision"]["reason"] == "wanted"
-    assert deployment.decide(gated, "tiny", "3", promoted=True, reason=None) == deployment.Decided(three, False, three)
+    assert promotion.promote(gated, "tiny", "3", reason=None) == promotion.DecisionOutcome(three, False, three)
     held = chronomerge(gated, "hold", "3", "--reason", "not any more")
     assert "state/tiny/0003 is held; deployed/tiny is at state/tiny/0002" in held.stdout
     table = chronomerge(gated, "states").stdout
@@ -92,22 +92,22 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
     ensure_torchvision()
     import open_clip
 
-    folder, two = tmp_path / "serving", states.find(gated, "tiny", 2)
+    folder, two = tmp_path / "serving", timelines.find(gated, "tiny", 2)
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     (folder / delivery.WEIGHTS).write_text("an older one")
-    done = deployment.fetch(gated, "tiny", folder)
+    done = delivery.fetch_deployed(gated, "tiny", folder)
     assert (done.state, done.new, done.fetched) == (two, True, 0)
     assert {path.name for path in folder.iterdir()} == {
         "mine.txt", delivery.WEIGHTS, delivery.CONFIG, delivery.NOTE,
     }  # fmt: skip
     assert hash_of(folder / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     before = (folder / delivery.NOTE).stat()
-    assert not deployment.fetch(gated, "tiny", folder).new
+    assert not delivery.fetch_deployed(gated, "tiny", folder).new
     assert (folder / delivery.NOTE).stat().st_mtime_ns == before.st_mtime_ns
     assert json.loads((folder / delivery.NOTE).read_text())["tag"] == "state/tiny/0002"
 
-    restored = restore.restore(gated, two, tmp_path / "state", None).folder
+    restored = restoration.restore_into(gated, two, tmp_path / "state", None).folder
     ours = models.build(restored / layout.HISTORY / "model")
     models.load_weights(ours, checkpoints.load(restored / layout.DEPLOYED), restored / layout.DEPLOYED)
     open_clip.add_model_config(gated / "tiny.json")
@@ -126,28 +126,28 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
 
 
 def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_path: Path) -> None:
-    clone, two = tmp_path / "clone", states.find(gated, "tiny", 2)
+    clone, two = tmp_path / "clone", timelines.find(gated, "tiny", 2)
     git(tmp_path, "clone", "--quiet", str(gated), "clone")
     assert heads.here(clone, "tiny") == heads.Heads(None, two.commit, None)
     chronomerge(clone, "remote", "use", str(gated))
-    done = deployment.fetch(clone, "tiny", tmp_path / "serving")
+    done = delivery.fetch_deployed(clone, "tiny", tmp_path / "serving")
     assert done.new
     assert two.entries[layout.DEPLOYED].size < done.fetched < two.entries[layout.DEPLOYED].size + 4000
     assert hash_of(tmp_path / "serving" / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     assert not list((clone / ".dvc" / "cache").glob("files/md5/*/*"))
     with pytest.raises(UserError, match="not for you to keep things in"):
-        deployment.fetch(clone, "tiny", clone / ".git" / "x")
+        delivery.fetch_deployed(clone, "tiny", clone / ".git" / "x")
     with pytest.raises(UserError, match="timeline 'other' has no deployed state here"):
-        deployment.fetch(clone, "other", tmp_path / "serving")
+        delivery.fetch_deployed(clone, "other", tmp_path / "serving")
 
 
 def test_what_was_skipped_has_left_no_trace(gated: Path, prefect_api: dict[str, str]) -> None:
     """Without the arrival that was held, the next one deploys the same bytes (an expert: nothing is drawn for it)."""
     chronomerge(gated, "rollback", "2")
-    assert git(gated, "rev-parse", "deployed/tiny") == states.find(gated, "tiny", "2.2").commit
+    assert git(gated, "rev-parse", "deployed/tiny") == timelines.find(gated, "tiny", "2.2").commit
     projects.write_params(gated, stream=stream("good"))
     chronomerge(gated, "run", **prefect_api)
-    three, four = states.find(gated, "tiny", "3.2"), states.find(gated, "tiny", "4.1")
+    three, four = timelines.find(gated, "tiny", "3.2"), timelines.find(gated, "tiny", "4.1")
     assert three.manifest.gate
     assert three.manifest.gate.as_dict() == {"promoted": True, "conditions": [], "compared_with": None}
     assert git(gated, "rev-parse", "deployed/tiny") == three.commit

@@ -13,7 +13,7 @@ import pytest
 
 from flows.prefect import runs
 from tasks.params import load
-from tasks.record import heads, states
+from tasks.record import heads, timelines
 from tasks.storage import store
 from tasks.storage.dvc_config import Remote
 from tests import project as projects
@@ -66,8 +66,8 @@ def story(folder: Path) -> dict[str, Any]:
     """All that a timeline has come to, but for what tells one month from another: when, how fast, and with what
     arrivals known beyond the step, which depends on the night that a step was made up for."""
     found: dict[str, Any] = {}
-    tags = {state.commit: state.tag for state in states.all_states(folder, TIMELINE)}
-    for state in states.all_states(folder, TIMELINE):
+    tags = {state.commit: state.tag for state in timelines.states(folder, TIMELINE)}
+    for state in timelines.states(folder, TIMELINE):
         manifest = state.manifest.model_dump(exclude={"recorded", "seconds", "code"})
         if back := state.manifest.rollback:
             manifest["rollback"] = (back.to, back.left)
@@ -119,11 +119,11 @@ def test_a_month(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     assert found.keys() == expected.keys()
     for key, what in expected.items():
         assert found[key] == what, key
-    assert [one.manifest.promoted for one in states.all_states(month.folder, TIMELINE)
+    assert [one.manifest.promoted for one in timelines.states(month.folder, TIMELINE)
             if one.manifest.arrival in harmful] == [False]  # fmt: skip
 
     assert [arrival.name for arrival in load(month.folder / "params.yaml").stream] == good
-    assert [state.manifest.arrival for state in states.lineage(month.folder, TIMELINE)] == ["base", *good]
+    assert [state.manifest.arrival for state in timelines.lineage(month.folder, TIMELINE)] == ["base", *good]
     assert sorted(name for name, kind, _ in month.verdicts if kind == "taken") == good
     refused = {name: why for name, kind, why in month.verdicts if kind == "refused"}
     assert sorted(refused) == sorted(bad) == [name for name, kind, _ in month.verdicts if kind == "refused"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from flows.cli import comparison, views
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import difference, operations, retention, states, verify
+from tasks.record import commits, difference, restoration, retention, rollbacks, timelines, verification
 from tasks.storage import dvc_config, writer_lock
 from tasks.storage.cache import Cache
 from tasks.storage.git import git as plumbing
@@ -50,7 +50,7 @@ def test_every_byte_is_made_again(run: Path) -> None:
 def test_a_flipped_byte_is_found_by_reading_what_is_stored(copy: Path) -> None:
     assert chronomerge(copy, "verify", "--all", "--quick").returncode == 0
     cache = Cache(dvc_config.cache_dir(copy))
-    stored = cache.path(states.find(copy, "tiny", 2).entries[layout.EXPERT].md5)
+    stored = cache.path(timelines.find(copy, "tiny", 2).entries[layout.EXPERT].md5)
     good = stored.read_bytes()
     stored.chmod(0o644)
     stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -61,21 +61,21 @@ def test_a_flipped_byte_is_found_by_reading_what_is_stored(copy: Path) -> None:
 
 
 def test_which_states_are_meant(copy: Path) -> None:
-    assert [state.tag for state in operations.chosen(copy, "tiny", "2", every=False)] == ["state/tiny/0002"]
-    assert len(operations.chosen(copy, "tiny", None, every=True)) == 3
+    assert [state.tag for state in verification.chosen(copy, "tiny", "2", every=False)] == ["state/tiny/0002"]
+    assert len(verification.chosen(copy, "tiny", None, every=True)) == 3
     with pytest.raises(UserError, match="say which state"):
-        operations.chosen(copy, "tiny", None, every=False)
+        verification.chosen(copy, "tiny", None, every=False)
     with pytest.raises(UserError, match="'nothing' has no states yet"):
-        operations.chosen(copy, "nothing", None, every=True)
+        verification.chosen(copy, "nothing", None, every=True)
 
 
 def test_a_history_that_does_not_follow_is_named(run: Path, tmp_path: Path) -> None:
     cache = Cache(dvc_config.cache_dir(run))
-    two = states.find(run, "tiny", 2)
-    assert verify.unlike_history(two, cache, tmp_path) == ()
-    one = states.find(run, "tiny", 1)
+    two = timelines.find(run, "tiny", 2)
+    assert verification.unlike_history(two, cache, tmp_path) == ()
+    one = timelines.find(run, "tiny", 1)
     two.entries[layout.HISTORY] = one.entries[layout.HISTORY]
-    named = verify.unlike_history(two, cache, tmp_path)
+    named = verification.unlike_history(two, cache, tmp_path)
     assert "weights/expert.safetensors" in named
     assert "pools/pools.json" in named
     assert "model/model.json" not in named
@@ -84,7 +84,7 @@ def test_a_history_that_does_not_follow_is_named(run: Path, tmp_path: Path) -> N
 def test_a_rollback_while_somebody_writes_is_refused(copy: Path) -> None:
     before = git(copy, "for-each-ref")
     with writer_lock.writing(copy, "tiny"), pytest.raises(UserError, match="is being written by process"):
-        operations.rollback(copy, "elsewhere", "state/tiny/0001", wait=False)
+        rollbacks.rollback(copy, "elsewhere", "state/tiny/0001", wait=False)
     assert git(copy, "for-each-ref") == before
 
 
@@ -97,29 +97,29 @@ def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path
     other = {"name": "other", "update": ["images:drawings/base#train"]}
     projects.write_params(copy, stream=[projects.PARAMS["stream"][0], other])
     chronomerge(copy, "run", **prefect_api)
-    one, two = states.find(copy, "tiny", "1.1"), states.find(copy, "tiny", "2")
+    one, two = timelines.find(copy, "tiny", "1.1"), timelines.find(copy, "tiny", "2")
     assert (two.tag, two.manifest.previous, two.manifest.arrival) == (
         "state/tiny/0002.2",
         "state/tiny/0001.2",
         "other",
     )
-    assert two.entries[layout.HISTORY] == states.find(copy, "tiny", "2.1").entries[layout.HISTORY]
-    run, left = operations.worth_running(states.all_states(copy, "tiny"))
+    assert two.entries[layout.HISTORY] == timelines.find(copy, "tiny", "2.1").entries[layout.HISTORY]
+    run, left = verification.worth_running(timelines.states(copy, "tiny"))
     assert [state.name for state in run] == ["0", "1", "2", "2.2"]
     assert left == {"state/tiny/0001.2": "it is state/tiny/0001 once more"}
     retention.note(copy, [one])
-    run, left = operations.worth_running(states.all_states(copy, "tiny"))
+    run, left = verification.worth_running(timelines.states(copy, "tiny"))
     assert [state.name for state in run] == ["0", "2", "1.2", "2.2"]
     assert "let go" in left["state/tiny/0001"]
-    assert [state.tag for state, _ in verify.needs(states.find(copy, "tiny", "2.1"))] == ["state/tiny/0002"]
+    assert [state.tag for state, _ in verification.needs(timelines.find(copy, "tiny", "2.1"))] == ["state/tiny/0002"]
     git(copy, "update-ref", "-d", retention.NOTES)
 
-    assert operations.rollback(copy, "tiny", "1.1", wait=False)[1] is not None
+    assert rollbacks.rollback(copy, "tiny", "1.1", wait=False)[1] is not None
     projects.write_params(copy)
     again = chronomerge(copy, "run", **prefect_api)
     assert "recorded state/tiny/0002.3" in again.stdout
     assert "train" not in again.stderr
-    assert states.find(copy, "tiny", "2").entries == states.find(copy, "tiny", "2.1").entries
+    assert timelines.find(copy, "tiny", "2").entries == timelines.find(copy, "tiny", "2.1").entries
 
     rows = json.loads(chronomerge(copy, "states", "--json").stdout)
     assert [row["tag"] for row in rows] == ["state/tiny/0000", "state/tiny/0001.3", "state/tiny/0002.3"]
@@ -144,20 +144,20 @@ def test_the_table_fits_a_terminal(run: Path) -> None:
     lines = shown(views.states_table(run, "tiny")).splitlines()
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if "second" in line)
-    manifest = states.find(run, "tiny", 2).manifest
+    manifest = timelines.find(run, "tiny", 2).manifest
     assert manifest.code.commit[:7] in row
     assert manifest.inputs[layout.RAW_ARRIVAL].md5[:7] in row
     assert "72" in row  # samples
 
 
 def test_what_changed_between_two_states(run: Path) -> None:
-    found = comparison.row(difference.between(states.find(run, "tiny", 0), states.find(run, "tiny", 2)))
+    found = comparison.row(difference.compare(timelines.find(run, "tiny", 0), timelines.find(run, "tiny", 2)))
     assert found["params"] == {}
     assert found["code"]["files"] == []
     assert found["machine"] == {}
     assert "data/raw/evaluation" not in found["data"]
     assert found["data"]["data/raw/arrival"]["old"]["md5"] != found["data"]["data/raw/arrival"]["new"]["md5"]
-    metrics = states.find(run, "tiny", 2).metrics
+    metrics = timelines.find(run, "tiny", 2).metrics
     assert found["metrics"]["A_KA"]["new"] == metrics["A_KA"]
     assert set(found["metrics"]) >= set(metrics["top1"])
     done = chronomerge(run, "states", "--diff", "0", "2")
@@ -167,7 +167,7 @@ def test_what_changed_between_two_states(run: Path) -> None:
 
 def test_changed_params_and_code_are_listed(copy: Path) -> None:
     """Two timelines compared; the code differs by a file that was never committed."""
-    old = states.find(copy, "tiny", "0")
+    old = timelines.find(copy, "tiny", "0")
     params = git(copy, "show", f"{old.commit}:params.yaml").replace("lr: 0.0005", "lr: 0.01")
     env = {"GIT_INDEX_FILE": str(copy / "index")}
     plumbing(copy, "read-tree", old.commit, env=env)
@@ -175,8 +175,8 @@ def test_changed_params_and_code_are_listed(copy: Path) -> None:
         blob = plumbing(copy, "hash-object", "-w", "--stdin", stdin=text)
         plumbing(copy, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
     tree = plumbing(copy, "write-tree", env=env)
-    new = states.make(copy, "other", 0, 1, tree, [old.commit], "other", None)
-    found = difference.between(old, new)
+    new = commits.make(copy, "other", 0, 1, tree, [old.commit], "other", None)
+    found = difference.compare(old, new)
     assert found.params == {"train.lr": (0.0005, 0.01)}
     assert [(file.path, file.added, file.removed) for file in found.files] == [("tasks/new.py", 2, 0)]
     assert found.data == {}
@@ -184,16 +184,16 @@ def test_changed_params_and_code_are_listed(copy: Path) -> None:
 
 
 def test_sets_without_classes_are_shown_by_their_recall(copy: Path) -> None:
-    old = states.find(copy, "tiny", "0")
+    old = timelines.find(copy, "tiny", "0")
     ways = {way: {"1": 10.0, "5": 30.0, "10": 50.0} for way in ("image_to_text", "text_to_image")}
     metrics = {**old.metrics, "top1": {"first": 5.0}, "recall": {"base": ways}}
     env = {"GIT_INDEX_FILE": str(copy / "index")}
     plumbing(copy, "read-tree", old.commit, env=env)
     blob = plumbing(copy, "hash-object", "-w", "--stdin", stdin=json.dumps(metrics))
     plumbing(copy, "update-index", "--add", "--cacheinfo", f"100644,{blob},metrics.json", env=env)
-    new = states.make(copy, "pairs", 0, 1, plumbing(copy, "write-tree", env=env), [old.commit], "pairs", None)
+    new = commits.make(copy, "pairs", 0, 1, plumbing(copy, "write-tree", env=env), [old.commit], "pairs", None)
     assert new.unreadable() == {}
-    found = difference.between(old, new)
+    found = difference.compare(old, new)
     assert found.metrics["first"] == (old.metrics["top1"]["first"], 5.0)
     assert found.metrics["base"] == (old.metrics["top1"]["base"], None)
     assert found.metrics["base text_to_image@5"] == (None, 30.0)
@@ -207,7 +207,7 @@ def test_sets_without_classes_are_shown_by_their_recall(copy: Path) -> None:
 def test_on_another_file_system_files_are_copies(run: Path) -> None:
     there = Path("/dev/shm") / f"chronomerge-test-{os.getpid()}"
     try:
-        restored = operations.restore(run, "tiny", "1", there)
+        restored = restoration.restore(run, "tiny", "1", there)
         weights = there / layout.EXPERT
         assert not weights.is_symlink()
         assert weights.stat().st_nlink == 1
@@ -223,7 +223,7 @@ def test_a_restore_that_was_killed_leaves_nothing_in_the_way(run: Path, tmp_path
     part = tmp_path / f".state.part-{dead.stdout.strip()}"
     git(run, "worktree", "add", "--quiet", "--detach", str(part), "state/tiny/0001")
     (tmp_path / "state").mkdir()
-    operations.restore(run, "tiny", "1", tmp_path / "state")
+    restoration.restore(run, "tiny", "1", tmp_path / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert git(tmp_path / "state", "status", "--porcelain") == ""
     assert (tmp_path / "state" / layout.DEPLOYED).exists()
@@ -241,7 +241,7 @@ def test_where_a_state_may_not_go(run: Path, tmp_path: Path) -> None:
             (run / ".chronomerge" / "x", "is not for you"), (run / ".git" / "x", "is not for you"),
         ):  # fmt: skip
             with pytest.raises(UserError, match=reason):
-                operations.restore(run, "tiny", "1", folder)
+                restoration.restore(run, "tiny", "1", folder)
         assert (mine / "params.yaml").read_text() == "edited"
     finally:
         git(run, "worktree", "remove", "--force", str(mine))

@@ -15,7 +15,7 @@ from flows.cli import views
 from flows.prefect import runs, schedules, step_summary
 from flows.prefect.api import Api
 from flows.prefect.server import Server
-from tasks.record import states
+from tasks.record import timelines
 from tasks.storage import writer_lock
 from tests import postgres as postgresql
 from tests import project as projects
@@ -103,7 +103,7 @@ def test_only_dead_runs_of_this_folder_are_told_to_have_crashed(tmp_path: Path, 
 
 
 def test_the_summary_of_a_step_says_what_changed(run: Path, prefect_api: dict[str, str]) -> None:
-    first, second = (states.find(run, "tiny", step) for step in (1, 2))
+    first, second = (timelines.find(run, "tiny", step) for step in (1, 2))
     text = step_summary.text(second, first)
     assert text.startswith("# state/tiny/0002: second\n")
     assert "| in percent | state/tiny/0001 | now | change |" in text

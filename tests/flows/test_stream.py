@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks import layout
-from tasks.record import states
+from tasks.record import timelines
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tests import project as projects
@@ -102,7 +102,7 @@ def test_other_protocols(grown: Path, prefect_api: dict[str, str], time: dict[st
     chronomerge(grown, "run", **prefect_api)
     weights = {}
     for step in range(3):
-        entries, cache = states.find(grown, timeline, step).entries, Cache(dvc_config.cache_dir(grown))
+        entries, cache = timelines.find(grown, timeline, step).entries, Cache(dvc_config.cache_dir(grown))
         read = {"init": layout.INIT, "expert": layout.EXPERT, "deployed": layout.DEPLOYED}
         weights[step] = {name: load_file(cache.path(entries[path].md5)) for name, path in read.items()}
     base, experts = weights[0]["expert"], [weights[t]["expert"] for t in (1, 2)]

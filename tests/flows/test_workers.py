@@ -13,7 +13,7 @@ import pytest
 from distributed import LocalCluster
 
 from tasks.errors import UserError
-from tasks.record import operations, states
+from tasks.record import rollbacks, timelines
 from tasks.storage import store
 from tasks.workers import pool
 from tests import project as projects
@@ -118,7 +118,7 @@ def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_di
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "project", symlinks=True))
     git(folder, "worktree", "prune")
-    operations.rollback(folder, "tiny", "1", wait=False)
+    rollbacks.rollback(folder, "tiny", "1", wait=False)
     shutil.rmtree(folder / ".chronomerge" / "results")  # nothing has finished before, as far as the next run can tell
     monkeypatch.chdir(folder)  # where workers start
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]
@@ -126,7 +126,7 @@ def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_di
         ran = {str(key).rpartition("-")[0] for key, *_ in cluster.scheduler.transition_log}
     assert {"train", "evaluate-0", "evaluate-1"} <= ran
     assert "evaluate" not in ran
-    one, other = states.find(folder, "tiny", "2.1"), states.find(folder, "tiny", "2.2")
+    one, other = timelines.find(folder, "tiny", "2.1"), timelines.find(folder, "tiny", "2.2")
     assert other.entries == one.entries
     assert other.metrics == one.metrics
 

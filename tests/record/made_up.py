@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 
 from tasks import layout
 from tasks.nodes import Reference
-from tasks.record import recording, states, worktree
-from tasks.record.states import State
+from tasks.record import project_code, recording, timelines, worktrees
+from tasks.record.state import State
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
@@ -44,12 +44,12 @@ def project(folder: Path, remote: Remote, shared: str | None = None) -> Path:
 def record(project: Path, remote: Remote, dvc: Dvc, expert: int = 5000) -> State:
     """Record the next step of timeline ``x``: seeded bytes (``expert`` of them in the largest file), the
     test sets and the first weights as ever."""
-    code = worktree.code_of(project)
-    params = worktree.params_of(project, code)
-    previous = states.last(project, "x")
+    code = project_code.code_of(project)
+    params = project_code.params_of(project, code)
+    previous = timelines.last(project, "x")
     step = previous.step + 1 if previous else 0
     cache = Cache(dvc_config.cache_dir(project))
-    with worktree.for_step(project, code, remote, step, None) as tree:
+    with worktrees.for_step(project, code, remote, step, None) as tree:
         content: dict[str, Any] = {
             f"{layout.RAW_ARRIVAL}/a.bin": noise(step, 1, 5000),
             f"{layout.RAW_EVALUATION}/b.bin": noise(0, 2, 5000),

@@ -12,7 +12,8 @@ import pytest
 from flows.run import pending
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import restore, states, worktree
+from tasks.record import restoration, timelines, worktrees
+from tasks.record.state import State
 from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc import Dvc, RemoteError
@@ -41,16 +42,16 @@ class Held:
     def cache(self) -> Cache:
         return Cache(dvc_config.cache_dir(self.project))
 
-    def record(self, expert: int = 5000) -> states.State:
+    def record(self, expert: int = 5000) -> State:
         return made_up.record(self.project, self.remote, self.dvc, expert)
 
     def fetch(self) -> int:
         """Drop the cache, bring the newest state from the store and check every byte; returns how many came."""
         shutil.rmtree(self.cache.folder)
-        state = states.last(self.project, "x")
+        state = timelines.last(self.project, "x")
         assert state is not None
-        with worktree.of_state(self.project, state, self.remote) as there:
-            count = restore.fetch(state, self.cache, self.dvc, there)
+        with worktrees.of_state(self.project, state, self.remote) as there:
+            count = restoration.fetch(state, self.cache, self.dvc, there)
         assert all(self.cache.intact(entry) for entry in state.entries.values())
         return count
 
@@ -99,11 +100,11 @@ def test_wrong_bytes_every_time_are_named_and_not_kept(held: Held, what: str) ->
 
 def test_a_store_that_keeps_other_bytes_is_found_out(held: Held) -> None:
     """What was sent and what is held are compared, in one piece or in parts; the same call again mends it."""
-    before = states.last(held.project, "x")
+    before = timelines.last(held.project, "x")
     held.plan.faults = [Fault("rot", "PUT", FILE, times=1), Fault("rot", "POST", PARTS, times=1)]
     with pytest.raises(RemoteError, match=r"^store 'proxied' \(s3://.*other bytes than were sent for 2 objects"):
         held.record(expert=101 << 20)
-    assert states.last(held.project, "x") == before
+    assert timelines.last(held.project, "x") == before
     held.plan.asked.clear()
     held.record(expert=101 << 20)
     assert not [line for line in held.plan.asked if line.startswith("GET") and "/files/md5/" in line]  # not read again
@@ -112,7 +113,7 @@ def test_a_store_that_keeps_other_bytes_is_found_out(held: Held) -> None:
 
 def test_an_object_that_vanished_is_sent_again(held: Held) -> None:
     """A folder's listing in the store is no promise that its files are there."""
-    last = states.last(held.project, "x")
+    last = timelines.last(held.project, "x")
     assert last is not None
     gone = held.cache.members(last.entries["data/history"])["weights/base.safetensors"]
     key = f"{held.remote.prefix}/files/md5/{gone[:2]}/{gone[2:]}"
@@ -125,11 +126,11 @@ def test_an_object_that_vanished_is_sent_again(held: Held) -> None:
 
 
 def test_an_outage_is_one_line_and_the_next_call_goes_on(held: Held) -> None:
-    before = states.last(held.project, "x")
+    before = timelines.last(held.project, "x")
     held.plan.faults = [Fault("500", "PUT")]
     with pytest.raises(RemoteError, match=ONE_LINE):
         held.record()
-    assert states.last(held.project, "x") == before
+    assert timelines.last(held.project, "x") == before
     held.plan.faults = [Fault("503")]
     with pytest.raises(UserError, match=r"store 'proxied' \(s3://[^ ]+ at http://[^ ]+\)"):
         store.check(held.remote)
@@ -148,7 +149,7 @@ def test_a_manifest_with_a_wrong_byte_is_found(held: Held, tmp_path: Path) -> No
     """Git's own hash covers it: file and commit are named, and nothing goes on from it."""
     project = tmp_path / "copy"
     shutil.copytree(held.project, project, symlinks=True)
-    last = states.last(project, "x")
+    last = timelines.last(project, "x")
     assert last is not None
     blob = git(project, "rev-parse", f"{last.tag}:manifest.json")
     stored = project / ".git" / "objects" / blob[:2] / blob[2:]
@@ -161,13 +162,13 @@ def test_a_manifest_with_a_wrong_byte_is_found(held: Held, tmp_path: Path) -> No
         _ = last.manifest
     with pytest.raises(GitError, match=named):
         pending(project)
-    assert states.last(project, "x") == last
+    assert timelines.last(project, "x") == last
 
 
 def test_a_manifest_edited_by_hand_is_found(held: Held, tmp_path: Path) -> None:
     project, tree = tmp_path / "copy", tmp_path / "tree"
     shutil.copytree(held.project, project, symlinks=True)
-    last = states.last(project, "x")
+    last = timelines.last(project, "x")
     assert last is not None
     git(project, "worktree", "add", "--quiet", str(tree), "states/x")
     text = (tree / "manifest.json").read_text()
@@ -175,9 +176,9 @@ def test_a_manifest_edited_by_hand_is_found(held: Held, tmp_path: Path) -> None:
     (tree / "manifest.json").write_text(text.replace(md5, md5[::-1]))
     git(tree, "commit", "--quiet", "--all", "--message", "better numbers")
     with pytest.raises(UserError, match="branch states/x is at"):
-        states.last(project, "x")
+        timelines.last(project, "x")
     git(project, "tag", "--force", last.tag, "states/x")
-    edited = states.last(project, "x")
+    edited = timelines.last(project, "x")
     assert edited is not None
     assert edited.contradictions == (layout.DEPLOYED,)
     with pytest.raises(UserError, match=rf"^{last.tag} was edited: .* {layout.DEPLOYED}"):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from tasks import layout
 from tasks.record import history
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tasks import layout
-from tasks.record import worktree
+from tasks.record import names, worktrees
 from tasks.storage import embedded
 from tasks.storage.cache import Cache
 from tasks.storage.git import git
@@ -49,13 +49,13 @@ def test_half_stored_files_of_dead_processes_go(tmp_path: Path, dead: int) -> No
 
 
 def test_locks_of_a_git_that_was_killed_go(project: Path) -> None:
-    branch = project / ".git" / f"{layout.branch('x')}.lock"
-    tag = project / ".git" / f"{layout.tag('x', 3)}.lock"
+    branch = project / ".git" / f"{names.branch('x')}.lock"
+    tag = project / ".git" / f"{names.tag('x', 3)}.lock"
     other = project / ".git" / "refs" / "heads" / "mine.lock"
     for path in (branch, tag, other):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    worktree.clean_up(project, "x")
+    worktrees.clean_up(project, "x")
     assert (branch.exists(), tag.exists(), other.exists()) == (False, False, True)
 
 
@@ -63,7 +63,7 @@ def test_a_worktree_that_git_had_only_begun_goes(project: Path, dead: int) -> No
     notes = project / ".git" / "worktrees"
     for name in (f"0003-{dead}", f"state-0002-{dead}", f"0003-{os.getpid()}", "mine"):
         (notes / name).mkdir(parents=True)
-    worktree.clean_up(project, "x")
+    worktrees.clean_up(project, "x")
     assert sorted(path.name for path in notes.iterdir()) == [f"0003-{os.getpid()}", "mine"]
 
 
@@ -74,7 +74,7 @@ def test_gits_note_of_a_worktree_that_is_gone_goes(project: Path, dead: int) -> 
     for home, name in ((ours, f"0003-{dead}"), (ours, f"0004-{os.getpid()}"), (theirs, f"0005-{dead}")):
         (notes / name).mkdir(parents=True)
         (notes / name / "gitdir").write_text(f"{home / name / '.git'}\n")
-    worktree.clean_up(project, "x")
+    worktrees.clean_up(project, "x")
     assert sorted(path.name for path in notes.iterdir()) == [f"0004-{os.getpid()}", f"0005-{dead}"]
 
 
@@ -132,5 +132,5 @@ def test_dvc_ends_with_the_program_and_its_notes_go(project: Path) -> None:
         time.sleep(0.05)
     notes = layout.private(project) / "dvc"
     assert list(notes.iterdir())
-    worktree.clean_up(project, "x")
+    worktrees.clean_up(project, "x")
     assert not list(notes.iterdir())

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import UserError
-from tasks.record import paths, states
-from tasks.record.restore import restore
-from tasks.record.states import State
+from tasks.record import commits, foreign
+from tasks.record.restoration import restore_into
+from tasks.record.state import State
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
@@ -25,7 +25,7 @@ def committed(project: Path, files: dict[str, str], links: dict[str, str] | None
         (project / path).symlink_to(target)
     git(project, "add", "--force", "--all")
     tree = git(project, "write-tree")
-    return states.make(project, "x", 0, 1, tree, [git(project, "rev-parse", "HEAD")], "bad", None)
+    return commits.make(project, "x", 0, 1, tree, [git(project, "rev-parse", "HEAD")], "bad", None)
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def committed(project: Path, files: dict[str, str], links: dict[str, str] | None
 def test_links_that_lead_out_are_refused(project: Path, tmp_path: Path, link: str, target: str) -> None:
     state = committed(project, {}, {link: target})
     with pytest.raises(UserError, match=f"the link {link} leads outside"):
-        restore(project, state, tmp_path / "there", None)
+        restore_into(project, state, tmp_path / "there", None)
     assert not (tmp_path / "there").exists()
 
 
 def test_links_within_are_fine(project: Path) -> None:
     links = {"a/up": "../code.py", "b": "a", "here": "./code.py", "a/deep/er": "../../code.py"}
-    paths.check(committed(project, {}, links))
+    foreign.check(committed(project, {}, links))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_links_within_are_fine(project: Path) -> None:
 )
 def test_outputs_that_lead_out_are_refused(project: Path, tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UserError, match=f"{name} puts a file outside"):
-        restore(project, committed(project, {name: text}), tmp_path / "there", None)
+        restore_into(project, committed(project, {name: text}), tmp_path / "there", None)
     assert not (tmp_path / "there").exists()
 
 
 def test_a_file_that_is_no_dvc_file_is_named(project: Path) -> None:
     with pytest.raises(UserError, match=r"dvc\.lock is no DVC file"):
-        paths.check(committed(project, {"dvc.lock": "stages: [1, 2"}))
+        foreign.check(committed(project, {"dvc.lock": "stages: [1, 2"}))
 
 
 def test_a_folder_that_lists_files_elsewhere_is_not_checked_out(project: Path, tmp_path: Path) -> None:

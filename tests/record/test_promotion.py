@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks import layout
 from tasks.errors import UserError
 from tasks.params import Gate
 from tasks.progress import silent
-from tasks.record import decisions, heads, promotion, retention, states, worktree
+from tasks.record import decisions, heads, names, promotion, retention, sharing, timelines, worktrees
 from tasks.record.checks import records
-from tasks.record.doctor import Visit
-from tasks.record.rollback import rollback
-from tasks.record.states import State
+from tasks.record.diagnosis import Visit
+from tasks.record.rollbacks import go_back
+from tasks.record.state import State
 from tasks.storage.git import GitError, git
 from tests.record.toy import record
 
@@ -24,7 +23,7 @@ def grow(project: Path, kinds: str, remote: str | None = None) -> list[State]:
     """The next states of timeline ``x``: ``p`` promoted, ``h`` held by the gate."""
     found = []
     for kind in kinds:
-        newest = states.last(project, "x")
+        newest = timelines.last(project, "x")
         step = newest.step + 1 if newest else 0
         found.append(record(project, step, newest, remote, promoted=kind == "p"))
     return found
@@ -33,15 +32,15 @@ def grow(project: Path, kinds: str, remote: str | None = None) -> list[State]:
 def pointer(project: Path) -> str:
     """The state that the tag ``deployed/x`` is at."""
     at = git(project, "rev-parse", "--verify", "--quiet", "refs/tags/deployed/x")
-    (found,) = [state for state in states.all_states(project, "x") if state.commit == at]
-    assert found == states.deployed(project, "x")
+    (found,) = [state for state in timelines.states(project, "x") if state.commit == at]
+    assert found == timelines.deployed(project, "x")
     return found.name
 
 
 def decide(project: Path, name: str, promoted: bool, shared: str | None = None, reason: str | None = None) -> str:
     """Decide on a state; returns the one deployed then, or ``nothing``."""
-    state = states.find(project, "x", name)
-    found = promotion.decide(state, promoted=promoted, reason=reason, shared=shared)
+    state = timelines.find(project, "x", name)
+    found = promotion.decide_on(state, promoted=promoted, reason=reason, shared=shared)
     return found.name if found else "nothing"
 
 
@@ -56,7 +55,7 @@ def test_the_pointer_goes_with_what_is_promoted(project: Path) -> None:
     assert pointer(project) == "0"
     grow(project, "phh")
     assert pointer(project) == "1"
-    assert git(project, "rev-parse", layout.branch("x")) == states.find(project, "x", 3).commit
+    assert git(project, "rev-parse", names.branch("x")) == timelines.find(project, "x", 3).commit
     grow(project, "p")
     assert pointer(project) == "4"
 
@@ -76,7 +75,7 @@ def test_where_the_next_step_starts(project: Path) -> None:
 
 def test_a_base_that_is_held_is_started_from_all_the_same(project: Path) -> None:
     grow(project, "hh")
-    assert states.deployed(project, "x") is None
+    assert timelines.deployed(project, "x") is None
     assert heads.here(project, "x").pointer is None
     assert start(project) == "0"
     assert decide(project, "1", True) == pointer(project) == start(project) == "1"
@@ -104,12 +103,12 @@ def test_decisions_by_hand_last_and_say_whose_they_are(project: Path) -> None:
 
 def test_a_rollback_is_promoted_and_leaves_decisions_behind(project: Path) -> None:
     grow(project, "phpp")
-    rollback(project, states.find(project, "x", 1), None)
+    go_back(project, timelines.find(project, "x", 1), None)
     assert pointer(project) == "1.2"
     with pytest.raises(UserError, match=r"left behind by a rollback; `chronomerge rollback 3\.1` goes back to it"):
         decide(project, "3.1", False)
     assert decide(project, "1", False) == pointer(project) == start(project) == "0"
-    assert states.find(project, "x", "1.1").manifest.gate
+    assert timelines.find(project, "x", "1.1").manifest.gate
 
 
 def test_a_transaction_that_fails_moves_nothing(project: Path) -> None:
@@ -117,7 +116,7 @@ def test_a_transaction_that_fails_moves_nothing(project: Path) -> None:
     grow(project, "pp")
     decide(project, "1", False)
     before = git(project, "for-each-ref")
-    locks = [project / ".git" / f"{ref('x')}.lock" for ref in (layout.branch, layout.pointer, layout.decisions)]
+    locks = [project / ".git" / f"{ref('x')}.lock" for ref in (names.branch, names.pointer, names.decisions)]
     for lock in locks:
         lock.touch()
         with pytest.raises(UserError, match=r"git cannot record state/x/0002.*\.lock"):
@@ -128,7 +127,7 @@ def test_a_transaction_that_fails_moves_nothing(project: Path) -> None:
         lock.unlink()
     for lock in locks:
         lock.touch()
-    worktree.clean_up(project, "x")
+    worktrees.clean_up(project, "x")
     grow(project, "p")
     assert pointer(project) == "2"
 
@@ -146,7 +145,7 @@ def test_of_a_step_and_a_decision_at_once_one_is_first(project: Path, monkeypatc
     monkeypatch.setattr(heads, "move", meanwhile)
     with pytest.raises(UserError, match="run again"):
         grow(project, "h")
-    assert (pointer(project), len(states.all_states(project, "x"))) == ("0", 2)
+    assert (pointer(project), len(timelines.states(project, "x"))) == ("0", 2)
 
     def recorded(*args: object, **kwargs: object) -> None:
         monkeypatch.setattr(heads, "move", move)
@@ -156,7 +155,7 @@ def test_of_a_step_and_a_decision_at_once_one_is_first(project: Path, monkeypatc
     monkeypatch.setattr(heads, "move", recorded)
     with pytest.raises(UserError, match="decide again"):
         decide(project, "1", True)
-    assert (pointer(project), len(states.all_states(project, "x"))) == ("0", 3)
+    assert (pointer(project), len(timelines.states(project, "x"))) == ("0", 3)
 
 
 @pytest.fixture
@@ -164,7 +163,7 @@ def other(tmp_path: Path, project: Path, shared: Path) -> Path:
     """A second machine, which has the states 0 to 2 of the first; 2 is held."""
     grow(project, "pph", "origin")
     git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), "other")
-    states.synchronize(tmp_path / "other", "x", "origin")
+    sharing.synchronize(tmp_path / "other", "x", "origin")
     return tmp_path / "other"
 
 
@@ -178,11 +177,11 @@ def test_machines_agree_on_the_pointer(project: Path, shared: Path, other: Path)
     with pytest.raises(UserError, match="if another machine was first"):
         grow(project, "p", "origin")
     assert git(project, "for-each-ref") == before
-    states.synchronize(project, "x", "origin")
+    sharing.synchronize(project, "x", "origin")
     assert (pointer(project), start(project)) == ("0", "0")
     decide(project, "2", True, "origin")
     grow(project, "h", "origin")
-    states.synchronize(other, "x", "origin")
+    sharing.synchronize(other, "x", "origin")
     assert heads.here(other, "x") == heads.here(shared, "x") == heads.here(project, "x")
     assert (pointer(other), len(decisions.read(other, heads.here(other, "x").decisions))) == ("2", 2)
 
@@ -198,7 +197,7 @@ def test_a_crash_between_push_and_transaction_is_mended(
             decide(project, "2", True, "origin")
     assert heads.here(project, "x") == before
     assert pointer(shared) == "2"
-    states.synchronize(project, "x", "origin")
+    sharing.synchronize(project, "x", "origin")
     assert heads.here(project, "x") == heads.here(shared, "x")
     assert pointer(project) == "2"
 
@@ -207,39 +206,39 @@ def test_decisions_that_went_two_ways_are_refused(project: Path, other: Path) ->
     decide(project, "2", True)
     decide(other, "1", False, "origin")
     with pytest.raises(UserError, match="gone two ways"):
-        states.synchronize(project, "x", "origin")
+        sharing.synchronize(project, "x", "origin")
 
 
 def test_states_of_before_there_was_a_pointer(project: Path, shared: Path) -> None:
     grow(project, "phhp", "origin")
     for repository in (project, shared):
-        git(repository, "update-ref", "-d", layout.pointer("x"))
-    newest = states.deployed(project, "x")
+        git(repository, "update-ref", "-d", names.pointer("x"))
+    newest = timelines.deployed(project, "x")
     assert newest
     assert newest.step == 3
-    states.synchronize(project, "x", "origin")
+    sharing.synchronize(project, "x", "origin")
     assert pointer(project) == pointer(shared) == "3"
 
 
 def test_one_who_only_reads_follows_the_pointer(project: Path, other: Path) -> None:
     grow(project, "p", "origin")
     decide(project, "3", False, "origin")
-    git(other, "update-ref", "-d", layout.branch("x"))
-    states.follow(other, "x", "origin")
+    git(other, "update-ref", "-d", names.branch("x"))
+    sharing.follow(other, "x", "origin")
     assert (pointer(other), heads.here(other, "x").branch) == ("1", None)
-    assert len(states.all_states(other, "x")) == 4
+    assert len(timelines.states(other, "x")) == 4
     git(other, "remote", "set-url", "origin", "nowhere")
     with pytest.raises(UserError, match="cannot ask git remote 'origin' which state is deployed"):
-        states.follow(other, "x", "origin")
+        sharing.follow(other, "x", "origin")
 
 
 def test_a_pointer_at_no_state_is_found_and_put_back(project: Path) -> None:
     grow(project, "pph")
     with Visit(project, "embedded", silent) as visit:
         assert list(records.pointers(visit)) == []
-        git(project, "update-ref", layout.pointer("x"), "HEAD")
+        git(project, "update-ref", names.pointer("x"), "HEAD")
         with pytest.raises(UserError, match=r"tag deployed/x is at .* doctor --repair"):
-            states.deployed(project, "x")
+            timelines.deployed(project, "x")
         (finding,) = records.pointers(visit)
         assert finding.repair
         finding.repair()
@@ -253,7 +252,7 @@ def test_the_deployed_state_keeps_its_weights(project: Path) -> None:
     assert staying == ["state/x/0001 stays: it is deployed"]
     retention.note(project, [zero])
     with pytest.raises(UserError, match="state/x/0000 would be deployed, but its weights were let go"):
-        promotion.decide(one, promoted=False, reason=None, shared=None)
+        promotion.decide_on(one, promoted=False, reason=None, shared=None)
 
 
 def test_git_without_a_name_for_the_user(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

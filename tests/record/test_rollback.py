@@ -5,19 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tasks import layout
 from tasks.errors import UserError
-from tasks.record import states
+from tasks.record import names, sharing, timelines
 from tasks.record.manifest import StateBytes
-from tasks.record.rollback import is_newest, rollback
-from tasks.record.states import State
+from tasks.record.rollbacks import go_back, is_newest
+from tasks.record.state import State
 from tasks.storage.git import git
 from tests.record.toy import record
 
 
 def grow(project: Path, first: int, last: int, remote: str | None = None) -> State:
     """States ``first`` to ``last`` after the newest."""
-    state = states.last(project, "x")
+    state = timelines.last(project, "x")
     for step in range(first, last + 1):
         state = record(project, step, state, remote)
     assert state
@@ -30,22 +29,22 @@ def tags(found: list[State]) -> list[str]:
 
 def test_the_next_step_goes_on_from_there_and_both_lines_stay(project: Path) -> None:
     five = grow(project, 0, 5)
-    two = states.find(project, "x", 2)
-    back = rollback(project, two, None)
-    assert back == states.last(project, "x")
+    two = timelines.find(project, "x", 2)
+    back = go_back(project, two, None)
+    assert back == timelines.last(project, "x")
     assert (back.tag, back.step, back.line, back.name) == ("state/x/0002.2", 2, 2, "2.2")
     three = grow(project, 3, 3)
     assert three.tag == "state/x/0003.2"
-    assert tags(states.all_states(project, "x")) == ["0000", "0001", "0002", "0003", "0004", "0005", "0002.2", "0003.2"]
-    assert tags(states.lineage(project, "x")) == ["0000", "0001", "0002.2", "0003.2"]
+    assert tags(timelines.states(project, "x")) == ["0000", "0001", "0002", "0003", "0004", "0005", "0002.2", "0003.2"]
+    assert tags(timelines.lineage(project, "x")) == ["0000", "0001", "0002.2", "0003.2"]
     assert git(project, "rev-parse", "state/x/0005", "state/x/0002").split() == [five.commit, two.commit]
-    assert git(project, "rev-parse", layout.branch("x")) == three.commit
+    assert git(project, "rev-parse", names.branch("x")) == three.commit
 
 
 def test_a_rollback_is_the_same_tree_with_another_manifest(project: Path) -> None:
     five = grow(project, 0, 5)
-    two = states.find(project, "x", 2)
-    back = rollback(project, two, None)
+    two = timelines.find(project, "x", 2)
+    back = go_back(project, two, None)
     assert git(project, "diff", "--name-only", two.commit, back.commit) == "manifest.json"
     assert git(project, "rev-list", "--parents", "-1", back.tag).split()[1:] == [five.commit, two.commit]
     noted = back.manifest.rollback
@@ -59,10 +58,10 @@ def test_a_rollback_is_the_same_tree_with_another_manifest(project: Path) -> Non
 
 def test_names_of_states(project: Path) -> None:
     grow(project, 0, 3)
-    rollback(project, states.find(project, "x", "1"), None)
+    go_back(project, timelines.find(project, "x", "1"), None)
     grow(project, 2, 2)
     named = {
-        name: states.find(project, "x", name).tag
+        name: timelines.find(project, "x", name).tag
         for name in ("0", "1", "2", "1.1", "2.1", "3.1", "2.2", "state/x/0003")
     }
     assert named == {
@@ -70,11 +69,11 @@ def test_names_of_states(project: Path) -> None:
         "3.1": "state/x/0003", "2.2": "state/x/0002.2", "state/x/0003": "state/x/0003",
     }  # fmt: skip
     with pytest.raises(UserError, match=r"no state 3 \(recorded: 0 to 2, and 3\.1 on other lines\)"):
-        states.find(project, "x", "3")
+        timelines.find(project, "x", "3")
     with pytest.raises(UserError, match=r"no state 0\.2 .*0\.1 on other lines"):
-        states.find(project, "x", "0.2")
+        timelines.find(project, "x", "0.2")
     with pytest.raises(UserError, match="'newest' names no state"):
-        states.find(project, "x", "newest")
+        timelines.find(project, "x", "newest")
 
 
 def test_back_again_and_again(project: Path) -> None:
@@ -86,50 +85,50 @@ def test_back_again_and_again(project: Path) -> None:
         ("1.2", "0000 0001.4"),
         ("0", "0000.5"),
     ):
-        rollback(project, states.find(project, "x", target), None)
-        assert tags(states.lineage(project, "x")) == line.split()
+        go_back(project, timelines.find(project, "x", target), None)
+        assert tags(timelines.lineage(project, "x")) == line.split()
     assert grow(project, 1, 1).tag == "state/x/0001.5"
-    assert len(states.all_states(project, "x")) == 9
+    assert len(timelines.states(project, "x")) == 9
 
 
 def test_where_one_is_already(project: Path) -> None:
     grow(project, 0, 3)
-    assert is_newest(states.find(project, "x", "3"))
-    assert not is_newest(states.find(project, "x", "1"))
-    rollback(project, states.find(project, "x", "1"), None)
-    assert is_newest(states.find(project, "x", "1.2"))
-    assert is_newest(states.find(project, "x", "1.1"))
-    assert not is_newest(states.find(project, "x", "3.1"))
+    assert is_newest(timelines.find(project, "x", "3"))
+    assert not is_newest(timelines.find(project, "x", "1"))
+    go_back(project, timelines.find(project, "x", "1"), None)
+    assert is_newest(timelines.find(project, "x", "1.2"))
+    assert is_newest(timelines.find(project, "x", "1.1"))
+    assert not is_newest(timelines.find(project, "x", "3.1"))
 
 
 def test_machines_follow_a_rollback(project: Path, shared: Path, tmp_path: Path) -> None:
     grow(project, 0, 2, "origin")
     git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), "other")
     other = tmp_path / "other"
-    states.synchronize(other, "x", "origin")
-    rollback(project, states.find(project, "x", 1), "origin")
+    sharing.synchronize(other, "x", "origin")
+    go_back(project, timelines.find(project, "x", 1), "origin")
     with pytest.raises(UserError, match="if another machine was first"):
-        record(other, 3, states.last(other, "x"), "origin")
-    states.synchronize(other, "x", "origin")
-    newest = states.last(other, "x")
+        record(other, 3, timelines.last(other, "x"), "origin")
+    sharing.synchronize(other, "x", "origin")
+    newest = timelines.last(other, "x")
     assert newest is not None
     assert newest.tag == "state/x/0001.2"
     assert record(other, 2, newest, "origin").tag == "state/x/0002.2"
-    states.synchronize(project, "x", "origin")
-    assert tags(states.lineage(project, "x")) == ["0000", "0001.2", "0002.2"]
+    sharing.synchronize(project, "x", "origin")
+    assert tags(timelines.lineage(project, "x")) == ["0000", "0001.2", "0002.2"]
 
 
 def test_what_a_crash_kept_from_the_remote_is_pushed_with_the_next(project: Path, shared: Path) -> None:
     grow(project, 0, 2)
-    rollback(project, states.find(project, "x", 1), None)
-    states.synchronize(project, "x", "origin")
+    go_back(project, timelines.find(project, "x", 1), None)
+    sharing.synchronize(project, "x", "origin")
     there = git(shared, "tag", "--list", "state/*").splitlines()
     assert there == ["state/x/0000", "state/x/0001", "state/x/0001.2", "state/x/0002"]
 
 
 def test_a_step_that_went_on_from_what_was_left_behind_is_refused(project: Path) -> None:
     two = grow(project, 0, 2)
-    rollback(project, states.find(project, "x", 1), None)
+    go_back(project, timelines.find(project, "x", 1), None)
     before = git(project, "for-each-ref")
     with pytest.raises(UserError, match="somebody else recorded in timeline 'x' meanwhile"):
         record(project, 3, two)
@@ -140,5 +139,5 @@ def test_tags_of_a_user_beside_ours_are_let_be(project: Path) -> None:
     grow(project, 0, 1)
     for name in ("state/x/best", "state/x/0001.1", "state/x/0001-old", "state/x/1"):
         git(project, "tag", name)
-    assert tags(states.all_states(project, "x")) == ["0000", "0001"]
+    assert tags(timelines.states(project, "x")) == ["0000", "0001"]
     assert json.loads(git(project, "show", "state/x/0001:manifest.json"))["step"] == 1

@@ -7,8 +7,8 @@ import pytest
 
 from tasks import nodes
 from tasks.errors import UserError
-from tasks.record import states, worktree
-from tasks.record.states import State
+from tasks.record import project_code, sharing, timelines, worktrees
+from tasks.record.state import State
 from tasks.storage import writer_lock
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git, top_level
@@ -17,14 +17,14 @@ from tests.record.toy import record
 
 
 def test_branch_and_tags_grow_together(project: Path) -> None:
-    assert states.last(project, "x") is None
+    assert timelines.last(project, "x") is None
     zero = record(project, 0, None)
     one = record(project, 1, zero)
-    assert states.last(project, "x") == one
-    assert [s.tag for s in states.all_states(project, "x")] == ["state/x/0000", "state/x/0001"]
-    assert states.timelines(project) == ["x"]
+    assert timelines.last(project, "x") == one
+    assert [s.tag for s in timelines.states(project, "x")] == ["state/x/0000", "state/x/0001"]
+    assert timelines.timeline_names(project) == ["x"]
     with pytest.raises(UserError, match=r"has no state 7 \(recorded: 0 to 1\)"):
-        states.find(project, "x", 7)
+        timelines.find(project, "x", 7)
 
 
 def test_of_two_writers_of_one_step_one_wins(project: Path) -> None:
@@ -40,21 +40,21 @@ def test_a_moved_branch_is_noticed(project: Path) -> None:
     record(project, 0, None)
     git(project, "update-ref", "refs/heads/states/x", "HEAD")
     with pytest.raises(UserError, match="newest state is state/x/0000"):
-        states.last(project, "x")
+        timelines.last(project, "x")
 
 
 def test_machines_that_share_a_remote_take_turns(project: Path, shared: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), "other")
     other = tmp_path / "other"
     zero = record(project, 0, None, "origin")
-    states.synchronize(other, "x", "origin")
-    assert states.last(other, "x") == State(other, "x", 0, zero.commit)
-    record(other, 1, states.last(other, "x"), "origin", note="theirs")
+    sharing.synchronize(other, "x", "origin")
+    assert timelines.last(other, "x") == State(other, "x", 0, zero.commit)
+    record(other, 1, timelines.last(other, "x"), "origin", note="theirs")
     with pytest.raises(UserError, match="if another machine was first"):
         record(project, 1, zero, "origin", note="ours")
-    assert states.last(project, "x") == zero  # nothing half recorded
-    states.synchronize(project, "x", "origin")
-    newest = states.last(project, "x")
+    assert timelines.last(project, "x") == zero  # nothing half recorded
+    sharing.synchronize(project, "x", "origin")
+    newest = timelines.last(project, "x")
     assert newest is not None
     assert newest.step == 1
     assert "theirs" in git(project, "show", f"{newest.commit}:manifest.json")
@@ -62,10 +62,10 @@ def test_machines_that_share_a_remote_take_turns(project: Path, shared: Path, tm
 
 def test_what_a_remote_lacks_is_pushed_again(project: Path, shared: Path) -> None:
     one = record(project, 1, record(project, 0, None))  # as after a crash before the push
-    states.synchronize(project, "x", "origin")
+    sharing.synchronize(project, "x", "origin")
     assert git(shared, "rev-parse", "refs/heads/states/x") == one.commit
     assert git(shared, "tag").splitlines() == ["deployed/x", "state/x/0000", "state/x/0001"]
-    states.synchronize(project, "x", "origin")
+    sharing.synchronize(project, "x", "origin")
 
 
 def test_two_histories_are_refused(project: Path, shared: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_two_histories_are_refused(project: Path, shared: Path, tmp_path: Path) 
     record(project, 0, None, note="ours")
     record(tmp_path / "other", 0, None, "origin", note="theirs")
     with pytest.raises(UserError, match=r"store\.git"):
-        states.synchronize(project, "x", "origin")
+        sharing.synchronize(project, "x", "origin")
 
 
 def test_a_snapshot_has_what_is_not_committed_and_touches_nothing(project: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_snapshot_has_what_is_not_committed_and_touches_nothing(project: Path)
     (project / "tasks" / "new.py").write_text("3\n")
     (project / "unrelated.bin").write_text("4\n")
     before = git(project, "status", "--porcelain")
-    code = worktree.code_of(project)
+    code = project_code.code_of(project)
     assert code.dirty
     assert git(project, "show", f"{code.tree}:code.py") == "2"
     assert git(project, "show", f"{code.tree}:tasks/new.py") == "3"
@@ -93,9 +93,9 @@ def test_a_snapshot_has_what_is_not_committed_and_touches_nothing(project: Path)
 def test_what_a_node_has_not_finished_outlives_its_worktree(tmp_path: Path) -> None:
     remote = Remote("there", str(tmp_path / "remote"))
     folder = made_up.project(tmp_path / "project", remote)
-    code, found = worktree.code_of(folder), []
+    code, found = project_code.code_of(folder), []
     for _ in range(2):
-        with worktree.for_step(folder, code, remote, 0, None) as tree:
+        with worktrees.for_step(folder, code, remote, 0, None) as tree:
             half = nodes.unfinished(tree.folder, "train") / "half"
             found.append(half.exists())
             half.parent.mkdir(exist_ok=True)

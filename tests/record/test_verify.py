@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows.cli import verification
+from flows.cli import verification as shown
 from tasks import layout, nodes
 from tasks.progress import silent
-from tasks.record import integrity, operations, retention, states, verify
-from tasks.record.states import State
+from tasks.record import commits, integrity, retention, timelines, verification
+from tasks.record.state import State
 from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.storage.git import git
@@ -106,7 +106,7 @@ def record(project: Path) -> Recording:
         (project / "manifest.json").write_text(json.dumps(manifests.content(**{**written, **manifest})))
         git(project, "add", "--all")
         git(project, "commit", "--quiet", "--message", "code and state")
-        return states.commit(project, project, "x", 0, None, git(project, "rev-parse", "HEAD"), "state 0", None)
+        return commits.commit(project, project, "x", 0, None, git(project, "rev-parse", "HEAD"), "state 0", None)
 
     return record
 
@@ -114,10 +114,10 @@ def record(project: Path) -> Recording:
 def test_the_same_bytes_again_and_nothing_of_the_user_is_touched(project: Path, record: Recording) -> None:
     """The node sees the recorded thread count, and overwrites its input in place: a copy, so the cache stays whole."""
     state = record()
-    found = verify.verify(project, state, None)
+    found = verification.recompute(project, state, None)
     assert found.same, found
     assert [check.node for check in found.nodes] == ["double", "measure"]
-    assert next(verification.recomputed_lines(found)).startswith("state/x/0000: all 2 nodes make the same bytes")
+    assert next(shown.recomputed_lines(found)).startswith("state/x/0000: all 2 nodes make the same bytes")
     cache = Cache(dvc_config.cache_dir(project))
     assert all(cache.intact(entry) for entry in state.entries.values())
     assert git(project, "status", "--porcelain") == ""
@@ -132,15 +132,15 @@ def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, re
         versions=then,
         recorded={"at": "2026-01-01", "host": "elsewhere"},
     )
-    found = verify.verify(project, state, None)
+    found = verification.recompute(project, state, None)
     assert not found.same
     assert found.first is not None
     assert found.first.node == "double"
-    text = "\n".join(verification.recomputed_lines(found))
+    text = "\n".join(shown.recomputed_lines(found))
     assert "first to differ: double" in text
     assert f"torch was 0.1, here it is {nodes.versions()['torch']}" in text
     assert "recorded on elsewhere" in text
-    row = verification.recomputed_row(found)
+    row = shown.recomputed_row(found)
     assert [node["same"] for node in row["nodes"]] == [False, False]
     assert row["nodes"][0]["outputs"]["data/step/doubled"]["recorded"] == state.locked["data/step/doubled"]
 
@@ -148,7 +148,7 @@ def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, re
 def test_a_node_that_fails_and_a_manifest_that_lies(project: Path, record: Recording) -> None:
     outputs = {"data/step/doubled": {"md5": "0" * 32, "size": 1}}
     state = record(code="import sys; sys.exit('error: no such tensor')", outputs=outputs)
-    found = verify.verify(project, state, None)
+    found = verification.recompute(project, state, None)
     assert found.failure is not None
     assert found.failure.startswith("double failed: no such tensor")
     assert found.nodes == ()
@@ -192,9 +192,9 @@ def test_reading_all_that_is_stored(project: Path, record: Recording) -> None:
     assert not found.same
     assert listing not in {one.md5 for one in (*rest.remote.missing, *rest.cache.damaged)}
     assert {one.md5 for one in rest.remote.missing} == {raw}
-    text = "\n".join(verification.stored_lines({"embedded": found}))
+    text = "\n".join(shown.stored_lines({"embedded": found}))
     assert "damaged: data/step/doubled/a.txt of state/x/0000 (object" in text
-    assert json.dumps(verification.stored_rows({"embedded": found}))
+    assert json.dumps(shown.stored_rows({"embedded": found}))
 
 
 def test_a_store_that_is_gone_is_said_and_an_empty_clone_is_told_where_to_look(
@@ -203,7 +203,7 @@ def test_a_store_that_is_gone_is_said_and_an_empty_clone_is_told_where_to_look(
     record()
     subprocess.run(["git", "clone", "--quiet", project, tmp_path / "clone"], check=True)
     clone = tmp_path / "clone"
-    found = operations.verify(clone, states.find(clone, "x", 0), silent)
+    found = verification.verify(clone, timelines.find(clone, "x", 0), silent)
     assert found.failure is not None
     assert "chronomerge remote use" in found.failure
     assert not (clone / ".chronomerge" / "store").exists()

@@ -17,8 +17,8 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.params import Store
-from tasks.record import states
-from tasks.record.states import State
+from tasks.record import timelines
+from tasks.record.state import State
 from tasks.storage import dvc_config, embedded, lease, store
 from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import Remote
@@ -190,7 +190,7 @@ RACE = """
 import json, sys
 from pathlib import Path
 from tasks.errors import UserError
-from tasks.record import states
+
 from tasks.storage import dvc_config
 from tasks.storage.dvc import Dvc
 from tests.record import made_up
@@ -203,8 +203,8 @@ with Dvc(project) as dvc:
     for _ in range(6):
         try:
             if shared:
-                states.synchronize(project, "x", shared)
-            last = states.last(project, "x")
+                sharing.synchronize(project, "x", shared)
+            last = timelines.last(project, "x")
             if last and last.step == 2:
                 break
             made_up.record(project, remote, dvc)
@@ -242,9 +242,9 @@ def test_two_machines_race_for_three_steps(tmp_path: Path, remote: Remote, share
     for racer in racers:
         said.append(json.loads(racer.communicate(timeout=120)[0]))
         assert racer.returncode == 0
-    recorded = [{s.tag: s.commit for s in states.all_states(tmp_path / name, "x")} for name in ("one", "two")]
+    recorded = [{s.tag: s.commit for s in timelines.states(tmp_path / name, "x")} for name in ("one", "two")]
     if shared:
-        there = {s.tag: s.commit for s in states.all_states(tmp_path / "origin.git", "x")}
+        there = {s.tag: s.commit for s in timelines.states(tmp_path / "origin.git", "x")}
         assert recorded == [there, there]
         assert len(there) == 3
     else:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from tasks import layout
-from tasks.record import states, worktree
-from tasks.record.states import State
+from tasks.record import commits, worktrees
+from tasks.record.state import State
 from tasks.storage.git import git
 from tests import manifests
 
@@ -30,7 +30,7 @@ def record(
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_text(f"{step} {note}\n")
         (tree / "manifest.json").write_text(json.dumps(manifest))
-        return states.commit(
+        return commits.commit(
             tree,
             project,
             "x",
@@ -42,4 +42,4 @@ def record(
             promoted=promoted,
         )
     finally:
-        worktree.remove(project, tree)
+        worktrees.remove(project, tree)

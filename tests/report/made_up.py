@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.grid.cells import Cell
 from tasks.record.manifest import Manifest
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.report.records import Record
 from tasks.storage.cache import Entry
 from tests import manifests

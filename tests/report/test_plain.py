@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tasks import layout
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import states
+from tasks.record import commits, names
 from tasks.report import plain, records
 from tasks.storage.git import git
 from tests import manifests
@@ -43,7 +42,7 @@ def state(project: Path, timeline: str, manifest: str | None = None, **changes: 
     git(project, "--work-tree", str(tree), "add", "--all")
     made = git(project, "write-tree")
     git(project, "read-tree", "HEAD")
-    states.make(project, timeline, 0, 1, made, [git(project, "rev-parse", "HEAD")], "state", None)
+    commits.make(project, timeline, 0, 1, made, [git(project, "rev-parse", "HEAD")], "state", None)
 
 
 def test_a_cell_is_what_the_newest_states_params_say(project: Path) -> None:
@@ -95,7 +94,7 @@ def test_records_hold_every_file_and_who_wrote_what(project: Path) -> None:
     assert record.metrics == {"A_KA": 1.0}
     assert record.params["timeline"] == "demo"
     assert record.outputs == {"evaluate": ("a", "b", "metrics.json")}
-    assert record.state.tag == layout.short_tag("demo", 0)
+    assert record.state.tag == names.short_tag("demo", 0)
 
 
 def test_a_damaged_record_is_named(project: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from tasks.grid.cells import Cell
 from tasks.model import checkpoints
 from tasks.record import retention
-from tasks.record.states import State
+from tasks.record.state import State
 from tasks.report import vectors
 from tasks.report.records import Record
 from tasks.report.vectors import Geometry

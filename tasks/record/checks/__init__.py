@@ -1,9 +1,9 @@
-"""The checks of `chronomerge doctor`, in the order in which they are made; see `tasks.record.doctor`."""
+"""The checks of `chronomerge doctor`, in the order in which they are made; see `tasks.record.diagnosis`."""
 
 from __future__ import annotations
 
 from tasks.record.checks import contents, leftovers, records
-from tasks.record.doctor import Check
+from tasks.record.diagnosis import Check
 
 CHECKS: tuple[Check, ...] = (
     leftovers.embedded_store,  # before anything opens the store

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tasks import layout
 from tasks.errors import UserError
 from tasks.record.checks.leftovers import writers_since
-from tasks.record.doctor import Finding, Visit
+from tasks.record.diagnosis import Finding, Visit
 from tasks.record.garbage import YOUNG
 from tasks.storage import dvc_config, store
 from tasks.storage.dvc_config import Remote

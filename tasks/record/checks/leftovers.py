@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from tasks import layout
-from tasks.record import worktree
-from tasks.record.doctor import Finding, Visit
+from tasks.record.diagnosis import Finding, Visit
+from tasks.record.worktrees import folders, forget, remove
 from tasks.storage import dvc_config, embedded, git, writer_lock
 
 
@@ -66,18 +66,18 @@ def worktrees(visit: Visit) -> Iterator[Finding]:
                 yield Finding(
                     "the working folder of a dead run", str(folder),
                     "a run was killed; what it finished is in the cache",
-                    "remove it", partial(worktree.remove, visit.project, folder), timeline=timeline,
+                    "remove it", partial(remove, visit.project, folder), timeline=timeline,
                 )  # fmt: skip
 
 
 def half_restored(visit: Visit) -> Iterator[Finding]:
     """What a restore that was killed had put together so far, beside the folder that it was for."""
-    for tree in worktree.folders(visit.project):
+    for tree in folders(visit.project):
         made_by = re.fullmatch(r"\..*\.part-(\d+)", tree.name)
         if made_by and not _alive(made_by[1]):
             yield Finding(
                 "a folder that a killed restore left", str(tree), "it is not complete, and keeps its state in use",
-                "remove it", partial(worktree.remove, visit.project, tree),
+                "remove it", partial(remove, visit.project, tree),
             )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def notes_of_deleted_folders(visit: Visit) -> Iterator[Finding]:
             yield Finding(
                 "git's note of a restored folder that was deleted", f"{folder} ({tag})",
                 "git believes that the state is checked out there", "drop the note",
-                partial(worktree.forget, visit.project, folder),
+                partial(forget, visit.project, folder),
             )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def temporary_files(visit: Visit) -> Iterator[Finding]:
 
 def dvc_locks(visit: Visit) -> Iterator[Finding]:
     """DVC's ``rwlock`` is rewritten in place: a kill leaves it empty or cut off, and DVC then refuses everything."""
-    for tree in worktree.folders(visit.project):
+    for tree in folders(visit.project):
         path = tree / ".dvc" / "tmp" / "rwlock"
         if path.exists() and not _is_json(path):
             yield Finding(

@@ -7,17 +7,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tasks import layout
 from tasks.errors import UserError
-from tasks.record import heads, retention, states
-from tasks.record.doctor import Finding, Visit
-from tasks.record.garbage import shared_remotes
+from tasks.record import heads, names, retention, sharing, timelines
+from tasks.record.diagnosis import Finding, Visit
+from tasks.record.pruning import shared_remotes
 from tasks.storage.git import GitError, git, resolve
 
 
 def damaged(visit: Visit) -> Iterator[Finding]:
     """Record files of states that cannot be read."""
-    for state in states.every(visit.project):
+    for state in timelines.every(visit.project):
         for name, why in state.unreadable().items():
             yield Finding(
                 f"a damaged {name}", f"{state.tag} ({state.commit[:10]})", f"the state cannot be read: {why}",
@@ -28,10 +27,10 @@ def damaged(visit: Visit) -> Iterator[Finding]:
 
 def branches(visit: Visit) -> Iterator[Finding]:
     """The branch of a timeline is at its newest state."""
-    for timeline in states.timelines(visit.project):
-        branch = layout.branch(timeline)
+    for timeline in timelines.timeline_names(visit.project):
+        branch = names.branch(timeline)
         head = resolve(visit.project, branch)
-        recorded = states.all_states(visit.project, timeline)
+        recorded = timelines.states(visit.project, timeline)
         if head is None or not recorded or head == recorded[-1].commit or not visit.free(timeline):
             continue  # a clone has no such branch, and needs none
         newest = recorded[-1]
@@ -56,9 +55,9 @@ def _move(project: Path, branch: str, new: str, old: str) -> None:
 
 def pointers(visit: Visit) -> Iterator[Finding]:
     """The pointer of a timeline is at one of its states."""
-    for timeline in states.timelines(visit.project):
+    for timeline in timelines.timeline_names(visit.project):
         found = heads.here(visit.project, timeline)
-        recorded = {state.commit for state in states.all_states(visit.project, timeline)}
+        recorded = {state.commit for state in timelines.states(visit.project, timeline)}
         if found.pointer and found.pointer not in recorded:
             yield Finding(
                 f"tag deployed/{timeline} is at no state", found.pointer[:10],
@@ -69,7 +68,7 @@ def pointers(visit: Visit) -> Iterator[Finding]:
 
 def _point(project: Path, timeline: str) -> None:
     old = heads.here(project, timeline)
-    target = states.promoted_state(project, timeline, old.decisions)
+    target = timelines.promoted_state(project, timeline, old.decisions)
     heads.move(project, timeline, old, replace(old, pointer=target.commit if target else None))
 
 
@@ -84,7 +83,7 @@ def not_pushed(visit: Visit) -> Iterator[Finding]:
             )  # fmt: skip
             continue
         there = {name: commit for commit, name in (row.split("\t") for row in rows.splitlines())}
-        for timeline in states.timelines(visit.project):
+        for timeline in timelines.timeline_names(visit.project):
             mine = [s for s in visit.states if s.timeline == timeline and s.params["store"]["git"] == remote]
             lacking = [state for state in mine if f"refs/tags/{state.tag}" not in there]
             if lacking and visit.free(timeline):
@@ -103,8 +102,8 @@ def not_pushed(visit: Visit) -> Iterator[Finding]:
 
 
 def _push(project: Path, timeline: str, remote: str) -> None:
-    states.synchronize(project, timeline, remote)
-    refs = [f"refs/tags/{state.tag}" for state in states.all_states(project, timeline)]
+    sharing.synchronize(project, timeline, remote)
+    refs = [f"refs/tags/{state.tag}" for state in timelines.states(project, timeline)]
     try:
         git(project, "push", "--quiet", "--atomic", remote, *refs)
     except GitError as error:

@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,14 @@ from pathlib import Path
 import psutil
 
 from tasks import layout, nodes
+from tasks.errors import UserError
 from tasks.model import models
 from tasks.progress import Progress, silent
-from tasks.record import history, paths, restore, retention, states
+from tasks.record import foreign, history, restoration, retention, stores, timelines
 from tasks.record.repro import repro
-from tasks.record.states import State
-from tasks.record.worktree import remove
+from tasks.record.state import State
+from tasks.record.stores import Need
+from tasks.record.worktrees import remove
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc import Dvc
@@ -72,8 +74,49 @@ class Verification:
         return not (self.first or self.history or self.contradictions or self.failure)
 
 
-Need = tuple[State, Collection[str]]
-"""A state, and which of its paths are needed."""
+def chosen(project: Path, timeline: str, name: str | None, *, every: bool) -> list[State]:
+    """The state that a command names, or every state of the timeline.
+
+    Raises:
+        UserError: neither or both; or there is none.
+    """
+    if every == (name is not None):
+        raise UserError("say which state (3, say), or --all")
+    if name is not None:
+        return [timelines.find(project, timeline, name)]
+    states = timelines.states(project, timeline)
+    if not states:
+        raise UserError(f"timeline {timeline!r} has no states yet")
+    return states
+
+
+def worth_running(states: Iterable[State]) -> tuple[list[State], dict[str, str]]:
+    """The states to run again, and why the others are not: tag → reason. Each set of bytes is made once."""
+    again: list[State] = []
+    left: dict[str, str] = {}
+    for state in states:
+        twin = next((one for one in again if state.manifest.rollback and one.entries == state.entries), None)
+        if state.commit in retention.let_go(state.project):
+            left[state.tag] = "its weights were let go; --quick reads what is left"
+        elif twin:
+            left[state.tag] = f"it is {twin.tag} once more"
+        else:
+            again.append(state)
+    return again, left
+
+
+def verify(project: Path, state: State, progress: Progress) -> Verification:
+    """Run a state's nodes again; what the cache has damaged of their inputs is fetched again."""
+    try:
+        wanted = needs(state)
+        cache = Cache(dvc_config.cache_dir(project))
+        for one, paths in wanted:
+            for path in paths:
+                cache.drop_damaged(one.entries[path])
+        with stores.opened_for(project, wanted) as remote:
+            return recompute(project, state, remote, progress)
+    except UserError as error:  # of this state: others may do better
+        return Verification(state, failure=str(error))
 
 
 def needs(state: State) -> list[Need]:
@@ -84,11 +127,11 @@ def needs(state: State) -> list[Need]:
 
 def _predecessor(state: State) -> State | None:
     """What a state's history is checked against: the state it started from, unless that has let its weights go."""
-    start = states.start_of(state)
+    start = timelines.start_of(state)
     return None if start is None or start.commit in retention.let_go(state.project) else start
 
 
-def verify(project: Path, state: State, remote: Remote | None, progress: Progress = silent) -> Verification:
+def recompute(project: Path, state: State, remote: Remote | None, progress: Progress = silent) -> Verification:
     """Run a state's nodes again and compare what they make with what is recorded.
 
     ``remote`` may be None where the cache has all that it `needs`.
@@ -98,7 +141,7 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
         RemoteError: the remote cannot be reached.
     """
     started = time.monotonic()
-    paths.check(state)
+    foreign.check(state)
     cache = Cache(dvc_config.cache_dir(project))
     with _worktree(project, state) as (folder, scratch):
         if remote:
@@ -106,7 +149,7 @@ def verify(project: Path, state: State, remote: Remote | None, progress: Progres
             with Dvc(project) as dvc:
                 for one, wanted in needs(state):
                     git(folder, "checkout", "--quiet", "--detach", one.commit)
-                    restore.fetch(one, cache, dvc, folder, wanted)
+                    restoration.fetch(one, cache, dvc, folder, wanted)
         broken = unlike_history(state, cache, scratch)
         _place(state, cache, folder, scratch)
         ran, failure = repro(folder, scratch, layout.private(project) / "logs", _told(state, progress))

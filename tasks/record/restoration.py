@@ -5,18 +5,19 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import paths, retention
-from tasks.record.states import State
-from tasks.record.worktree import forget, remove
+from tasks.record import foreign, retention, stores, timelines
+from tasks.record.state import State
+from tasks.record.stores import wanted
+from tasks.record.worktrees import forget, remove
 from tasks.storage import dvc_config
-from tasks.storage.cache import Cache, Entry
+from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc, RemoteError
 from tasks.storage.dvc_config import Remote
 from tasks.storage.fetching import bring
@@ -34,13 +35,14 @@ class Restored:
     """Paths with wrong bytes in the cache; they came from the remote again."""
 
 
-def missing(state: State, cache: Cache, only: Collection[str] | None = None) -> list[str]:
-    """The objects of a state, or of some paths of it, that the cache lacks; a folder not listed here counts as one."""
-    return sorted({md5 for entry in _wanted(state, only).values() for md5 in cache.missing(entry)})
-
-
-def _wanted(state: State, only: Collection[str] | None) -> dict[str, Entry]:
-    return {path: entry for path, entry in state.entries.items() if only is None or path in only}
+def restore(project: Path, timeline: str, name: str, to: Path | None) -> Restored:
+    """Restore a state, by default into a folder beside the project."""
+    state = timelines.find(project, timeline, name)
+    folder = to.resolve() if to else default_folder(project, state)
+    cache = Cache(dvc_config.cache_dir(project))
+    damaged = [path for path, entry in state.entries.items() if cache.drop_damaged(entry)]
+    with stores.opened_for(project, [(state, state.entries)]) as remote:
+        return replace(restore_into(project, state, folder, remote), damaged=tuple(damaged))
 
 
 def default_folder(project: Path, state: State) -> Path:
@@ -48,10 +50,10 @@ def default_folder(project: Path, state: State) -> Path:
     return project.parent / f"{project.name}-{state.timeline}-{Path(state.tag).name}"
 
 
-def restore(project: Path, state: State, folder: Path, remote: Remote | None) -> Restored:
+def restore_into(project: Path, state: State, folder: Path, remote: Remote | None) -> Restored:
     """Check a state out into a new git worktree, with all its data; the folder appears once it is complete.
 
-    ``remote`` may be None when the cache has everything (see `missing`).
+    ``remote`` may be None when the cache has everything (see `stores.missing`).
 
     Raises:
         UserError: the folder holds something already, or is ours; the state has a path that leads outside it; or the
@@ -61,7 +63,7 @@ def restore(project: Path, state: State, folder: Path, remote: Remote | None) ->
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; name another folder with --to")
     require_elsewhere(project, folder)
-    paths.check(state)
+    foreign.check(state)
     cache = Cache(dvc_config.cache_dir(project))
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.part-*"):
@@ -110,7 +112,7 @@ def fetch(state: State, cache: Cache, dvc: Dvc, worktree: Path, only: Collection
         RemoteError: the store cannot be reached, or breaks off.
     """
     try:
-        return bring(_wanted(state, only), cache, dvc, worktree, state.tag)
+        return bring(wanted(state, only), cache, dvc, worktree, state.tag)
     except (RemoteError, UserError):
         retention.require_weights(state)
         raise

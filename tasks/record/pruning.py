@@ -1,52 +1,48 @@
-"""What people do to keep a project in order: look what is wrong and mend it, free what nothing refers to."""
+"""Free what nothing refers to, once it is known what all who share the store refer to."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from flows.prefect import runs
 from tasks.errors import UserError
 from tasks.params import load
-from tasks.progress import Progress, silent
-from tasks.record import garbage, states
-from tasks.record.checks import CHECKS
-from tasks.record.doctor import Finding, Visit, examine, mend
-from tasks.record.garbage import Plan
+from tasks.record import garbage, retention, timelines
+from tasks.record.garbage import Plan, readable
+from tasks.record.state import State
 from tasks.storage import dvc_config, embedded, lease, store, writer_lock
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
+from tasks.storage.git import GitError, git
 from tasks.storage.objects import Depot
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a doctor found, with why it is left (None: it was mended), and what was not looked at."""
-
-    findings: list[tuple[Finding, str | None]]
-    skipped: list[str]
-
-    @property
-    def healthy(self) -> bool:
-        return all(why is None for _, why in self.findings)
-
-
-def doctor(project: Path, *, repair: bool = False, progress: Progress = silent) -> Report:
-    """Look for what a crash or a person can have left in a project, and with ``repair`` mend it.
+def fetch_references(project: Path) -> list[str]:
+    """Bring states and notes of other machines from the git remotes that timelines name; returns those remotes.
 
     Raises:
-        UserError: ``params.yaml`` is wrong, or objects are being deleted right now.
+        UserError: one cannot be reached, or holds another state under a tag of ours.
     """
-    found = []
-    with Visit(project, load(project / "params.yaml").store.remote, progress) as visit:
-        for finding in examine(visit, [*CHECKS, runs.unended]):
-            found.append((finding, mend(project, finding) if repair else finding.remedy))
-        return Report(found, visit.skipped)
+    shared = shared_remotes(project, readable(project))
+    for remote in shared:
+        refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
+        refs += ["+refs/tags/deployed/*:refs/tags/deployed/*"]
+        try:
+            git(project, "fetch", "--quiet", "--no-tags", remote, *refs)
+            retention.fetch_notes(project, remote)
+        except GitError as error:
+            raise UserError(f"store.git: cannot tell what other machines recorded: {error}") from None
+    return shared
 
 
-def collect(
+def shared_remotes(project: Path, recorded: Iterable[State]) -> list[str]:
+    """The git remotes (store.git) that states are pushed to, as the states themselves and ``params.yaml`` say."""
+    found = {state.params["store"]["git"] for state in recorded}
+    return sorted(remote for remote in {*found, load(project / "params.yaml").store.git} if remote)
+
+
+def prune(
     project: Path,
     *,
     keep_last: int | None = None,
@@ -61,7 +57,7 @@ def collect(
         RemoteError: the store does not do as asked.
     """
     with writer_lock.alone(project):
-        shared = garbage.fetch_references(project)
+        shared = fetch_references(project)
         name = load(project / "params.yaml").store.remote
         if name == dvc_config.EMBEDDED and everywhere and embedded.in_use(project):
             raise UserError("something uses the embedded store, perhaps a run in another clone; try again when it ends")
@@ -78,7 +74,7 @@ def _require_no_strangers(opened: Depot) -> None:
     """Without a shared git remote, machines leave word in the store itself of what they record."""
     if not opened.remote.is_s3:
         return
-    known = {state.commit for state in states.every(opened.project)}
+    known = {state.commit for state in timelines.every(opened.project)}
     if others := lease.strangers(opened.project, opened.remote, known):
         raise UserError(
             f"store {opened.remote.name!r} has other users: {'; '.join(others[:3])}; have their tags here first "

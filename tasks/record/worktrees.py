@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -10,62 +9,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
-from ruamel.yaml import YAML
 
 from tasks import layout
 from tasks.errors import UserError
 from tasks.nodes import UNFINISHED
-from tasks.params import Arrival, Params, load, parse
-from tasks.record.states import State
+from tasks.params import Arrival, Params, load
+from tasks.record import names
+from tasks.record.project_code import Code, params_of, write_params
+from tasks.record.state import State
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tasks.storage.dvc_config import Remote
-from tasks.storage.git import common_dir, git, show, snapshot
-
-CODE = ("flows", "tasks", "params.yaml", "dvc.yaml")
-"""Untracked files here belong to the code of a state all the same (a technique just written, say)."""
-
-NOT_OF_A_STATE = ("step", "arrival", "grid", "hooks")
-"""Keys of the user's params that a state's own do not take over; it gets a step and an arrival of its own."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """The code that a run uses: the commit it stands on, the tree with uncommitted changes, and whether it has any."""
-
-    commit: str
-    tree: str
-    dirty: bool
-
-
-def code_of(project: Path, *also: str) -> Code:
-    """Take down the project's code as it is now; ``also`` names files that belong to it beside `CODE`."""
-    commit = git(project, "rev-parse", "HEAD")
-    tree = snapshot(project, layout.private(project) / "tmp", *CODE, *also)
-    return Code(commit, tree, tree != git(project, "rev-parse", "HEAD^{tree}"))
-
-
-def with_params(project: Path, code: Code, text: str) -> Code:
-    """The same code with another ``params.yaml``."""
-    index = layout.private(project) / "tmp" / f"index-{os.getpid()}"
-    env = {"GIT_INDEX_FILE": str(index)}
-    try:
-        blob = git(project, "hash-object", "-w", "--stdin", stdin=text)
-        git(project, "read-tree", code.tree, env=env)
-        git(project, "update-index", "--add", "--cacheinfo", f"100644,{blob},params.yaml", env=env)
-        return replace(code, tree=git(project, "write-tree", env=env))
-    finally:
-        index.unlink(missing_ok=True)
-
-
-def params_of(project: Path, code: Code) -> Params:
-    """The params as they were when the code was taken down; edits meanwhile count for the next run."""
-    return parse(show(project, code.tree, "params.yaml"), project / "params.yaml")
+from tasks.storage.git import common_dir, git
 
 
 @dataclass(frozen=True)
@@ -85,7 +44,7 @@ def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arri
     try:
         git(folder, "read-tree", "--reset", "-u", code.tree)
         _forget_earlier_state(folder)
-        _write_params(folder / "params.yaml", step, arrival)
+        write_params(folder / "params.yaml", step, arrival)
         dvc_config.write_workspace(folder, project, remote)
         _link_unfinished(folder, layout.private(project) / "unfinished" / folder.parent.name)
         with tempfile.TemporaryDirectory(prefix="scratch-", dir=folder.parent) as scratch:
@@ -136,8 +95,8 @@ def _is_of_nothing(project: Path, note: Path) -> bool:
 
 def _drop_stale_locks(repository: Path, timeline: str) -> None:
     """Git locks a ref for milliseconds; a lock on ours that stays is of a git that was killed, and would stop us."""
-    moving = (layout.branch(timeline), layout.pointer(timeline), layout.decisions(timeline))
-    tags = layout.tag(timeline, 0).rpartition("/")[0]
+    moving = (names.branch(timeline), names.pointer(timeline), names.decisions(timeline))
+    tags = names.tag(timeline, 0).rpartition("/")[0]
     locks = [*(repository / f"{ref}.lock" for ref in moving), *(repository / tags).glob("*.lock")]
     if any(path.exists() for path in locks):
         time.sleep(1)
@@ -165,7 +124,7 @@ def require_not_checked_out(project: Path, timeline: str) -> None:
         key, _, value = line.partition(" ")
         if key == "worktree":
             where = value
-        elif (key, value) == ("branch", layout.branch(timeline)):
+        elif (key, value) == ("branch", names.branch(timeline)):
             raise UserError(
                 f"branch states/{timeline} is checked out in {where}, and a run would move it; "
                 "check out your own branch there, or a state's tag"
@@ -212,47 +171,3 @@ def _forget_earlier_state(folder: Path) -> None:
             (folder / path).unlink(missing_ok=True)
     # A state holds what arrived at it as raw files, and needs no pointer; DVC would want what others point to.
     git(folder, "rm", "-r", "--force", "--quiet", "--ignore-unmatch", "--", layout.ARRIVALS)
-
-
-def _write_params(path: Path, step: int, arrival: Arrival | None) -> None:
-    """The user's file with the step and what arrives at it on top, and every default spelled out; comments stay.
-
-    DVC needs each key that ``dvc.yaml`` names, and a state must mean the same when a default has changed.
-    """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    content: Any = yaml.load(path.read_text())
-    for key in NOT_OF_A_STATE:
-        content.pop(key, None)
-    _spell_out(content, load(path).model_dump(mode="json", exclude=set(NOT_OF_A_STATE)))
-    buffer = io.StringIO()
-    plain = YAML(typ="safe")
-    plain.default_flow_style = False
-    plain.width = 4096
-    plain.dump({"step": step}, buffer)
-    plain.dump({"arrival": arrival.model_dump(exclude_defaults=True) if arrival else None}, buffer)
-    buffer.write("\n")
-    yaml.dump(content, buffer)
-    path.write_text(buffer.getvalue())
-
-
-def _spell_out(given: Any, resolved: dict[str, Any]) -> None:
-    for key, value in resolved.items():
-        if key not in given:
-            given[key] = value
-        elif isinstance(value, dict) and isinstance(given[key], dict):
-            _spell_out(given[key], value)
-
-
-def require_same_code(project: Path, running: Path) -> None:
-    """A state records the project's code, so that code must be what runs.
-
-    Raises:
-        UserError: the program belongs to another checkout.
-    """
-    if project.resolve() != running.resolve():
-        raise UserError(
-            f"this chronomerge runs the code in {running}, not that of {project}; "
-            f"run `make install` there and use its .venv/bin/chronomerge"
-        )

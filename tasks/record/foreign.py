@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
-from tasks.record.states import State
+from tasks.layout import is_inside
+from tasks.record.state import State
 from tasks.storage.git import git, show
 
 _LINK = "120000"
@@ -43,12 +44,6 @@ def check(state: State) -> None:
                     raise UserError(
                         f"{state.tag}: {path} puts a file outside the folder, at {out}; nothing was restored"
                     )
-
-
-def is_inside(path: str) -> bool:
-    """Whether a relative path stays below where it starts, and out of git's own files."""
-    plain = posixpath.normpath(path)
-    return not plain.startswith(("/", "../")) and plain not in (".", "..") and plain.split("/")[0] != ".git"
 
 
 def _link_stays_inside(path: str, target: str) -> bool:

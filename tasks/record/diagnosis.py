@@ -15,9 +15,10 @@ from typing import Self
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.progress import Progress
-from tasks.record import retention, states
-from tasks.record.states import State
+from tasks.params import load
+from tasks.progress import Progress, silent
+from tasks.record import retention, timelines
+from tasks.record.state import State
 from tasks.storage import dvc_config, objects, store, writer_lock
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc, RemoteError
@@ -79,7 +80,7 @@ class Visit:
     @cached_property
     def states(self) -> list[State]:
         """All states whose records can be read (`checks.records` finds the others)."""
-        return [state for state in states.every(self.project) if not state.unreadable()]
+        return [state for state in timelines.every(self.project) if not state.unreadable()]
 
     @cached_property
     def here(self) -> dict[str, Stored]:
@@ -131,7 +132,7 @@ class Visit:
         """All timelines that have left anything here."""
         work = layout.private(self.project) / "work"
         names = {folder.name for folder in work.iterdir()} if work.exists() else set()
-        return sorted(names | set(states.timelines(self.project)) | set(writer_lock.timelines(self.project)))
+        return sorted(names | set(timelines.timeline_names(self.project)) | set(writer_lock.timelines(self.project)))
 
 
 def examine(visit: Visit, checks: Iterable[Check]) -> Iterator[Finding]:
@@ -150,3 +151,34 @@ def mend(project: Path, finding: Finding) -> str | None:
     except (UserError, RemoteError, GitError, OSError) as error:
         return str(error)
     return None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a doctor found, with why it is left (None: it was mended), and what was not looked at."""
+
+    findings: list[tuple[Finding, str | None]]
+    skipped: list[str]
+
+    @property
+    def healthy(self) -> bool:
+        return all(why is None for _, why in self.findings)
+
+
+def doctor(
+    project: Path, *, repair: bool = False, progress: Progress = silent, also: Iterable[Check] = ()
+) -> Diagnosis:
+    """Look for what a crash or a person can have left in a project, and with ``repair`` mend it.
+
+    ``also`` are checks beside `tasks.record.checks`.
+
+    Raises:
+        UserError: ``params.yaml`` is wrong, or objects are being deleted right now.
+    """
+    from tasks.record.checks import CHECKS
+
+    found = []
+    with Visit(project, load(project / "params.yaml").store.remote, progress) as visit:
+        for finding in examine(visit, [*CHECKS, *also]):
+            found.append((finding, mend(project, finding) if repair else finding.remedy))
+        return Diagnosis(found, visit.skipped)

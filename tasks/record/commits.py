@@ -1,0 +1,84 @@
+"""Commit a new state at a single point in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tasks import layout
+from tasks.errors import UserError
+from tasks.record import heads, names, sharing
+from tasks.record.heads import Heads
+from tasks.record.state import State
+from tasks.record.timelines import promoted_state
+from tasks.storage.git import GitError, git, identity, is_ancestor, resolve
+
+
+def commit(
+    worktree: Path,
+    project: Path,
+    timeline: str,
+    step: int,
+    previous: State | None,
+    code: str,
+    message: str,
+    shared: str | None,
+    agree: Callable[[State], None] = lambda _: None,
+    *,
+    promoted: bool = True,
+) -> State:
+    """Make state ``step`` of what lies in a worktree, after ``previous`` and on its line; see `make`.
+
+    Raises:
+        UserError: another writer recorded this step first, or the git remote cannot be reached.
+    """
+    git(worktree, "add", "--force", "--", *layout.RECORDED)
+    parents = [*([previous.commit] if previous else []), code]
+    line = previous.line if previous else 1
+    tree = git(worktree, "write-tree")
+    return make(project, timeline, step, line, tree, parents, message, shared, agree, promoted=promoted)
+
+
+def make(
+    project: Path,
+    timeline: str,
+    step: int,
+    line: int,
+    tree: str,
+    parents: Sequence[str],
+    message: str,
+    shared: str | None,
+    agree: Callable[[State], None] = lambda _: None,
+    *,
+    promoted: bool = True,
+) -> State:
+    """Make a state of a tree: its commit, then branch, tag and pointer in one transaction.
+
+    That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch or decided
+    anything. With a ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several
+    machines one wins; a crash between the two is mended by `synchronize`. Without one, ``agree`` asks whoever else must
+    (`claim.take`). The pointer goes to the state where it is ``promoted``, else to the newest that is.
+
+    Raises:
+        UserError: another writer was first, or the git remote cannot be reached.
+    """
+    flags = [part for parent in dict.fromkeys(parents) for part in ("-p", parent)]
+    old = heads.here(project, timeline)
+    made = git(project, "commit-tree", tree, *flags, stdin=message, env=identity(project))
+    state = State(project, timeline, step, made, line)
+    overtaken = UserError(f"somebody else recorded in timeline {timeline!r} meanwhile; run again to go on from there")
+    if old.branch and not is_ancestor(project, old.branch, made):
+        raise overtaken
+    target = state if promoted else promoted_state(project, timeline, old.decisions)
+    new = Heads(made, target.commit if target else None, old.decisions)
+    if shared:
+        sharing.publish(state, new, old, shared)
+    agree(state)
+    tag = names.tag(timeline, step, line)
+    try:
+        heads.move(project, timeline, old, new, creating=(tag, made))
+    except GitError as error:
+        if resolve(project, tag) or heads.here(project, timeline) != old:
+            raise overtaken from None
+        raise UserError(f"git cannot record {state.tag}: {error}; what has finished is kept for the next run") from None
+    return state
