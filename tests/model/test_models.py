@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.errors import UserError
-from tasks.model import checkpoints, models, torchvision_shim
+from tasks.model import checkpoints, models
 from tasks.params import Base, BaseTraining
 from tests.train.project import CONFIG
 
@@ -48,18 +47,6 @@ def test_the_demo_model_is_the_small_one_it_is_meant_to_be() -> None:
     model = models._construct(json.loads((folder / "icons-clip.json").read_text()), "icons-clip", "meta")
     assert sum(p.numel() for p in model.parameters()) == 7_576_321
     assert (model.context_length, model.visual.image_size) == (16, (32, 32))
-
-
-def test_the_torchvision_shim_hides_no_other_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchvision_shim.ensure()
-    assert importlib.import_module("torchvision.transforms").Resize
-
-    def fail(name: str) -> None:
-        raise RuntimeError(f"{name} is broken")
-
-    monkeypatch.setattr(torchvision_shim.importlib, "import_module", fail)
-    with pytest.raises(RuntimeError, match="torchvision is broken"):
-        torchvision_shim.ensure.__wrapped__()
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "convnext_base"])
