@@ -1,0 +1,197 @@
+"""A checkpoint read under the names of another dialect: nothing is copied, ranges of bytes are found where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import UserError
+from tasks.merge.dtypes import BITS, stored_as
+from tasks.merge.sources import Entry, Source, raw_bytes
+from tasks.model import dialects
+from tasks.model.dialects import Change, Dialect, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Where the bytes of a tensor come from: from ``start`` on in the joined bytes of ``sources``."""
+
+    sources: tuple[str, ...]
+    start: int
+    transposed: bool
+
+
+class Translated:
+    """``source`` under other names, of the same bits; see `to_open_clip` and `from_open_clip`."""
+
+    def __init__(self, source: Source, entries: Mapping[str, Entry], ranges: Mapping[str, _Range]) -> None:
+        self.label, self.notes, self.entries = source.label, source.notes, entries
+        self._source, self._ranges = source, ranges
+
+    def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
+        """Fill ``buffer`` with the raw bytes of a tensor, from byte ``start`` on."""
+        found = self._ranges[name]
+        flat = buffer.reshape(-1).view(np.uint8)
+        if found.transposed:
+            entry = self._source.entries[found.sources[0]]
+            stored = raw_bytes(self._source, found.sources[0], 0, entry.bytes).view(stored_as(entry.dtype))
+            turned = np.ascontiguousarray(stored.reshape(entry.shape).T).reshape(-1).view(np.uint8)
+            flat[:] = turned[start : start + flat.size]
+            return
+        skip, filled = found.start + start, 0
+        for one in found.sources:
+            size = self._source.entries[one].bytes
+            if skip < size and filled < flat.size:
+                count = min(size - skip, flat.size - filled)
+                self._source.read_into(one, skip, flat[filled : filled + count])
+                filled += count
+            skip = max(0, skip - size)
+
+
+def to_open_clip(source: Source, dialect: Dialect) -> Translated:
+    """A checkpoint of ``dialect`` under open_clip's names.
+
+    Raises:
+        UserError: a part of a packed tensor is missing, or the parts do not fit together; names them.
+    """
+    return _translate(source, dialect, of_open_clip=False)
+
+
+def from_open_clip(source: Source, dialect: Dialect) -> Translated:
+    """A checkpoint of open_clip's under the names of ``dialect``.
+
+    Raises:
+        UserError: a tensor has no name in the dialect, or its shape cannot be divided.
+    """
+    if not dialect.speaks_open_clip(source.entries):
+        known = {name for rule in dialect.rules_for(source.entries, of_open_clip=True) for name in rule.open_clip}
+        strange = sorted(source.entries.keys() - known)
+        raise UserError(
+            f"{source.label}: {dialect.name} has no tensor for {', '.join(map(repr, strange[:5]))}"
+            + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+            + "; it is of another architecture"
+        )
+    return _translate(source, dialect, of_open_clip=True)
+
+
+def as_the_base(source: Source, base: Source) -> Source:
+    """A checkpoint under the names of ``base``: prefixes of wrappers are taken off, another dialect is translated.
+
+    What the two have in common decides nothing here: a checkpoint of unknown names comes back as it is.
+
+    Raises:
+        UserError: the checkpoint is of a known dialect that the base's names cannot be translated to.
+    """
+    plain = dialects.unwrapped(source.entries)
+    if any(name != original for name, original in plain.items()):
+        source = _renamed(source, plain)
+    theirs, ours = dialects.of(source.entries), dialects.of(base.entries)
+    if theirs is ours:
+        return source
+    if theirs:
+        source.notes.append(f"{source.label}: {theirs.name} names, read under open_clip's")
+        source = _beside(to_open_clip(source, theirs), base)
+    if ours:
+        source = from_open_clip(_at_the_root(source), ours)
+    return source
+
+
+def plainly_named(source: Source) -> Source:
+    """A checkpoint without the prefixes of wrappers (``module.`` and others) that all its names have."""
+    plain = dialects.unwrapped(source.entries)
+    return source if all(name == original for name, original in plain.items()) else _renamed(source, plain)
+
+
+_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+
+def _beside(source: Translated, base: Source) -> Source:
+    """open_clip has the text tower at the root, or (``custom_text``) under ``text.``: as the base has it."""
+    if not any(name.startswith("text.") for name in base.entries):
+        return source
+    return _renamed(source, {f"text.{name}" if name.startswith(_TEXT) else name: name for name in source.entries})
+
+
+def _at_the_root(source: Source) -> Source:
+    """The text tower of a ``custom_text`` model where open_clip's plain models have it; SigLIP's stays."""
+    if any(name.startswith("visual.trunk.") for name in source.entries):
+        return source
+    names = {name.removeprefix("text."): name for name in source.entries}
+    return source if names.keys() == source.entries.keys() else _renamed(source, names)
+
+
+def _renamed(source: Source, names: Mapping[str, str]) -> Translated:
+    """``source`` with the names that ``names`` maps to its own."""
+    entries = {new: source.entries[old] for new, old in names.items()}
+    return Translated(source, entries, {new: _Range((old,), 0, False) for new, old in names.items()})
+
+
+def _translate(source: Source, dialect: Dialect, *, of_open_clip: bool) -> Translated:
+    entries: dict[str, Entry] = {}
+    ranges: dict[str, _Range] = {}
+    for rule in dialect.rules_for(source.entries, of_open_clip=of_open_clip):
+        sides = (rule.open_clip, rule.open_clip_parts), (rule.dialect, rule.dialect_parts)
+        (given, _), (wanted, parts) = sides if of_open_clip else reversed(sides)
+        joined = _joined(source, given)
+        if rule.change is Change.TRANSPOSED:
+            if len(joined.shape) != 2:
+                raise UserError(f"{source.label}: tensor {given[0]!r} has shape {list(joined.shape)}, not a matrix's")
+            entries[wanted[0]] = replace(joined, shape=joined.shape[::-1])
+            ranges[wanted[0]] = _Range(given, 0, transposed=True)
+            continue
+        start = 0
+        for name, shape in zip(wanted, _shapes(source, rule, joined, parts, of_open_clip=of_open_clip), strict=True):
+            entries[name] = replace(joined, shape=shape)
+            ranges[name] = _Range(given, start, transposed=False)
+            start += entries[name].bytes
+    ignored = sorted(name for name in source.entries if not of_open_clip and dialect.ignored.fullmatch(name))
+    if ignored:
+        source.notes.append(f"{source.label}: {', '.join(ignored)} left out: positions, nothing that is learned")
+    return Translated(source, entries, ranges)
+
+
+def _joined(source: Source, names: tuple[str, ...]) -> Entry:
+    """The entry of tensors joined along their first dimension.
+
+    Raises:
+        UserError: one of them is missing, or they differ in dtype or in the other dimensions.
+    """
+    missing = [name for name in names if name not in source.entries]
+    if missing:
+        raise UserError(f"{source.label}: lacks {missing[0]!r}, which belongs with {_first(source, names)!r}")
+    parts = [source.entries[name] for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    if len({(p.dtype, p.shape[1:], len(p.shape)) for p in parts}) > 1 or not parts[0].shape or BITS[parts[0].dtype] % 8:
+        told = ", ".join(f"{name} {p.dtype} {list(p.shape)}" for name, p in zip(names, parts, strict=True))
+        raise UserError(f"{source.label}: these tensors do not fit together: {told}")
+    return replace(parts[0], shape=(sum(p.shape[0] for p in parts), *parts[0].shape[1:]))
+
+
+def _first(source: Source, names: tuple[str, ...]) -> str:
+    return next(name for name in names if name in source.entries)
+
+
+def _shapes(
+    source: Source, rule: Rule, joined: Entry, parts: tuple[int, ...], *, of_open_clip: bool
+) -> list[tuple[int, ...]]:
+    shape = joined.shape
+    if rule.change is Change.SCALAR:
+        if joined.size != 1:
+            raise UserError(f"{source.label}: {rule.dialect[0]!r} has shape {list(shape)}, not one number's")
+        return [(1,) if of_open_clip else ()]
+    if rule.change is Change.BATCHED:
+        if of_open_clip and shape[:1] != (1,):
+            raise UserError(f"{source.label}: {rule.open_clip[0]!r} has shape {list(shape)}, not [1, …]")
+        return [shape[1:] if of_open_clip else (1, *shape)]
+    if parts == (1,):
+        return [shape]
+    if not shape or shape[0] % sum(parts):
+        names = rule.dialect if of_open_clip else rule.open_clip
+        raise UserError(f"{source.label}: {list(shape)} rows cannot be divided into {', '.join(names)}")
+    unit = shape[0] // sum(parts)
+    return [(unit * part, *shape[1:]) for part in parts]
