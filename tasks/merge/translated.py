@@ -135,8 +135,8 @@ def _translate(source: Source, dialect: Dialect, *, of_open_clip: bool) -> Trans
     ranges: dict[str, _Range] = {}
     for rule in dialect.rules_for(source.entries, of_open_clip=of_open_clip):
         sides = (rule.open_clip, rule.open_clip_parts), (rule.dialect, rule.dialect_parts)
-        (given, _), (wanted, parts) = sides if of_open_clip else reversed(sides)
-        joined = _joined(source, given)
+        (given, shares), (wanted, parts) = sides if of_open_clip else reversed(sides)
+        joined = _joined(source, given, shares)
         if rule.change is Change.TRANSPOSED:
             if len(joined.shape) != 2:
                 raise UserError(f"{source.label}: tensor {given[0]!r} has shape {list(joined.shape)}, not a matrix's")
@@ -154,11 +154,11 @@ def _translate(source: Source, dialect: Dialect, *, of_open_clip: bool) -> Trans
     return Translated(source, entries, ranges)
 
 
-def _joined(source: Source, names: tuple[str, ...]) -> Entry:
-    """The entry of tensors joined along their first dimension.
+def _joined(source: Source, names: tuple[str, ...], shares: tuple[int, ...]) -> Entry:
+    """The entry of tensors joined along their first dimension; ``shares`` are the proportions of their rows.
 
     Raises:
-        UserError: one of them is missing, or they differ in dtype or in the other dimensions.
+        UserError: one of them is missing, or they differ in dtype, in proportion or in the other dimensions.
     """
     missing = [name for name in names if name not in source.entries]
     if missing:
@@ -166,7 +166,9 @@ def _joined(source: Source, names: tuple[str, ...]) -> Entry:
     parts = [source.entries[name] for name in names]
     if len(parts) == 1:
         return parts[0]
-    if len({(p.dtype, p.shape[1:], len(p.shape)) for p in parts}) > 1 or not parts[0].shape or BITS[parts[0].dtype] % 8:
+    alike = len({(p.dtype, p.shape[1:], len(p.shape)) for p in parts}) == 1 and parts[0].shape
+    units = {(p.shape[0] // share, p.shape[0] % share) for p, share in zip(parts, shares, strict=True) if p.shape}
+    if not alike or len(units) > 1 or BITS[parts[0].dtype] % 8:
         told = ", ".join(f"{name} {p.dtype} {list(p.shape)}" for name, p in zip(names, parts, strict=True))
         raise UserError(f"{source.label}: these tensors do not fit together: {told}")
     return replace(parts[0], shape=(sum(p.shape[0] for p in parts), *parts[0].shape[1:]))

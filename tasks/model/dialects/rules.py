@@ -1,8 +1,8 @@
 """What a dialect is: rules that say which of its tensors hold the numbers of which of open_clip's.
 
-A rule joins tensors along their first dimension: open_clip packs the projections of attention, q above k above v, into one
-tensor where transformers has three. So translating is copying ranges of bytes, but for the matrices that one side stores
-transposed: linear maps as (out, in) in ``nn.Linear``, as (in, out) in open_clip's projections.
+A rule joins tensors along their first dimension: open_clip packs the projections of attention, q above k above v, into
+one tensor where transformers has three. So translating is copying ranges of bytes, except for the matrices that one
+side stores transposed: linear maps are (out, in) in ``nn.Linear`` and (in, out) in open_clip's projections.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """transformers' ``SiglipModel``; in open_clip SigLIP is a timm vision tower beside open_clip's own text tower.
 
-Names: transformers/models/siglip/modeling_siglip.py; timm/layers/attention_pool.py (queries apart from keys and values).
+Names: transformers/models/siglip/modeling_siglip.py; timm/layers/attention_pool.py (queries apart from keys and
+values).
 """
 
 from __future__ import annotations
