@@ -37,6 +37,15 @@ def private(project: Path) -> Path:
     return project / ".chronomerge"
 
 
+def make_private(project: Path) -> Path:
+    """`private`, made for its owner alone (mode 0700): logs, downloads and notes are nobody else's business."""
+    folder = private(project)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:  # made by an older version, or by a tool with the user's umask
+        folder.chmod(0o700)
+    return folder
+
+
 def is_inside(path: str) -> bool:
     """Whether a relative path stays below where it starts, and out of git's own files."""
     plain = posixpath.normpath(path)

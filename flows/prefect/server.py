@@ -114,8 +114,7 @@ def lasting(project: Path, say: Callable[[str], None]) -> Iterator[Server]:
 def _settled(project: Path) -> Path:
     """The project's private folder, once what Prefect reads from the environment is set."""
     environment.bypass_proxies_on_loopback()
-    private = layout.private(project)
-    private.mkdir(parents=True, exist_ok=True)
+    private = layout.make_private(project)
     os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(private / "results")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # a run has a display of its own
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -124,8 +123,7 @@ def _settled(project: Path) -> Path:
 
 def tidy(project: Path) -> None:
     """Remove the results that a run has half written, unless a run is under way: for who starts no server."""
-    private = layout.private(project)
-    private.mkdir(parents=True, exist_ok=True)
+    private = layout.make_private(project)
     with _sound_results(private):
         pass
 

@@ -27,9 +27,10 @@ class Dvc:
     """A DVC process, used as a context manager; one request at a time."""
 
     def __init__(self, project: Path):
-        self.log = project / ".chronomerge" / "logs" / "dvc.log"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        notes = layout.private(project) / "dvc"
+        private = layout.make_private(project)
+        self.log = private / "logs" / "dvc.log"
+        self.log.parent.mkdir(exist_ok=True)
+        notes = private / "dvc"
         notes.mkdir(exist_ok=True)
         self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)  # of no use to other worktrees
         variables = environment.for_child(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=self._notes.name)

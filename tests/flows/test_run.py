@@ -64,9 +64,9 @@ def test_dvc_agrees_that_nothing_is_left_to_do(run: Path, tmp_path: Path) -> Non
 def test_a_clone_restores_what_the_manifest_says(run: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(run), "clone")
-    chronomerge(clone, "remote", "use", str(run))
     chronomerge(run, "remote", "start")
     try:
+        chronomerge(clone, "remote", "use", str(run))
         git(clone, "checkout", "--quiet", "state/tiny/0001")
         pull = subprocess.run(
             [projects.program("dvc"), "pull", "--remote", "embedded"], cwd=clone, capture_output=True, text=True

@@ -81,8 +81,8 @@ def test_gits_note_of_a_worktree_that_is_gone_goes(project: Path, dead: int) -> 
 SPAWN = """
 import sys
 from pathlib import Path
-from tasks.storage import embedded
-embedded._note = lambda *_: sys.exit(9)
+from tasks.storage import embedded, seaweedfs
+seaweedfs.write_note = lambda *_: sys.exit(9)
 with embedded.serving(Path(sys.argv[1])):
     pass
 """

@@ -1,15 +1,17 @@
 """The embedded S3 server and the configuration that leads to a store."""
 
+import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tasks.errors import UserError
-from tasks.storage import dvc_config, embedded, store
+from tasks.storage import dvc_config, embedded, seaweedfs, store
 from tasks.storage.dvc_config import Remote
 
 
@@ -31,7 +33,41 @@ def test_starts_when_used_and_ends_with_the_last_user(project: Path) -> None:
     with store.open_store(project, "embedded") as again:
         body = store.client(again).get_object(Bucket=again.bucket, Key="kept")["Body"].read()
         assert body == b"kept"
-        assert again == remote  # the same port and credentials: clones configured before still work
+        addresses = [one.options.pop("endpointurl") for one in (remote, again)]
+        assert addresses[0] != addresses[1]  # nobody can wait at the old one
+        assert again == remote
+
+
+def test_data_of_earlier_versions_stays_readable(project: Path) -> None:
+    """Their server had no certificates, and answered at other ports."""
+    home = embedded.folder(project)
+    (home / "data").mkdir(parents=True)
+    keys = seaweedfs.credentials(home)
+    ports = seaweedfs._free_ports()
+    before = [
+        Path(sys.executable).parent / "weed", "mini", f"-dir={home / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-s3.config={home / 's3.json'}", "-master.telemetry=false", "-webdav=false", "-admin.ui=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        *(f"-{name}.port={port}" for name, port in ports.items() if "." not in name),
+    ]  # fmt: skip
+    process = subprocess.Popen(before, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = seaweedfs.StoreServer(process.pid, ports)
+    while not server.answers():
+        assert process.poll() is None
+        time.sleep(0.05)
+    options = {"endpointurl": server.endpoint, "region": "us-east-1", "access_key_id": keys["accessKey"],
+               "secret_access_key": keys["secretKey"]}  # fmt: skip
+    content = {"small": b"small", "large": os.urandom(9_000_000)}
+    remote = Remote("old", f"s3://{embedded.BUCKET}/states", options)
+    s3 = store.client(remote)
+    s3.create_bucket(Bucket=remote.bucket)
+    for name, body in content.items():
+        s3.put_object(Bucket=remote.bucket, Key=name, Body=body)
+    process.kill()
+    process.wait()
+    with store.open_store(project, "embedded") as now:
+        for name, body in content.items():
+            assert store.client(now).get_object(Bucket=now.bucket, Key=name)["Body"].read() == body
 
 
 def test_another_process_keeps_it_alive_until_it_is_killed(project: Path) -> None:

@@ -16,7 +16,7 @@ import psutil
 from tasks import layout
 from tasks.record.diagnosis import Finding, Visit
 from tasks.record.worktrees import folders, forget, remove
-from tasks.storage import dvc_config, embedded, git, writer_lock
+from tasks.storage import dvc_config, embedded, git, seaweedfs, writer_lock
 
 
 def embedded_store(visit: Visit) -> Iterator[Finding]:
@@ -24,8 +24,8 @@ def embedded_store(visit: Visit) -> Iterator[Finding]:
     home = layout.private(visit.project) / "store"
     if visit.remote != dvc_config.EMBEDDED or not (home / "server.json").exists() or (home / "shared-from").exists():
         return
-    server = embedded.Server(**json.loads((home / "server.json").read_text()))
-    if server.stays or server.ending or embedded.in_use(visit.project):
+    server = seaweedfs.read_note(home)
+    if server is None or server.stays or server.ending or embedded.in_use(visit.project):
         return
     alive = server.process() is not None
     yield Finding(
