@@ -98,7 +98,7 @@ def as_numpy(tensor: Any, name: str) -> tuple[str, NDArray[Any]]:
 
 def as_given(array: NDArray[Any], dtype: str, like: Any) -> Any:
     """The inverse of `as_numpy`: an array, or a torch tensor where ``like`` is one."""
-    if isinstance(like, np.ndarray):
+    if isinstance(like, (np.ndarray, np.generic)):
         return array
     import torch
 

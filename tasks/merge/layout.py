@@ -147,7 +147,11 @@ def layout(reference: Source, others: Mapping[str, Source], read: Collection[Sou
         merged.append(tensor)
     if not merged:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(kept.items())[:3])
-        raise UserError(f"{reference.label}: none of its tensors can be merged ({reasons or 'it has none'})")
+        differing = [o for o in others.values() if o.entries.keys() != reference.entries.keys()]
+        difference = f"; {_difference(reference, differing[0])}" if differing else ""
+        raise UserError(
+            f"{reference.label}: none of its tensors can be merged ({reasons or 'it has none'}){difference}"
+        )
     for alias, name in ties.representative.items():  # a tensor and its other names have one fate
         if name in kept:
             kept[alias] = f"the same tensor as {name}"
@@ -199,27 +203,34 @@ def _require_half(reference: Source, others: Mapping[str, Source], kept: Mapping
         return sum(size for n, size in floats.items() if source.entries.get(n, Entry("", ())).shape == (
             reference.entries[n].shape))  # fmt: skip
 
-    label, least = min(others.items(), key=lambda item: common(item[1]))
+    label, least = min(others.items(), key=lambda item: _common(reference, item[1]))
     shared = len(reference.entries.keys() & least.entries.keys() - lacking)
-    ours, theirs = (sorted(a.entries.keys() - b.entries.keys()) for a, b in ((reference, least), (least, reference)))
-    if theirs:
-        details = (
-            f"{reference.label} has {dialects.naming(reference.entries)} names ({listed(ours)}); {least.label} has "
-            f"{dialects.naming(least.entries)} names ({listed(theirs)})"
-        )
-        way_out = "rename the tensors of one as those of the other"
-    elif reshaped := [n for n in sorted(lacking - set(ours)) if reference.entries[n].shape != least.entries[n].shape]:
-        shapes = (f"{n} {list(reference.entries[n].shape)} and {list(least.entries[n].shape)}" for n in reshaped)
-        details = f"shapes differ: {listed(list(shapes))}"
-        way_out = "give models of one architecture"
-    else:
-        details = f"{least.label} lacks {listed(ours)}"
-        way_out = "give complete models"
     raise UserError(
         f"{label} shares {shared} of {len(reference.entries)} tensors ({share:.2%} of the parameters) with "
-        f"{reference.label}, so most of the output would be a copy: "
-        f"{details}. To merge what they share, {way_out}; or keep the rest as it is with --on-missing keep"
+        f"{reference.label}, so most of the output would be a copy: {_difference(reference, least)}; or keep the rest "
+        "as it is with --on-missing keep"
     )
+
+
+def _common(reference: Source, other: Source) -> int:
+    """Parameters that both have, by name and shape."""
+    theirs = other.entries
+    return sum(e.size for n, e in reference.entries.items() if n in theirs and theirs[n].shape == e.shape)
+
+
+def _difference(reference: Source, other: Source) -> str:
+    """How two models differ, and what to do about it."""
+    ours, theirs = (sorted(a.entries.keys() - b.entries.keys()) for a, b in ((reference, other), (other, reference)))
+    if ours and theirs:
+        return (
+            f"{reference.label} has {dialects.naming(reference.entries)} names ({listed(ours)}); "
+            f"{other.label} has {dialects.naming(other.entries)} names ({listed(theirs)}). "
+            "Rename the tensors of one like those of the other"
+        )
+    pairs = {n: (e.shape, other.entries[n].shape) for n, e in reference.entries.items() if n in other.entries}
+    if reshaped := [f"{n} {list(a)} and {list(b)}" for n, (a, b) in sorted(pairs.items()) if a != b]:
+        return f"shapes differ: {listed(reshaped)}. Give models of one architecture"
+    return f"{other.label} lacks {listed(ours)}. Give complete models"
 
 
 def _reason_to_keep(name: str, entry: Entry, reference: Source, others: Mapping[str, Source]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ _METHODS = {
     "sce": _Method({"select_topk": "density"}, {"density": 1.0, "floor": 1e-6}, weighted=False),
 }
 _WITHOUT_EFFECT = {"int8_mask"}
+_SWITCHES = {"normalize", "int8_mask"}
 _KEYS = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype"}
 
 
@@ -79,24 +81,25 @@ def load(path: Path) -> Configuration:
         UserError: it is no such file, or asks for what has no counterpart here; names the key.
     """
     raw = _read(path)
-    for key in raw:
-        if key not in _KEYS:
-            raise UserError(f"{path}: {key} is not supported; a configuration here has {', '.join(sorted(_KEYS))}")
+    _require_keys(path, "", raw, _KEYS)
     name = raw.get("merge_method")
-    if name not in _METHODS:
-        raise UserError(f"{path}: merge_method {name!r} is not supported; there are {', '.join(sorted(_METHODS))}")
+    if not isinstance(name, str) or name not in _METHODS:
+        raise UserError(f"{path}: merge_method {name!r:.60} is not supported; there are {', '.join(sorted(_METHODS))}")
     method = _METHODS[name]
-    models = raw.get("models")
-    if not isinstance(models, list) or not all(isinstance(m, dict) and "model" in m for m in models):
-        raise UserError(f"{path}: models should be a list of mappings with the key model")
     base = raw.get("base_model")
+    if base is not None and not _is_path(base):
+        raise UserError(f"{path}: base_model {base!r:.60} should be the path of a model")
+    models = _models(path, raw.get("models"))
     inputs = [m for m in models if not (method.task_vectors and m["model"] == base)]
     if name == "slerp":
         if base is None:
             raise UserError(f"{path}: slerp needs base_model, the model at t = 0")
         inputs = [{"model": base}, *(m for m in models if m["model"] != base)]
+    if not inputs:
+        raise UserError(f"{path}: models names no model besides base_model; add one")
     settings = dict(method.defaults)
-    given = _settings(path, method, raw.get("parameters") or {}, inputs)
+    shared = _mapping(path, "parameters", raw.get("parameters"))
+    given = _settings(path, method, shared, inputs)
     if "epsilon" in given:
         given["epsilon"] = float(given["epsilon"])
     settings.update(given)
@@ -106,19 +109,19 @@ def load(path: Path) -> Configuration:
             settings["epsilon"] = 0.0
     folder = path.parent
     for model in inputs:
-        if not (folder / str(model["model"])).exists():
+        if not (folder / model["model"]).exists():
             raise UserError(
-                f"{path}: there is no model {folder / str(model['model'])}; models are files or folders here, and none "
-                "is downloaded"
+                f"{path}: there is no model {folder / model['model']}; a model is a file or a folder, and none is "
+                "downloaded"
             )
     warnings = (f"{name} draws at random: the draws are ours, and kept entries are divided by density",)
     return Configuration(
         technique=name,
         settings=settings,
-        experts=[folder / str(m["model"]) for m in inputs],
-        base=folder / str(base) if base is not None and name != "slerp" else None,
-        weights=_weights(path, method, raw.get("parameters") or {}, inputs),
-        dtype=raw.get("out_dtype") or raw.get("dtype"),
+        experts=[folder / m["model"] for m in inputs],
+        base=folder / base if base is not None and name != "slerp" else None,
+        weights=_weights(path, method, shared, inputs),
+        dtype=_dtype(path, raw),
         warnings=warnings if method.random and settings["density"] < 1 else (),
     )
 
@@ -131,11 +134,48 @@ def _read(path: Path) -> dict[str, Any]:
         raw = YAML(typ="safe").load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys such as merge_method and models at the top level")
     return raw
+
+
+def _require_keys(path: Path, where: str, raw: Mapping[Any, Any], known: set[str]) -> None:
+    for key in raw:
+        if not isinstance(key, str) or key not in known:
+            raise UserError(f"{path}: {where}{key!s:.60} is not supported; it may have {', '.join(sorted(known))}")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _models(path: Path, models: Any) -> list[dict[str, Any]]:
+    if not isinstance(models, list) or not all(isinstance(m, dict) and _is_path(m.get("model")) for m in models):
+        raise UserError(f"{path}: models should be a list of mappings with the key model, the path of a model")
+    for i, model in enumerate(models):
+        _require_keys(path, f"models[{i}].", model, {"model", "parameters"})
+        _mapping(path, f"models[{i}].parameters", model.get("parameters"))
+    return models
+
+
+def _mapping(path: Path, where: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {where} should map names to numbers, got {value!r:.60}")
+    return value or {}
+
+
+def _dtype(path: Path, raw: Mapping[str, Any]) -> str | None:
+    for key in ("out_dtype", "dtype"):
+        value = raw.get(key)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{path}: {key} {value!r:.60} should be a name, such as float32")
+        if value:
+            return str(value)
+    return None
 
 
 def _settings(path: Path, method: _Method, shared: Mapping[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,9 +183,11 @@ def _settings(path: Path, method: _Method, shared: Mapping[str, Any], inputs: li
     settings: dict[str, Any] = {}
     for place in (shared, *((m.get("parameters") or {}) for m in inputs)):
         for key, value in place.items():
-            if key not in accepted:
-                raise UserError(f"{path}: parameter {key} is not supported; here are {', '.join(sorted(accepted))}")
-            _plain(path, key, value)
+            if not isinstance(key, str) or key not in accepted:
+                raise UserError(
+                    f"{path}: parameter {key!s:.60} is not supported; there are {', '.join(sorted(accepted))}"
+                )
+            _require_number(path, key, value)
     for key, ours in method.parameters.items():
         values = [v for v in (_of(m, key, shared) for m in inputs) if v is not None]
         if any(v != values[0] for v in values) or len(values) not in (0, len(inputs)):
@@ -171,8 +213,15 @@ def _of(model: dict[str, Any], key: str, shared: Mapping[str, Any]) -> Any:
     return (model.get("parameters") or {}).get(key, shared.get(key))
 
 
-def _plain(path: Path, key: str, value: Any) -> None:
-    if not isinstance(value, int | float):
+def _require_number(path: Path, key: str, value: Any) -> None:
+    """Switches take true or false (or 1 or 0, as in mergekit), all else takes a finite number."""
+    if key in _SWITCHES:
+        if value not in (True, False):
+            raise UserError(f"{path}: parameter {key} is {value!r:.60}; give true or false")
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
             f"{path}: parameter {key} is {value!r:.60}; gradients and filters are not supported, give a number"
         )
+    if not math.isfinite(value):
+        raise UserError(f"{path}: parameter {key} is {value!r:.60}; give a finite number")

@@ -291,9 +291,15 @@ def _is_text(start: bytes) -> bool:
 
 
 def _tensor_of(path: Path, dtype: str) -> str:
+    """The first tensor of a dtype, where the header shows it."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return next((f"tensor {n!r}" for n, item in header.items() if dict(item).get("dtype") == dtype), "a tensor")
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    try:
+        items = dict(json.loads(header)).items()
+    except (ValueError, TypeError, RecursionError):
+        return "a tensor"
+    named = (n for n, item in items if isinstance(item, dict) and item.get("dtype") == dtype)
+    return next((f"tensor {name!r}" for name in named), "a tensor")
 
 
 class DictSource:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -47,8 +51,7 @@ def test_merge_with_settings(folder: Path) -> None:
         "merge", "-t", "ties", *MODELS, "--set", "density=0.3", "--set", "lines.alpha=0.4", "-o", "m.safetensors"
     )
     assert "merged 2 models with ties: 9 tensors" in said
-    settings = {"density": 0.3, "lines": {"alpha": 0.4}}
-    expected = merge("ties", experts(2), base(), settings=settings).tensors
+    expected = merge("ties", experts(2), base(), settings={"density": 0.3, "lines": {"alpha": 0.4}}).tensors
     assert expected is not None
     assert same(load_file(folder / "m.safetensors"), expected)
 
@@ -161,18 +164,48 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str, dict[str, Any], list[float] | No
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "technique", "settings", "weights"), CONFIGURATIONS)
+@pytest.mark.parametrize(("config", "technique", "chosen", "weights"), CONFIGURATIONS)
 def test_mergekit_configurations(
-    config: dict[str, Any], technique: str, settings: dict[str, Any], weights: list[float] | None, folder: Path
+    config: dict[str, Any], technique: str, chosen: dict[str, Any], weights: list[float] | None, folder: Path
 ) -> None:
     models = [{"model": "a.safetensors"}, {"model": "b.safetensors"}]
     needs_base = technique not in ("linear", "karcher")
     written = {**config, "models": models, **({"base_model": "base.safetensors"} if needs_base else {})}
     (folder / "config.yml").write_text(json.dumps(written))
     run("merge", "--config", "config.yml", "-o", "m.safetensors")
-    expected = merge(technique, experts(2), base() if needs_base else None, settings=settings, weights=weights).tensors
+    expected = merge(technique, experts(2), base() if needs_base else None, settings=chosen, weights=weights).tensors
     assert expected is not None
     assert same(load_file(folder / "m.safetensors"), expected)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+        max_leaves=4,
+    ),
+    st.sampled_from(["merge_method", "base_model", "models", "parameters", "dtype", "model", "weight", "inner"]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_configuration_is_a_traceback(folder: Path, value: Any, at: str) -> None:
+    config: dict[str, Any] = {"merge_method": "ties", "base_model": "base.safetensors", "parameters": {"weight": 1}}
+    config["models"] = [{"model": "a.safetensors"}]
+    inner = {"model": config["models"][0], "weight": config["parameters"], "inner": config["models"][0]}
+    inner.get(at, config)[{"inner": "parameters"}.get(at, at)] = value
+    (folder / "config.yml").write_text(json.dumps(config))
+    with suppress(UserError):
+        mergekit.load(folder / "config.yml")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- 1", b"a: [", b"\xff\xfe", b"a: &a [*a]", b"? [1]\n: 2", b"a: 1\na: 2", b"\t", b"!!python/x 1"]
+)
+def test_what_is_no_configuration_is_refused(content: bytes, folder: Path) -> None:
+    (folder / "config.yml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yml: "):
+        mergekit.load(folder / "config.yml")
+    with pytest.raises(UserError, match="cannot be read"):
+        mergekit.load(folder)
 
 
 def test_slerp_goes_from_mergekits_base_model(folder: Path) -> None:
@@ -197,7 +230,26 @@ def test_slerp_goes_from_mergekits_base_model(folder: Path) -> None:
         ({"parameters": {"weight": 1, "rescale": True}}, "parameter rescale is not supported"),
         ({"parameters": {}}, "has no weight, which mergekit asks for"),
         ({"models": "a"}, "models should be a list"),
-        ({"models": [{"model": "org/model"}]}, "there is no model .*org/model; models are files or folders here"),
+        ({"models": [{"model": "org/model"}]}, "there is no model .*org/model; a model is a file or a folder"),
+        ({"merge_method": ["ties"]}, r"merge_method \['ties'\] is not supported"),
+        ({"merge_method": {"a": 1}}, "merge_method .* is not supported"),
+        ({"parameters": [1]}, r"parameters should map names to numbers, got \[1\]"),
+        ({"parameters": 3}, "parameters should map names to numbers, got 3"),
+        ({"parameters": {"weight": True}}, "parameter weight is True.* give a number"),
+        ({"parameters": {"weight": "1"}}, "parameter weight is '1'.* give a number"),
+        ({"parameters": {"weight": math.inf}}, "parameter weight is inf; give a finite number"),
+        ({"parameters": {"weight": None}}, "parameter weight is None.* give a number"),
+        ({"parameters": {"weight": 1, "normalize": 0.5}}, "parameter normalize is 0.5; give true or false"),
+        ({"parameters": {"weight": 1, "density": [0.1, 0.9]}}, "parameter density .* give a number"),
+        ({"models": [{"model": 3}]}, "models should be a list of mappings with the key model"),
+        ({"models": [{"model": None}]}, "models should be a list of mappings with the key model"),
+        ({"models": []}, "models names no model besides base_model"),
+        ({"models": [{"model": "base.safetensors"}]}, "models names no model besides base_model"),
+        ({"models": [{"model": "a.safetensors", "parameters": [1]}]}, r"models\[0\]\.parameters should map"),
+        ({"models": [{"model": "a.safetensors", "weight": 1}]}, r"models\[0\]\.weight is not supported"),
+        ({"base_model": ["base.safetensors"]}, "base_model .* should be the path of a model"),
+        ({"dtype": 32}, "dtype 32 should be a name"),
+        ({"dtype": ["float16"]}, "dtype .* should be a name"),
     ],
 )
 def test_configurations_that_have_no_counterpart(change: dict[str, Any], message: str, folder: Path) -> None:
@@ -207,6 +259,6 @@ def test_configurations_that_have_no_counterpart(change: dict[str, Any], message
         "models": [{"model": "a.safetensors"}],
         "parameters": {"weight": 1},
     }
-    (folder / "config.yml").write_text(json.dumps({**config, **change}))
+    (folder / "config.yml").write_text(json.dumps({**config, **change}).replace("Infinity", ".inf"))
     with pytest.raises(UserError, match=message):
         mergekit.load(folder / "config.yml")

@@ -37,6 +37,7 @@ _PACKED = re.compile(
     r"|weight_packed|weight_scale(?:_inv|_2)?|weight_zero_point|weight_format|scale_weight|scaled_fp8|W_q|_packed_params)$"
 )
 """Names that only quantised layers have (GPTQ, AWQ, bitsandbytes, compressed-tensors, fp8 files, HQQ, torch)."""
+_IS_WEIGHT = re.compile(r"(?:qweight|weight_packed|W_q)$")
 _COMPANION = re.compile(r"(?:^|[._:])(?:scales?(?:_inv)?|zeros?|zero_points?|absmax|codebook|min|max|offset)$")
 _COMPACT = re.compile(r"^(?:I8|U8|I16|U16|I32|F8_.*|F6_.*|F4)$")
 """Dtypes that quantised weights are stored in; also those of masks and indices."""
@@ -69,7 +70,7 @@ def quantised(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[str, 
         if match := _PACKED.search(name):
             stem = name[: match.start()]
             other = next((n for n in tensors if n != name and stem and n.startswith(stem)), name)
-            return other, name
+            return (name, other) if _IS_WEIGHT.search(name) else (other, name)
     modules: dict[str, list[str]] = {}
     for name in tensors:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
