@@ -186,7 +186,7 @@ def test_mergekit_configurations(
     ),
     st.sampled_from(["merge_method", "base_model", "models", "parameters", "dtype", "model", "weight", "inner"]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_configuration_is_a_traceback(folder: Path, value: Any, at: str) -> None:
     config: dict[str, Any] = {"merge_method": "ties", "base_model": "base.safetensors", "parameters": {"weight": 1}}
     config["models"] = [{"model": "a.safetensors"}]

@@ -73,7 +73,7 @@ def read_both(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]
 
 
 @given(HEADERS, st.sampled_from([0, 4, 8, 16, 32]))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_headers_are_read_as_the_library_reads_them(tmp_path: Path, header: Any, size: int) -> None:
     path = tmp_path / "m.safetensors"
     write_header(path, json.dumps(header).encode(), bytes(size))
@@ -82,7 +82,7 @@ def test_headers_are_read_as_the_library_reads_them(tmp_path: Path, header: Any,
 
 
 @given(st.binary(max_size=40), st.sampled_from([0, 3, 8]))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_are_never_a_traceback(tmp_path: Path, content: bytes, cut: int) -> None:
     path = tmp_path / "m.safetensors"
     write_header(path, content)
