@@ -24,7 +24,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo check test docs lock clean
+.PHONY: install demo check test test-long docs lock clean
 
 install: $(INSTALLED)
 
@@ -60,7 +60,11 @@ check: $(TESTED)
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+# What takes longer than all others together: thirty nights, a sample of the crash matrix, every benchmark run small.
+test-long: $(TESTED)
+	$(BIN)/pytest -m long
 
 # The documentation as a site, in build/site.
 docs: $(TESTED)

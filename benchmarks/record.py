@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,14 +167,12 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
     arrival = params.stream[step - 1] if step else None
     previous = timelines.last(project, params.timeline)
     with Dvc(project) as dvc, worktrees.for_step(project, code, remote, step, arrival) as tree:
-        inputs = {}
-        for path in layout.INPUTS:
-            for part in ("model", "weights", "pools"):  # dvc.yaml names these of the history
-                (tree.folder / path / part).mkdir(parents=True)
-                (tree.folder / path / part / "note.json").write_text(json.dumps({"path": path, "part": part}))
-            inputs[path] = cache.put(tree.folder / path)
         declared = nodes.declared(tree.folder).values()
-        new = _fake_outputs(tree.folder, size)
+        read = {path for node in declared for path in node.deps}
+        for path in (*layout.INPUTS, *(path for path in read if path.startswith(layout.INPUTS))):
+            _fake_folder(tree.folder / path)
+        inputs = {path: cache.put(tree.folder / path) for path in layout.INPUTS}
+        new = _fake_outputs(tree.folder, size, [path for node in declared for path in node.outputs])
         files = [tree.folder / layout.EXPERT, tree.folder / layout.DEPLOYED]
         before, there = _bytes(project / ".dvc/cache"), _held(remote)
         memory, clock = Peak(), _Clock()
@@ -231,8 +229,8 @@ def _timed_dvc(clock: _Clock) -> Iterator[None]:
         Dvc.__call__ = original  # type: ignore[method-assign]
 
 
-def _fake_outputs(folder: Path, size: int) -> int:
-    """What the nodes of a step leave behind: new weights, and small change; returns the bytes of it."""
+def _fake_outputs(folder: Path, size: int, declared: Iterable[str]) -> int:
+    """What the nodes of a step leave behind: new weights, and small files; returns the bytes of the weights."""
     small = {
         f"{layout.ARRIVAL}/dataset.json": b"{}", "data/step/evaluation/sets.json": b"[]",
         f"{layout.TRAINING}/training.json": json.dumps({"steps": 1, "size": size}).encode(),
@@ -242,11 +240,19 @@ def _fake_outputs(folder: Path, size: int) -> int:
     for name, content in small.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    for name in declared:
+        if not Path(name).suffix:
+            _fake_folder(folder / name)
     for name in (layout.EXPERT, layout.DEPLOYED):
         with (folder / name).open("wb") as file:
             for start in range(0, size // 2, 1 << 20):
                 file.write(os.urandom(min(1 << 20, size // 2 - start)))
     return size // 2 * 2
+
+
+def _fake_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "note.json").write_text(json.dumps({"folder": folder.name}))
 
 
 def _raw(files: list[Path], cache: Path, remote: Remote) -> dict[str, float]:

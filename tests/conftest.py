@@ -6,6 +6,54 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks, postgres
+
+FIRST = (
+    "flows/test_month.py", "flows/test_kill.py", "flows/test_care.py", "flows/test_workers.py", "flows/test_grid.py",
+    "flows/test_stream.py", "flows/test_run.py", "flows/test_serve.py", "flows/test_demo.py", "flows/test_past.py",
+)  # fmt: skip
+"""What takes longest, so that no worker is left with it at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, then what is slow, then the rest; within a file, tests stay in order."""
+
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        path = item.path.relative_to(item.config.rootpath / "tests").as_posix()
+        return FIRST.index(path) if path in FIRST else len(FIRST), item.get_closest_marker("slow") is None
+
+    ranks: dict[Path, tuple[int, bool]] = {}
+    for item in items:
+        ranks[item.path] = min(rank(item), ranks.get(item.path, (len(FIRST), True)))
+    items.sort(key=lambda item: ranks[item.path])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which programs of the system are missing, and what could not be tested without them."""
+    from tests.report.conftest import CHROMIUM
+
+    missing = [
+        f"{program} is not installed, so {tests} were skipped; apt-get install {package}"
+        for program, package, tests, there in (
+            ("Chromium", "chromium", "the tests of the report in a browser", CHROMIUM),
+            ("PostgreSQL", "postgresql", "the tests of schedules on it", postgres.programs()),
+        )
+        if not there
+    ]
+    for line in missing:
+        terminalreporter.write_line(f"note: {line}", yellow=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def in_common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that all workers of this session share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forks, "FOLDER", folder)
+        yield folder
+    forks.server.cache_clear()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
 from tasks.storage.dvc_config import Remote
+from tests import forks
+
+Process = subprocess.Popen[bytes] | forks.Forked
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -105,11 +109,19 @@ def program(name: str) -> str:
 
 def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line with the project's own code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flows", *args],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300,
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stdout + done.stderr
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = _started(folder, args, environment, output, errors)
+        try:
+            status = process.wait(300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    done = subprocess.CompletedProcess(args, status, *texts)
+    assert not check or status == 0, done.stdout + done.stderr
     return done
 
 
@@ -123,16 +135,35 @@ def share(clone: Path, remote: Remote) -> None:
     )  # fmt: skip
 
 
-def start(folder: Path, *args: str, **environment: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *args: str, **environment: str) -> Process:
     """Start the command line in a process group of its own, so that it can be killed."""
+    with Path(os.devnull).open("wb") as nowhere:
+        return _started(folder, args, environment, nowhere, nowhere)
+
+
+def _started(
+    folder: Path, args: Sequence[str], environment: Mapping[str, str], output: IO[bytes], errors: IO[bytes]
+) -> Process:
+    """A process from nothing for the first use of each command in a file of tests, and for what Python itself reads
+    in its environment; else a fork of one that has imported everything."""
+    there = (os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0], args[0])
+    fresh = there not in _tried or any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment)
+    _tried.add(there)
+    complete = {**os.environ, **environment}
+    if forks.FOLDER and not fresh:
+        with Path(os.devnull).open("rb") as nothing:
+            return forks.server().start(folder, complete, (nothing, output, errors), "flows", *args)
     return subprocess.Popen(
         [sys.executable, "-m", "flows", *args],
-        cwd=folder, env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        cwd=folder, env=complete, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True,
     )  # fmt: skip
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+_tried: set[tuple[str, str]] = set()
+"""Files of tests and commands that they have used."""
+
+
+def kill(process: Process) -> None:
     """SIGKILL the program alone, as the kernel would: its helpers must notice by themselves."""
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,4 +1,5 @@
-"""A month in which nothing goes wrong, in one process: ``python -m tests.flows.calm_month SEED OUTSIDE`` in a project.
+"""A month in which nothing goes wrong, in one process; in a project:
+``python -m tests.flows.calm_month DAYS SEED OUTSIDE``.
 
 Its code is the project's; of each drop of the month it makes one in the folder OUTSIDE.
 """
@@ -23,15 +24,15 @@ from tests.flows.month import Drop, Kind, arrivals, drawn
 
 
 def main() -> None:
-    project, seed, outside = Path.cwd(), int(sys.argv[1]), Path(sys.argv[2])
+    project, (days, seed), outside = Path.cwd(), map(int, sys.argv[1:3]), Path(sys.argv[3])
     timeline, place = load(project / "params.yaml").timeline, outside.with_name("calm-inbox")
-    days = drawn(seed)
+    month = drawn(days, seed)
     run(project)
     outside.mkdir()
-    for day in days:
+    for day in month:
         for drop in day.drops:
             fill(outside, drop, project, timeline)
-    before, after = arrivals(days)
+    before, after = arrivals(month)
     for drops in (before, after):
         for drop in drops:
             shutil.copytree(outside / drop.name, place / drop.name)

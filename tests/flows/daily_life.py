@@ -19,9 +19,10 @@ from tasks import layout
 from tasks.record import timelines
 from tests import project as projects
 from tests.flows.month import MOMENTS, Day, Kind, Trouble
-from tests.flows.serving import FAR_AWAY, Serve, until
+from tests.flows.serving import FAR_AWAY, Serve
 from tests.project import chronomerge
 from tests.record.faults import Fault, Plan
+from tests.waiting import until
 
 IMPATIENT = {"AWS_MAX_ATTEMPTS": "2"}
 """Clients of the store try twice."""

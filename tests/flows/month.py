@@ -1,4 +1,4 @@
-"""Thirty days in the life of a timeline, drawn from a seed: what arrives, what breaks, what people do."""
+"""Days in the life of a timeline, drawn from a seed: what arrives, what breaks, what people do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-
-DAYS = 30
 
 
 class Kind(Enum):
@@ -52,6 +50,33 @@ LOOKS = ("while copying", "once copied", "once kept")
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How long it lasts, and how much happens: a rollback; drops with an expert, a harmful one, three bad."""
+
+    days: int
+    busy: int
+    """Days on which something good arrives."""
+    good: int
+    """How many good drops arrive."""
+    troubles: tuple[Trouble, ...]
+    """A busy day each."""
+    calm: int
+    """Days without any trouble up to the rollback, so that all that arrived is recorded."""
+
+    end: int
+    """Days at the end on which nothing arrives."""
+
+
+EXTENTS = {
+    extent.days: extent
+    for extent in (
+        Extent(days=30, busy=7, good=9, troubles=tuple(Trouble), calm=3, end=3),
+        Extent(days=8, busy=4, good=5, troubles=(Trouble.SERVE, Trouble.FLOW, Trouble.OUTAGE), calm=2, end=1),
+    )
+}
+
+
+@dataclass(frozen=True)
 class Drop:
     """What somebody puts into the inbox; names sort in the order they come."""
 
@@ -77,24 +102,25 @@ class Day:
         return [drop for drop in self.drops if drop.kind.reason is None]
 
 
-def drawn(seed: int) -> list[Day]:
-    """A month of 12 drops (3 of them bad, 1 harmful), 4 kills, 2 outages and 1 rollback."""
-    chance = random.Random(seed)
-    while not _makes_sense(days := _draw(chance)):
+def drawn(days: int, seed: int) -> list[Day]:
+    """All that happens in so many days, which `EXTENTS` knows."""
+    chance, extent = random.Random(seed), EXTENTS[days]
+    while not _makes_sense(month := _draw(chance, extent), extent):
         pass
-    return days
+    return month
 
 
-def _draw(chance: random.Random) -> list[Day]:
-    days = [Day(number) for number in range(1, DAYS + 1)]
-    busy = sorted(chance.sample(range(1, DAYS - 3), 7), key=lambda _: chance.random())
-    kinds = [Kind.EXPERT, Kind.HARMFUL, *[Kind.IMAGES] * 7]
+def _draw(chance: random.Random, extent: Extent) -> list[Day]:
+    days = [Day(number) for number in range(1, extent.days + 1)]
+    busy = sorted(chance.sample(range(1, extent.days - extent.end), extent.busy), key=lambda _: chance.random())
+    kinds = [Kind.EXPERT, Kind.HARMFUL, *[Kind.IMAGES] * (extent.good - 2)]
     chance.shuffle(kinds)
     bad = [(chance.choice(days[1:-3]).number - 1, kind) for kind in (Kind.TORN, Kind.COPIED, Kind.NAN)]
-    for at, kind in sorted([*zip([*busy, *chance.sample(busy, 2)], kinds, strict=True), *bad], key=lambda one: one[0]):
+    twice = chance.sample(busy, extent.good - extent.busy)
+    for at, kind in sorted([*zip([*busy, *twice], kinds, strict=True), *bad], key=lambda one: one[0]):
         drops = days[at].drops
-        drops.append(Drop(f"day-{days[at].number:02d}-{'abcd'[len(drops)]}", kind))
-    for at, trouble in zip(busy, Trouble, strict=False):
+        drops.append(Drop(f"day-{days[at].number:02d}-{'abcdef'[len(drops)]}", kind))
+    for at, trouble in zip(busy, extent.troubles, strict=False):
         days[at].trouble, days[at].moment = trouble, chance.choice(LOOKS if trouble is Trouble.INBOX else MOMENTS)
         if trouble is Trouble.SERVE:
             for later in days[at + 1 : at + 1 + chance.randint(1, 2)]:
@@ -103,17 +129,18 @@ def _draw(chance: random.Random) -> list[Day]:
     return days
 
 
-def _makes_sense(days: Sequence[Day]) -> bool:
+def _makes_sense(days: Sequence[Day], extent: Extent) -> bool:
     """Whether what is to be disturbed happens at all, and the rollback comes when all that arrived is recorded."""
     pairs = list(itertools.pairwise(days))
     noon = all(
         after.good and after.trouble is not Trouble.INBOX for day, after in pairs if day.trouble is Trouble.OUTAGE
     )
-    awake = all(day.served for day in days if day.trouble not in (None, Trouble.INBOX))
+    awake = days[-1].served and all(day.served for day in days if day.trouble not in (None, Trouble.INBOX))
     at = next(day.number for day in days if day.rollback) - 1
-    calm = not days[at].drops and all(day.served and not day.trouble for day in days[max(0, at - 2) : at + 1])
+    before_it = days[max(0, at - extent.calm + 1) : at + 1]
+    calm = not days[at].drops and all(day.served and not day.trouble for day in before_it)
     before = [drop.kind for day in days[:at] for drop in day.good]
-    return noon and awake and calm and 3 <= len(before) < 9 and Kind.HARMFUL not in before[-2:]
+    return noon and awake and calm and 3 <= len(before) < extent.good and Kind.HARMFUL not in before[-2:]
 
 
 def arrivals(days: Sequence[Day]) -> Iterator[list[Drop]]:

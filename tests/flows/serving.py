@@ -4,29 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pytest
 
 from tasks.storage import embedded
+from tests.waiting import until
 
 RUNNER = "flows.processes.runner_process"
 FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")
-
-
-def until(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:
-    """What becomes true, once it does; ``told`` is what to read where it does not."""
-    deadline = time.monotonic() + 240
-    while not (found := what()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"in vain: {what.__qualname__}\n{told()}")
-        time.sleep(0.1)
-    return found
 
 
 def name(process: psutil.Process) -> str | None:
@@ -68,7 +56,7 @@ class Serve:
         family = [one for one in psutil.Process(self.process.pid).children(recursive=True) if name(one) != "weed"]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(family, timeout=15)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
 
     def kill_run(self) -> None:
@@ -81,7 +69,7 @@ class Serve:
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0
-        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert not psutil.wait_procs(family, timeout=30)[1]
 
 
 @contextmanager

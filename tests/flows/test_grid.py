@@ -1,7 +1,6 @@
 """A real grid: nothing trained twice, killed and resumed, cells that fail, and cells equal to timelines alone."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from tasks.storage import embedded
 from tests import project as projects
 from tests.project import chronomerge, deployed
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -43,17 +43,14 @@ def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) 
     folder = projects.make(tmp_path_factory.mktemp("grid") / "project", grid=GRID)
     (folder / "own.py").write_text(BROKEN)
     killed = projects.start(folder, "grid", "--lanes", "2", **prefect_api)
-    deadline = time.monotonic() + 200
-    while not projects.tags(folder):
-        assert killed.poll() is None, "ended before it recorded anything"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: killed.poll() is not None or projects.tags(folder))
+    assert killed.poll() is None, "ended before it recorded anything"
     lanes = [
         child for child in psutil.Process(killed.pid).children() if "flows.processes.warm_process" in child.cmdline()
     ]
     assert len(lanes) == 2
     projects.kill(killed)
-    _, alive = psutil.wait_procs(lanes, timeout=10)
+    _, alive = psutil.wait_procs(lanes, timeout=60)
     assert not alive, "lanes outlive the grid"
 
     failed = chronomerge(folder, "grid", "--lanes", "2", check=False, **prefect_api)
@@ -69,15 +66,13 @@ def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> N
     base = {"steps": 100_000, "batch_size": 16, "lr": 1e-3}
     folder = projects.make(tmp_path / "project", grid=GRID, base={**projects.PARAMS["base"], "train": base})
     process = projects.start(folder, "grid", "--lanes", "2", "--technique", "linear", **prefect_api)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(".chronomerge/unfinished/*/train")):  # a training is under way
-        assert process.poll() is None, "ended before it began"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    training = ".chronomerge/unfinished/*/train"
+    until(lambda: process.poll() is not None or list(folder.glob(training)))
+    assert process.poll() is None, "ended before it began"
     lanes = psutil.Process(process.pid).children()
     process.terminate()
     assert process.wait(30) != 0
-    _, alive = psutil.wait_procs(lanes, timeout=10)
+    _, alive = psutil.wait_procs(lanes, timeout=60)
     assert not [one for one in alive if "flows.processes.warm_process" in one.cmdline()]
     embedded.stop_unused(folder)  # as the next run would
 

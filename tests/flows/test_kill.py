@@ -13,10 +13,10 @@ import pytest
 
 from tests import project as projects
 from tests.project import chronomerge, deployed, git
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
-KILLS = 5
 SEED = 20_412_061
 
 
@@ -32,17 +32,20 @@ def whole(folder: Path) -> None:
     assert git(folder, "status", "--porcelain") == ""
 
 
-def test_killed_at_random_moments(tmp_path: Path, prefect_api: dict[str, str], timed_run: tuple[Path, float]) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.long)])
+def test_killed_at_random_moments(
+    kills: int, tmp_path: Path, prefect_api: dict[str, str], timed_run: tuple[Path, float]
+) -> None:
     undisturbed, seconds = timed_run
     expected = deployed(undisturbed)
     folder = projects.make(tmp_path / "project")
     moments = random.Random(SEED)
     killed = started = 0
-    while killed < KILLS:
+    while killed < kills:
         started += 1
         process = projects.start(folder, "run", **prefect_api)
         left = 1 - len(projects.tags(folder)) / (len(expected) + 1)  # the start takes about as long as a step
-        time.sleep(moments.uniform(0.2, 0.9) * seconds * left)
+        time.sleep(moments.uniform(0.05, 0.65) * seconds * left)  # most are forks, which need not import
         alive = process.poll() is None
         killed += alive
         projects.kill(process)
@@ -112,9 +115,7 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path, prefect_api: d
     folder = projects.make(tmp_path / "project")
     first = projects.start(folder, "run", "--until", "0", **prefect_api)
     try:
-        deadline = time.monotonic() + 60
-        while "running   nothing" in chronomerge(folder, "status").stdout:
-            assert time.monotonic() < deadline
+        until(lambda: "running   nothing" not in chronomerge(folder, "status").stdout)
         second = chronomerge(folder, "run", "--until", "0", check=False, **prefect_api)
         assert second.returncode == 2
         assert f"is being written by process {first.pid} on " in second.stderr
@@ -129,12 +130,9 @@ def test_a_killed_run_leaves_no_server_of_its_own(tmp_path: Path) -> None:
     """Our own Prefect server ends with its run, however that ends."""
     folder = projects.make(tmp_path / "project")
     process = projects.start(folder, "run")
-    deadline = time.monotonic() + 60
-    while not (servers := _servers(process.pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    servers = until(lambda: _servers(process.pid))
     projects.kill(process)
-    psutil.wait_procs(servers, timeout=10)
+    psutil.wait_procs(servers, timeout=60)
     assert not any(server.is_running() for server in servers)
 
 
@@ -142,10 +140,7 @@ def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path) -> None:
     """SIGTERM to the whole process group, as a supervisor or a terminal sends it, with our own Prefect server."""
     folder = projects.make(tmp_path / "project")
     process = projects.start(folder, "run", "--until", "0")
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(".chronomerge/work/tiny/0000-*")):  # the step is under way
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: list(folder.glob(".chronomerge/work/tiny/0000-*")))  # the step is under way
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(30) != 0
     assert not _servers(process.pid)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from tasks.storage.cache import hash_of
 from tests import project as projects
 from tests.flows.conftest import NO_PICKLES
 from tests.project import chronomerge, git
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -204,11 +204,9 @@ def test_an_outage_while_recording_is_one_line_and_the_next_run_goes_on(
         cwd=folder, env={**os.environ, **prefect_api, "AWS_MAX_ATTEMPTS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(".chronomerge/work/tiny/0000-*/metrics.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    evaluated = ".chronomerge/work/tiny/0000-*/metrics.json"
+    until(lambda: process.poll() is not None or list(folder.glob(evaluated)), every=0.01)
+    assert process.poll() is None
     os.kill(json.loads((folder / ".chronomerge/store/server.json").read_text())["pid"], signal.SIGKILL)
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 2, errors

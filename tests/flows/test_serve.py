@@ -19,7 +19,8 @@ from tasks.record import timelines
 from tasks.storage import writer_lock
 from tests import postgres as postgresql
 from tests import project as projects
-from tests.flows.serving import FAR_AWAY, served, until
+from tests.flows.serving import FAR_AWAY, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests import project as projects
 from tests.flows.machines import Machines
 from tests.project import chronomerge, deployed, git
 from tests.record.faults import Plan, proxied
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -59,10 +59,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         note = tmp_path / "address"
         program = [projects.program("dask"), "scheduler", "--host", host, "--port", "8786", "--no-dashboard"]
         machines.start("scheduler", [*program, "--scheduler-file", str(note)], tmp_path, tmp_path / "scheduler.log")
-        deadline = time.monotonic() + 60
-        while not note.exists():
-            assert time.monotonic() < deadline, (tmp_path / "scheduler.log").read_text()
-            time.sleep(0.05)
+        until(note.exists, (tmp_path / "scheduler.log").read_text)
         yield Cluster(tmp_path, project, machines, remote, json.loads(note.read_text())["address"])
 
 
@@ -100,12 +97,12 @@ def test_a_killed_worker_is_replaced_by_another_to_the_same_bytes(
 ) -> None:
     workers = [cluster.worker(name) for name in ("one", "two")]
     process = projects.start(cluster.project, "run", "--until", "1", "--scheduler", cluster.address, **prefect_api)
-    deadline = time.monotonic() + 200
-    while not (busy := [worker for worker in workers if training(worker)]):
+
+    def busy() -> list[psutil.Process]:
         assert process.poll() is None, "ended before it trained"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    started = kill(busy[0])
+        return [worker for worker in workers if training(worker)]
+
+    started = kill(until(busy, every=0.02)[0])
     assert len(started) == 3, "DVC, a process that has imported, and the node"
     assert process.wait(250) == 0
     assert all(map(ended, started))

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ from tasks.record import names, worktrees
 from tasks.storage import embedded
 from tasks.storage.cache import Cache
 from tasks.storage.git import git
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -126,10 +126,7 @@ def test_dvc_ends_with_the_program_and_its_notes_go(project: Path) -> None:
     program.wait()
     program.stdout.close()
     os.kill(child.pid, signal.SIGCONT)
-    deadline = time.monotonic() + 20
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     notes = layout.private(project) / "dvc"
     assert list(notes.iterdir())
     worktrees.clean_up(project, "x")

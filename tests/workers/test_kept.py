@@ -12,6 +12,7 @@ from tasks.workers import kept
 from tasks.workers.job import packed
 from tasks.workers.kept import Nursery
 from tests.project import ROOT
+from tests.waiting import until
 
 REAL = (
     "tasks/__init__.py", "tasks/processes.py", "tasks/model/__init__.py", "tasks/workers/__init__.py",
@@ -98,13 +99,6 @@ def test_a_node_ends_with_its_nursery(nursery: Nursery, tmp_path: Path) -> None:
 
 def run_to_the_end(nursery: Nursery, folder: Path) -> int:
     return nursery.run(folder, ["tasks.node", "wait"], lambda _: None)[0]
-
-
-def until(what: object) -> None:
-    deadline = time.monotonic() + 20
-    while not what():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_job_gets_what_the_last_one_left_if_its_code_is_the_same_and_it_went_well(tmp_path: Path) -> None:

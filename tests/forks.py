@@ -1,0 +1,120 @@
+"""Calls of the command line as forks of a process that has imported everything: seconds less for each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+FOLDER: Path | None = None
+"""A folder that all workers of a test session share; None outside of one, where nothing is forked."""
+START_SECONDS = 120
+
+
+class Forked:
+    """A forked process, used as a `subprocess.Popen`."""
+
+    def __init__(self, connection: socket.socket):
+        self._answers = connection.makefile("rb")
+        self._connection = connection
+        self.pid = int(self._answers.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _end(self) -> None:
+        line = self._answers.readline()
+        assert line, "the fork server is gone"
+        self.returncode = int(line)
+        self._answers.close()
+        self._connection.close()
+
+
+class ForkServer:
+    """The fork server of a test session; all its workers share one, which ends with the last of them."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / "forks"
+        if len(str(self._path)) > 90:  # the kernel takes 107 characters
+            self._path = Path(tempfile.gettempdir()) / f"chronomerge-{abs(hash(folder))}"
+        with FileLock(folder / "forks.lock"):
+            if not self._path.exists():
+                self._start(folder / "forks.log")
+            self._session = self._connected()
+            _send(self._session, {}, ())
+
+    def _start(self, log: Path) -> None:
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fork_server", str(self._path)],
+                cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_SECONDS
+        while not self._path.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self._path))
+        return connection
+
+    def start(
+        self, cwd: Path, environment: Mapping[str, str], streams: Sequence[IO[bytes]], module: str, *arguments: str
+    ) -> Forked:
+        """Run a module as ``python -m`` would, in a session of its own; its stdin, stdout and stderr are given."""
+        connection = self._connected()
+        call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment)}
+        _send(connection, call, [stream.fileno() for stream in streams])
+        return Forked(connection)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _send(connection: socket.socket, call: Mapping[str, object], streams: Sequence[int]) -> None:
+    body = json.dumps(call).encode()
+    socket.send_fds(connection, [f"{len(body):16}".encode()], streams)
+    connection.sendall(body)
+
+
+@functools.cache
+def server() -> ForkServer:
+    """The fork server of this session, started when first asked for."""
+    assert FOLDER
+    return ForkServer(FOLDER)
