@@ -66,13 +66,14 @@ def remote(project: Path, name: str) -> Remote:
     """One remote by name.
 
     Raises:
-        UserError: there is none of that name; names those there are.
+        UserError: there is none of that name; names the project, and those that it has.
     """
     known = remotes(project)
     if name not in known:
         others = ", ".join(sorted({EMBEDDED, *known}))
         raise UserError(
-            f"store.remote: no DVC remote is named {name!r} (there are: {others}); `chronomerge remote setup` makes one"
+            f"store.remote: no DVC remote is named {name!r} in {project} (there are: {others}); "
+            "`chronomerge remote setup` makes one"
         )
     return known[name]
 

@@ -75,6 +75,7 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "checkout": checkout,
     "send": transfer.send,
     "keep": transfer.keep,
+    "probe": inventory.probe,
     "stored": inventory.stored,
     "take": inventory.take,
     "discard": inventory.discard,

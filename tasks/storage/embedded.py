@@ -64,7 +64,9 @@ def serving(project: Path) -> Iterator[Remote]:
             fcntl.flock(use, fcntl.LOCK_SH)
             server = running(project) or _start(home)
         try:
-            yield _remote(project, home, server)
+            remote = _as_remote(home, server)
+            write_remote(project, remote)  # for plain `dvc pull`
+            yield remote
         finally:
             _leave(home, use)
 
@@ -81,6 +83,21 @@ def running(project: Path) -> StoreServer | None:
     """The server that runs now, if any."""
     server = seaweedfs.read_note(folder(project))
     return server if server and not server.ending and server.process() and server.answers() else None
+
+
+def address(project: Path) -> Remote:
+    """The embedded store of a project as a DVC remote, where another process has started it.
+
+    Raises:
+        UserError: it does not run; names the project.
+    """
+    if not (server := running(project)):
+        raise UserError(
+            f"the embedded store of {project} does not run; if another clone on this machine records the states, run "
+            f"`chronomerge remote use CLONE` in {project}, with that clone's folder; on another machine, use a store "
+            "that both reach"
+        )
+    return _as_remote(folder(project), server)
 
 
 def in_use(project: Path) -> bool:
@@ -144,12 +161,9 @@ def _made(home: Path) -> Path:
     return home
 
 
-def _remote(project: Path, home: Path, server: StoreServer) -> Remote:
-    """The DVC remote of a running server, also stored in ``.dvc/config.local`` for plain ``dvc pull``."""
+def _as_remote(home: Path, server: StoreServer) -> Remote:
     keys = seaweedfs.credentials(home)
-    made = Remote(EMBEDDED, f"s3://{BUCKET}/states", {
+    return Remote(EMBEDDED, f"s3://{BUCKET}/states", {
         "endpointurl": server.endpoint, "region": "us-east-1",
         "access_key_id": keys["accessKey"], "secret_access_key": keys["secretKey"],
     })  # fmt: skip
-    write_remote(project, made)
-    return made

@@ -4,6 +4,7 @@ process, through DVC's own file systems, so that any of its remotes will do.
 
 from __future__ import annotations
 
+import secrets
 import time
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,24 @@ from typing import Any
 from dvc.repo import Repo
 
 from tasks.storage.transfer import opened
+
+
+def probe(repo: Repo, *, remote: str) -> dict[str, Any]:
+    """Write, read and delete one small file in a remote; of one on HTTP, which knows no deletion, look at the options.
+
+    Raises:
+        TransferError: one of that fails, or other bytes come back.
+    """
+    with opened(repo, remote) as (store, _):
+        if store.fs.protocol not in ("http", "https"):
+            path = store.fs.join(store.path, f".chronomerge-probe-{secrets.token_hex(8)}")
+            store.fs.makedirs(store.path, exist_ok=True)
+            store.fs.fs.pipe_file(path, b"probe")
+            content = store.fs.fs.cat_file(path)
+            store.fs.remove(path)
+            if content != b"probe":
+                raise ValueError("it gives back other bytes than were written; do not trust it")
+    return {}
 
 
 def stored(repo: Repo, *, remote: str) -> dict[str, Any]:

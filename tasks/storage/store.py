@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import environment
 from tasks.errors import UnavailableError, UserError
 from tasks.storage import dvc_config, embedded
+from tasks.storage.dvc import at_hand
 from tasks.storage.dvc_config import Remote
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_store(project: Path, name: str) -> Iterator[Remote]:
-    """The remote ``name`` (``embedded``: our own server, started if need be), checked by `check`.
+    """The remote ``name`` (``embedded``: our own server, started if need be), once it was written and read.
 
     Raises:
         UserError: unknown remote, or one that cannot be read and written.
+        RemoteError: a remote that is not on S3 does not answer DVC.
     """
     if name == dvc_config.EMBEDDED:
         with embedded.serving(project) as remote:
@@ -34,6 +36,9 @@ def open_store(project: Path, name: str) -> Iterator[Remote]:
     else:
         remote = dvc_config.remote(project, name)
         check(remote)
+        if not remote.is_s3:
+            with at_hand(project) as dvc:
+                dvc("probe", project, remote=name)
         yield remote
 
 
@@ -89,17 +94,24 @@ def _no_user_settings() -> ConfigValueStore:
 
 
 def check(remote: Remote) -> None:
-    """Write, read and delete one small object; make the bucket of the embedded store.
+    """Write, read and delete one small object of an S3 store; make the bucket of the embedded one.
 
     Raises:
-        UserError: what is wrong (credentials, no bucket, no permission) and where to mend it.
+        UserError: what is wrong (options, credentials, no bucket, no permission) and where to mend it.
         UnavailableError: the store does not answer, or says itself that it cannot.
     """
+    where = described(remote)
+    for option in ("version_aware", "worktree"):
+        if remote.options.get(option, "false").lower() in _TRUE:
+            raise UserError(
+                f"{where} has the option {option}: DVC then stores files under their own names, but states need them "
+                f"by hash; take it out (dvc remote modify {remote.name} --unset {option}), or name another remote in "
+                "store.remote"
+            )
     if not remote.is_s3:
-        return  # DVC's other remotes: its own messages come with the first push
+        return
     from botocore.exceptions import BotoCoreError, ClientError
 
-    where = described(remote)
     if "@" in remote.options.get("endpointurl", ""):
         raise UserError(f"{where}: S3 knows no passwords in an endpoint; give access_key_id and secret_access_key")
     key = remote.key(f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -134,6 +146,8 @@ def reason(error: Exception) -> str:
     return _REASONS.get(code) or " ".join(str(error).split())
 
 
+_TRUE = ("true", "yes", "on", "1")
+"""What DVC's configuration files have for yes."""
 ABSENT = {"NoSuchKey", "404", "NotFound"}
 """The codes of S3 for an object that is not there."""
 _CREDENTIALS = "refuses these credentials; set them with `chronomerge remote setup` or in the AWS environment variables"

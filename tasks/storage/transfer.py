@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dvc.config
+import dvc_objects.fs.errors
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
 from s3fs.core import calculate_chunksize
@@ -83,13 +85,15 @@ def opened(repo: Repo, name: str | None = None) -> Iterator[tuple[HashFileDB, Ha
     """A store (by default the default remote) and the cache; what goes wrong inside the block says which store it was.
 
     Raises:
-        TransferError: in place of whatever is raised inside.
+        TransferError: in place of whatever is raised inside, but not of errors in DVC's configuration.
     """
     remote = repo.cloud.get_remote(name)
     try:
         store = repo.cloud.get_remote_odb(name)
         store.fs.fs.invalidate_cache()  # what it held a minute ago is no answer
         yield store, repo.cache.local
+    except (dvc.config.ConfigError, dvc_objects.fs.errors.ConfigError):
+        raise  # another try would end the same way
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TransferError(f"store {remote.name!r} ({remote.fs.unstrip_protocol(remote.path)}): {reason}") from error

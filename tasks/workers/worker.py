@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks import layout, nodes
 from tasks.errors import UserError
-from tasks.storage import atomic, dvc_config
+from tasks.storage import atomic, dvc_config, embedded
 from tasks.storage.cache import Cache
 from tasks.storage.dvc_config import Remote
 from tasks.storage.fetching import bring
@@ -41,7 +41,7 @@ def run(job: Job) -> Done:
 
     home = _home()
     _require_same(job, home)
-    store = dvc_config.remote(home, job.remote)
+    store = _store(home, job.remote)
     cached = Cache(dvc_config.cache_dir(home))
     with (
         kept.nursery(home, job.code) as nursery,
@@ -90,6 +90,14 @@ def _require_same(job: Job, home: Path) -> None:
             f"the worker on {socket.gethostname()} would make other bytes: it has {', '.join(other)}; give all workers "
             "one lock file and one kind of device, or stop this one"
         )
+
+
+def _store(home: Path, name: str) -> Remote:
+    """The worker's own way to the store; the embedded store has another address after each start."""
+    try:
+        return embedded.address(home) if name == dvc_config.EMBEDDED else dvc_config.remote(home, name)
+    except UserError as error:
+        raise UserError(f"the worker on {socket.gethostname()} cannot reach the store: {error}") from None
 
 
 def _workspace(folder: Path, home: Path, store: Remote) -> None:

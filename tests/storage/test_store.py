@@ -12,6 +12,7 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.storage import dvc_config, embedded, seaweedfs, store
+from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import Remote
 
 
@@ -122,8 +123,15 @@ def test_local_options_go_before_committed_ones(project: Path) -> None:
     found = dvc_config.remote(project, "store")
     assert (found.url, found.bucket, found.prefix) == ("s3://a/b", "a", "b")
     assert found.options == {"region": "two", "secret_access_key": "x/y+z="}
-    with pytest.raises(UserError, match=r"no DVC remote is named 'stroe' \(there are: embedded, store\)"):
+    with pytest.raises(UserError, match=rf"no DVC remote is named 'stroe' in {project} \(there are: embedded, store\)"):
         dvc_config.remote(project, "stroe")
+
+
+def test_a_store_that_another_process_started_has_an_address(project: Path) -> None:
+    with pytest.raises(UserError, match=rf"{project} does not run.* `chronomerge remote use CLONE` in {project}"):
+        embedded.address(project)
+    with embedded.serving(project) as remote:
+        assert embedded.address(project) == remote
 
 
 def test_dvc_reads_what_we_write(project: Path) -> None:
@@ -145,3 +153,30 @@ def test_a_clone_uses_the_store_of_another(project: Path, tmp_path_factory: pyte
         with store.open_store(clone, "embedded") as shared:
             assert shared == remote
     assert dvc_config.remote(clone, "embedded") == remote
+
+
+@pytest.mark.parametrize("option", ["version_aware", "worktree"])
+@pytest.mark.parametrize("value", ["true", "Yes"])
+def test_a_remote_that_can_never_hold_states_is_refused_before_any_work(project: Path, option: str, value: str) -> None:
+    for url in ("s3://a/b", str(project / "elsewhere")):
+        dvc_config.write_remote(project, Remote("mine", url, {option: value, "endpointurl": "http://127.0.0.1:9"}))
+        with (
+            pytest.raises(UserError, match=rf"'mine'.* option {option}.*dvc remote modify mine --unset {option}"),
+            store.open_store(project, "mine"),
+        ):
+            pass
+
+
+def test_a_remote_that_is_not_s3_is_written_and_read_before_any_work(project: Path) -> None:
+    subprocess.run([str(Path(sys.executable).parent / "dvc"), "init", "-q", "--no-scm", "-f"], cwd=project, check=True)
+    dvc_config.write_remote(project, Remote("disk", str(project / "elsewhere")))
+    with store.open_store(project, "disk") as remote:
+        assert remote.name == "disk"
+    assert not [path for path in (project / "elsewhere").rglob("*") if path.is_file()]
+    (project / "file").write_text("in the way")
+    dvc_config.write_remote(project, Remote("blocked", str(project / "file" / "below")))
+    with pytest.raises(RemoteError, match=r"store 'blocked' .*Not a directory"), store.open_store(project, "blocked"):
+        pass
+    dvc_config.write_remote(project, Remote("lacking", "gs://bucket/prefix"))
+    with pytest.raises(UserError, match=r"requires 'dvc-gs' to be installed"), store.open_store(project, "lacking"):
+        pass
