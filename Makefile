@@ -68,7 +68,7 @@ test-long: $(TESTED)
 
 # The documentation as a site, in build/site.
 docs: $(TESTED)
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Pin again after a change of pyproject.toml: for Python 3.11 to 3.13 on every system, with hashes. What is pinned already
 # keeps its version (`make lock UPGRADE=--upgrade` takes newer ones). torch and its CUDA parts are a file of their own.

@@ -47,16 +47,22 @@ class BaseTraining(Settings):
     """How ``base.pretrained: train`` trains θ_0 on the pretraining pool."""
 
     steps: int = Field(gt=0)
+    """Training steps."""
     batch_size: int = Field(default=128, gt=1)
+    """Samples of a batch."""
     lr: float = Field(default=1e-3, gt=0)
+    """Peak of the learning rate; the rest of ``train`` counts for the base too."""
 
 
 class Base(Settings):
     """θ_0: an open_clip model (name or JSON config file) and where its weights come from."""
 
     model: str
+    """A model name of open_clip, or a JSON file with a configuration."""
     pretrained: str
+    """A tag of open_clip, a checkpoint file, or ``train``: it is trained here first."""
     train: BaseTraining | None = None
+    """How much, where ``pretrained: train``."""
     pretraining: list[SourceSpec] = []
     """The pretraining pool: trains the base where ``pretrained: train``, and feeds the mixture."""
 
@@ -73,8 +79,11 @@ class Arrival(Settings):
     """What arrives at one time step: data to train an expert on, or an expert trained elsewhere."""
 
     name: Name
+    """Its name in tables, tags and notes; unique in the stream."""
     update: list[SourceSpec] = []
+    """Data sources of the new training data."""
     expert: str | None = None
+    """A checkpoint of the base's architecture: a path or an ``s3://`` address. Nothing is trained then."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Arrival:
@@ -89,6 +98,7 @@ class Named(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
+    """Which one; its own settings stand beside it."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -111,9 +121,13 @@ class Time(Settings):
     """TIME's three axes (arXiv 2412.06712, section 3) and where the EMA recursion starts."""
 
     init: Literal["zs", "ft", "ema"] = "ema"
+    """Where an expert's training starts: the base (``zs``), the last expert (``ft``) or the running model (``ema``)."""
     deploy: Literal["ft", "ema", "all"] = "ema"
+    """What a step deploys: its expert (``ft``), the running model (``ema``) or the merge of all experts (``all``)."""
     technique: Technique = Technique(name="linear")
+    """How models are merged; `chronomerge techniques` lists them."""
     ema_start: Literal["base", "first-expert"] = "base"
+    """Where the running model starts."""
 
     @property
     def uses_ema(self) -> bool:
@@ -130,8 +144,11 @@ class Mixture(Settings):
     """Shares of the three pools in each batch; a pool that is empty gives its share to the others."""
 
     pretraining: float = Field(default=0.33, ge=0)
+    """Share of the base's pretraining pool."""
     update: float = Field(default=0.34, gt=0)
+    """Share of what has just arrived."""
     buffer: float = Field(default=0.33, ge=0)
+    """Share of earlier arrivals; 0 is training without replay."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Mixture:
@@ -166,7 +183,9 @@ class Budget(Settings):
     """What one time step may spend on training, in one of three currencies."""
 
     steps: int | None = Field(default=None, gt=0)
+    """Training steps."""
     samples: int | None = Field(default=None, gt=0)
+    """Training samples, repeated ones too."""
     mafs: float | None = Field(default=None, gt=0)
     """Memory-Adjusted FLOPs (FoMo-in-Flux): FLOPs times peak memory over that of full fine-tuning."""
 
@@ -190,11 +209,15 @@ class Train(Settings):
     regularizer: NameOrSettings | None = None
     """What pulls a step's training towards what earlier ones learned (one of `tasks.train.regularizers`)."""
     steps: int | None = Field(default=None, gt=0)
+    """Training steps of a time step."""
     budget: Budget | None = None
     """In place of ``steps``: steps, samples or MAFs."""
     batch_size: int = Field(default=128, gt=1)
+    """Samples of a batch."""
     lr: float = Field(default=5e-4, gt=0)
+    """Peak of the learning rate."""
     weight_decay: float = Field(default=0.2, ge=0)
+    """Of matrices; biases, norms and the temperature are not decayed."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Fraction of the steps spent warming up linearly."""
     clip: float = Field(default=1.0, gt=0)
@@ -202,9 +225,11 @@ class Train(Settings):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     """AdamW's, and its eps: open_clip's for vision transformers."""
     eps: float = Field(default=1e-6, gt=0)
+    """AdamW's epsilon."""
     meta_schedule: Literal["constant", "decaying", "rsqrt"] = "constant"
     """How the learning rates of time steps relate (FoMo-in-Flux; see `tasks.train.schedule`)."""
     loss: Literal["clip", "siglip"] = "clip"
+    """``siglip`` where the model has a logit bias."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the towers' arithmetic; weights, loss and optimizer stay in float32."""
     checkpointing: bool = False
@@ -216,8 +241,11 @@ class Train(Settings):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do where loss or gradient is not finite: stop, or skip the training step, ``skip_at_most`` times."""
     skip_at_most: int = Field(default=10, gt=0)
+    """How many training steps ``on_nonfinite: skip`` may skip."""
     mixture: Mixture = Mixture()
+    """Shares of the three pools."""
     buffer: Buffer = Buffer()
+    """How earlier arrivals are drawn."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
@@ -240,7 +268,9 @@ class EvaluationSet(Settings):
     """One test set: its name in tables, and the sources it is made of."""
 
     name: Name
+    """Its name in tables and metrics; unique."""
     test: list[SourceSpec] = Field(min_length=1)
+    """Data sources of the test images."""
     prompt: str | None = None
     """The primer prompt, with ``{}`` for the class name; by default the data's own (icons) or "a photo of a {}."."""
 
@@ -259,8 +289,11 @@ class Evaluate(Settings):
     """
 
     adaptation: list[EvaluationSet] = Field(min_length=1)
+    """Test sets of what arrives: knowledge accumulation, A_KA."""
     retention: list[EvaluationSet] = Field(min_length=1)
+    """Test sets of what the base knows and what never arrives: zero-shot retention, A_ZS."""
     batch_size: int = Field(default=256, gt=0)
+    """Images that are scored at a time; it decides no result."""
 
     @property
     def sets(self) -> list[EvaluationSet]:
@@ -291,6 +324,7 @@ class LabelledTechnique(Technique):
     """A technique of a grid; ``label`` tells it from another of the same name."""
 
     label: Name | None = None
+    """Tells it from another technique of the same name."""
 
     @property
     def shown(self) -> str:
@@ -302,7 +336,9 @@ class Grid(Settings):
     """TIME's grid over the stream: protocols × techniques × seeds × variants, each cell a timeline of its own."""
 
     init: list[Literal["zs", "ft", "ema"]] = Field(default=["zs", "ft", "ema"], min_length=1)
+    """Initializations; see ``time``."""
     deploy: list[Literal["ft", "ema", "all"]] = Field(default=["ft", "ema", "all"], min_length=1)
+    """Deployments; see ``time``."""
     technique: list[Annotated[LabelledTechnique, BeforeValidator(_by_name)]] = []
     """By default that of ``time``."""
     seed: list[Annotated[int, Field(ge=0)]] = []
@@ -325,6 +361,7 @@ class Store(Settings):
     """Which DVC remote keeps the data of states: ``embedded`` (a server of ours) or one named in ``.dvc/config``."""
 
     remote: str = "embedded"
+    """``embedded``, or the name that `chronomerge remote setup` gave."""
     git: str | None = None
     """A git remote that states are pushed to, where several machines share a timeline."""
 
@@ -354,26 +391,37 @@ class Params(Settings):
     """One experiment: a stream run under one set of settings, that is, a timeline."""
 
     timeline: Name
+    """The name of the experiment: states are tagged ``state/NAME/0003``."""
     seed: int = Field(default=0, ge=0)
+    """Seeds every random choice."""
     threads: int | None = Field(default=None, gt=0)
-    """Torch's thread count; by default the cores this process may use. Results are bit-exact at equal counts."""
+    """Torch's thread count; by default the cores that this process may use. Results are bit-exact at equal counts."""
     save_every: float = Field(default=300, ge=0)
     """Seconds between the checkpoints from which a killed training goes on."""
     base: Base
+    """θ_0."""
     stream: list[Arrival]
+    """What arrives, one entry a time step; new arrivals are appended."""
     time: Time = Time()
+    """TIME's three axes."""
     train: Train
+    """How experts are trained."""
     evaluate: Evaluate
+    """What every deployed model is tested on."""
     store: Store = Store()
+    """Where data and weights of states are stored."""
     gate: Gate | None = None
     """Decides which states are promoted; without one all are."""
     hooks: Hooks = Hooks()
+    """Commands of your own that a run starts."""
     grid: Grid | None = None
     """What ``chronomerge grid`` runs; a timeline by itself has no use for it."""
 
     # Written by the flow into the params.yaml of a state; a user's own file has neither.
     step: int | None = Field(default=None, ge=0)
+    """The time step of the state."""
     arrival: Arrival | None = None
+    """What arrived at it."""
 
     @property
     def own_files(self) -> list[str]:

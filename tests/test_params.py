@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.errors import UserError
-from tasks.params import Params, load, parse
+from tasks.params import Params, load
 from tests.project import PARAMS, ROOT
 
 
@@ -21,12 +21,6 @@ def test_the_shipped_params_are_valid() -> None:
     assert params.timeline == "demo"
     assert 6 <= len(params.stream) <= 8
     assert len(params.evaluate.adaptation) == len(params.stream)
-
-
-def test_the_example_of_the_readme_is_valid() -> None:
-    example = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
-    params = parse(example, Path("README.md"))
-    assert params.stream[2].expert == "experts/vendor.safetensors"
 
 
 def test_defaults_are_those_of_the_method(tmp_path: Path) -> None:

@@ -128,11 +128,6 @@ def test_a_technique_that_cannot_be_imported(code: str, reason: str, folder: Pat
 DOCUMENT = Path(__file__).parents[2] / "docs/guides/merging.md"
 
 
-def test_the_documents_table_is_the_commands() -> None:
-    written = DOCUMENT.read_text().partition("<!-- techniques -->\n")[2].partition("<!-- /techniques -->")[0]
-    assert written == run("techniques", "--markdown"), "paste what `chronomerge techniques --markdown` says"
-
-
 def test_the_documents_commands_run(folder: Path) -> None:
     blocks = re.findall(r"```(\w*)\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     (own,) = (code for kind, code in blocks if kind == "python" and "class" in code)
