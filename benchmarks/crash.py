@@ -100,7 +100,8 @@ def laboratory(lanes: int) -> Iterator[Bench]:
         lab.prepare_environment(work)
         with prefect_server.serving(work / "prefect") as server:
             server.wait()
-            address = {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_HOME": str(work / "home")}
+            address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+            address["PREFECT_HOME"] = str(work / "home")
             with lab.lanes(work, lanes, ForkServer(), address) as made:
                 yield Bench(work, made)
 

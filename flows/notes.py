@@ -17,10 +17,14 @@ from typing import Literal
 
 from tasks import layout, progress
 from tasks.params import Params
+from tasks.record import lineage
 from tasks.storage import atomic
 
 EVERY = 1.0
 """Seconds between two notes of progress."""
+
+FLOW_RUN = "CHRONOMERGE_FLOW_RUN"
+"""Holds the name of the Prefect flow run that a run is part of, where a schedule started it."""
 
 Outcome = Literal["recorded", "failed", "interrupted"]
 
@@ -43,6 +47,8 @@ class Note:
     outcome: Outcome | None = None
     why: str | None = None
     """Of a failure."""
+    flow_run: str = ""
+    """What Prefect calls the scheduled run; empty for one that a person started."""
 
 
 def read(project: Path, timeline: str) -> Note | None:
@@ -59,12 +65,37 @@ def signature(params: Params) -> str:
     return hashlib.sha256(json.dumps([params.timeline, arrivals]).encode()).hexdigest()[:16]
 
 
+def corrected(project: Path, timeline: str, last: dict[str, str] | None) -> dict[str, str] | None:
+    """What Prefect says of the last scheduled run, put right where the run has recorded all it was to record.
+
+    Prefect calls a run cancelled or crashed that was ended between its last state and its report. What is recorded is
+    the truth.
+    """
+    note = read(project, timeline)
+    if not (last and note and note.outcome == "recorded" and note.flow_run == last["run"]):
+        return last
+    if last["state"] == "completed":
+        return last
+    steps = range(note.first, note.last + 1)
+    tags = [state.tag for state in lineage(project, timeline) if state.step in steps]
+    return {**last, "state": "completed", "message": f"recorded {', '.join(tags)}",
+            "prefect": f"{last['state']}: {last['message']}"}  # fmt: skip
+
+
 @contextmanager
 def kept(project: Path, params: Params, steps: range) -> Iterator[None]:
     """Keep the note of a run while the block lasts. Only for who holds the timeline's lock."""
     keeper = _Keeper(
         _path(project, params.timeline),
-        Note(socket.gethostname(), os.getpid(), signature(params), steps[0], steps[-1], _now()),
+        Note(
+            socket.gethostname(),
+            os.getpid(),
+            signature(params),
+            steps[0],
+            steps[-1],
+            _now(),
+            flow_run=os.environ.get(FLOW_RUN, ""),
+        ),
     )
     keeper.write()
     try:

@@ -22,14 +22,14 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed, State
 
-from flows import hooks
+from flows import hooks, notes
 from flows.prefect import runs
 from flows.prefect.api import Api, UnansweredError
-from tasks import processes
+from tasks import processes, waits
 from tasks.errors import UnavailableError, UserError
 
-RETRY_SECONDS = [60, 300, 900, 3600]
-"""Waits before another try, where a store or a network may recover."""
+ENTRYPOINT = "flows.schedule.scheduled"
+"""What a served run executes, whatever its deployment says; see `flows.processes.runner_process`."""
 
 SERVED = "CHRONOMERGE_SERVED"
 """Set in the environment of what `flows.serve` starts: it ends with it."""
@@ -37,13 +37,18 @@ SERVED = "CHRONOMERGE_SERVED"
 
 @flow(name="chronomerge", validate_parameters=False)
 def scheduled(project: str = ".") -> State[Any]:
-    """Run what is pending in a project's folder as ``chronomerge run`` would, and say in one line what came of it."""
+    """Run what is pending in a project's folder as ``chronomerge run`` would, and say in one line what came of it.
+
+    The folder is that of this very code; the parameter has to name it.
+    """
     if os.environ.get(SERVED):
         processes.end_with(os.getppid(), every=0.5)
     folder = Path(project).resolve()
     logger = get_run_logger()
+    if why := _refused(folder):
+        return Failed(message=why)
     _crash_predecessors(logger.warning)
-    for pause in (*RETRY_SECONDS, None):
+    for pause in (*waits.seconds(waits.RUN), None):
         try:
             tags = _run(folder, logger.info)
         except UnavailableError as error:
@@ -56,6 +61,18 @@ def scheduled(project: str = ".") -> State[Any]:
         else:
             return Completed(message=f"recorded {', '.join(tags)}" if tags else "nothing was pending")
     raise AssertionError
+
+
+def _refused(folder: Path) -> str | None:
+    """Why the run is not one of ours: who may change a deployment or start a run on a server need not be who serves."""
+    own = Path(__file__).resolve().parents[1]
+    if folder != own:
+        return f"the parameter project is {folder}; this deployment runs {own} alone"
+    if os.environ.get(SERVED) and deployment.id:
+        steps = (Api(str(PREFECT_API_URL.value())).get(f"deployments/{deployment.id}") or {}).get("pull_steps")
+        if steps:
+            return "somebody gave the deployment pull steps, which are not run; start `chronomerge serve` again"
+    return None
 
 
 def _crash_predecessors(log: Callable[[str], object]) -> None:
@@ -89,6 +106,7 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
         UserError: none can.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    environment[notes.FLOW_RUN] = str(flow_run.name or "")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.processes.run_process"],
         cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
@@ -96,13 +114,13 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
     try:
         assert process.stdout
         for line in process.stdout:
-            news = json.loads(line)
-            if "tags" in news:
-                return list(news["tags"])
-            if "error" in news:
-                raise (UnavailableError if news["may_pass"] else UserError)(news["error"])
-            if news["done"] == news["total"]:
-                log(f"{news['what']} {news['note']}".rstrip())
+            message = json.loads(line)
+            if "tags" in message:
+                return list(message["tags"])
+            if "error" in message:
+                raise (UnavailableError if message["may_pass"] else UserError)(message["error"])
+            if message["done"] == message["total"]:
+                log(f"{message['what']} {message['note']}".rstrip())
         raise UnavailableError(f"the run ended in the middle (status {process.wait()}): killed, or out of memory")
     except UserError:
         raise

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -28,7 +28,7 @@ from flows.prefect import server as prefect_server
 from flows.prefect.api import Api, UnansweredError
 from flows.run import pending
 from flows.serve_note import Serving
-from tasks import layout, processes
+from tasks import layout, processes, waits
 from tasks.errors import UserError
 from tasks.params import Params, load
 from tasks.storage import embedded, writer_lock
@@ -38,8 +38,6 @@ EVENT = "chronomerge.arrived"
 
 LOOK_SECONDS = 5.0
 """Between two looks at params.yaml, and two questions to the server."""
-AGAIN_SECONDS = 60.0
-"""After an event, how long until another where no run has come of it; then twice as long each time."""
 STOP_SECONDS = 60
 """How long a run may take to end politely."""
 
@@ -59,7 +57,7 @@ class _Asked:
 
     what: str
     again: float = 0.0
-    pause: float = AGAIN_SECONDS
+    pause: float = field(default_factory=lambda: waits.seconds(waits.ASK)[0])
 
     def once_more(self) -> _Asked:
         return _Asked(self.what, time.monotonic() + self.pause, 2 * self.pause)
@@ -198,6 +196,8 @@ class _Session:
         self.say(f"serving timeline {self.params.timeline} {' and '.join(when)}")
         shown = server.url.removesuffix("/api")
         self.say(f"Prefect's pages: {shown}/deployments/deployment/{deployment}; Ctrl-C ends this")
+        if server.process:
+            self.say(f"the pages ask for what is in {prefect_server.sign_in_file(self.project)}")
 
     def _start(self, deployment: str) -> str:
         return str(self.api.post(f"deployments/{deployment}/create_flow_run", {})["id"])
@@ -266,10 +266,11 @@ class _Session:
     def _tell(self) -> None:
         """Say what became of the newest run, once."""
         found = schedules.facts(self.api, self.params.timeline)
-        if found and found.last and found.last != self._told:
+        last = notes.corrected(self.project, self.params.timeline, found.last) if found else None
+        if last and last != self._told:
             if self._told is not None:
-                self.say(f"run {found.last['run']} {found.last['state']}: {found.last['message']}")
-            self._told = found.last
+                self.say(f"run {last['run']} {last['state']}: {last['message']}")
+            self._told = last
         elif self._told is None:
             self._told = {}
 

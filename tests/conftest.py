@@ -86,7 +86,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     before = dict(os.environ)
     with prefect_server.serving(home) as server:
         server.wait()
-        address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_HOME")}
+        address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")}
         os.environ.clear()
         os.environ.update(before)  # only the tests that ask for it use this server
         yield address

@@ -14,13 +14,14 @@ from rich.table import Table
 
 from flows import notes, serve_note
 from flows.notes import Note
-from flows.prefect import schedules
+from flows.prefect import schedules, server
 from flows.prefect.api import Api, UnansweredError
 from flows.run import pending
 from tasks import layout, record
 from tasks.gate import Outcome
 from tasks.record import Decision, State
 from tasks.storage import writer_lock
+from tasks.text import redacted
 from tasks.units import size
 
 DEPLOYED, HELD = "▸", "×"
@@ -196,19 +197,27 @@ def _ended(note: Note | None, holder: str | None) -> dict[str, Any] | None:
 def _schedule(project: Path, timeline: str) -> dict[str, Any]:
     """What a Prefect server knows; the user's own, or that of who serves the project now."""
     serving = serve_note.serving(project)
-    url = os.environ.get("PREFECT_API_URL") or (serving.url if serving else None)
-    found: dict[str, Any] = {"served": f"process {serving.pid} on {serving.host}" if serving else None, "server": url}
+    users = os.environ.get("PREFECT_API_URL")
+    url = users or (serving.url if serving else None)
+    found: dict[str, Any] = {
+        "served": f"process {serving.pid} on {serving.host}" if serving else None,
+        "server": redacted(url) if url else None,
+    }
     if url is None:
         return found
+    sign_in = None if users else server.sign_in(project)
+    found |= {
+        "page": redacted(url).removesuffix("/api"), "sign_in": str(server.sign_in_file(project)) if sign_in else None
+    }  # fmt: skip
     try:
-        facts = schedules.facts(Api(url, patience=2), timeline)
+        facts = schedules.facts(Api(url, patience=2, sign_in=sign_in), timeline)
     except UnansweredError as error:
         return {**found, "error": str(error)}
     if facts is None:
         return found
     return {
         **found, "cron": facts.cron, "timezone": facts.timezone, "next": facts.next.isoformat() if facts.next else None,
-        "running": facts.running, "last": facts.last,
+        "running": facts.running, "last": notes.corrected(project, timeline, facts.last),
     }  # fmt: skip
 
 
@@ -257,6 +266,8 @@ def _schedule_lines(schedule: dict[str, Any]) -> Iterator[str]:
             yield f"last scheduled run {last['run']} {last['state']} {last['at']}: {last['message']}"
         if schedule["served"] is None:
             yield f"no `chronomerge serve` of it on this machine; workers may run it (server {schedule['server']})"
+    if schedule.get("sign_in"):
+        yield f"page {schedule['page']}; it asks for what is in {schedule['sign_in']}"
 
 
 def nothing_pending(project: Path, timeline: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -118,11 +117,6 @@ def _in_use(lock: Path) -> bool:
 def _crash(project: Path) -> None:
     from flows.prefect import server as prefect_server
 
-    users = os.environ.pop("PREFECT_API_URL", None)  # the database is that of our own server
-    try:
-        with prefect_server.serving(project) as server:
-            server.wait()
-            crash(Api(server.url), flow_runs={})
-    finally:
-        if users:
-            os.environ["PREFECT_API_URL"] = users
+    with prefect_server.serving(project, own=True) as server:
+        server.wait()
+        crash(Api(server.url), flow_runs={})

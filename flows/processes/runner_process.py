@@ -13,16 +13,21 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from flows.processes import messages
-from flows.schedule import SERVED
+from flows.schedule import ENTRYPOINT, SERVED
 from tasks import processes
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.runner import Runner
 
 
 def main() -> None:
     processes.end_with(os.getppid(), every=0.5)
     os.environ[SERVED] = "1"
+    # Whoever may change the deployment on the server could name other code, or commands to run before it (pull steps):
+    # Prefect's engine takes this before what the deployment says.
+    os.environ["PREFECT__FLOW_ENTRYPOINT"] = ENTRYPOINT
     answers = messages.answers()
     plan = json.loads(sys.argv[1])
     from prefect.runner import Runner
@@ -34,10 +39,22 @@ def main() -> None:
         running = asyncio.create_task(runner.start())
         await asyncio.sleep(0)  # it sets a handler of its own first, which ends the process and nothing of what it runs
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.create_task(runner.astop()))
+        loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.create_task(_stop(runner)))
         await running
 
     asyncio.run(serve())
+
+
+async def _stop(runner: Runner) -> None:
+    """End the runner and its runs. One that has ended by then stays what it is: Prefect would force it to cancelled."""
+    propose = runner._state_proposer.propose_cancelled
+
+    async def cancel(flow_run: FlowRun, state_updates: dict[str, Any] | None = None) -> bool:
+        now = (await runner._client.read_flow_run(flow_run.id)).state
+        return False if now and now.is_final() else await propose(flow_run, state_updates)
+
+    runner._state_proposer.propose_cancelled = cancel  # type: ignore[method-assign]
+    await runner.astop()
 
 
 async def _deployment(plan: dict[str, Any]) -> RunnerDeployment:

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks import waits
 from tasks.orchestration import can_pass
+
+WAITS = waits.seconds(waits.RECORD)
 
 
 @task(
     name="record",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=3,
-    retry_delay_seconds=[1, 5, 15],
+    retries=len(WAITS),
+    retry_delay_seconds=WAITS,
     retry_condition_fn=can_pass,
 )
 def record(recording: Callable[[], str]) -> str:

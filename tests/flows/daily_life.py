@@ -14,12 +14,11 @@ from pathlib import Path
 import psutil
 
 from flows.prefect import schedules
-from flows.prefect.api import Api
 from tasks import layout
 from tasks.record import timelines
 from tests import project as projects
 from tests.flows.month import MOMENTS, Day, Kind, Trouble
-from tests.flows.serving import FAR_AWAY, Serve
+from tests.flows.serving import FAR_AWAY, Serve, server_api
 from tests.project import chronomerge
 from tests.record.faults import Fault, Plan
 from tests.waiting import until
@@ -41,7 +40,7 @@ class Month:
         self.environment = {**environment, **IMPATIENT}
         self.inbox = folder.parent / "inbox"
         self.inbox.mkdir()
-        self.api = Api(environment["PREFECT_API_URL"])
+        self.api = server_api(environment)
         self.serve: Serve | None = None
         self.verdicts: list[tuple[str, str, str]] = []
         """What looks into the inbox have told: drop, outcome, reason."""

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import psutil
 
+from flows.prefect.api import Api
 from tasks.storage import embedded
 from tests.waiting import until
+
+
+def server_api(address: dict[str, str]) -> Api:
+    """The API of a server as `prefect_api` tells of it."""
+    return Api(address["PREFECT_API_URL"], sign_in=address["PREFECT_API_AUTH_STRING"])
+
 
 RUNNER = "flows.processes.runner_process"
 FAR_AWAY = ("serve", "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin")

@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterName,
 )
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tasks.storage import embedded
 from tests import project as projects
@@ -121,7 +121,9 @@ def test_the_report_shows_the_cells(grid: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("grid")
 def test_prefect_shows_the_summary_beside_the_grid(prefect_api: dict[str, str]) -> None:
-    with temporary_settings({PREFECT_API_URL: prefect_api["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
+    names = {PREFECT_API_URL: "PREFECT_API_URL", PREFECT_API_AUTH_STRING: "PREFECT_API_AUTH_STRING"}
+    settings = {setting: prefect_api[name] for setting, name in names.items()}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["grid tiny"])))
         mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id for run in runs]))
         found = {one.key: one for one in client.read_artifacts(artifact_filter=mine)}

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from flows.prefect import runs
+from tasks import waits
 from tasks.params import load
 from tasks.record import heads, timelines
 from tasks.storage import store
@@ -36,21 +37,13 @@ PARAMS: dict[str, Any] = {
 }
 ENDS = {Trouble.OUTAGE: "FAILED", Trouble.FLOW: "CRASHED", Trouble.SERVE: "CRASHED"}
 """What becomes of the runs that are disturbed for good."""
-HASTE = {
-    "flows/schedule.py": ("[60, 300, 900, 3600]", "[1, 1]"),
-    "tasks/record/task.py": ("[1, 5, 15]", "[0.1, 0.1, 0.1]"),
-}
-"""The waits before another try, and what is written in their place."""
+HASTE = {waits.RUN: "1,1", waits.RECORD: "0.1,0.1,0.1"}
+"""Short waits before another try: there is no patience for minutes here."""
 
 
 def project(folder: Path, remote: Remote) -> Path:
-    """A project with a store as on another machine, and without the patience to wait for it for minutes."""
+    """A project with a store as on another machine."""
     projects.make(folder, **PARAMS)
-    for path, (waits, shorter) in HASTE.items():
-        text = (folder / path).read_text()
-        assert waits in text
-        (folder / path).write_text(text.replace(waits, shorter))
-    git(folder, "commit", "--quiet", "--all", "--message", "short waits")
     projects.share(folder, remote)
     return folder
 
@@ -100,6 +93,7 @@ def test_nights_with_all_that_goes_wrong_end_as_those_without(
     nights: int, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     """Every arrival once, every bad one refused with its reason, and the states of a month without any trouble."""
+    environment = {**prefect_api, **HASTE}
     days = drawn(nights, SEED)
     good = [drop.name for part in arrivals(days) for drop in part]
     harmful = [drop.name for day in days for drop in day.drops if drop.kind is Kind.HARMFUL]
@@ -112,8 +106,8 @@ def test_nights_with_all_that_goes_wrong_end_as_those_without(
         proxied(own, plan) as another,
     ):
         outside = tmp_path / "outside"
-        quiet = undisturbed(nights, project(tmp_path / "quiet", one), outside, prefect_api)
-        month = Month(project(tmp_path / "month", another), TIMELINE, outside, plan, prefect_api)
+        quiet = undisturbed(nights, project(tmp_path / "quiet", one), outside, environment)
+        month = Month(project(tmp_path / "month", another), TIMELINE, outside, plan, environment)
         with month.at_its_end():
             for day in days:
                 month.live(day)

@@ -12,7 +12,12 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
 
 from flows.prefect import artifacts
 from tasks.report import plain, records, tidy, vectors
@@ -98,7 +103,11 @@ def test_a_flow_run_has_the_summary_as_artifacts(run: Path, prefect_api: dict[st
         artifacts.publish(run, plain.cells(run, ["tiny"]))
         return str(flow_run.get_id())
 
-    settings = {PREFECT_API_URL: prefect_api["PREFECT_API_URL"], PREFECT_LOGGING_TO_API_ENABLED: False}
+    settings = {
+        PREFECT_API_URL: prefect_api["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: prefect_api["PREFECT_API_AUTH_STRING"],
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
     with temporary_settings(settings):
         mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[uuid.UUID(reporting())]))
         with get_client(sync_client=True) as client:

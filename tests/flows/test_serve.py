@@ -13,13 +13,13 @@ import pytest
 from flows import notes
 from flows.cli import views
 from flows.prefect import runs, schedules, step_summary
-from flows.prefect.api import Api
 from flows.prefect.server import Server
+from tasks import waits
 from tasks.record import timelines
 from tasks.storage import writer_lock
 from tests import postgres as postgresql
 from tests import project as projects
-from tests.flows.serving import FAR_AWAY, served
+from tests.flows.serving import FAR_AWAY, served, server_api
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -36,10 +36,9 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     """A run is triggered, a second refused; SIGKILL, three runs are missed; one run makes up for all of that, and when
     it is killed too, another."""
     folder = projects.make(tmp_path / "project", timeline="nightly", stream=[])
-    code = folder / "flows" / "serve.py"
-    code.write_text(code.read_text().replace("AGAIN_SECONDS = 60.0", "AGAIN_SECONDS = 2.0"))
-    api = Api(prefect_api["PREFECT_API_URL"])
-    monkeypatch.setenv("PREFECT_API_URL", api.url)
+    api = server_api(prefect_api)
+    for name, value in {**prefect_api, waits.ASK: "2"}.items():
+        monkeypatch.setenv(name, value)
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
         assert "timeline nightly at '0 2 1 1 *' (Europe/Berlin)" in serve.says("Prefect's pages")
         deployment = schedules.deployment(api, "nightly")
@@ -84,8 +83,11 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     assert shown["last"]["message"] == "recorded state/nightly/0000"
 
 
-def test_only_dead_runs_of_this_folder_are_told_to_have_crashed(tmp_path: Path, prefect_api: dict[str, str]) -> None:
-    api = Api(prefect_api["PREFECT_API_URL"])
+def test_only_dead_runs_of_this_folder_are_told_to_have_crashed(
+    tmp_path: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = server_api(prefect_api)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", prefect_api["PREFECT_API_AUTH_STRING"])
     here, copy = tmp_path / "here", tmp_path / "copy"
     (here / ".chronomerge").mkdir(parents=True)
     mine = runs.tags(here, "dead")
@@ -111,7 +113,7 @@ def test_the_summary_of_a_step_says_what_changed(run: Path, prefect_api: dict[st
     before, now = first.metrics["A_KA"], second.metrics["A_KA"]
     assert f"| accumulation (A_KA) | {before:.2f} | {now:.2f} | {now - before:+.2f} |" in text
     asked = {"artifacts": {"key": {"any_": ["step-tiny"]}}}
-    published = Api(prefect_api["PREFECT_API_URL"]).post("artifacts/filter", asked)
+    published = server_api(prefect_api).post("artifacts/filter", asked)
     assert text in [artifact["data"] for artifact in published]
 
 
