@@ -294,6 +294,8 @@ class Evaluate(Settings):
     """Test sets of what the base knows and what never arrives: zero-shot retention, A_ZS."""
     batch_size: int = Field(default=256, gt=0)
     """Images that are scored at a time; it decides no result."""
+    allow_overlap: bool = False
+    """Train on images that are test images too; by default that is an error, and the manifest says so either way."""
 
     @property
     def sets(self) -> list[EvaluationSet]:
@@ -383,6 +385,23 @@ class Hooks(Settings):
     """When a run has failed."""
 
 
+class Limits(Settings):
+    """What data may take; more is refused with one line. Those of files hold for what others drop (`inbox`)."""
+
+    drop_bytes: int = Field(default=20 << 30, gt=0)
+    """All files of a drop together, and what a compressed tar file unpacks to."""
+    file_bytes: int = Field(default=4 << 30, gt=0)
+    """One file of a drop."""
+    image_pixels: int = Field(default=178_956_970, gt=0)
+    """Width times height of an image (Pillow's own limit)."""
+    cell_characters: int = Field(default=100_000, gt=0)
+    """One cell of a table, one caption."""
+    yaml_depth: int = Field(default=20, gt=0)
+    """Levels of lists and mappings in an arrival.yaml."""
+    yaml_aliases: int = Field(default=100, ge=0)
+    """Aliases (``*name``) in an arrival.yaml."""
+
+
 TAKEN = ("base", "pretraining")
 """Names that no arrival can have: step 0 and its pool are called so."""
 
@@ -414,6 +433,8 @@ class Params(Settings):
     """Decides which states are promoted; without one all are."""
     hooks: Hooks = Hooks()
     """Commands of your own that a run starts."""
+    limits: Limits = Limits()
+    """What data may take; more is refused."""
     grid: Grid | None = None
     """What ``chronomerge grid`` runs; a timeline by itself has no use for it."""
 

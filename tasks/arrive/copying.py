@@ -103,9 +103,11 @@ class Copying:
 
     def _data(self, folder: Path) -> Arrival | None:
         how = models.preprocess(self._model())
-        outside = Outside(self.project, layout.private(self.project) / "downloads", self.params.seed, self.progress)
+        params, downloads = self.params, layout.private(self.project) / "downloads"
+        outside = Outside(self.project, downloads, params.seed, self.progress, limits=params.limits)
         context = Context(
-            self.params.seed, how.image_size, how.interpolation, how.resize_mode == "squash", self.scratch
+            params.seed, how.image_size, how.interpolation, how.resize_mode == "squash", self.scratch,
+            limits=params.limits,
         )  # fmt: skip
         copied: list[tuple[Found, Path]] = []
         readings: list[tuple[Source, Reading]] = []
@@ -116,9 +118,10 @@ class Copying:
                 raw = self.scratch / f"raw-{number}" / found.source.kind
                 raw.mkdir(parents=True)
                 with self._complaining(found.shown):
-                    complain = self._complain(found.shown)
-                    found.source.fetch(raw, replace(outside, complain=complain))
-                    readings.append((found.source, found.source.read(raw, replace(context, complain=complain))))
+                    complain, note = self._complain(found.shown), self._note(found.shown)
+                    found.source.fetch(raw, replace(outside, complain=complain, note=note))
+                    hearing = replace(context, complain=complain, note=note)
+                    readings.append((found.source, found.source.read(raw, hearing)))
                 copied.append((found, raw))
         samples.check(self.request.name, readings, self._tests(), self.findings, self.progress)
         self._compare(replace(outside, progress=silent), context)
@@ -168,6 +171,9 @@ class Copying:
             self.findings.complain(shown(str(error)))
         except (PermissionError, FileNotFoundError) as error:
             self.findings.complain(shown(f"{error.filename}: {error.strerror}"))
+
+    def _note(self, shown: Callable[[str], str]) -> Callable[[str], None]:
+        return lambda note: self.findings.note(shown(note))
 
     def _complain(self, shown: Callable[[str], str]) -> Callable[[str], None]:
         return lambda problem: self.findings.complain(shown(problem))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,10 @@ from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
-__all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into", "pointers"]
+__all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "pointers"]
+
+NOTES = "notes.json"
+"""Beside raw files of which there is something to note."""
 
 
 def check(params: Params, project: Path = Path()) -> None:
@@ -47,8 +51,9 @@ def fetch_arrival(
 ) -> None:
     """Put all that an arrival is made of into the folder ``into``: source files, or ``expert.safetensors``.
 
-    What lies there afterwards is enough to prepare the arrival offline, and the same bytes for the same arrival.
-    ``cache`` keeps downloads between calls; the folder is complete or, after an error, as it was before.
+    What lies there afterwards is enough to prepare the arrival offline, and the same bytes for the same arrival. What
+    a person should know of it (files left out, shares drawn) goes to ``progress``, and to `notes_on`. ``cache`` keeps
+    downloads between calls; the folder is complete or, after an error, as it was before.
 
     Raises:
         UserError: something is missing, damaged or can't be downloaded.
@@ -56,8 +61,8 @@ def fetch_arrival(
     with atomic.made_folder(into) as folder:
         if arrival.expert is not None:
             experts.fetch(arrival.expert, folder / experts.FILE, project, progress)
-        outside = Outside(project, cache, params.seed, progress)
-        _fetch(parse_all(arrival.update, f"arrival {arrival.name}"), folder, outside)
+        outside = Outside(project, cache, params.seed, progress, limits=params.limits)
+        _fetch_noting(parse_all(arrival.update, f"arrival {arrival.name}"), folder, outside, arrival.name)
 
 
 def pointers(arrival: Arrival, project: Path) -> list[Path]:
@@ -78,7 +83,8 @@ def fetch_evaluation(
     evaluation_sets = params.evaluate.sets
     sources = [s for one in evaluation_sets for s in parse_all(one.test, f"evaluation set {one.name}")]
     with atomic.made_folder(into) as folder:
-        _fetch(sources, folder, Outside(project, cache, params.seed, progress))
+        outside = Outside(project, cache, params.seed, progress, limits=params.limits)
+        _fetch_noting(sources, folder, outside, "test sets")
 
 
 @contextmanager
@@ -107,6 +113,29 @@ def _fetch(sources: Sequence[Source], folder: Path, outside: Outside) -> None:
         raw = folder / source.kind
         raw.mkdir(exist_ok=True)
         source.fetch(raw, outside)
+
+
+def _fetch_noting(sources: Sequence[Source], folder: Path, outside: Outside, name: str) -> None:
+    """As `_fetch`, and write down what the sources note; all rows are read for it, and no image is decoded."""
+    notes: dict[str, None] = {}
+    _fetch(sources, folder, replace(outside, note=notes.setdefault))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rows-") as scratch:
+        context = Context(outside.seed, 1, "bicubic", squash=False, scratch=Path(scratch), limits=outside.limits)
+        context = replace(context, note=notes.setdefault)
+        for source in sources:
+            if isinstance(source, Photographs):
+                source.read(folder / source.kind, context)
+    for note in notes:
+        outside.progress(f"note on {name}: {note}", 1, 1)
+    if notes:
+        (folder / NOTES).write_text(json.dumps(list(notes), indent=1, ensure_ascii=False) + "\n")
+
+
+def notes_on(raw: Path) -> list[str]:
+    """What a person should know of the data in a folder of `fetch_arrival` or `fetch_evaluation`, in sentences."""
+    path = raw / NOTES
+    notes: list[str] = json.loads(path.read_text()) if path.exists() else []
+    return notes
 
 
 def _everything(params: Params) -> Iterator[tuple[str, Sequence[SourceSpec]]]:

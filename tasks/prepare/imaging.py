@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.errors import UserError
+from tasks.prepare.listing import HEIC, image_extensions
 from tasks.prepare.source import Context
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _BACKGROUND = (255, 255, 255, 255)
+_UNCLEAR = 16.0
+"""Brightest value of a floating point image between 1 and which its range is neither 0 to 1 nor 0 to 255."""
 
 
 def decode(data: bytes, context: Context, what: str) -> np.ndarray:
@@ -23,34 +27,76 @@ def decode(data: bytes, context: Context, what: str) -> np.ndarray:
     squeezed, where the context says so). Returns uint8 of shape (image_size, image_size, 3).
 
     Raises:
-        UserError: it is no image that Pillow reads, or is cut off; names ``what``.
+        UserError: it is no image that Pillow reads, is cut off, has too many pixels, or values of an unclear range;
+            names ``what``.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    _set_up()
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            image = _rgb(ImageOps.exif_transpose(opened))
+            if opened.width * opened.height > context.limits.image_pixels:
+                raise UserError(
+                    f"{what}: has {opened.width} x {opened.height} pixels, more than {context.limits.image_pixels} "
+                    "(limits.image_pixels in params.yaml); make it smaller"
+                )
+            image = _rgb(ImageOps.exif_transpose(opened), what)
     except UnidentifiedImageError:
         raise UserError(f"{what}: not an image, or of a format that is not read; replace or remove it") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise UserError(f"{what}: the image cannot be decoded ({error}); replace or remove it") from None
     size = context.image_size
     scale = size / min(image.size)
     width, height = (size, size) if context.squash else (max(size, int(side * scale)) for side in image.size)
+    if width * height > context.limits.image_pixels:
+        raise UserError(
+            f"{what}: is {image.width} x {image.height} pixels, too narrow to be resized; crop or remove it"
+        )
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling[context.interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)  # as torchvision's CenterCrop
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _rgb(image: Image) -> Image:
+@cache
+def _set_up() -> None:
+    """Once for the process: the reader of HEIC, and a limit of pixels that is ours, without Pillow's warnings."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None
+    if image_extensions() >= HEIC:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def _rgb(image: Image, what: str) -> Image:
     from PIL import Image as Pillow
 
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more per pixel: to 8, not clipped
         pixels = np.asarray(image, dtype=np.float64)
-        top = 65535 if pixels.max(initial=0) > 255 else 255
-        image = Pillow.fromarray(np.clip(pixels * 255 / top, 0, 255).astype(np.uint8))
+        image = Pillow.fromarray(np.clip(pixels * 255 / _white(pixels, image.mode, what), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Pillow.alpha_composite(Pillow.new("RGBA", image.size, _BACKGROUND), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _white(pixels: np.ndarray, mode: str, what: str) -> float:
+    """The value of white: 1 in floating point, else 255 or 65535, by the brightest pixel.
+
+    Raises:
+        UserError: no such range holds all values.
+    """
+    low, top = float(pixels.min(initial=0)), float(pixels.max(initial=0))
+    floating = mode == "F"
+    if not (np.isfinite(low) and np.isfinite(top)):
+        raise UserError(f"{what}: holds values that are not finite; save it with 8 bits per channel")
+    if low < 0 or top > 65535 or (floating and 1 < top < _UNCLEAR):
+        raise UserError(
+            f"{what}: holds values from {low:g} to {top:g}, a range of no known white; save it with 8 bits, "
+            "or with values from 0 to 1"
+        )
+    if floating and top <= 1:
+        return 1.0
+    return 65535.0 if top > 255 else 255.0

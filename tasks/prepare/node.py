@@ -131,7 +131,7 @@ def _prompt(name: str, readings: Sequence[Reading], evaluation: EvaluationSet | 
 def _context(project: Path, params: Params) -> Context:
     path = project / "data/history/model/preprocess.json"
     try:
-        return _Preprocess.model_validate_json(path.read_text()).context(params.seed)
+        return _Preprocess.model_validate_json(path.read_text()).context(params)
     except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
         raise UserError(f"{path}: {' '.join(str(error).split())}; chronomerge run writes it before this node") from None
 
@@ -143,5 +143,8 @@ class _Preprocess(BaseModel):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
 
-    def context(self, seed: int) -> Context:
-        return Context(seed, self.image_size, self.interpolation, self.resize_mode == "squash", scratch=Path())
+    def context(self, params: Params) -> Context:
+        squash = self.resize_mode == "squash"
+        return Context(
+            params.seed, self.image_size, self.interpolation, squash, scratch=Path(), limits=params.limits
+        )  # fmt: skip

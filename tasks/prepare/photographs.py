@@ -7,30 +7,21 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
-from tasks.prepare import captured, files, imaging
+from tasks.prepare import captured, files, imaging, listing
 from tasks.prepare.source import Complain, Context, Example, Outside, Reading, Source, refuse
-from tasks.randomness import derive
+from tasks.prepare.splits import Parts, Share, Split, drawn, parts_of_files
 
-Split = Literal["train", "test"]
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "validation", "valid", "val"),
-}
-"""What given splits are called; of several that mean ``test``, the first that is there."""
-
-CAPTION_COLUMNS = ("caption", "text", "txt", "title")
-LABEL_COLUMNS = ("label", "class", "class_name", "category", "cls")
 CHUNK = 256
 """Images decoded at a time."""
 
@@ -52,6 +43,29 @@ class Row:
         return self.caption is None and self.class_name is None
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a source reads of a user's place, and what it leaves out."""
+
+    files: list[Path]
+    """Sorted."""
+    given: bool = False
+    """Whether they are one of the parts that the source comes with."""
+    left_out: tuple[Path, ...] = ()
+    """Files that are not read, and that no other part reads."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of a source, before decoding."""
+
+    rows: list[Row]
+    given: bool = False
+    """Whether a column has split them already."""
+    notes: tuple[str, ...] = ()
+
+
 class _Listing(BaseModel):
     """What was fetched, for preparation later: kept beside the raw copies."""
 
@@ -64,9 +78,10 @@ class _Listing(BaseModel):
 class Photographs(Source):
     """Settings of a source of a user's own images; short form ``kind:PATH``, ``kind:PATH#train``, ``kind:PATH#test``.
 
-    Where the data come with splits, ``split`` picks one. Where they don't, it draws one: ``fraction`` of the images,
-    chosen by a hash of each one's name and the seed, are the test part, and what is added later moves nothing.
-    Without ``split``, all images are used.
+    Where the data come with a train or a test part, ``split`` picks one, complete. Where they come with neither, it
+    draws one, and a note says so: ``fraction`` of the images, chosen by a hash of each one's name and the seed, are the
+    test part, and what is added later moves nothing. ``share`` draws from the part that is picked, or from all:
+    ``kind:PATH#train[:80%]``. Without ``split`` and ``share``, all images are used.
     """
 
     path: str = Field(min_length=1)
@@ -75,6 +90,8 @@ class Photographs(Source):
     """The path that a drawn split goes by, where the files have come from there; by default ``path``."""
     split: Split | None = None
     fraction: float = Field(default=0.2, gt=0, lt=1)
+    share: str | None = None
+    """A drawn share: ``[:80%]``, ``[80%:]``, ``[20%:80%]``."""
     caption: str | None = None
     """Name of the column of captions; by default a usual one."""
     label: str | None = None
@@ -93,6 +110,11 @@ class Photographs(Source):
             raise ValueError("must hold {} once, where the class name goes")
         return value
 
+    @field_validator("share")
+    @classmethod
+    def _readable_share(cls, value: str | None) -> str | None:
+        return None if value is None else str(Share.parse(value))
+
     @field_validator("classes", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -100,8 +122,12 @@ class Photographs(Source):
 
     @classmethod
     def from_text(cls, what: str) -> dict[str, Any]:
-        path, mark, split = what.rpartition("#")
-        return {"path": path, "split": split} if mark else {"path": what}
+        path, mark, part = what.rpartition("#")
+        if not mark:
+            return {"path": what}
+        split, bracket, share = part.partition("[")
+        settings = {"path": path, "split": split} if split or not bracket else {"path": path}
+        return settings | ({"share": bracket + share} if bracket else {})
 
     @property
     def store(self) -> str:
@@ -128,14 +154,14 @@ class Photographs(Source):
         if not (project / self.path).exists() and captured.pointer(project, self.path):
             return  # it was looked at as it arrived, and comes out of the store when its step runs
         path = self.location(project)
-        self.sound(path, self.find(path)[0], refuse)
+        self.sound(path, self._regular(path, self.find(path).files, refuse), refuse)
 
     @abstractmethod
-    def find(self, path: Path) -> tuple[list[Path], bool]:
-        """The files of the split at the user's place, sorted, and whether they are split so already.
+    def find(self, path: Path) -> Selection:
+        """The files of the part that was asked for, at the user's place.
 
         Raises:
-            UserError: there are none, or there are splits and none was picked.
+            UserError: there are none, or there are parts and none was picked.
         """
 
     def sound(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:  # noqa: ARG002 - most kinds agree
@@ -145,41 +171,59 @@ class Photographs(Source):
         """
         return found
 
+    def _regular(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:
+        """Those of some files that are regular files of readable names; the rest is complained of."""
+        regular = []
+        for file in found:
+            if problem := listing.fault(file):
+                complain(f"{self.kind}: {self.shown(file, path)}: {problem}")
+            else:
+                regular.append(file)
+        return regular
+
+    def shown(self, file: Path, path: Path) -> str:
+        """What messages call a file at the user's ``path``: as params.yaml names it."""
+        return Path(self.path).as_posix() if file == path else (Path(self.path) / file.relative_to(path)).as_posix()
+
     @abstractmethod
-    def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
-        """All rows of the raw copies of the files found, and whether a column splits them already.
+    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
+        """All rows of the raw copies of the files found.
 
         ``home`` is the raw copy's root. Loads no images.
         """
 
-    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> None:
-        """Copy what the files found refer to."""
+    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
+        """Copy what the files found refer to; returns the files copied."""
+        return ()
 
     def fetch(self, into: Path, outside: Outside) -> None:
         path = self.location(outside.project)
-        found, given = self.find(path)
-        found = self.sound(path, found, outside.complain)
+        selection = self.find(path)
+        found = self.sound(path, self._regular(path, selection.files, outside.complain), outside.complain)
         home = path if path.is_dir() else path.parent
         for done, file in enumerate(found, start=1):
             files.copy(file, into / self.store / file.relative_to(home))
             outside.progress(f"copying {self.path}", done, len(found))
-        self.fetch_more(home, found, into / self.store, outside)
-        listing = _Listing(given=given, files=[file.relative_to(home).as_posix() for file in found])
-        (into / f"{self.store}.json").write_text(listing.model_dump_json(indent=1) + "\n")
+        more = {os.path.realpath(file) for file in self.fetch_more(home, found, into / self.store, outside)}
+        record = _Listing(given=selection.given, files=[file.relative_to(home).as_posix() for file in found])
+        (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n")
+        sentence = listing.left_out(file for file in selection.left_out if os.path.realpath(file) not in more)
+        for note in (*selection.notes, *([sentence] if sentence else ())):
+            outside.note(f"{self.kind}: {self.path}: {note}")
 
     def moved(self, raw: Path, folder: Path, path: str) -> Photographs:
         """Move the raw copies that `fetch` left in ``raw`` to ``folder``, which a project has at ``path``.
 
         Returns the source that reads the very same samples from there, without the files of another split.
         """
-        listing = self._listing(raw)
+        listed = self._listing(raw)
         folder.parent.mkdir(parents=True, exist_ok=True)
         (raw / self.store).rename(folder)
-        given = listing.given
-        tops = {name.split("/")[0] for name in listing.files}
+        given = listed.given
+        tops = {name.split("/")[0] for name in listed.files}
         if given and len(tops) == 1 and (folder / min(tops)).is_dir():
             path = f"{path}/{min(tops)}"
-        drawn_as = (self.drawn_as or self.path) if self.split and not given else None
+        drawn_as = (self.drawn_as or self.path) if self.share or (self.split and not given) else None
         return self.model_copy(update={"path": path, "split": None if given else self.split, "drawn_as": drawn_as})
 
     def _listing(self, raw: Path) -> _Listing:
@@ -190,17 +234,20 @@ class Photographs(Source):
             raise UserError(f"{path}: missing or damaged; fetch the arrival again") from None
 
     def read(self, raw: Path, context: Context) -> Reading:
-        listing = self._listing(raw)
+        listed = self._listing(raw)
+        what = f"{self.kind}: {self.path}"
         home = (raw / self.store).absolute()  # as the paths that come back out of a table are
-        rows, split = self.rows(home, [home / name for name in listing.files], context.scratch)
-        names = self.selected((row.class_name for row in rows), f"{self.kind}: {self.path}")
-        rows = [row for row in rows if row.class_name in names]
-        given = listing.given or split
-        if self.split is not None and not given:
-            rows = [row for row in rows if drawn(row.group, context.seed, self.fraction) == self.split]
+        table = self.rows(home, [home / name for name in listed.files], context)
+        for note in table.notes:
+            context.note(f"{what}: {note}")
+        names = self.selected((row.class_name for row in table.rows), what)
+        rows = [row for row in table.rows if row.class_name in names]
+        rows = self._drawn(rows, context, given=listed.given or table.given, what=what)
         for row in rows:
             if row.wordless:
                 context.complain(f"{row.id}: has neither a caption nor a class; name the column with caption or label")
+            elif row.caption and len(row.caption) > context.limits.cell_characters:
+                context.complain(f"{row.id}: its caption has more than {context.limits.cell_characters} characters")
         rows = [row for row in rows if not row.wordless]
         return Reading(
             count=len(rows),
@@ -211,8 +258,23 @@ class Photographs(Source):
             texts=tuple((self._caption(row), row.class_name) for row in rows),
         )
 
+    def _drawn(self, rows: list[Row], context: Context, *, given: bool, what: str) -> list[Row]:
+        """The rows of the share that was asked for, if any."""
+        if self.share is not None:
+            if self.split == "test" and not given:
+                raise UserError(f"{what}: has no test part; draw one from all of it with #train[80%:]")
+            share, asked = Share.parse(self.share), f"{self.share} of {'the part' if given else 'all of it'}"
+            chosen = [row for row in rows if share.holds(row.group, context.seed)]
+        elif self.split is not None and not given:
+            asked = f"it comes without a train and a test part, so #{self.split} is a drawn share"
+            chosen = [row for row in rows if drawn(row.group, context.seed, self.fraction) == self.split]
+        else:
+            return rows
+        context.note(f"{what}: {asked}: {len(chosen)} of {len(rows)} samples")
+        return chosen
+
     def _caption(self, row: Row) -> str:
-        return row.caption or self.template.format(row.class_name)
+        return row.caption or self.template.replace("{}", row.class_name or "")
 
     def _examples(self, rows: Sequence[Row], context: Context) -> Iterator[Example]:
         def decode(row: Row) -> np.ndarray | str:
@@ -233,42 +295,23 @@ class Photographs(Source):
                         yield Example(row.id, image, self._caption(row), row.class_name)
 
 
-def drawn(name: str, seed: int, fraction: float) -> Split:
-    """The side on which an image falls, by a hash of its name and the seed alone."""
-    position = derive(seed, "split", name)
-    return "test" if position < fraction * 2**64 else "train"
+def part_of_files(found: list[Path], source: Photographs) -> Selection:
+    """Those of some files whose names begin with the part that was asked for; what is in no part is left out."""
+    parts, of_file = parts_of_files(found)
+    what = f"{source.kind}: {source.path}"
+    name = parts.pick(source.split, what)
+    if name is None:
+        return Selection(found)
+    outside_parts = [file for file in found if of_file[file] is None]
+    return Selection(
+        [file for file in found if of_file[file] == name],
+        given=True,
+        notes=(*other_parts(parts), *(f"left out: {file.name}, which is of no part" for file in outside_parts)),
+    )
 
 
-def given_splits(names: Sequence[str]) -> dict[Split, str]:
-    """Which of some names (of folders, or in front of file names) are splits; empty unless there are both."""
-    by_name = {name.lower(): name for name in names}
-    found: dict[Split, str] = {}
-    for split, usual in SPLIT_NAMES.items():
-        if match := next((by_name[name] for name in usual if name in by_name), None):
-            found[split] = match
-    return found if len(found) == len(SPLIT_NAMES) else {}
-
-
-def pick(splits: dict[Split, str], split: Split | None, what: str) -> str | None:
-    """The given split that was asked for, None where there are no splits.
-
-    Raises:
-        UserError: there are splits and none was picked, so that a test part might be trained on.
-    """
-    if splits and split is None:
-        raise UserError(f"{what}: has the parts {' and '.join(splits.values())}; pick one with #train or #test")
-    return splits[split] if splits and split else None
-
-
-def in_split(found: list[Path], source: Photographs, path: Path) -> tuple[list[Path], bool]:
-    """Those of some files whose names start with the name of the split asked for; and whether they are split so."""
-    if not path.is_dir():
-        return found, False
-    starts = [name for names in SPLIT_NAMES.values() for name in names if any(_starts(p, name) for p in found)]
-    start = pick(given_splits(starts), source.split, f"{source.kind}: {source.path}")
-    return ([p for p in found if _starts(p, start)], True) if start else (found, False)
-
-
-def _starts(file: Path, word: str) -> bool:
-    rest = file.name.lower().removeprefix(word)
-    return rest != file.name.lower() and not rest[:1].isalpha()
+def other_parts(parts: Parts) -> tuple[str, ...]:
+    """A note on parts that neither ``#train`` nor ``#test`` reads."""
+    if not parts.others:
+        return ()
+    return (f"left out: {', '.join(parts.others)}, for #test reads {parts.names['test']}",)

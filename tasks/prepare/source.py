@@ -13,11 +13,15 @@ from pydantic import field_validator
 
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
-from tasks.params import Settings
+from tasks.params import Limits, Settings
 from tasks.progress import Progress
 
 Complain = Callable[[str], None]
 """Hears what is wrong with a part of the data; where it returns, that part is left out and the rest is looked at."""
+
+
+Note = Callable[[str], None]
+"""Hears what a person should know of the data, and need not mend: what is left out, or drawn."""
 
 
 def refuse(problem: str) -> None:
@@ -27,6 +31,10 @@ def refuse(problem: str) -> None:
         UserError: always.
     """
     raise UserError(problem)
+
+
+def unheard(note: str) -> None:
+    """How to note where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Outside:
     seed: int
     progress: Progress
     complain: Complain = refuse
+    note: Note = unheard
+    limits: Limits = field(default_factory=Limits)
+    inside: bool = False
+    """Whether tables may name images below their own folder alone: the data come from somebody else."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ class Context:
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
     """What sources keep between readings of one node call, by a key that starts with their kind."""
     complain: Complain = field(default=refuse, repr=False)
+    note: Note = field(default=unheard, repr=False)
+    limits: Limits = field(default_factory=Limits, repr=False)
 
 
 @dataclass(frozen=True)

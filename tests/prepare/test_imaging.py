@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.errors import UserError
+from tasks.params import Limits
 from tasks.prepare.imaging import decode
 from tasks.prepare.source import Context
 from tests.prepare.conftest import picture
@@ -87,3 +88,41 @@ def test_what_is_no_image_is_named() -> None:
         decode(encoded(picture(1))[:-60], CONTEXT, "cat/1.png")
     with pytest.raises(UserError, match=r"cat/1\.png: not an image"):
         decode(b"", CONTEXT, "cat/1.png")
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels), "TIFF")
+
+
+def test_floating_point_images_keep_their_values() -> None:
+    ramp = np.linspace(0, 1, 40 * 40, dtype=np.float32).reshape(40, 40)
+    images = [decode(tiff(ramp * white), CONTEXT, "x").astype(int) for white in (1, 255, 65535)]
+    assert max(np.abs(image - images[0]).max() for image in images) <= 1
+    assert images[0].max() > 230
+
+
+@pytest.mark.parametrize("values", [(0, np.nan), (0, np.inf), (-1, 1), (0, 1.5), (0, 1e6)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_floating_point_images_of_an_unclear_range_are_refused(values: tuple[float, float], dtype: type) -> None:
+    pixels = np.zeros((40, 40), dtype=dtype)
+    pixels[0, 0], pixels[1, 1] = values
+    with pytest.raises(UserError, match=r"a\.tiff: (holds values|not an image)"):
+        decode(tiff(pixels), CONTEXT, "a.tiff")
+
+
+def test_whole_numbers_beyond_16_bits_are_refused() -> None:
+    for values in ((0, 70000), (-3, 10)):
+        pixels = np.zeros((40, 40), dtype=np.int32)
+        pixels[0, 0], pixels[1, 1] = values
+        with pytest.raises(UserError, match="a range of no known white"):
+            decode(tiff(pixels), CONTEXT, "a.tiff")
+
+
+def test_pixels_are_limited_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    context = replace(CONTEXT, limits=Limits(image_pixels=1000))
+    with pytest.raises(UserError, match=r"x: has 48 x 40 pixels, more than 1000 \(limits\.image_pixels in params"):
+        decode(encoded(picture(1)), context, "x")
+    with pytest.raises(UserError, match="is 1 x 900 pixels, too narrow to be resized"):
+        decode(encoded(Image.new("L", (1, 900))), context, "x")
+    decode(encoded(Image.new("1", (10_000, 10_000))), CONTEXT, "x")  # Pillow warns from 90 million on
+    assert not recwarn.list

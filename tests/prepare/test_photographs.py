@@ -26,7 +26,9 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.model.datasets import Dataset
-from tasks.prepare.photographs import drawn
+from tasks.prepare import notes_on
+from tasks.prepare.registry import parse
+from tasks.prepare.splits import drawn
 from tests.prepare.conftest import arrival, image_folder, params, picture
 
 ROOT = Path(__file__).parents[2]
@@ -437,3 +439,96 @@ def test_a_large_photograph(prepare: Prepare, project: Path) -> None:
     (project / "photos/cat").mkdir(parents=True)
     Image.new("RGB", (3000, 2000), (10, 200, 30)).save(project / "photos/cat/1.jpg")
     assert abs(prepare("images:photos").images[0].astype(int) - [10, 200, 30]).max() <= 3
+
+
+# --- parts and shares -----------------------------------------------------------------------------------------------
+
+
+def drawn_notes(project: Path) -> list[str]:
+    return notes_on(project / "data/raw/arrival")
+
+
+def test_a_train_part_alone_is_read_in_full(prepare: Prepare, project: Path) -> None:
+    """As Hugging Face writes a data set without a test part."""
+    image_folder(project / "d/train", {"cat": 20, "dog": 20})
+    (project / "t").mkdir()
+    (project / "tars").mkdir()
+    rows = [{"image": f"../d/train/cat/{i:02d}.png", "text": f"n{i}"} for i in range(6)]
+    write_csv(project / "t/train-00000-of-00001.csv", rows)
+    write_csv(project / "s.csv", [{**row, "image": row["image"][3:], "split": "train"} for row in rows])
+    write_tar(project / "tars/train-0.tar", [{"png": png(i), "txt": b"x"} for i in range(6)])
+    for source, count in (("images:d", 40), ("table:t", 6), ("table:s.csv", 6), ("webdataset:tars", 6)):
+        assert len(prepare(f"{source}#train")) == count
+        assert drawn_notes(project) == []
+        assert len(prepare(source)) == count
+        with pytest.raises(UserError, match=r"has the part train and no test part; .*#train\[:80%\]"):
+            prepare(f"{source}#test")
+
+
+def test_a_drawn_share_is_noted(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "photos", {"cat": 20, "dog": 20})
+    count = len(prepare("images:photos#train"))
+    assert drawn_notes(project) == [
+        f"images: photos: it comes without a train and a test part, so #train is a drawn share: {count} of 40 samples"
+    ]
+    assert len(prepare("images:photos#train[:80%]")) == count
+    assert drawn_notes(project) == [f"images: photos: [:80%] of all of it: {count} of 40 samples"]
+
+
+@pytest.mark.parametrize("edge", ["80%", "50%", "12.5%"])
+def test_two_shares_are_all_of_a_part(prepare: Prepare, project: Path, edge: str) -> None:
+    image_folder(project / "d/train", {"cat": 30, "dog": 30})
+    image_folder(project / "d/test", {"cat": 2, "dog": 2}, start=90)
+    below, above = (set(prepare(f"images:d#train[{share}]").ids) for share in (f":{edge}", f"{edge}:"))
+    assert not below & above
+    assert len(below | above) == 60
+    assert abs(len(below) / 60 - float(edge[:-1]) / 100) < 0.2
+
+
+def test_a_share_agrees_with_the_drawn_parts(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "p", {"cat": 20, "dog": 20})
+    assert prepare("images:p#train").ids == prepare("images:p#train[:80%]").ids
+    assert prepare("images:p#test").ids == prepare("images:p#train[80%:]").ids
+    assert prepare("images:p#test").ids == prepare({"source": "images", "path": "p", "share": "80%:"}).ids
+    with pytest.raises(UserError, match=r"has no test part; draw one from all of it with #train\[80%:\]"):
+        prepare("images:p#test[:50%]")
+
+
+@pytest.mark.parametrize("share", ["[:120%]", "[50%:20%]", "[:80]", "[80%]", "[a:b]", "[:0%]", "[]"])
+def test_a_wrong_share_is_named(share: str) -> None:
+    with pytest.raises(UserError, match=r"share: a share (is written|goes from)"):
+        parse(f"images:p#train{share}", "x")
+
+
+def test_dev_is_a_test_part_and_other_folders_are_counted(
+    prepare: Prepare, prepare_test: Prepare, project: Path
+) -> None:
+    image_folder(project / "d/train", {"cat": 3})
+    image_folder(project / "d/dev", {"cat": 2}, start=20)
+    with pytest.raises(UserError, match="has the parts train and dev; pick one"):
+        prepare("images:d")
+    image_folder(project / "d/extra", {"cat": 4}, start=30)
+    assert len(prepare("images:d#train")) == 3
+    assert drawn_notes(project) == ["images: d: left out: 4 .png"]
+    assert len(prepare_test("images:d#test")) == 2
+    shutil.rmtree(project / "d/dev")
+    with pytest.raises(UserError, match="has the part train, and beside it the folders extra"):
+        prepare("images:d#train")
+
+
+def test_a_class_may_be_called_train(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "vehicles", {"bus": 2, "train": 3})
+    assert Counter(pairs(prepare("images:vehicles")).values()) == {"bus": 2, "train": 3}
+    image_folder(project / "one", {"train": 3})
+    assert prepare("images:one").card.classes == ("train",)
+
+
+def test_rows_of_another_split_are_counted(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "x", {"a": 6})
+    splits = ["train", "train", "val", "extra", "extra", ""]
+    write_csv(project / "t.csv", [{"image": f"x/a/{i:02d}.png", "text": "x", "split": s} for i, s in enumerate(splits)])
+    assert len(prepare("table:t.csv#train")) == 2
+    assert drawn_notes(project) == [
+        "table: t.csv: left out: 2 rows whose split is 'extra'",
+        "table: t.csv: left out: 1 rows whose split is None",
+    ]

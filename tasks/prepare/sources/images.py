@@ -1,24 +1,25 @@
 """``images``: a folder of image files; the folder that an image lies in is its class.
 
-Short form ``images:PATH``, ``images:PATH#train``, ``images:PATH#test``; settings: `Photographs`. Given splits are two
-folders ``train`` and ``test`` (or validation) at the top. A metadata.csv, .jsonl or .parquet with a column
-``file_name`` gives captions or classes instead, as in Hugging Face's ``imagefolder``.
+Short form ``images:PATH``, ``images:PATH#train``, ``images:PATH#test``; settings: `Photographs`, and ``class_level``:
+where images lie in folders within folders, at different depths, whether the ``first`` folder or the ``last`` is the
+class. Given parts are two folders ``train`` and ``test`` (or validation, dev) at the top, or one of them alone. A
+metadata.csv, .jsonl or .parquet with a column ``file_name`` gives captions or classes instead.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tasks.errors import UserError
-from tasks.prepare import hugging
-from tasks.prepare.photographs import CAPTION_COLUMNS, LABEL_COLUMNS, Photographs, Row, given_splits, pick
-from tasks.prepare.source import Complain
+from tasks.prepare import listing, tables
+from tasks.prepare.photographs import Photographs, Row, Rows, Selection, other_parts
+from tasks.prepare.source import Complain, Context
+from tasks.prepare.splits import Parts, parts_among
 
-EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_COLUMNS = ("file_name", "image_file_name", *tables.IMAGE)
 
 
 class Images(Photographs):
@@ -26,67 +27,158 @@ class Images(Photographs):
 
     kind: ClassVar[str] = "images"
 
+    class_level: Literal["first", "last"] | None = None
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return path.is_dir() and any(found.suffix.lower() in EXTENSIONS for found in _walk(path))
+        return path.is_dir() and any(listing.is_image(file) for file in listing.walk(path))
 
-    def find(self, path: Path) -> tuple[list[Path], bool]:
+    def find(self, path: Path) -> Selection:
         if not path.is_dir():
             raise UserError(f"images: {self.path}: not a folder")
-        top, split = self._top(path)
-        found = sorted(p for p in _walk(top) if p.suffix.lower() in EXTENSIONS or p.name in METADATA)
+        parts = self._parts(path)
+        name = parts.pick(self.split, f"images: {self.path}")
+        top = path / name if name else path
+        there = listing.walk(top)
+        found = [file for file in there if listing.is_image(file) or file.name in METADATA]
+        beside = [] if name is None else [
+            file
+            for entry in sorted(path.iterdir())
+            if not listing.is_hidden(entry.name) and entry.name not in (*parts.names.values(), *parts.others)
+            for file in (listing.walk(entry) if entry.is_dir() else [entry])
+        ]  # fmt: skip
+        left = (*(file for file in there if file not in set(found)), *beside)
         if not found:
-            raise UserError(f"images: {self._shown(top, path)}: holds no images ({', '.join(sorted(EXTENSIONS))})")
-        return found, split is not None
+            sentence = listing.left_out(left)
+            raise UserError(
+                f"images: {self.shown(top, path)}: holds no images ({', '.join(sorted(listing.image_extensions()))})"
+                + (f"; {sentence}" if sentence else "")
+            )
+        return Selection(sorted(found), name is not None, left, other_parts(parts))
+
+    def _parts(self, path: Path) -> Parts:
+        """The parts among the folders at the top; a train or a test folder alone is one where it holds folders only."""
+        names = [entry.name for entry in path.iterdir() if entry.is_dir() and not listing.is_hidden(entry.name)]
+        parts = parts_among(names)
+        if parts.complete or not parts.names:
+            return parts
+        (name,) = parts.names.values()
+        holds_classes = all(file.parent != path / name for file in listing.walk(path / name) if listing.is_image(file))
+        if not holds_classes:
+            return Parts({})
+        if len(names) == 1:
+            return parts
+        if self.split is not None:
+            others = ", ".join(sorted(one for one in names if one != name))
+            raise UserError(
+                f"images: {self.path}: has the part {name}, and beside it the folders {others}; which of them are the "
+                "other part? Name one path for each part"
+            )
+        return Parts({})
 
     def sound(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:
-        if any(p.name in METADATA for p in found):
+        if any(file.name in METADATA for file in found):
             return found
-        top, _ = self._top(path)
-        for file in found:
-            if file.parent == top:
-                complain(f"images: {self._shown(file, path)}: lies outside any class folder; move it into one")
-        for folder in sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+        top = self._top(path)
+        inside = [file for file in found if file.parent != top]
+        loose = [file for file in found if file.parent == top]
+        if loose and not inside:
+            complain(
+                f"images: {self.shown(top, path)}: holds {len(loose)} images and no class folders; move each into a "
+                "folder of its class's name, or add a metadata.csv with the columns file_name and caption"
+            )
+            return []
+        for file in loose:
+            complain(f"images: {self.shown(file, path)}: lies outside any class folder; move it into one")
+        folders = sorted(entry for entry in top.iterdir() if entry.is_dir() and not listing.is_hidden(entry.name))
+        for folder in folders:
             if not any(file.is_relative_to(folder) for file in found):
-                complain(f"images: {self._shown(folder, path)}: the class folder holds no images; remove it")
-        names = self.selected((_spoken(p.parent.name) for p in found if p.parent != top), f"images: {self.path}")
-        return [p for p in found if p.parent != top and _spoken(p.parent.name) in names]
+                complain(f"images: {self.shown(folder, path)}: the class folder holds no images; remove it")
+        if mixed := self._mixed_depths(inside, top, path):
+            complain(mixed)
+            return []
+        names = self.selected((self._class_of(file, top) for file in inside), f"images: {self.path}")
+        return [file for file in inside if self._class_of(file, top) in names]
 
-    def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
-        table = hugging.load("imagefolder", found, scratch, f"images: {self.path}")
-        what = f"images: {self.path}"
-        captions = hugging.texts(table, hugging.find_column(table, self.caption, CAPTION_COLUMNS, what), (), what)
-        column = hugging.find_column(table, self.label, LABEL_COLUMNS, what)
-        classes = hugging.texts(table, column, self.classes, what)
-        rows = []
-        for image, caption, name in zip(table["image"], captions, classes, strict=True):
-            file = Path(image["path"])
-            shown, spoken = self._shown(file, home), name
-            if name and column == "label":  # a folder's name
-                spoken = _spoken(name)
-            group = (Path(self.drawn_as or self.path) / file.relative_to(home)).as_posix()
-            rows.append(Row(shown, group, caption, spoken, file.read_bytes))
-        return sorted(rows, key=lambda row: row.id), False
+    def _mixed_depths(self, inside: Sequence[Path], top: Path, path: Path) -> str | None:
+        """What is wrong where images lie at different depths and nobody has said which folder is the class."""
+        by_depth = {len(file.relative_to(top).parts): file for file in reversed(inside)}
+        if len(by_depth) < 2 or self.class_level:
+            return None
+        shallow, deep = by_depth[min(by_depth)], by_depth[max(by_depth)]
+        first, last = _spoken(deep.relative_to(top).parts[0]), _spoken(deep.parent.name)
+        return (
+            f"images: {self.path}: images lie at different depths ({self.shown(shallow, path)} and "
+            f"{self.shown(deep, path)}): the class of the second is {first!r} with class_level: first, and {last!r} "
+            f"with class_level: last; write {{source: images, path: {self.path}, class_level: first}}"
+        )
 
-    def _top(self, path: Path) -> tuple[Path, str | None]:
-        """Where the class folders lie, and the name of the split that this is, if there are splits."""
-        splits = given_splits([p.name for p in path.iterdir() if p.is_dir()])
-        split = pick(splits, self.split, f"images: {self.path}")
-        return (path / split if split else path), split
+    def _class_of(self, file: Path, top: Path) -> str:
+        return _spoken(file.relative_to(top).parts[0] if self.class_level == "first" else file.parent.name)
 
-    def _shown(self, file: Path, path: Path) -> str:
-        return (Path(self.path) / file.relative_to(path)).as_posix()
+    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
+        metadata = [file for file in found if file.name in METADATA]
+        images = [file for file in found if file.name not in METADATA]
+        notes: list[str] = []
+        if metadata:
+            rows, notes = self._described(home, metadata, images, context)
+        else:
+            for column in (self.caption, self.label):
+                if column is not None:
+                    raise UserError(f"images: {self.path}: no column {column!r}; there is no metadata.csv")
+            top = self._top(home)
+            of_file = {file: self._class_of(file, top) for file in images}
+            names = sorted(set(of_file.values()))
+            if self.classes:  # the folders' names in order are numbers into it
+                named = tables.as_class_names(range(len(names)), self.classes, f"images: {self.path}: class folders")
+                renamed = dict(zip(names, named, strict=True))
+                rows = [self._row(home, file, None, renamed[name]) for file, name in of_file.items()]
+            else:
+                rows = [self._row(home, file, None, name) for file, name in of_file.items()]
+        return Rows(sorted(rows, key=lambda row: row.id), notes=tuple(notes))
+
+    def _described(
+        self, home: Path, metadata: Sequence[Path], images: Sequence[Path], context: Context
+    ) -> tuple[list[Row], list[str]]:
+        """The images that metadata files name, each relative to its own folder, and notes on the others."""
+        rows: list[Row] = []
+        notes: list[str] = []
+        known, named = set(images), set[Path]()
+        for file in metadata:
+            what = f"images: {self.shown(file, home)}"
+            table = tables.load([file], context.scratch, what, context.limits.cell_characters)
+            notes += tables.notes(table)
+            column = tables.find(table, None, FILE_COLUMNS, what)
+            if column is None:
+                raise UserError(f"{what}: no column file_name among {', '.join(table.column_names)}")
+            captions = tables.captions(table, tables.find(table, self.caption, tables.CAPTION, what), what)
+            label = tables.find(table, self.label, tables.LABEL, what)
+            classes = tables.class_names(table, label, self.classes, what)
+            for number, (name, caption, spoken) in enumerate(
+                zip(table[column], captions, classes, strict=True), start=1
+            ):
+                image = file.parent / str(name or "").replace("\\", "/")
+                if image not in known:
+                    context.complain(f"{what}:{number}: names the image {name!r}, and there is no such image")
+                    continue
+                named.add(image)
+                rows.append(self._row(home, image, caption, _spoken(spoken) if spoken and label == "label" else spoken))
+        if sentence := listing.left_out(known - named):
+            notes.append(
+                f"{sentence}: images that {' and '.join(dict.fromkeys(t.name for t in metadata))} does not name"
+            )
+        return rows, notes
+
+    def _row(self, home: Path, file: Path, caption: str | None, name: str | None) -> Row:
+        group = (Path(self.drawn_as or self.path) / file.relative_to(home)).as_posix()
+        return Row(self.shown(file, home), group, caption, name, file.read_bytes)
+
+    def _top(self, path: Path) -> Path:
+        """Where the class folders lie."""
+        name = self._parts(path).pick(self.split, f"images: {self.path}")
+        return path / name if name else path
 
 
 def _spoken(folder: str) -> str:
     """The class that a folder is named after."""
     return folder.replace("_", " ")
-
-
-def _walk(folder: Path) -> list[Path]:
-    """All files below a folder, except hidden ones and what archive programs leave behind."""
-    found = []
-    for parent, names, entries in os.walk(folder):
-        names[:] = sorted(n for n in names if not n.startswith((".", "__")))
-        found += [Path(parent, entry) for entry in entries if not entry.startswith(".")]
-    return found

@@ -1,8 +1,9 @@
 """``table``: a CSV, TSV, JSON-lines or Parquet file (or a folder of such) with images, captions and classes.
 
 Short form ``table:PATH``, ``table:PATH#train``, ``table:PATH#test``; settings: `Photographs`, and ``image``, the column
-of images: paths (relative to the file), or the encoded images themselves in Parquet. Given splits are files that start
-with ``train`` and ``test`` (or validation), or a column ``split`` (``split_column``) with those words.
+of images: paths (relative to the file), or the encoded images themselves in Parquet. Given parts are files that start
+with ``train`` and ``test`` (or validation, dev), or a column ``split`` (``split_column``) with those words. ``quoted``
+says whether ``"`` quotes cells: by default in CSV and not in TSV.
 """
 
 from __future__ import annotations
@@ -10,74 +11,83 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from tasks.errors import UserError
-from tasks.prepare import files, hugging
-from tasks.prepare.photographs import CAPTION_COLUMNS, LABEL_COLUMNS, Photographs, Row, given_splits, in_split, pick
-from tasks.prepare.source import Outside
-
-if TYPE_CHECKING:
-    import datasets
-
-IMAGE_COLUMNS = ("image", "img", "path", "file_name", "filename", "filepath", "image_path")
-FORMATS: dict[str, hugging.Format] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-}
+from tasks.prepare import files, hugging, listing, tables
+from tasks.prepare.photographs import Photographs, Row, Rows, Selection, other_parts, part_of_files
+from tasks.prepare.source import Context, Outside
+from tasks.prepare.splits import parts_among
+from tasks.prepare.tables import FORMATS, Table
 
 
-class Table(Photographs):
+class TableSource(Photographs):
     """See the module's docstring."""
 
     kind: ClassVar[str] = "table"
 
     image: str | None = None
     split_column: str | None = None
+    quoted: bool | None = None
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
         if path.is_file():
             return path.suffix.lower() in FORMATS
-        return any(p.suffix.lower() in FORMATS and p.stem != "metadata" for p in path.iterdir())
+        return any(_is_table(file) and file.stem != "metadata" for file in path.iterdir())
 
-    def find(self, path: Path) -> tuple[list[Path], bool]:
-        found = sorted(path.iterdir()) if path.is_dir() else [path]
-        found = [p for p in found if p.suffix.lower() in FORMATS and not p.name.startswith(".")]
+    def find(self, path: Path) -> Selection:
+        if not path.is_dir():
+            found, left = [path] if _is_table(path) else [], []
+        else:
+            there = listing.walk(path)
+            found = [file for file in there if _is_table(file) and file.parent == path]
+            found = found or [file for file in there if _is_table(file)]  # as in data/train-00000-of-00001.parquet
+            left = [file for file in there if file not in set(found)]
         if not found:
             raise UserError(f"table: {self.path}: no table there; {', '.join(FORMATS)} are read")
-        if len({FORMATS[p.suffix.lower()] for p in found}) > 1:
+        if len({FORMATS[file.suffix.lower()] for file in found}) > 1:
             raise UserError(f"table: {self.path}: holds tables of several formats; name one file")
-        return in_split(found, self, path)
+        chosen = part_of_files(sorted(found), self)
+        return Selection(chosen.files, chosen.given, tuple(left), chosen.notes)
 
-    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> None:
+    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:
         outside.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=outside.cache, prefix=".table-") as scratch:
-            images = self._images(self._load(found, Path(scratch)))
+            images = self._images(self._load(found, Path(scratch), outside.limits.cell_characters))
             named = list(dict.fromkeys(v for v in images if isinstance(v, str) and v))
+        copied = []
         for done, name in enumerate(named, start=1):
             image = _there(home, name)
-            if image is None:
-                outside.complain(self._absent(name))
+            if outside.inside and _stored(name).startswith("elsewhere/"):
+                outside.complain(
+                    f"table: {self.path}: names the image {name!r}, which lies outside of it; put it inside"
+                )
+            elif image is None:
+                outside.complain(self._absent(name, home))
             else:
                 files.copy(image, target / _stored(name))
+                copied.append(image)
             outside.progress(f"copying images of {self.path}", done, len(named))
+        return copied
 
-    def rows(self, home: Path, found: Sequence[Path], scratch: Path) -> tuple[list[Row], bool]:
+    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
         what = f"table: {self.path}"
-        table = self._load(found, scratch)
-        captions = hugging.texts(table, hugging.find_column(table, self.caption, CAPTION_COLUMNS, what), (), what)
-        label = hugging.find_column(table, self.label, LABEL_COLUMNS, what)
-        classes = hugging.texts(table, label, self.classes, what)
-        column = hugging.find_column(table, self.split_column, ("split",), what)
-        splits = hugging.texts(table, column, (), what)
-        chosen = pick(given_splits([s for s in dict.fromkeys(splits) if s]), self.split, what)
+        table = self._load(found, context.scratch, context.limits.cell_characters)
+        captions = tables.captions(table, tables.find(table, self.caption, tables.CAPTION, what), what)
+        label = tables.find(table, self.label, tables.LABEL, what)
+        classes = tables.class_names(table, label, self.classes, what)
+        column = tables.find(table, self.split_column, ("split",), what)
+        splits = tables.captions(table, column, what)
+        parts = parts_among(dict.fromkeys(part for part in splits if part))
+        chosen = parts.pick(self.split, what) if column and (self.split or parts.complete) else None
+        notes = [*tables.notes(table), *(other_parts(parts) if chosen else ())]
+        if chosen is not None:
+            notes += _of_no_part(splits, {*parts.names.values(), *parts.others})
         images = self._images(table)
         rows = []
         for number, (image, caption, name, split) in enumerate(zip(images, captions, classes, splits, strict=True)):
@@ -86,27 +96,36 @@ class Table(Photographs):
             shown = f"{self.path}:{number + 1}"
             if isinstance(image, str) and image:
                 rows.append(Row(shown, image, caption, name, partial(self._load_image, home, image)))
-            else:
+                continue
+            try:
                 data = hugging.encoded(image, shown)
-                load = partial(hugging.encoded_at, images, number, shown)
-                rows.append(Row(shown, hashlib.sha256(data).hexdigest(), caption, name, load))
-        return rows, chosen is not None
+            except UserError as error:
+                context.complain(str(error))
+                continue
+            load = partial(hugging.encoded_at, images, number, shown)
+            rows.append(Row(shown, hashlib.sha256(data).hexdigest(), caption, name, load))
+        return Rows(rows, chosen is not None, tuple(notes))
 
     def _load_image(self, home: Path, name: str) -> bytes:
         try:
             return (home / _stored(name)).read_bytes()
         except FileNotFoundError:
-            raise UserError(self._absent(name)) from None
+            raise UserError(self._absent(name, home)) from None
 
-    def _absent(self, name: str) -> str:
-        return f"table: {self.path}: names the image {name!r}, and there is no such file"
+    def _absent(self, name: str, home: Path) -> str:
+        try:
+            problem = listing.fault(home / name) or "cannot be read"
+        except ValueError:  # a null byte
+            problem = "is no name of a file"
+        reason = "and there is no such file" if problem == "no such file" else f"which {problem}"
+        return f"table: {self.path}: names the image {name!r:.200}, {reason}"
 
-    def _load(self, found: Sequence[Path], scratch: Path) -> datasets.Dataset:
-        return hugging.load(FORMATS[found[0].suffix.lower()], found, scratch, f"table: {self.path}")
+    def _load(self, found: Sequence[Path], scratch: Path, longest: int) -> Table:
+        return tables.load(found, scratch, f"table: {self.path}", longest, quoted=self.quoted)
 
-    def _images(self, table: datasets.Dataset) -> Any:
+    def _images(self, table: Table) -> Any:
         """The image column's values, read as they are asked for: paths or encoded images."""
-        column = hugging.find_column(table, self.image, IMAGE_COLUMNS, f"table: {self.path}")
+        column = tables.find(table, self.image, tables.IMAGE, f"table: {self.path}")
         if column is None:
             raise UserError(
                 f"table: {self.path}: no column of images among {', '.join(table.column_names)}; name it with image"
@@ -114,9 +133,24 @@ class Table(Photographs):
         return table[column]
 
 
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in FORMATS and not listing.is_hidden(file.name)
+
+
+def _of_no_part(splits: Sequence[str | None], known: Collection[str]) -> list[str]:
+    """Notes on rows whose split is another word, or none."""
+    others = Counter(split for split in splits if split not in known)
+    return [f"left out: {count} rows whose split is {split!r}" for split, count in sorted(others.items(), key=str)]
+
+
 def _there(home: Path, name: str) -> Path | None:
     """Where an image is that a table names: where a raw copy of the table has it, or else where the table says."""
-    return next((path for path in (home / _stored(name), home / name) if path.is_file()), None)
+    tidy = name.strip()
+    candidates = (home / _stored(name), home / name, home / _stored(tidy), home / tidy)
+    try:
+        return next((path for path in candidates if path.is_file()), None)
+    except (OSError, ValueError):  # too long, or with a null byte: no name of a file
+        return None
 
 
 def _stored(name: str) -> str:
@@ -124,4 +158,5 @@ def _stored(name: str) -> str:
     tidy = posixpath.normpath(name.replace("\\", "/"))
     if not tidy.startswith(("/", "../")):
         return tidy
-    return f"elsewhere/{hashlib.sha256(name.encode()).hexdigest()[:32]}{posixpath.splitext(tidy)[1]}"
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
+    return f"elsewhere/{digest}{posixpath.splitext(tidy)[1]}"

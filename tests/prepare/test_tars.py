@@ -1,0 +1,177 @@
+"""WebDataset tars as they are met: the right image, the right text, every sample, and a count of what is left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks.errors import UserError
+from tasks.model.datasets import Dataset
+from tasks.prepare import notes_on, tars
+from tests.prepare.conftest import picture
+
+Prepare = Callable[..., Dataset]
+Members = Iterable[tuple[str, bytes]]
+
+
+def photo(number: int, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, form)
+    return buffer.getvalue()
+
+
+def black() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, members: Members, mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def sample(key: str, number: int, text: str | None = None) -> list[tuple[str, bytes]]:
+    return [(f"{key}.png", photo(number)), (f"{key}.txt", (text or key).encode())]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("own", "other"), [("jpg", "depth.png"), ("jpeg", "mask.jpg"), ("png", "seg.webp"), ("gif", "0.jpg")]
+)
+def test_the_bare_extension_is_the_image(prepare: Prepare, project: Path, other: str, first: bool, own: str) -> None:
+    members: list[tuple[str, bytes]] = []
+    for i in range(2):
+        pair = [(f"{i}.{other}", black()), (f"{i}.{own}", photo(i + 1))]
+        members += [*(pair if first else reversed(pair)), (f"{i}.txt", b"thing")]
+    write(project / "a.tar", members)
+    assert (prepare("webdataset:a.tar").images.max(axis=(1, 2, 3)) > 60).all()
+    assert notes_on(project / "data/raw/arrival") == [f"webdataset: a.tar: left out of its tar files: 2 {other}"]
+
+
+def test_the_image_can_be_named(prepare: Prepare, project: Path) -> None:
+    write(project / "a.tar", [("0.left.png", photo(1)), ("0.right.png", black()), ("0.txt", b"x")])
+    with pytest.raises(UserError, match=r"has several images \(left\.png, right\.png\); say which one with image"):
+        prepare("webdataset:a.tar")
+    assert not prepare({"source": "webdataset", "path": "a.tar", "image": "right.png"}).images.any()
+    with pytest.raises(UserError, match=r"no member 'back\.png' in any sample|has no image 'back\.png'"):
+        prepare({"source": "webdataset", "path": "a.tar", "image": "back.png"})
+
+
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ([*sample("22.05", 1), *sample("23.05", 2)], ["22.05", "23.05"]),
+        ([*sample("22.05", 1), *sample("22.06", 2)], ["22.05", "22.06"]),
+        ([*sample("a", 1), *sample("b.1", 2)], ["a", "b.1"]),
+        ([*sample("v1.0/a", 1), *sample("v1.0/b", 2)], ["v1.0/a", "v1.0/b"]),
+        ([*sample("./a", 1), *sample("b", 2)], ["./a", "b"]),
+        ([("0.JPG", photo(1)), ("0.TXT", b"0"), ("1.Jpg", photo(2)), ("1.Txt", b"1")], ["0", "1"]),
+        ([("0.png", photo(1)), ("1.png", photo(2)), ("1.txt", b"1"), ("0.txt", b"0")], ["0", "1"]),
+        ([("0.txt", b"0"), ("1.txt", b"1"), ("1.png", photo(2)), ("0.png", photo(1))], ["0", "1"]),
+        ([*sample("ключ-🦊", 1, "лиса"), *sample("b", 2, "日本語")], ["лиса", "日本語"]),
+        ([("._a.png", b"mac"), ("__MACOSX/x.png", b"y"), *sample("a", 1)], ["a"]),
+        ([("0.png", photo(1)), ("0.json", b'{"caption": "of json"}'), *sample("1", 2, "own")], ["of json", "own"]),
+    ],
+)
+def test_names_and_orders_of_members(prepare: Prepare, project: Path, members: Members, captions: list[str]) -> None:
+    write(project / "a.tar", members)
+    assert prepare("webdataset:a.tar").captions == captions
+    assert notes_on(project / "data/raw/arrival") == []
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar", "w:xz")])
+def test_compressed_tars(prepare: Prepare, project: Path, name: str, mode: str) -> None:
+    write(project / "t" / name, [*sample("0", 1), *sample("1", 2)], mode)
+    assert prepare("webdataset:t").captions == ["0", "1"]
+
+
+@pytest.mark.parametrize("labels", [["1", "2"], ["0\n", "1\n"], ["1.0", "0.0"]])
+def test_numbers_are_no_class_names(prepare: Prepare, project: Path, labels: list[str]) -> None:
+    members = [m for i, label in enumerate(labels) for m in [(f"{i}.png", photo(i)), (f"{i}.cls", label.encode())]]
+    write(project / "t/a.tar", members)
+    with pytest.raises(UserError, match=r"webdataset: t: classes holds numbers; give their names"):
+        prepare("webdataset:t")
+    names = ["owl", "big cat", "dog"]
+    expected = [names[int(float(label))] for label in labels]
+    data = prepare({"source": "webdataset", "path": "t", "classes": names})
+    assert [data.card.classes[label] for label in data.labels] == expected
+    if "." not in labels[0]:
+        (project / "t/classnames.txt").write_text("\n".join(names) + "\n")
+        data = prepare("webdataset:t")
+        assert [data.card.classes[label] for label in data.labels] == expected
+        assert "its classes are numbers, named by classnames.txt (3 names)" in notes_on(project / "data/raw/arrival")[0]
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([*sample("0", 1, "a"), *sample("0", 2, "b")], "has two members '0.png'"),
+        ([("0.txt", b"x"), *sample("1", 1)], "a.tar/0: has no image, only txt"),
+        ([("0.png", photo(1)), ("0.txt", "café".encode("latin-1"))], "a.tar/0.txt: is not UTF-8, perhaps Latin-1"),
+        ([("0.png", photo(1)), ("0.json", b"[1]")], "a.tar/0.json: is no JSON of keys and values"),
+        ([("0.png", photo(1)), ("0.json", b"[" * 5000)], "a.tar/0.json: is no JSON of keys and values"),
+        ([("0.png", photo(1)), ("0.txt", b"x" * (1 << 20) + b"y")], "0.txt: is a text of 1048577 bytes"),
+        ([*sample("0", 1), ("1.png", photo(2))], "a.tar/1: has neither a caption nor a class"),
+    ],
+)
+def test_a_wrong_sample_is_named(prepare: Prepare, project: Path, members: Members, words: str) -> None:
+    write(project / "a.tar", members)
+    with pytest.raises(UserError) as caught:
+        prepare("webdataset:a.tar")
+    assert words in str(caught.value)
+
+
+def test_links_and_other_members_are_counted(prepare: Prepare, project: Path) -> None:
+    path = write(
+        project / "a.tar", [*sample("0", 1), ("README", b"x"), ("0.url", b"http://x"), ("d/1.json", b"{}")][:4]
+    )
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("1.png", tarfile.SYMTYPE), ("2.png", tarfile.LNKTYPE), ("3.png", tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    prepare("webdataset:a.tar")
+    (note,) = notes_on(project / "data/raw/arrival")
+    assert note.endswith("left out of its tar files: 2 link, 1 device, 1 url, 1 without extension")
+
+
+def test_what_a_compressed_tar_unpacks_to_is_limited(project: Path) -> None:
+    path = write(project / "a.tar", [("0.png", bytes(5 << 20))], "w:gz")
+    with pytest.raises(UserError, match=r"a\.tar unpacks to more than 1048576 bytes \(limits\.drop_bytes"):
+        tars.read(path, project, "t", 1 << 20)
+
+
+def test_a_long_header_is_refused(project: Path) -> None:
+    write(project / "a.tar", [("a" * (3 << 20) + ".png", b"x")])
+    with pytest.raises(UserError, match="damaged or no tar file: a header of"):
+        tars.read(project / "a.tar", project, "t", 1 << 30)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=60), st.integers(0, 4000), st.integers(0, 20_000))
+def test_any_bytes_are_samples_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes, place: int, length: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    path = write(folder / "any.tar", [("a.png", b"1" * 700), ("a.txt", b"x"), ("b.json", json.dumps({}).encode())])
+    data = path.read_bytes()
+    path.write_bytes((data[:place] + noise + data[place + len(noise) :])[:length])
+    try:
+        content = tars.read(path, folder, "t", 1 << 20)
+    except UserError:
+        return
+    assert all(len(m.content()) == m.size for one in content.samples for m in one.members.values())
