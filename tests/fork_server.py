@@ -32,8 +32,9 @@ PREFECT = (
     "prefect.task_engine", "prefect.utilities.visualization",
 )  # fmt: skip
 OTHERS = (
-    "boto3", "botocore.session", "datasets", "httpx", "numpy", "PIL.Image", "psutil", "pyarrow.parquet", "pydantic",
-    "rich.progress", "ruamel.yaml", "safetensors.torch", "typer",
+    "aiobotocore.session", "boto3", "botocore.session", "datasets", "dvc.repo", "dvc_s3", "httpx", "numpy",
+    "PIL.Image", "psutil", "pyarrow.parquet", "pydantic", "rich.progress", "ruamel.yaml", "s3fs", "safetensors.torch",
+    "typer",
 )  # fmt: skip
 OWN = ("chronomerge", "flows", "tasks", "tests")
 """Packages of the project: a fork imports those of its own folder."""

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock
 
@@ -95,13 +95,19 @@ class ForkServer:
         return connection
 
     def start(
-        self, cwd: Path, environment: Mapping[str, str], streams: Sequence[IO[bytes]], module: str, *arguments: str
+        self, cwd: Path, environment: Mapping[str, str], streams: Sequence[int], module: str, *arguments: str
     ) -> Forked:
         """Run a module as ``python -m`` would, in a session of its own; its stdin, stdout and stderr are given."""
+        return Forked(self.call(cwd, environment, streams, module, *arguments))
+
+    def call(
+        self, cwd: Path, environment: Mapping[str, str], streams: Sequence[int], module: str, *arguments: str
+    ) -> socket.socket:
+        """Have it forked; on the connection comes the process's id and, in the end, its status."""
         connection = self._connected()
         call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment)}
-        _send(connection, call, [stream.fileno() for stream in streams])
-        return Forked(connection)
+        _send(connection, call, streams)
+        return connection
 
     def close(self) -> None:
         self._session.close()
@@ -111,6 +117,24 @@ def _send(connection: socket.socket, call: Mapping[str, object], streams: Sequen
     body = json.dumps(call).encode()
     socket.send_fds(connection, [f"{len(body):16}".encode()], streams)
     connection.sendall(body)
+
+
+class Connected(Forked):
+    """A forked process with a pipe to its stdin and one from its stdout."""
+
+    stdin: IO[str]
+    stdout: IO[str]
+
+
+def connected(command: Sequence[str], *, cwd: Path, stderr: IO[bytes], env: Mapping[str, str], **_: Any) -> Connected:
+    """Run ``python -m MODULE …`` as `subprocess.Popen` would, in a session of its own and with pipes for text."""
+    (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
+    streams = (theirs_in, theirs_out, stderr.fileno())
+    process = Connected(server().call(cwd, env, streams, *command[command.index("-m") + 1 :]))
+    os.close(theirs_in)
+    os.close(theirs_out)
+    process.stdin, process.stdout = os.fdopen(ours_in, "w"), os.fdopen(ours_out)
+    return process
 
 
 @functools.cache

@@ -152,7 +152,8 @@ def _started(
     complete = {**os.environ, **environment}
     if forks.FOLDER and not fresh:
         with Path(os.devnull).open("rb") as nothing:
-            return forks.server().start(folder, complete, (nothing, output, errors), "flows", *args)
+            streams = [stream.fileno() for stream in (nothing, output, errors)]
+            return forks.server().start(folder, complete, streams, "flows", *args)
     return subprocess.Popen(
         [sys.executable, "-m", "flows", *args],
         cwd=folder, env=complete, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True,

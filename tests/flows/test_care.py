@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,10 +17,11 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.record import diagnosis, garbage, pruning, restoration, retention, timelines
 from tasks.record.state import State
-from tasks.storage import dvc_config, embedded, lease, store, writer_lock
+from tasks.storage import dvc, dvc_config, embedded, lease, store, writer_lock
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc_config import Remote
 from tasks.storage.objects import Depot, in_cache, in_remote
+from tests import forks
 from tests import project as projects
 from tests.project import chronomerge, git
 
@@ -34,6 +36,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, st
     chronomerge(folder, "run", "--until", "1", **prefect_api)
     pruning.prune(folder, delete=True)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def forked_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC's process of each test is a fork of one that has imported DVC."""
+    monkeypatch.setattr(dvc, "subprocess", SimpleNamespace(Popen=forks.connected, PIPE=subprocess.PIPE))
 
 
 @pytest.fixture

@@ -1,0 +1,65 @@
+"""Every benchmark runs, small: what it measures here means nothing, that it ends and reports does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import postgres
+from tests import project as projects
+from tests.project import ROOT, chronomerge
+
+pytestmark = pytest.mark.long
+
+
+def ran(*command: object, status: tuple[int, ...] = (0,), **environment: str) -> str:
+    """What a benchmark prints; it may say that a goal is missed where ``status`` has 1 in it."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT / "benchmarks", env={**os.environ, **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_recording() -> None:
+    assert "goal" in ran("record.py", "--megabytes", 20, "--repeat", 1, status=(0, 1))
+
+
+def test_overhead_and_a_fresh_clone(tmp_path: Path) -> None:
+    assert "nodes" in ran("overhead.py", "--until", 1, "--keep", tmp_path / "project")
+    ran("fresh_clone.py", tmp_path / "project")
+
+
+@pytest.mark.parametrize("only", ["grid", "nodes"])
+def test_scaling(only: str, tmp_path: Path) -> None:
+    ran("scaling.py", "--only", only, "--results", tmp_path / "results.json")
+
+
+def test_grid(tmp_path: Path) -> None:
+    cells = {"init": ["zs"], "deploy": ["ema"], "technique": ["linear"], "references": []}
+    folder = projects.make(tmp_path / "project", grid=cells)
+    chronomerge(folder, "grid", PYTHONDONTWRITEBYTECODE="1")
+    assert "nodes" in ran("grid.py", folder, "--lanes", 1)
+
+
+@pytest.mark.skipif(postgres.programs() is None, reason="no PostgreSQL")
+def test_servers() -> None:
+    assert "PostgreSQL" in ran("servers.py", "--tasks", 5, "--repeat", 1)
+
+
+def test_training() -> None:
+    assert "samples/s" in ran("train.py", "--model", "demo", "--steps", 6, "--batch", 8, "--threads", 1)
+
+
+def test_simulation() -> None:
+    assert ran("simulate.py", "--arrivals", 5, "--model", "ViT-B-32")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts small file systems")
+@pytest.mark.parametrize("what", [("--cases", 12), ("--random", 6)], ids=["matrix", "random"])
+def test_crashes(what: tuple[str, int]) -> None:
+    assert " 0 failures" in ran("crash.py", "--seed", 7, *what)
