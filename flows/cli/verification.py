@@ -29,6 +29,8 @@ def recomputed_row(found: Verification) -> dict[str, Any]:
         "not_from_previous": list(found.history),
         "contradictions": list(found.contradictions),
         "failure": found.failure,
+        "damaged": list(found.damaged),
+        "stored": {"intact": found.objects[0], "objects": found.objects[1]},
         "seconds": found.seconds,
     }
 
@@ -37,8 +39,12 @@ def recomputed_lines(found: Verification) -> Iterator[str]:
     """One line where all is as recorded, else what differs, node by node, and why it may."""
     if found.same:
         yield f"{found.state.tag}: all {len(found.nodes)} nodes make the same bytes again ({found.seconds:.0f} s)"
+        yield f"  {_stored(found)}"
         return
-    verdict = "NOT as recorded" if found.first or found.history or found.contradictions else "could not be run again"
+    if found.first or found.history or found.contradictions:
+        verdict = "NOT as recorded"
+    else:
+        verdict = "could not be run again" if found.failure else "the same bytes again, but the stored ones are wrong"
     yield f"{found.state.tag}: {verdict} ({found.seconds:.0f} s)"
     for check in found.nodes:
         yield f"  {check.node:<20} {'differs: ' + _differing(check) if check.differing else 'same'}"
@@ -52,6 +58,14 @@ def recomputed_lines(found: Verification) -> Iterator[str]:
         yield f"  data/history does not follow from {start.tag if start else 'nothing'}: {', '.join(found.history)}"
     if found.contradictions:
         yield f"  manifest.json and DVC's files name different content for {', '.join(found.contradictions)}"
+    for path in found.damaged:
+        yield f"  {path}: the bytes in the cache are damaged; `chronomerge doctor --repair` mends that"
+
+
+def _stored(found: Verification) -> str:
+    intact, objects = found.objects
+    rest = "" if intact == objects else f"; {objects - intact} are not in the cache"
+    return f"{intact} of {objects} stored objects read in the cache, all intact{rest} (--quick reads the store too)"
 
 
 def _differing(check: NodeCheck) -> str:

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from tasks.errors import UserError
 from tasks.record import heads
 from tasks.storage.git import git, identity, show
 
@@ -35,6 +38,9 @@ class Decision:
     reason: str | None
 
 
+_DECISIONS = TypeAdapter(list[Decision])
+
+
 def made_now(state: str, reason: str | None, *, promoted: bool, project: Path) -> Decision:
     """A decision of the current user, now."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -52,8 +58,20 @@ def _who(project: Path) -> str:
 
 
 def read(project: Path, commit: str | None) -> list[Decision]:
-    """All decisions up to a commit of their ref, the first one first."""
-    return [Decision(**row) for row in json.loads(show(project, commit, _FILE))] if commit else []
+    """All decisions up to a commit of their ref, the first one first.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    if commit is None:
+        return []
+    try:
+        return _DECISIONS.validate_json(show(project, commit, _FILE), strict=True)
+    except ValidationError as error:
+        reason = str(error.errors()[0]["msg"])
+        raise UserError(
+            f"{_FILE} of {commit[:10]} is damaged ({reason}); `git log refs/decisions/TIMELINE` shows earlier ones"
+        ) from None
 
 
 def latest(project: Path, commit: str | None) -> Mapping[str, Decision]:

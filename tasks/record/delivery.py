@@ -16,6 +16,7 @@ from typing import Any
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.params import load
 from tasks.record import restoration, retention, sharing, stores, timelines
 from tasks.record.state import State
 from tasks.scores import MEANS
@@ -50,7 +51,7 @@ def fetch_deployed(project: Path, timeline: str, to: Path) -> Delivered:
     """
     folder = to.resolve()
     restoration.require_elsewhere(project, folder)
-    shared = stores.store_of(project, timeline).git
+    shared = load(project / "params.yaml").store.git
     if shared:
         sharing.follow(project, timeline, shared)
     state = timelines.deployed(project, timeline)

@@ -90,7 +90,21 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Change
 def _files(old: State, new: State) -> tuple[FileChange, ...]:
     """A state's tree is the whole project; without what recording adds, it is the code."""
     without = [f":(exclude){path}" for path in layout.RECORDED if path != "dvc.yaml"]
-    rows = git(old.project, "diff", "--numstat", "-z", "--no-renames", old.commit, new.commit, "--", ".", *without)
+    rows = git(
+        old.project,
+        "diff",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--numstat",
+        "-z",
+        "--no-renames",
+        "--end-of-options",
+        old.commit,
+        new.commit,
+        "--",
+        ".",
+        *without,
+    )
     found = []
     for row in rows.split("\0")[:-1]:
         added, removed, path = row.split("\t", 2)

@@ -1,4 +1,4 @@
-"""Where a state would put files: inside the folder it is restored to, and nowhere else.
+"""Check a tree out that may be a stranger's: files go inside its folder and nowhere else, and nothing of it runs.
 
 A state may come from another machine by way of a git remote and a store; what it names is not to be trusted.
 """
@@ -6,6 +6,7 @@ A state may come from another machine by way of a git remote and a store; what i
 from __future__ import annotations
 
 import posixpath
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -13,37 +14,54 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.errors import UserError
 from tasks.layout import is_inside
-from tasks.record.state import State
-from tasks.storage.git import git, show
+from tasks.storage import dvc_config, git
 
 _LINK = "120000"
 """Git's mode of a symbolic link."""
+_OURS = (".dvc", ".chronomerge")
+_NEVER = (".dvc", ".chronomerge", ".dvc/config.local", ".dvc/tmp", ".dvc/cache")
 
 
-def check(state: State) -> None:
-    """Look at every link and every DVC file of a state's tree, before anything of it is checked out.
+def check_out(project: Path, folder: Path, tree: str, name: str) -> None:
+    """Fill a worktree made with ``--no-checkout`` with a tree, checked first; DVC's configuration there is our own.
+
+    No hook and no filter runs. ``name`` is what messages call the tree.
+
+    Raises:
+        UserError: as `check`.
+    """
+    check(project, tree, name)
+    git.check_out(folder, tree)
+    dvc_config.reset(folder)
+    if git.git(folder, "ls-files", "--", ".dvc/config"):  # ours, and no change to speak of
+        git.git(folder, "update-index", "--skip-worktree", "--", ".dvc/config")
+
+
+def check(project: Path, tree: str, name: str) -> None:
+    """Look at every link and every DVC file of a tree or commit, before anything of it is checked out.
 
     What folders list is looked at when it is read (`tasks.storage.cache.Cache.members`,
     `tasks.storage.dvc_process.checkout`).
 
     Raises:
-        UserError: a link or a path leads outside the folder, or into ``.git``; names it.
+        UserError: a link or a path leads outside the folder, or into ``.git``; DVC's or our own folder is a link, or
+            holds one or somebody's secrets. Names it.
     """
-    for row in git(state.project, "ls-tree", "-r", "-z", "--full-tree", state.commit).split("\0")[:-1]:
+    for row in git.git(project, "ls-tree", "-r", "-z", "--full-tree", "--end-of-options", tree).split("\0")[:-1]:
         facts, _, path = row.partition("\t")
         mode, _, blob = facts.split()
+        if path.split("/")[0] in _OURS and (mode == _LINK or path in _NEVER):
+            raise UserError(f"{name}: {path} cannot be part of a project (a link, or settings of one machine)")
         if mode == _LINK:
-            target = git(state.project, "cat-file", "blob", blob)
+            target = git.git(project, "cat-file", "blob", blob)
             if not _link_stays_inside(path, target):
                 raise UserError(
-                    f"{state.tag}: the link {path} leads outside the folder, to {target}; nothing was restored"
+                    f"{name}: the link {path} leads outside the folder, to {target}; nothing was checked out"
                 )
         elif path.endswith(".dvc") or posixpath.basename(path) == "dvc.lock":
-            for out in _outs(state, path):
+            for out in _outs(project, tree, name, path):
                 if not is_inside(posixpath.join(posixpath.dirname(path), out)):
-                    raise UserError(
-                        f"{state.tag}: {path} puts a file outside the folder, at {out}; nothing was restored"
-                    )
+                    raise UserError(f"{name}: {path} puts a file outside the folder, at {out}; nothing was checked out")
 
 
 def _link_stays_inside(path: str, target: str) -> bool:
@@ -55,11 +73,11 @@ def _link_stays_inside(path: str, target: str) -> bool:
     return climbs <= path.count("/") and is_inside(posixpath.join(posixpath.dirname(path), target, "x"))
 
 
-def _outs(state: State, path: str) -> list[str]:
+def _outs(project: Path, tree: str, name: str, path: str) -> list[str]:
     """The paths of all outputs that a ``.dvc`` file or a ``dvc.lock`` names, relative to its folder."""
     try:
-        content: Any = YAML(typ="safe").load(show(state.project, state.commit, path))
+        content: Any = YAML(typ="safe").load(git.show(project, tree, path))
         stages = content.get("stages", {"": content}).values()
         return [posixpath.join(stage.get("wdir", ""), out["path"]) for stage in stages for out in stage.get("outs", ())]
     except (YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{state.tag}: {path} is no DVC file: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: {path} is no DVC file: {' '.join(str(error).split())}") from None

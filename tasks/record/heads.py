@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.record import names
-from tasks.storage.git import git
+from tasks.storage.git import git, require_remote
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ def there(project: Path, timeline: str, remote: str) -> Heads:
 
     Raises:
         GitError: it cannot be reached.
+        UserError: no remote of that name is configured.
     """
+    require_remote(project, remote)
     refs = _refs(timeline)
-    rows = git(project, "ls-remote", remote, *refs).splitlines()
+    rows = git(project, "ls-remote", "--", remote, *refs).splitlines()
     found = {name: value for value, name in (row.split("\t") for row in rows)}
     return Heads(*(found.get(ref) for ref in refs))
 
@@ -80,11 +82,12 @@ def push(project: Path, timeline: str, new: Heads, seen: Heads, remote: str, tag
     Raises:
         GitError: another machine was first, or the remote cannot be reached.
     """
+    require_remote(project, remote)
     branch, pointer, decisions = _refs(timeline)
     pairs = ((new.branch, branch), (new.pointer, pointer), (new.decisions, decisions))
     refs = [f"{value}:{ref}" for value, ref in pairs if value]
     lease = f"--force-with-lease={pointer}:{seen.pointer or ''}"
-    git(project, "push", "--quiet", "--atomic", lease, remote, *refs, *tags)
+    git(project, "push", "--quiet", "--atomic", lease, "--", remote, *refs, *tags)
 
 
 def _values(heads: Heads) -> tuple[str | None, str | None, str | None]:

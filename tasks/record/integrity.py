@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import UserError
+from tasks.params import load
 from tasks.progress import Progress, silent
 from tasks.record import retention, stores
 from tasks.record.state import State
@@ -75,17 +76,12 @@ class Integrity:
 
 
 def check_stored(project: Path, states: Iterable[State], progress: Progress) -> dict[str, Integrity]:
-    """Read every stored byte of some states, in the cache and in their remotes; what was found, by remote."""
-    by_remote: dict[str, list[State]] = {}
-    for state in states:
-        by_remote.setdefault(state.params["store"]["remote"], []).append(state)
-    cache = Cache(dvc_config.cache_dir(project))
-    found = {}
-    for name, kept in by_remote.items():
-        stores.require_embedded(project, name, kept[0])
-        with store.open_store(project, name) as remote:
-            found[name] = check(kept, cache, remote, progress)
-    return found
+    """Read every stored byte of some states, in the cache and in the project's store; what was found, by store."""
+    wanted = list(states)
+    name = load(project / "params.yaml").store.remote
+    stores.require_embedded(project, name, wanted[0])
+    with store.open_store(project, name) as remote:
+        return {name: check(wanted, Cache(dvc_config.cache_dir(project)), remote, progress)}
 
 
 def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progress = silent) -> Integrity:

@@ -13,13 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from tasks.errors import UserError
 from tasks.storage.cache import Entry
+from tasks.text import printable
 
 VERSION = 2
 FILE = "manifest.json"
 
 
 def _printable(text: str) -> str:
-    if not text.isprintable():
+    if printable(text) != text or "\n" in text:
         raise ValueError("contains control characters")
     return text
 

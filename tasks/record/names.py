@@ -5,24 +5,42 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from tasks.errors import UserError
+
+
+def checked(timeline: str) -> str:
+    """The name of a timeline, once it is known to be one: it becomes part of refs, patterns and paths.
+
+    Raises:
+        UserError: it cannot be the name of a timeline.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", timeline) or ".." in timeline:
+        raise UserError(f"{timeline!r} cannot be the name of a timeline: letters, digits, '.', '_' and '-' only")
+    return timeline
+
 
 def branch(timeline: str) -> str:
-    return f"refs/heads/states/{timeline}"
+    return f"refs/heads/states/{checked(timeline)}"
 
 
 def pointer(timeline: str) -> str:
     """The tag at the deployed state, the newest that is promoted: what a server follows."""
-    return f"refs/tags/deployed/{timeline}"
+    return f"refs/tags/deployed/{checked(timeline)}"
 
 
 def decisions(timeline: str) -> str:
     """The ref that keeps what people have decided by hand: a commit for each, none ever taken away."""
-    return f"refs/decisions/{timeline}"
+    return f"refs/decisions/{checked(timeline)}"
 
 
 def short_tag(timeline: str, step: int, line: int = 1) -> str:
     """The tag of a state: ``state/demo/0003``, and ``state/demo/0003.2`` on the timeline's second line."""
-    return f"state/{timeline}/{step:04d}" + (f".{line}" if line > 1 else "")
+    return f"state/{checked(timeline)}/{step:04d}" + (f".{line}" if line > 1 else "")
+
+
+def tags(timeline: str) -> str:
+    """What the tags of a timeline's states begin with."""
+    return f"refs/tags/state/{checked(timeline)}/"
 
 
 def tag(timeline: str, step: int, line: int = 1) -> str:
@@ -39,7 +57,7 @@ class StateName(NamedTuple):
 
 def parse(tag_name: str) -> StateName | None:
     """Read a tag, short or full; None where it is no state's (a user may keep tags of their own beside ours)."""
-    match = re.fullmatch(r"(?:refs/tags/)?state/([^/]+)/(\d{4,})(?:\.([1-9]\d*))?", tag_name)
+    match = re.fullmatch(r"(?:refs/tags/)?state/([A-Za-z0-9][A-Za-z0-9._-]*)/(\d{4,})(?:\.([1-9]\d*))?", tag_name)
     if not match or match[3] == "1":  # the first line is not written
         return None
     return StateName(match[1], int(match[3] or 1), int(match[2]))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tasks import gate, layout
 from tasks.errors import UserError
-from tasks.params import Evaluate, Gate
-from tasks.record import decisions, heads, names, retention, sharing, stores, timelines, worktrees
+from tasks.params import Evaluate, Gate, load
+from tasks.record import decisions, heads, names, retention, sharing, timelines, worktrees
 from tasks.record.heads import Heads
 from tasks.record.state import State
 from tasks.scores import ROLES
@@ -90,7 +90,7 @@ def _decide(project: Path, timeline: str, name: str, *, promoted: bool, reason: 
     place = names.parse(name)
     timeline = place.timeline if place else timeline
     with writer_lock.present(project):
-        shared = stores.store_of(project, timeline).git
+        shared = load(project / "params.yaml").store.git
         if shared:
             worktrees.require_not_checked_out(project, timeline)
             sharing.synchronize(project, timeline, shared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,36 +10,43 @@ from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import garbage, retention, timelines
 from tasks.record.garbage import Plan, readable
-from tasks.record.state import State
 from tasks.storage import dvc_config, embedded, lease, store, writer_lock
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
-from tasks.storage.git import GitError, git
+from tasks.storage.git import GitError, git, require_remote
 from tasks.storage.objects import Depot
 
 
 def fetch_references(project: Path) -> list[str]:
-    """Bring states and notes of other machines from the git remotes that timelines name; returns those remotes.
+    """Bring states and notes of other machines from the project's git remote, if it has one; returns it.
 
     Raises:
-        UserError: one cannot be reached, or holds another state under a tag of ours.
+        UserError: it cannot be reached, or holds another state under a tag of ours; or states were shared through
+            another remote, so that nobody can tell what other machines have recorded.
     """
-    shared = shared_remotes(project, readable(project))
-    for remote in shared:
+    remote = load(project / "params.yaml").store.git
+    _require_no_other_remote(project, remote)
+    if remote:
+        require_remote(project, remote)
         refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
         refs += ["+refs/tags/deployed/*:refs/tags/deployed/*"]
         try:
-            git(project, "fetch", "--quiet", "--no-tags", remote, *refs)
+            git(project, "fetch", "--quiet", "--no-tags", "--", remote, *refs)
             retention.fetch_notes(project, remote)
         except GitError as error:
             raise UserError(f"store.git: cannot tell what other machines recorded: {error}") from None
-    return shared
+    return [remote] if remote else []
 
 
-def shared_remotes(project: Path, recorded: Iterable[State]) -> list[str]:
-    """The git remotes (store.git) that states are pushed to, as the states themselves and ``params.yaml`` say."""
-    found = {state.params["store"]["git"] for state in recorded}
-    return sorted(remote for remote in {*found, load(project / "params.yaml").store.git} if remote)
+def _require_no_other_remote(project: Path, own: str | None) -> None:
+    """States name the remote that they were shared through; it is never asked, only compared."""
+    known = set(git(project, "remote").splitlines()) - {own}
+    for state in readable(project):
+        if (other := state.settings.store.git) in known:
+            raise UserError(
+                f"{state.tag} was shared through git remote {other!r}, and params.yaml does not name that one; set "
+                f"store.git: {other}, or remove the remote if no other machine uses it"
+            )
 
 
 def prune(

@@ -13,6 +13,14 @@ from tasks import environment
 from tasks.nodes import declared
 from tasks.progress import Progress
 
+_NEEDED = ("HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_NEEDED_KINDS = ("LC_", "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "CUDA_", "CUBLAS_", "NVIDIA_", "TORCH_")
+
+
+def _is_needed(variable: str) -> bool:
+    """Whether recorded code gets a variable of the environment: never a credential of a store, a hub or a server."""
+    return variable in _NEEDED or variable.startswith(_NEEDED_KINDS)
+
 
 def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[list[str], str | None]:
     """Run all nodes by force; nothing is put into DVC's cache, and nothing taken from its memory of earlier runs.
@@ -23,7 +31,8 @@ def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[
     total = len(declared(folder))
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # nodes call `python`
-    variables = environment.for_child(folder, DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=str(scratch / "dvc"), PATH=path)
+    variables = {name: value for name, value in environment.for_child(folder).items() if _is_needed(name)}
+    variables |= {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(scratch / "dvc"), "PATH": path}
     started: list[str] = []
     reason = "dvc repro did not start"
     logs.mkdir(parents=True, exist_ok=True)

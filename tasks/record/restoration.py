@@ -63,15 +63,16 @@ def restore_into(project: Path, state: State, folder: Path, remote: Remote | Non
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; name another folder with --to")
     require_elsewhere(project, folder)
-    foreign.check(state)
+    foreign.check(project, state.commit, state.tag)
     cache = Cache(dvc_config.cache_dir(project))
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.part-*"):
         if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
             remove(project, left)  # a restore that was killed
     forget(project, folder)  # restored there before, and deleted since
-    git(project, "worktree", "add", "--quiet", "--detach", str(part), state.commit)
+    git(project, "worktree", "add", "--quiet", "--detach", "--no-checkout", "--", str(part), state.commit)
     try:
+        foreign.check_out(project, part, state.commit, state.tag)
         if remote:
             dvc_config.write_workspace(part, project, remote)
         # Never a symbolic link into the cache: on another file system, files are copied.
@@ -81,7 +82,7 @@ def restore_into(project: Path, state: State, folder: Path, remote: Remote | Non
             dvc("checkout", part)
         if folder.exists():
             folder.rmdir()  # empty, or this fails
-        git(project, "worktree", "move", str(part), str(folder))
+        git(project, "worktree", "move", "--", str(part), str(folder))
     except BaseException:
         remove(project, part)
         raise

@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from tasks import layout
 from tasks.errors import UserError
 from tasks.record import timelines, worktrees
 from tasks.record.state import State
 from tasks.storage.cache import Entry
-from tasks.storage.git import GitError, git, resolve
+from tasks.storage.git import GitError, git, require_remote, resolve
 
 WEIGHTS = (layout.HISTORY, layout.INIT, layout.EXPERT, layout.RUNNING, layout.DEPLOYED)
 """What a state lets go. Its raw and prepared data, test sets and training record stay, as do its files in git; the
@@ -42,13 +44,28 @@ class LetGo:
     host: str
 
 
+_LET_GO = TypeAdapter(LetGo)
+
+
 def let_go(project: Path) -> dict[str, LetGo]:
-    """The states that have let their weights go, by commit."""
+    """The states that have let their weights go, by commit.
+
+    Raises:
+        UserError: a note is damaged.
+    """
     rows = git(project, "notes", f"--ref={NOTES}", "list").splitlines()
     found = {}
     for row in rows:
         blob, commit = row.split()
-        found[commit] = LetGo(**json.loads(git(project, "cat-file", "blob", blob).splitlines()[0]))
+        try:
+            found[commit] = _LET_GO.validate_json(
+                git(project, "cat-file", "blob", blob).partition("\n")[0], strict=True
+            )
+        except ValidationError as error:
+            raise UserError(
+                f"{NOTES}: the note on {commit[:10]} is damaged ({error.errors()[0]['msg']}); "
+                f"`git notes --ref={NOTES} remove {commit[:10]}` drops it"
+            ) from None
     return found
 
 
@@ -67,8 +84,9 @@ def fetch_notes(project: Path, remote: str) -> None:
     Raises:
         GitError: it cannot be reached.
     """
-    if git(project, "ls-remote", remote, NOTES):
-        git(project, "fetch", "--quiet", "--no-tags", remote, f"+{NOTES}:{_SEEN}")
+    require_remote(project, remote)
+    if git(project, "ls-remote", "--", remote, NOTES):
+        git(project, "fetch", "--quiet", "--no-tags", "--", remote, f"+{NOTES}:{_SEEN}")
         git(project, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=cat_sort_uniq", _SEEN, env=_IDENTITY)
 
 
@@ -81,7 +99,7 @@ def push_notes(project: Path, remote: str) -> None:
     try:
         fetch_notes(project, remote)
         if resolve(project, NOTES):
-            git(project, "push", "--quiet", remote, f"{NOTES}:{NOTES}")
+            git(project, "push", "--quiet", "--", remote, f"{NOTES}:{NOTES}")
     except GitError as error:
         raise UserError(f"store.git: git remote {remote!r} did not take the notes of weights let go: {error}") from None
 

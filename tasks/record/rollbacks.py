@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import layout
-from tasks.params import Store
+from tasks.params import Store, load
 from tasks.record import commits, manifest, names, restoration, sharing, stores, timelines, worktrees
 from tasks.record.state import State
 from tasks.storage import dvc_config, lease, store, writer_lock
@@ -36,7 +36,7 @@ def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[St
     with writer_lock.writing(project, timeline, wait=wait):
         worktrees.require_not_checked_out(project, timeline)
         worktrees.clean_up(project, timeline)
-        settings = stores.store_of(project, timeline)
+        settings = load(project / "params.yaml").store
         if settings.git:
             sharing.synchronize(project, timeline, settings.git)
         state = timelines.find(project, timeline, name)

@@ -21,13 +21,13 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
         UserError: the two hold different states of one step.
     """
     branch, seen = names.branch(timeline), f"refs/chronomerge/{shared}/{timeline}"
-    tags = f"refs/tags/state/{timeline}/*"
+    tags = f"{names.tags(timeline)}*"
     try:
         there = heads.there(project, timeline, shared)
         refs = [f"+{branch}:{seen}", f"{tags}:{tags}"] if there.branch else []
         refs += [names.decisions(timeline)] if there.decisions else []
         if refs:
-            git(project, "fetch", "--quiet", "--no-tags", shared, *refs)
+            git(project, "fetch", "--quiet", "--no-tags", "--", shared, *refs)
     except GitError as error:
         raise UnavailableError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
     here = heads.here(project, timeline)
@@ -55,11 +55,11 @@ def follow(project: Path, timeline: str, shared: str) -> None:
     Raises:
         UnavailableError: the remote cannot be reached, or holds another state under a tag of ours.
     """
-    tags, pointer = f"refs/tags/state/{timeline}/*", names.pointer(timeline)
+    tags, pointer = f"{names.tags(timeline)}*", names.pointer(timeline)
     try:
         there = heads.there(project, timeline, shared)
         moved = [f"+{pointer}:{pointer}"] if there.pointer else []
-        git(project, "fetch", "--quiet", "--no-tags", shared, f"{tags}:{tags}", *moved)
+        git(project, "fetch", "--quiet", "--no-tags", "--", shared, f"{tags}:{tags}", *moved)
     except GitError as error:
         raise UnavailableError(
             f"store.git: cannot ask git remote {shared!r} which state is deployed: {error}"

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from typing_extensions import TypedDict
 
 from tasks import layout
+from tasks.errors import ReadableError, UserError
+from tasks.params import Params, parse
 from tasks.record import manifest, names
 from tasks.record.manifest import Manifest
 from tasks.storage.cache import Entry
@@ -44,11 +49,30 @@ class State:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        return dict(json.loads(show(self.project, self.commit, "metrics.json")))
+        """``metrics.json``.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return metrics_of(show(self.project, self.commit, "metrics.json"), self.tag)
 
     @cached_property
     def params(self) -> dict[str, Any]:
-        return dict(YAML(typ="safe").load(show(self.project, self.commit, "params.yaml")))
+        """``params.yaml`` as it stands; see `settings`.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return self._yaml("params.yaml")
+
+    @cached_property
+    def settings(self) -> Params:
+        """``params.yaml``, validated.
+
+        Raises:
+            UserError: it is damaged, or this program does not accept it.
+        """
+        return parse(show(self.project, self.commit, "params.yaml"), Path(f"params.yaml of {self.tag}"))
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -70,19 +94,34 @@ class State:
 
     @cached_property
     def _outs(self) -> list[dict[str, Any]]:
-        lock = YAML(typ="safe").load(show(self.project, self.commit, "dvc.lock"))
-        outs = [out for stage in lock["stages"].values() for out in stage.get("outs", ())]
-        for path in layout.INPUTS:
-            pointer = YAML(typ="safe").load(show(self.project, self.commit, f"{path}.dvc"))
-            outs.append({**pointer["outs"][0], "path": path})
+        try:
+            outs = [out for stage in self._yaml("dvc.lock")["stages"].values() for out in stage.get("outs", ())]
+            for path in layout.INPUTS:
+                outs.append({**self._yaml(f"{path}.dvc")["outs"][0], "path": path})
+            for out in outs:
+                _ENTRY.validate_python({key: out.get(key) for key in ("path", "md5", "size", "nfiles")})
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"{self.tag}: DVC's files are damaged ({reason}); `chronomerge doctor` tells more"
+            ) from None
         return outs
+
+    def _yaml(self, path: str) -> dict[str, Any]:
+        try:
+            content = YAML(typ="safe").load(show(self.project, self.commit, path))
+        except YAMLError as error:
+            content = " ".join(str(error).split())
+        if not isinstance(content, dict):
+            raise UserError(f"{self.tag}: {path} is damaged ({content!r:.200}); `chronomerge doctor` tells more")
+        return content
 
     def unreadable(self) -> dict[str, str]:
         """The record files that cannot be read, or lack what is read of them everywhere → why."""
         readers: dict[str, Callable[[], object]] = {
             manifest.FILE: lambda: self.manifest,
-            "metrics.json": lambda: self.metrics["top1"],
-            "params.yaml": lambda: self.params["store"]["git"],
+            "metrics.json": lambda: self.metrics,
+            "params.yaml": lambda: self.params,
             "dvc.lock": lambda: self.entries,
         }
         found = {}
@@ -90,5 +129,46 @@ class State:
             try:
                 read()
             except Exception as error:  # whatever a damaged file makes a parser raise
-                found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                kind = "" if isinstance(error, ReadableError) else f"{type(error).__name__}: "
+                found[name] = f"{kind}{error}".splitlines()[0]
         return found
+
+
+class _Out(TypedDict):
+    path: str
+    md5: str
+    size: int
+    nfiles: int | None
+
+
+_ENTRY = TypeAdapter(_Out)
+
+
+class _Metrics(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    A_KA: float
+    A_ZS: float
+    geometric_mean: float
+    top1: dict[str, float]
+    recall: NotRequired[dict[str, dict[str, dict[str, float]]]]
+
+
+_METRICS = TypeAdapter(_Metrics)
+
+
+def metrics_of(text: str, state: str) -> dict[str, Any]:
+    """Read a ``metrics.json``; ``state`` is what messages call its state.
+
+    Raises:
+        UserError: it is no JSON, or a number is missing or something else.
+    """
+    try:
+        _METRICS.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{state}: metrics.json is damaged ({where}: {first['msg']}); `chronomerge doctor` tells more"
+        ) from None
+    return dict(json.loads(text))

@@ -1,4 +1,7 @@
-"""Which store holds a state, and opening it only where the cache lacks something."""
+"""The store of a project, opened only where the cache lacks something of a state.
+
+Which store that is, params.yaml says: a state may come from another repository, and is not asked.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.params import Store, load
-from tasks.record import timelines
+from tasks.params import load
 from tasks.record.state import State
 from tasks.storage import dvc_config, embedded, store
 from tasks.storage.cache import Cache, Entry
@@ -30,13 +32,13 @@ def wanted(state: State, only: Collection[str] | None) -> dict[str, Entry]:
 
 @contextlib.contextmanager
 def opened_for(project: Path, needs: Iterable[Need]) -> Iterator[Remote | None]:
-    """The store that states are kept in, if the cache lacks something that is needed of one; else None."""
+    """The project's store, if the cache lacks something that is needed of a state; else None."""
     cache = Cache(dvc_config.cache_dir(project))
     lacking = next((state for state, paths in needs if missing(state, cache, paths)), None)
     if lacking is None:
         yield None
         return
-    name = lacking.params["store"]["remote"]
+    name = load(project / "params.yaml").store.remote
     require_embedded(project, name, lacking)
     with store.open_store(project, name) as remote:
         yield remote
@@ -49,10 +51,3 @@ def require_embedded(project: Path, name: str, state: State) -> None:
             f"{state.tag} is kept in the embedded store of the clone that recorded it, and this clone has none; "
             "if that one is on this machine, `chronomerge remote use ITS-FOLDER`, then try again"
         )
-
-
-def store_of(project: Path, timeline: str) -> Store:
-    """Where a timeline's states are kept and pushed to: as params.yaml says, else as its newest state does."""
-    params = load(project / "params.yaml")
-    newest = timelines.last(project, timeline)
-    return params.store if params.timeline == timeline or newest is None else Store(**newest.params["store"])

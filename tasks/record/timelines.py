@@ -15,7 +15,7 @@ from tasks.storage.git import git, resolve
 
 def states(project: Path, timeline: str) -> list[State]:
     """Every state of a timeline in the order they were recorded: line by line, each by step."""
-    pattern = f"refs/tags/state/{timeline}/*"
+    pattern = f"{names.tags(timeline)}*"
     rows = git(project, "for-each-ref", "--format=%(refname) %(objectname)", pattern).splitlines()
     found = ((names.parse(name), commit) for name, commit in (row.split() for row in rows))
     places = sorted((place, commit) for place, commit in found if place)
@@ -43,7 +43,7 @@ def lineage(project: Path, timeline: str) -> list[State]:
 def timeline_names(project: Path) -> list[str]:
     """The timelines that have states."""
     rows = git(project, "for-each-ref", "--format=%(refname)", "refs/tags/state/**").splitlines()
-    return sorted({row.removeprefix("refs/tags/state/").rpartition("/")[0] for row in rows})
+    return sorted({state.timeline for row in rows if (state := names.parse(row))})
 
 
 def every(project: Path) -> list[State]:

@@ -27,7 +27,7 @@ from tasks.record import foreign, history, restoration, retention, stores, timel
 from tasks.record.repro import repro
 from tasks.record.state import State
 from tasks.record.stores import Need
-from tasks.record.worktrees import remove
+from tasks.record.worktrees import of_state, remove
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc import Dvc
@@ -60,6 +60,10 @@ class Verification:
     """Paths for which manifest.json and DVC's own files name different content."""
     failure: str | None = None
     """Why the nodes could not all be run."""
+    damaged: tuple[str, ...] = ()
+    """Paths whose stored bytes in the cache are not those recorded."""
+    objects: tuple[int, int] = (0, 0)
+    """How many of the state's objects the cache has intact, and how many there are; a store is not read."""
     reasons: tuple[str, ...] = ()
     """Why the first node that differs may differ, a sentence each."""
     seconds: float = 0.0
@@ -71,7 +75,7 @@ class Verification:
 
     @property
     def same(self) -> bool:
-        return not (self.first or self.history or self.contradictions or self.failure)
+        return not (self.first or self.history or self.contradictions or self.failure or self.damaged)
 
 
 def chosen(project: Path, timeline: str, name: str | None, *, every: bool) -> list[State]:
@@ -106,17 +110,25 @@ def worth_running(states: Iterable[State]) -> tuple[list[State], dict[str, str]]
 
 
 def verify(project: Path, state: State, progress: Progress) -> Verification:
-    """Run a state's nodes again; what the cache has damaged of their inputs is fetched again."""
+    """Run a state's nodes again, and read the bytes that the cache has of it.
+
+    What the cache has damaged of the nodes' inputs is fetched again, and reported all the same.
+    """
+    stored = Verification(state)
     try:
-        wanted = needs(state)
         cache = Cache(dvc_config.cache_dir(project))
+        found = {path: cache.condition(entry) for path, entry in state.entries.items()}
+        objects = {md5: intact for each in found.values() for md5, intact in each.items()}
+        damaged = tuple(path for path, each in found.items() if False in each.values())
+        stored = replace(stored, damaged=damaged, objects=(sum(map(bool, objects.values())), len(objects)))
+        wanted = needs(state)
         for one, paths in wanted:
             for path in paths:
                 cache.drop_damaged(one.entries[path])
         with stores.opened_for(project, wanted) as remote:
-            return recompute(project, state, remote, progress)
+            return replace(recompute(project, state, remote, progress), damaged=stored.damaged, objects=stored.objects)
     except UserError as error:  # of this state: others may do better
-        return Verification(state, failure=str(error))
+        return replace(stored, failure=str(error))
 
 
 def needs(state: State) -> list[Need]:
@@ -141,15 +153,13 @@ def recompute(project: Path, state: State, remote: Remote | None, progress: Prog
         RemoteError: the remote cannot be reached.
     """
     started = time.monotonic()
-    foreign.check(state)
+    foreign.check(project, state.commit, state.tag)
     cache = Cache(dvc_config.cache_dir(project))
     with _worktree(project, state) as (folder, scratch):
         if remote:
-            dvc_config.write_workspace(folder, project, remote)
-            with Dvc(project) as dvc:
+            with Dvc(project) as dvc, of_state(project, state, remote) as source:
                 for one, wanted in needs(state):
-                    git(folder, "checkout", "--quiet", "--detach", one.commit)
-                    restoration.fetch(one, cache, dvc, folder, wanted)
+                    restoration.fetch(one, cache, dvc, source, wanted)
         broken = unlike_history(state, cache, scratch)
         _place(state, cache, folder, scratch)
         ran, failure = repro(folder, scratch, layout.private(project) / "logs", _told(state, progress))
@@ -183,7 +193,8 @@ def _worktree(project: Path, state: State) -> Iterator[tuple[Path, Path]]:
             _remove(project, left)
     home = place / f"{Path(state.tag).name}-{os.getpid()}"
     try:
-        git(project, "worktree", "add", "--quiet", "--detach", str(home / "tree"), state.commit)
+        git(project, "worktree", "add", "--quiet", "--detach", "--no-checkout", "--", str(home / "tree"), state.commit)
+        foreign.check_out(project, home / "tree", state.commit, state.tag)
         (home / "scratch").mkdir()
         yield home / "tree", home / "scratch"
     finally:
@@ -197,7 +208,6 @@ def _remove(project: Path, home: Path) -> None:
 
 def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
     """A worktree as it was before the nodes ran, with copies of the inputs and a cache of its own."""
-    git(folder, "checkout", "--quiet", "--detach", state.commit)
     dvc_config.write_local(folder, {"cache": {"dir": str(scratch / "cache"), "type": "copy"}})
     for path, md5 in cache.files({path: state.entries[path] for path in layout.INPUTS}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.nodes import UNFINISHED
 from tasks.params import Arrival, Params, load
-from tasks.record import names
+from tasks.record import foreign, names
 from tasks.record.project_code import Code, params_of, write_params
 from tasks.record.state import State
 from tasks.storage import dvc_config
@@ -40,9 +40,9 @@ class Worktree:
 def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arrival | None) -> Iterator[Worktree]:
     """A fresh worktree for one step, removed afterwards; what its nodes made is in the cache by then."""
     folder = _home(project, params_of(project, code).timeline) / f"{step:04d}-{os.getpid()}"
-    git(project, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), code.commit)
+    git(project, "worktree", "add", "--quiet", "--detach", "--no-checkout", "--", str(folder), code.commit)
     try:
-        git(folder, "read-tree", "--reset", "-u", code.tree)
+        foreign.check_out(project, folder, code.tree, "the project")
         _forget_earlier_state(folder)
         write_params(folder / "params.yaml", step, arrival)
         dvc_config.write_workspace(folder, project, remote)
@@ -55,14 +55,16 @@ def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arri
 
 @contextmanager
 def of_state(project: Path, state: State, remote: Remote) -> Iterator[Path]:
-    """A worktree with a state checked out (its data not), to fetch from; removed afterwards."""
+    """A folder from which DVC fetches a state's content out of a store, with nothing of the state in it."""
     folder = _home(project, state.timeline) / f"state-{state.step:04d}-{os.getpid()}"
-    git(project, "worktree", "add", "--quiet", "--detach", str(folder), state.commit)
+    folder.mkdir(parents=True)
     try:
+        dvc_config.reset(folder)
+        dvc_config.write_local(folder, {"core": {"no_scm": "true"}})
         dvc_config.write_workspace(folder, project, remote)
         yield folder
     finally:
-        remove(project, folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove(project: Path, folder: Path) -> None:
@@ -96,7 +98,7 @@ def _is_of_nothing(project: Path, note: Path) -> bool:
 def _drop_stale_locks(repository: Path, timeline: str) -> None:
     """Git locks a ref for milliseconds; a lock on ours that stays is of a git that was killed, and would stop us."""
     moving = (names.branch(timeline), names.pointer(timeline), names.decisions(timeline))
-    tags = names.tag(timeline, 0).rpartition("/")[0]
+    tags = names.tags(timeline)
     locks = [*(repository / f"{ref}.lock" for ref in moving), *(repository / tags).glob("*.lock")]
     if any(path.exists() for path in locks):
         time.sleep(1)

@@ -233,10 +233,20 @@ class Cache:
         """Remove objects of an entry (of those in ``only``) whose bytes do not match, so that they are made or
         fetched again; returns them."""
         objects = [md5 for md5 in self._objects_of(entry) if only is None or md5 in only]
-        damaged = [md5 for md5 in objects if self.path(md5).exists() and not self._matches(md5)]
+        damaged = [md5 for md5 in objects if self._condition(md5) is False]
         for md5 in damaged:
             self.path(md5).unlink()
         return damaged
+
+    def condition(self, entry: Entry) -> dict[str, bool | None]:
+        """Every object of an entry → whether it has the bytes that its name promises; None where it is not here.
+
+        All are hashed. What a folder lists is unknown where its listing is damaged or missing.
+        """
+        return {md5: self._condition(md5) for md5 in self._objects_of(entry)}
+
+    def _condition(self, md5: str) -> bool | None:
+        return self._matches(md5) if self.path(md5).exists() else None
 
     def drop_unfinished(self) -> None:
         """Remove what processes that are dead by now were about to store."""

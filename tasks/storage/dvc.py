@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from tasks import environment, layout
 from tasks.errors import ReadableError, UserError
+from tasks.storage import dvc_config
 
 
 class RemoteError(ReadableError):
@@ -46,8 +47,10 @@ class Dvc:
 
         Raises:
             RemoteError: a transfer failed.
-            UserError: DVC refuses; or its process is gone. Names the log.
+            UserError: DVC refuses, or its configuration there could run commands; or its process is gone. Names the
+                log.
         """
+        dvc_config.require_harmless(folder)
         assert self._process.stdin
         assert self._process.stdout
         try:

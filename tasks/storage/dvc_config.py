@@ -101,6 +101,50 @@ def write_remote(project: Path, made: Remote) -> None:
     write_local(project, {f'remote "{made.name}"': {"url": made.url, **made.options}})
 
 
+_OWN = """[core]
+    analytics = false
+    autostage = false
+[cache]
+    type = "hardlink,symlink,copy"
+"""
+
+
+def reset(workspace: Path) -> None:
+    """Replace the configuration that a tree brought by our own, completely.
+
+    DVC merges its configuration files, and a stranger's options can name files with commands of theirs (``configpath``
+    with a ``credential_process``).
+
+    Raises:
+        UserError: ``.dvc`` is no folder.
+    """
+    folder = workspace / ".dvc"
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is no folder; remove it from the repository")
+    folder.mkdir(exist_ok=True)
+    for name in ("config", "config.local"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "config").write_text(_OWN)
+
+
+_COMMANDS = ("configpath", "credentialpath")
+
+
+def require_harmless(folder: Path) -> None:
+    """Refuse a committed configuration with options that let a file of the repository run commands.
+
+    Raises:
+        UserError: names the remote and the option.
+    """
+    for section, options in _read(folder / ".dvc" / "config").items():
+        for option in _COMMANDS:
+            if isinstance(options, dict) and option in options:
+                raise UserError(
+                    f"{folder / '.dvc' / 'config'}: {section} sets {option}, a file that can name commands to run; "
+                    "such an option belongs into .dvc/config.local, which is not committed (dvc remote modify --local)"
+                )
+
+
 def write_workspace(workspace: Path, project: Path, made: Remote) -> None:
     """Configure DVC in a worktree of the project: the project's cache, hardlinks, and one remote as the default."""
     write_local(workspace, {"core": {"remote": made.name}, "cache": {"dir": str(cache_dir(project))}})

@@ -1,4 +1,8 @@
-"""The few git plumbing calls that recording needs."""
+"""The few git plumbing calls that recording needs; none runs what a repository names.
+
+Names that come from params.yaml, tags or other repositories follow ``--`` or ``--end-of-options``: git would take one
+that starts with a dash for an option, and some of its options are commands.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,13 @@ _OF_ANOTHER_REPOSITORY = frozenset({
 """Set where a git hook calls us; they would send our git to the user's index."""
 
 
+_NOTHING_RUNS = (
+    "-c", "core.hooksPath=/dev/null",  # a user's hooks are for a user's commits
+    "-c", "core.fsmonitor=false",
+    "-c", "protocol.ext.allow=never",  # ext::COMMAND as an address
+)  # fmt: skip
+
+
 class GitError(ReadableError):
     """A git command failed; the message is git's own."""
 
@@ -27,7 +38,7 @@ def git(folder: Path, *args: str, stdin: str | None = None, env: Mapping[str, st
         GitError: a non-zero exit status.
     """
     done = subprocess.run(
-        ["git", "-c", "core.hooksPath=/dev/null", *args],  # a user's hooks are for a user's commits
+        ["git", *_NOTHING_RUNS, *args],
         cwd=folder, input=stdin, env={**_environment(), **(env or {})}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
@@ -49,6 +60,35 @@ def identity(folder: Path) -> Mapping[str, str]:
         return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
 
 
+def require_remote(folder: Path, name: str) -> None:
+    """Refuse a git remote that is no configured one: an address in its place could be a command.
+
+    Raises:
+        UserError: no remote of that name is configured; names those that are.
+    """
+    known = git(folder, "remote").splitlines()
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise UserError(
+            f"store.git: no git remote is named {name!r} (there are: {there}); it takes the name of one, no address: "
+            "git remote add shared ADDRESS, then store.git: shared"
+        )
+
+
+def check_out(folder: Path, tree: str) -> None:
+    """Fill a worktree with the files of a tree or commit, byte for byte: no filter of anybody's attributes runs."""
+    names = git(folder, "config", "--name-only", "--list").splitlines()
+    drivers = dict.fromkeys(name.rpartition(".")[0] for name in names if name.startswith("filter."))
+    settings = [(f"{each}.{key}", value) for each in drivers for key, value in _NO_FILTER.items()]
+    env = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for index, (key, value) in enumerate(settings):
+        env |= {f"GIT_CONFIG_KEY_{index}": key, f"GIT_CONFIG_VALUE_{index}": value}
+    git(folder, "read-tree", "--reset", "-u", "--end-of-options", tree, env=env)
+
+
+_NO_FILTER = {"smudge": "", "process": "", "required": "false"}
+
+
 def resolve(folder: Path, revision: str) -> str | None:
     """The object id of a revision, or None where there is none."""
     try:
@@ -60,7 +100,7 @@ def resolve(folder: Path, revision: str) -> str | None:
 def is_ancestor(project: Path, older: str, newer: str) -> bool:
     """Whether one commit is another, or is among what led to it."""
     try:
-        git(project, "merge-base", "--is-ancestor", older, newer)
+        git(project, "merge-base", "--is-ancestor", "--end-of-options", older, newer)
     except GitError:
         return False
     return True
@@ -93,7 +133,7 @@ def show(project: Path, revision: str, path: str) -> str:
         GitError: there is none, or the repository is damaged there; names both.
     """
     try:
-        return git(project, "show", f"{revision}:{path}")
+        return git(project, "show", "--no-textconv", "--end-of-options", f"{revision}:{path}")
     except GitError as error:
         raise GitError(f"{path} of {revision} cannot be read: {error} (`git fsck` tells more)") from None
 
@@ -106,7 +146,11 @@ def show_all(project: Path, names: Sequence[str]) -> dict[str, str]:
     """
     asked = "".join(f"{name}\n" for name in names).encode()
     done = subprocess.run(
-        ["git", "cat-file", "--batch"], cwd=project, input=asked, env=_environment(), capture_output=True
+        ["git", *_NOTHING_RUNS, "cat-file", "--batch"],
+        cwd=project,
+        input=asked,
+        env=_environment(),
+        capture_output=True,
     )
     texts, at = {}, 0
     for name in names:

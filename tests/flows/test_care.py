@@ -15,6 +15,7 @@ import pytest
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.params import load
 from tasks.record import diagnosis, garbage, pruning, restoration, retention, timelines
 from tasks.record.state import State
 from tasks.storage import dvc, dvc_config, embedded, lease, store, writer_lock
@@ -390,12 +391,9 @@ def test_records_and_branches(project: Path) -> None:
         pruning.prune(project)
 
 
-def test_a_git_remote_gets_what_it_lacks(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "shared_remotes", lambda *_: ["origin"])
-    project_states = timelines.states(project, "tiny")
-    for state in project_states:
-        state.params["store"]["git"] = "origin"
-    monkeypatch.setattr(timelines, "every", lambda _: project_states)
+def test_a_git_remote_gets_what_it_lacks(project: Path, tmp_path: Path) -> None:
+    store_of_all = load(project / "params.yaml").store
+    projects.write_params(project, store={"remote": store_of_all.remote, "git": "origin"})
     git(project, "remote", "add", "origin", str(tmp_path / "shared.git"))
     assert "git remote 'origin' cannot be reached" in found(project)
     git(tmp_path, "init", "--quiet", "--bare", "shared.git")

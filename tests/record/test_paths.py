@@ -28,6 +28,10 @@ def committed(project: Path, files: dict[str, str], links: dict[str, str] | None
     return commits.make(project, "x", 0, 1, tree, [git(project, "rev-parse", "HEAD")], "bad", None)
 
 
+def check(state: State) -> None:
+    foreign.check(state.project, state.commit, state.tag)
+
+
 @pytest.mark.parametrize(
     ("link", "target"),
     [
@@ -47,7 +51,7 @@ def test_links_that_lead_out_are_refused(project: Path, tmp_path: Path, link: st
 
 def test_links_within_are_fine(project: Path) -> None:
     links = {"a/up": "../code.py", "b": "a", "here": "./code.py", "a/deep/er": "../../code.py"}
-    foreign.check(committed(project, {}, links))
+    check(committed(project, {}, links))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_outputs_that_lead_out_are_refused(project: Path, tmp_path: Path, name: 
 
 def test_a_file_that_is_no_dvc_file_is_named(project: Path) -> None:
     with pytest.raises(UserError, match=r"dvc\.lock is no DVC file"):
-        foreign.check(committed(project, {"dvc.lock": "stages: [1, 2"}))
+        check(committed(project, {"dvc.lock": "stages: [1, 2"}))
 
 
 def test_a_folder_that_lists_files_elsewhere_is_not_checked_out(project: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.storage.git import git
 from tests import manifests
+from tests.project import PARAMS
 
 DVC_YAML = """
 stages:
@@ -75,11 +76,13 @@ def record(project: Path) -> Recording:
         (project / "metrics.json").write_text(metrics)
         measured = hash_of(project / "metrics.json")
         for path, text in {
-            "dvc.yaml": DVC_YAML, "params.yaml": "threads: null\nstore: {remote: embedded, git: null}\n",
+            "dvc.yaml": DVC_YAML,
             "double.py": code, "measure.py": MEASURE, ".gitignore": "/data/*/*/\n/.chronomerge/\n",
             ".dvc/config": "[core]\n    analytics = false\n", ".dvc/.gitignore": "/cache\n/tmp\n/config.local*\n",
         }.items():  # fmt: skip
             (project / path).write_text(text)
+        settings = {**PARAMS, "timeline": "x", "store": {"remote": "embedded", "git": None}}
+        YAML(typ="safe").dump(settings, project / "params.yaml")
 
         def dump(content: Any, path: str) -> None:
             YAML().dump(content, project / path)
@@ -123,6 +126,43 @@ def test_the_same_bytes_again_and_nothing_of_the_user_is_touched(project: Path, 
     assert git(project, "status", "--porcelain") == ""
     assert git(project, "worktree", "list", "--porcelain").count("worktree ") == 1
     assert not list((project / ".chronomerge" / "verify").iterdir())
+
+
+def test_stored_bytes_that_are_damaged_fail_a_verification(project: Path, record: Recording) -> None:
+    """The nodes make the recorded bytes again: the state is sound all the same only if the stored ones are."""
+    state = record()
+    cache = Cache(dvc_config.cache_dir(project))
+    found = verification.verify(project, state, silent)
+    assert found.same
+    assert found.objects == (9, 9)
+    assert "9 of 9 stored objects read in the cache, all intact" in "\n".join(shown.recomputed_lines(found))
+    cache.path(cache.members(state.entries["data/step/doubled"])["b.txt"]).unlink()
+    found = verification.verify(project, state, silent)
+    assert found.same
+    assert "8 of 9 stored objects read in the cache, all intact; 1 are not" in "\n".join(shown.recomputed_lines(found))
+    flipped = cache.path(cache.members(state.entries["data/step/doubled"])["a.txt"])
+    flipped.chmod(0o644)
+    flipped.write_text("x" + flipped.read_text()[1:])
+    found = verification.verify(project, state, silent)
+    assert not found.same
+    assert (found.first, found.failure, found.damaged) == (None, None, ("data/step/doubled",))
+    text = "\n".join(shown.recomputed_lines(found))
+    assert "the same bytes again, but the stored ones are wrong" in text
+    assert "data/step/doubled: the bytes in the cache are damaged" in text
+    assert shown.recomputed_row(found)["damaged"] == ["data/step/doubled"]
+    assert not shown.recomputed_row(found)["same"]
+
+
+def test_recorded_code_gets_no_credentials(
+    project: Path, record: Recording, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PREFECT_API_KEY", "DVC_STUDIO_TOKEN", "GITHUB_TOKEN"):
+        monkeypatch.setenv(name, "a secret")
+    seen = tmp_path / "seen"
+    spy = f"import os\nopen({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n" + DOUBLE
+    assert verification.verify(project, record(code=spy), silent).same
+    assert "PATH" in seen.read_text()
+    assert "a secret" not in seen.read_text()
 
 
 def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, record: Recording) -> None:

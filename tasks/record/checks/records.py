@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.params import load
 from tasks.record import heads, names, retention, sharing, timelines
 from tasks.record.diagnosis import Finding, Visit
-from tasks.record.pruning import shared_remotes
-from tasks.storage.git import GitError, git, resolve
+from tasks.storage.git import GitError, git, require_remote, resolve
 
 
 def damaged(visit: Visit) -> Iterator[Finding]:
@@ -74,18 +74,25 @@ def _point(project: Path, timeline: str) -> None:
 
 def not_pushed(visit: Visit) -> Iterator[Finding]:
     """Where states are shared (store.git), the git remote has every tag, and the notes of weights let go."""
-    for remote in shared_remotes(visit.project, visit.states):
+    params = load(visit.project / "params.yaml")
+    remote = params.store.git
+    if remote:
         try:
-            rows = git(visit.project, "ls-remote", remote, "refs/tags/state/*", "refs/heads/states/*", retention.NOTES)
-        except GitError as error:
+            require_remote(visit.project, remote)
+            rows = git(
+                visit.project, "ls-remote", "--", remote, "refs/tags/state/*", "refs/heads/states/*", retention.NOTES
+            )
+        except (GitError, UserError) as error:
             yield Finding(
                 f"git remote {remote!r} cannot be reached", remote, str(error), "mend the remote (git remote -v)",
             )  # fmt: skip
-            continue
+            return
         there = {name: commit for commit, name in (row.split("\t") for row in rows.splitlines())}
-        for timeline in timelines.timeline_names(visit.project):
-            mine = [s for s in visit.states if s.timeline == timeline and s.params["store"]["git"] == remote]
-            lacking = [state for state in mine if f"refs/tags/{state.tag}" not in there]
+        shared = {params.timeline, *(state.timeline for ref in there if (state := names.parse(ref)))}
+        for timeline in sorted(shared & set(timelines.timeline_names(visit.project))):
+            lacking = [
+                state for state in visit.states if state.timeline == timeline and f"refs/tags/{state.tag}" not in there
+            ]
             if lacking and visit.free(timeline):
                 yield Finding(
                     f"states that git remote {remote!r} lacks", ", ".join(state.tag for state in lacking),
@@ -105,6 +112,6 @@ def _push(project: Path, timeline: str, remote: str) -> None:
     sharing.synchronize(project, timeline, remote)
     refs = [f"refs/tags/{state.tag}" for state in timelines.states(project, timeline)]
     try:
-        git(project, "push", "--quiet", "--atomic", remote, *refs)
+        git(project, "push", "--quiet", "--atomic", "--", remote, *refs)
     except GitError as error:
         raise UserError(f"git remote {remote!r} did not take the tags of timeline {timeline!r}: {error}") from None
