@@ -1,8 +1,14 @@
-"""The user's own commands, called when a state was recorded and when a run has failed (``hooks`` in params.yaml)."""
+"""The user's own commands, called when a state was recorded and when a run has failed (``hooks`` in params.yaml).
+
+A repository that one clones may bring hooks of somebody else. So only hooks that were trusted in this very clone run;
+git's own folder remembers which (by hash), for no repository brings that along.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -11,15 +17,55 @@ from pathlib import Path
 from tasks import layout, progress
 from tasks.errors import UserError
 from tasks.params import Hooks, load
+from tasks.storage.git import common_dir
+from tasks.text import one_line
 
 SECONDS = 300
 """A hook that takes longer is ended."""
 
 
+def trusted(project: Path, hooks: Hooks) -> bool:
+    """Whether these very commands may run in this clone; there are none, or somebody has trusted them."""
+    if not commands(hooks):
+        return True
+    try:
+        return _digest(hooks) in _trust_file(project).read_text().split()
+    except FileNotFoundError:
+        return False
+
+
+def trust(project: Path, hooks: Hooks) -> None:
+    """Let these commands run in this clone from now on."""
+    if not trusted(project, hooks):
+        path = _trust_file(project)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{_digest(hooks)}\n")
+
+
+def require_trusted(project: Path, hooks: Hooks) -> None:
+    """Refuse to run with commands that nobody has trusted.
+
+    Raises:
+        UserError: names them, and the way out.
+    """
+    if not trusted(project, hooks):
+        raise UserError(
+            f"params.yaml has hooks that were never run in this clone: {'; '.join(commands(hooks))}. Read them, then "
+            "run `chronomerge run --trust` once, or remove hooks: from params.yaml"
+        )
+
+
+def commands(hooks: Hooks) -> list[str]:
+    """What the hooks run, for people: ``recorded: notify-send done``."""
+    named = {"recorded": hooks.recorded, "failed": hooks.failed}
+    return [f"{name}: {one_line(shlex.join(command))}" for name, command in named.items() if command]
+
+
 def recorded(project: Path, hooks: Hooks, timeline: str, step: int, tag: str) -> None:
     """A state was recorded."""
     if hooks.recorded:
-        _call("recorded", hooks.recorded, project, TIMELINE=timeline, STEP=str(step), TAG=tag)
+        _call("recorded", hooks, hooks.recorded, project, TIMELINE=timeline, STEP=str(step), TAG=tag)
 
 
 def failed(project: Path, error: BaseException) -> None:
@@ -30,15 +76,18 @@ def failed(project: Path, error: BaseException) -> None:
         return
     if params.hooks.failed:
         why = " ".join(str(error).split()) or type(error).__name__
-        _call("failed", params.hooks.failed, project, TIMELINE=params.timeline, ERROR=why)
+        _call("failed", params.hooks, params.hooks.failed, project, TIMELINE=params.timeline, ERROR=why)
 
 
-def _call(outcome: str, command: Sequence[str], project: Path, **facts: str) -> None:
+def _call(outcome: str, hooks: Hooks, command: Sequence[str], project: Path, **facts: str) -> None:
     """Run a command, without a shell, in the project's folder; whatever becomes of it is reported and stops nothing."""
+    if not trusted(project, hooks):
+        progress.report(f"hook {outcome}:", 1, 1, "not run, for nobody has trusted it (chronomerge run --trust)")
+        return
     log = layout.private(project) / "logs" / "hooks.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    told = {"OUTCOME": outcome, "PROJECT": str(project), **facts}
-    environment = {**os.environ, **{f"CHRONOMERGE_{name}": value for name, value in told.items()}}
+    reported = {"OUTCOME": outcome, "PROJECT": str(project), **facts}
+    environment = {**os.environ, **{f"CHRONOMERGE_{name}": value for name, value in reported.items()}}
     try:
         with log.open("ab") as file:
             process = subprocess.Popen(
@@ -54,3 +103,11 @@ def _call(outcome: str, command: Sequence[str], project: Path, **facts: str) -> 
         why = error.strerror or str(error)
     if why:
         progress.report(f"hook {outcome}:", 1, 1, f"{command[0]}: {why}; its output is in {log}")
+
+
+def _digest(hooks: Hooks) -> str:
+    return hashlib.sha256(hooks.model_dump_json().encode()).hexdigest()
+
+
+def _trust_file(project: Path) -> Path:
+    return common_dir(project) / "chronomerge" / "trusted-hooks"

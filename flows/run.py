@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows import notes
+from flows import hooks, notes
 from flows.prefect import runs
 from flows.prefect import server as prefect_server
 from flows.prefect.server import Server
@@ -58,6 +58,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         UserError: whatever the user can mend, found as early as it can be.
     """
     params = load(project / "params.yaml")
+    hooks.require_trusted(project, params.hooks)
     if not params.store.git and not pending(project, until, params).steps:
         _tidy(project, params.timeline)
         return []  # asks nobody, so that it answers at once

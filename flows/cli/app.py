@@ -24,7 +24,7 @@ from flows.cli import (
     stream,
     terminal,
 )
-from flows.cli.options import AsJson, Scheduler, Wait
+from flows.cli.options import AsJson, Scheduler, Trust, Wait
 from flows.cli.terminal import errors, out, print_json
 from tasks import environment
 from tasks.errors import UserError
@@ -78,7 +78,7 @@ def common(
 
 
 @app.command()
-def demo() -> None:
+def demo(trust: Trust = False) -> None:
     """The whole story on the embedded default: a base, a stream of real drawings, a table of states."""
     from flows.cli import views
     from tasks.params import load
@@ -87,26 +87,26 @@ def demo() -> None:
     name = load(project / "params.yaml").timeline
     if name != "demo":
         raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
-    _run(project, None, wait=False)
+    _run(project, None, wait=False, trust=trust)
     out.print()
     out.print(views.states_table(project, name))
     out.print(views.what_next(project, name), soft_wrap=True)
 
 
 @app.command()
-def run(until: Until = None, wait: Wait = False, scheduler: Scheduler = None) -> None:
+def run(until: Until = None, wait: Wait = False, scheduler: Scheduler = None, trust: Trust = False) -> None:
     """Run every pending time step; after a failure or a kill, the same command resumes."""
-    _run(options.project(), until, wait=wait, scheduler=scheduler)
+    _run(options.project(), until, wait=wait, trust=trust, scheduler=scheduler)
 
 
 @app.command()
-def step(wait: Wait = False, scheduler: Scheduler = None) -> None:
+def step(wait: Wait = False, scheduler: Scheduler = None, trust: Trust = False) -> None:
     """Run the next time step only."""
     from flows.run import pending
 
     project = options.project()
     steps = pending(project).steps
-    _run(project, steps[0] if steps else None, wait=wait, scheduler=scheduler)
+    _run(project, steps[0] if steps else None, wait=wait, trust=trust, scheduler=scheduler)
 
 
 @app.command()
@@ -138,19 +138,20 @@ app.add_typer(remote.app, name="remote")
 app.add_typer(stream.app, name="stream")
 
 
-def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None = None) -> None:
+def _run(project: Path, until: int | None, *, wait: bool, trust: bool, scheduler: str | None = None) -> None:
     from flows import hooks
     from flows.cli import views
     from flows.run import run as run_pending
     from tasks import console, progress
 
     os.chdir(project)  # paths in params.yaml start there
+    options.settle_trust(project, trust)
     with console.shown() as listener:
         progress.listen(listener)
         try:
             tags = run_pending(project, until, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
-            errors.print("interrupted; what has finished is kept, and the same command goes on from there")
+            errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None
         except Exception as error:
             hooks.failed(project, error)

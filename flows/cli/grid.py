@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli import options, report
-from flows.cli.options import AsJson, Scheduler, Wait
+from flows.cli.options import AsJson, Scheduler, Trust, Wait
 from flows.cli.terminal import out, print_json
 from tasks.errors import UserError
 
@@ -38,6 +38,7 @@ def grid(
     scheduler: Scheduler = None,
     as_json: AsJson = False,
     wait: Wait = False,
+    trust: Trust = False,
 ) -> None:
     """Run protocols × techniques × seeds on one stream; each cell is a timeline. The same command resumes.
 
@@ -59,6 +60,7 @@ def grid(
         else:
             out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
         return
+    options.settle_trust(project, trust)
     outcome = _run(project, found, count, wait=wait, scheduler=scheduler)
     written = None
     if any(outcome.recorded.values()):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from flows.cli.terminal import errors
 
 NAME = typer.Argument(metavar="T", help="A time step (3; 0 is the base), 3.2 for another line, or a tag.")
 Name = Annotated[str, NAME]
@@ -18,6 +21,10 @@ Scheduler = Annotated[
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
+
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the commands under hooks in params.yaml, in this clone, from now on.")
+]
 
 
 def project() -> Path:
@@ -42,3 +49,25 @@ def timeline(project: Path, named: str | None = None) -> str:
     from tasks.params import load
 
     return load(project / "params.yaml").timeline
+
+
+def settle_trust(project: Path, trust: bool) -> None:
+    """Before work starts: have the hooks of params.yaml trusted, by ``--trust`` or by an answer on the terminal.
+
+    Raises:
+        UserError: params.yaml is wrong, or nobody trusts its hooks; names them.
+    """
+    from flows import hooks
+    from tasks.params import load
+
+    asked = load(project / "params.yaml").hooks
+    if hooks.trusted(project, asked):
+        return
+    if not trust and sys.stdin.isatty() and sys.stderr.isatty():
+        errors.print("params.yaml has hooks that were never run in this clone:")
+        for command in hooks.commands(asked):
+            errors.print(f"  {command}")
+        trust = typer.confirm("Run them from now on?", err=True)
+    if trust:
+        hooks.trust(project, asked)
+    hooks.require_trusted(project, asked)

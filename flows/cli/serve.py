@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import options
+from flows.cli.options import Trust
 from flows.cli.terminal import out
 from tasks.errors import UserError
 
@@ -20,6 +21,7 @@ def serve(
         str | None, typer.Option(metavar="ZONE", help="Of the cron line (Europe/Berlin) [this machine's].")
     ] = None,
     on_arrival: Annotated[bool, typer.Option("--on-arrival", help="When params.yaml's stream has grown.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Keep running: start what is pending at given times, or when something arrives, until Ctrl-C or SIGTERM."""
     from flows.serve import Plan
@@ -29,18 +31,19 @@ def serve(
         raise UserError("when should runs start? --cron '0 2 * * *', --on-arrival, or both")
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
+    options.settle_trust(project, trust)
     plan = Plan(checked(cron) if cron else None, zone(timezone), on_arrival)
     try:
         serve_project(project, plan, lambda line: out.print(f"{_clock(plan.timezone)} {line}"))
     except KeyboardInterrupt:
-        out.print("ended; what has finished is kept, and the next start goes on from there")
+        out.print("ended; what has finished is stored, and the next start resumes")
 
 
 def checked(cron: str) -> str:
-    """A cron line that Prefect takes.
+    """A cron line that Prefect accepts.
 
     Raises:
-        UserError: it takes it not.
+        UserError: Prefect refuses it.
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.client.schemas.schedules import CronSchedule

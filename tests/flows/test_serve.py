@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from flows import notes
+from flows import hooks, notes
 from flows.cli import views
 from flows.prefect import runs, schedules, step_summary
 from flows.prefect.server import Server
 from tasks import waits
+from tasks.params import Hooks
 from tasks.record import timelines
 from tasks.storage import writer_lock
 from tests import postgres as postgresql
@@ -131,6 +132,7 @@ def test_an_arrival_starts_a_run_with_prefect_on_postgresql(tmp_path: Path, post
     """By Prefect's event and trigger, on a server that serve starts itself."""
     folder = projects.make(tmp_path / "project", timeline="arrivals", stream=[])
     arrived = {"name": "vendor", "expert": "missing.safetensors"}
+    hooks.trust(folder, Hooks.model_validate({"failed": HOOK}))
     with served(folder, "serve", "--on-arrival", PREFECT_SERVER_DATABASE_CONNECTION_URL=postgres) as serve:
         assert "when params.yaml's stream has grown" in serve.says("completed: recorded state/arrivals/0000")
         projects.write_params(folder, timeline="arrivals", stream=[arrived], hooks={"failed": HOOK})
