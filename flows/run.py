@@ -16,7 +16,7 @@ from tasks import progress, record
 from tasks.errors import UnavailableError, UserError
 from tasks.params import Params, load
 from tasks.record import Code, State
-from tasks.storage import dvc_config, embedded, lease, store, writer_lock
+from tasks.storage import dvc_config, embedded, lease, locks, store
 from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import Remote
 from tasks.workers import pool
@@ -63,7 +63,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         _tidy(project, params.timeline)
         return []  # asks nobody, so that it answers at once
     record.require_same_code(project, Path(__file__).parents[1])
-    with writer_lock.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
+    with locks.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
         record.require_not_checked_out(project, params.timeline)
         record.clean_up(project, params.timeline)
         own = params.own_files
@@ -108,7 +108,7 @@ def run_cell(
     that can be checked is.
     """
     params = record.params_of(project, code)
-    with writer_lock.writing(project, params.timeline, wait=wait):
+    with locks.writing(project, params.timeline, wait=wait):
         record.require_not_checked_out(project, params.timeline)
         record.clean_up(project, params.timeline)
         if params.store.git:
@@ -158,8 +158,8 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]
 
 def _tidy(project: Path, timeline: str) -> None:
     """Remove what a run has left that was killed when all was recorded, unless one is under way."""
-    if writer_lock.holder(project, timeline) is None:
-        with writer_lock.writing(project, timeline):
+    if locks.holder(project, timeline) is None:
+        with locks.writing(project, timeline):
             record.clean_up(project, timeline)
         prefect_server.tidy(project)
         embedded.stop_unused(project)

@@ -31,7 +31,7 @@ from flows.serve_note import Serving
 from tasks import layout, processes, waits
 from tasks.errors import UserError
 from tasks.params import Params, load
-from tasks.storage import embedded, writer_lock
+from tasks.storage import embedded, locks
 
 EVENT = "chronomerge.arrived"
 """The Prefect event that says that a stream has grown; the deployment starts a run on it."""
@@ -131,7 +131,7 @@ class _Session:
             )
         crashed, missed = [], 0
         try:
-            with writer_lock.writing(self.project, name):
+            with locks.writing(self.project, name):
                 crashed, free = runs.crash_dead(server, self.project, name), True
         except UserError:  # somebody runs it just now
             free = False
@@ -258,7 +258,7 @@ class _Session:
             todo = pending(self.project)
         except UserError:
             return None  # params.yaml is being written, or wrong: the next scheduled run says so
-        if not todo.steps or writer_lock.holder(self.project, todo.params.timeline):
+        if not todo.steps or locks.holder(self.project, todo.params.timeline):
             return None
         left, now = notes.read(self.project, todo.params.timeline), notes.signature(todo.params)
         return now if left is None or left.stream != now else None

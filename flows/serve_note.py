@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TextIO
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.storage import locks
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,10 @@ class Serving:
 def serving(project: Path) -> Serving | None:
     """Who serves a project now; None where nobody does, or has not come up yet."""
     path = _path(project)
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if not path.exists() or not locks.is_held(path):
         return None
-    except BlockingIOError:
-        text = path.read_text()
-        return Serving(**json.loads(text)) if text else None
-    return None
+    text = path.read_text()
+    return Serving(**json.loads(text)) if text else None
 
 
 @contextmanager
@@ -49,12 +44,10 @@ def alone(project: Path) -> Iterator[TextIO]:
     path = _path(project)
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.acquire(file, wait=False):
             who = serving(project)
             by = f"process {who.pid} on {who.host} since {who.since}" if who else "another process"
-            raise UserError(f"{project} is being served by {by}; end that first") from None
+            raise UserError(f"{project} is being served by {by}; end that first")
         file.truncate(0)
         try:
             yield file

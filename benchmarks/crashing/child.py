@@ -96,14 +96,14 @@ def strike(request: Request, pid: int) -> None:
 
 def _note_waiting(notes: Path) -> None:
     """Have the lock's waiting seen from outside."""
-    from tasks.storage import writer_lock
+    from tasks.storage import locks
 
     def sleep(seconds: float) -> None:
         (notes / "waiting").touch()
         time.sleep(seconds)
 
-    assert writer_lock.time is time
-    writer_lock.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
+    assert locks.time is time
+    locks.time = SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
 
 
 def _replace_dvc_child() -> None:

@@ -20,7 +20,7 @@ from flows.run import pending
 from tasks import layout, record
 from tasks.gate import Outcome
 from tasks.record import Decision, State
-from tasks.storage import writer_lock
+from tasks.storage import locks
 from tasks.text import redacted
 from tasks.units import size
 
@@ -167,7 +167,7 @@ def status(project: Path) -> dict[str, Any]:
     deployed = record.deployed(project, name)
     start = record.next_start(project, name, todo.params.gate) if todo.steps else None
     names = ["base", *(arrival.name for arrival in todo.params.stream)]
-    holder = writer_lock.holder(project, name)
+    holder = locks.holder(project, name)
     note = notes.read(project, name)
     return {
         "timeline": name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import uuid
@@ -16,7 +15,7 @@ from flows.prefect.api import Api, UnansweredError
 from flows.prefect.server import Server
 from tasks import layout, progress
 from tasks.record import Finding, Visit
-from tasks.storage import atomic
+from tasks.storage import atomic, locks
 
 _UNENDED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 
@@ -106,12 +105,7 @@ def unended(visit: Visit) -> Iterator[Finding]:
 
 
 def _in_use(lock: Path) -> bool:
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return locks.is_held(lock, shared=True)
 
 
 def _crash(project: Path) -> None:

@@ -5,7 +5,6 @@ Settings go through the environment, so this must be used before anything import
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from flows.prefect.api import Api, RefusedError, UnansweredError
 from tasks import environment, layout, processes
 from tasks.errors import UserError
+from tasks.storage import locks
 
 START_SECONDS = 180
 """A first start creates the database: 8 s on an idle machine, 40 s on a busy one."""
@@ -84,7 +83,7 @@ def serving(project: Path, *, own: bool = False) -> Iterator[Server]:
             return
         with (private / "prefect.lock").open("a") as lock:
             # One server to a database: a second run in this project has a home of its own.
-            home = private / ("prefect" if _alone(lock) else f"prefect-{os.getpid()}")
+            home = private / ("prefect" if locks.acquire(lock, wait=False) else f"prefect-{os.getpid()}")
             with _started(private, home, _QUIET) as server:
                 yield server
 
@@ -102,9 +101,9 @@ def lasting(project: Path, say: Callable[[str], None]) -> Iterator[Server]:
         yield Server(url)
         return
     with (private / "prefect.lock").open("a") as lock:
-        if not _alone(lock):
+        if not locks.acquire(lock, wait=False):
             say("waiting for the run that uses the project's Prefect database")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locks.acquire(lock)
         with _started(private, private / "prefect", {}) as server:
             path = sign_in_file(project)
             path.unlink(missing_ok=True)
@@ -145,19 +144,10 @@ def tidy(project: Path) -> None:
 def _sound_results(private: Path) -> Iterator[None]:
     """The folder of results, without any half-written one when nobody else uses it."""
     with (private / "results.lock").open("a") as lock:
-        if _alone(lock):
+        if locks.acquire(lock, wait=False):
             _drop_torn_results(private / "results")
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        locks.acquire(lock, shared=True)
         yield
-
-
-def _alone(lock: TextIO) -> bool:
-    """Whether nobody else holds a lock; then it is held."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def flush_logs() -> None:

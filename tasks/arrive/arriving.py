@@ -21,7 +21,7 @@ from tasks.errors import UserError
 from tasks.params import Arrival, Params, load
 from tasks.prepare.registry import parse_all
 from tasks.progress import Progress, silent
-from tasks.storage import atomic, dvc_config, pointers, store, writer_lock
+from tasks.storage import atomic, dvc_config, locks, pointers, store
 from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.text import redacted
 
@@ -120,7 +120,7 @@ def _commit(
     """Keep the files and append the arrival, unless somebody was first."""
     file = (project / "params.yaml").resolve()
     pointer = pointers.path(project, request.name)
-    with writer_lock.present(project, wait=True), pointers.one_at_a_time(project):
+    with locks.using(project, wait=True), pointers.one_at_a_time(project):
         params = load(file)
         verdict = _decide(project, params, request, copy, findings, once=once)
         if verdict.outcome != "would arrive":

@@ -19,7 +19,7 @@ from tasks.params import load
 from tasks.progress import Progress, silent
 from tasks.record import retention, timelines
 from tasks.record.state import State
-from tasks.storage import dvc_config, objects, store, writer_lock
+from tasks.storage import dvc_config, locks, objects, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc, RemoteError
 from tasks.storage.git import GitError
@@ -58,7 +58,7 @@ class Visit:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(writer_lock.present(self.project))
+        self._stack.enter_context(locks.using(self.project))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -121,7 +121,7 @@ class Visit:
 
     def free(self, timeline: str) -> bool:
         """Whether nobody writes to a timeline now; who does owns what lies about it, and that is said once."""
-        who = writer_lock.holder(self.project, timeline)
+        who = locks.holder(self.project, timeline)
         if who:
             sentence = f"timeline {timeline!r} is being written by {who}: what belongs to that was left alone"
             if sentence not in self.skipped:
@@ -132,7 +132,7 @@ class Visit:
         """All timelines that have left anything here."""
         work = layout.private(self.project) / "work"
         names = {folder.name for folder in work.iterdir()} if work.exists() else set()
-        return sorted(names | set(timelines.timeline_names(self.project)) | set(writer_lock.timelines(self.project)))
+        return sorted(names | set(timelines.timeline_names(self.project)) | set(locks.timelines(self.project)))
 
 
 def examine(visit: Visit, checks: Iterable[Check]) -> Iterator[Finding]:
@@ -146,7 +146,7 @@ def mend(project: Path, finding: Finding) -> str | None:
     if finding.repair is None:
         return finding.remedy
     try:
-        with writer_lock.writing(project, finding.timeline) if finding.timeline else contextlib.nullcontext():
+        with locks.writing(project, finding.timeline) if finding.timeline else contextlib.nullcontext():
             finding.repair()
     except (UserError, RemoteError, GitError, OSError) as error:
         return str(error)

@@ -13,7 +13,7 @@ from tasks.record import decisions, heads, names, retention, sharing, timelines,
 from tasks.record.heads import Heads
 from tasks.record.state import State
 from tasks.scores import ROLES
-from tasks.storage import writer_lock
+from tasks.storage import locks
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.git import GitError
 
@@ -89,7 +89,7 @@ def hold(project: Path, timeline: str, name: str, *, reason: str | None = None) 
 def _decide(project: Path, timeline: str, name: str, *, promoted: bool, reason: str | None) -> DecisionOutcome:
     place = names.parse(name)
     timeline = place.timeline if place else timeline
-    with writer_lock.present(project):
+    with locks.using(project):
         shared = load(project / "params.yaml").store.git
         if shared:
             worktrees.require_not_checked_out(project, timeline)

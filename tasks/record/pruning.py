@@ -10,7 +10,7 @@ from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import garbage, retention, timelines
 from tasks.record.garbage import Plan, readable
-from tasks.storage import dvc_config, embedded, lease, store, writer_lock
+from tasks.storage import dvc_config, embedded, lease, locks, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
 from tasks.storage.git import GitError, git, require_remote
@@ -63,7 +63,7 @@ def prune(
         UserError: a run is under way, the store does not answer, or what a state refers to cannot be told.
         RemoteError: the store does not do as asked.
     """
-    with writer_lock.alone(project):
+    with locks.alone(project):
         shared = fetch_references(project)
         name = load(project / "params.yaml").store.remote
         if name == dvc_config.EMBEDDED and everywhere and embedded.in_use(project):

@@ -19,7 +19,7 @@ from tasks import layout
 from tasks.params import Store, load
 from tasks.record import commits, manifest, names, restoration, sharing, stores, timelines, worktrees
 from tasks.record.state import State
-from tasks.storage import dvc_config, lease, store, writer_lock
+from tasks.storage import dvc_config, lease, locks, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
 from tasks.storage.git import git
@@ -33,7 +33,7 @@ def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[St
     """
     place = names.parse(name)
     timeline = place.timeline if place else timeline
-    with writer_lock.writing(project, timeline, wait=wait):
+    with locks.writing(project, timeline, wait=wait):
         worktrees.require_not_checked_out(project, timeline)
         worktrees.clean_up(project, timeline)
         settings = load(project / "params.yaml").store

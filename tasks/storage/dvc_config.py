@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from configobj import ConfigObj, ConfigObjError
 
 from tasks.errors import UserError
-from tasks.storage import atomic
+from tasks.storage import atomic, locks
 
 EMBEDDED = "embedded"
 """The name of the remote that is our own server."""
@@ -82,8 +81,7 @@ def write_local(project: Path, sections: dict[str, dict[str, str]]) -> None:
     """Update sections of ``.dvc/config.local``, atomically and readable by its owner alone."""
     path = project / ".dvc" / "config.local"
     path.parent.mkdir(exist_ok=True)
-    with (path.parent / "config.local.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.exclusive(path.parent / "config.local.lock"):
         config = _read(path)
         for section, options in sections.items():
             config.setdefault(section, {}).update(options)

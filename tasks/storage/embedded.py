@@ -7,7 +7,6 @@ run leaves at most a server that the next command finds, uses and stops.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -61,7 +60,7 @@ def serving(project: Path) -> Iterator[Remote]:
     home = _made(folder(project))
     with (home / "in-use").open("a+") as use:
         with _exclusive(home):
-            fcntl.flock(use, fcntl.LOCK_SH)
+            locks.acquire(use, shared=True)
             server = running(project) or _start(home)
         try:
             remote = _as_remote(home, server)
@@ -102,8 +101,7 @@ def address(project: Path) -> Remote:
 
 def in_use(project: Path) -> bool:
     """Whether any process uses the store now."""
-    with (_made(folder(project)) / "in-use").open("a+") as use:
-        return not _alone(use)
+    return locks.is_held(_made(folder(project)) / "in-use", shared=True)
 
 
 def keep(project: Path, stays: bool) -> StoreServer | None:
@@ -125,7 +123,7 @@ def _start(home: Path) -> StoreServer:
 
 def _leave(home: Path, use: TextIO) -> None:
     with _exclusive(home):
-        if not _alone(use):
+        if not locks.acquire(use, wait=False):
             return  # somebody else uses it and will stop it
         server = seaweedfs.read_note(home)  # whether it answers or, on a busy machine, not in time
         if server and not server.stays and not server.ending:
@@ -138,15 +136,6 @@ def _stop(home: Path, server: StoreServer) -> None:
     except OSError:  # a full disk; a server that has met one must end all the more: it would refuse for good
         (home / "server.json").unlink(missing_ok=True)
     seaweedfs.end(server)
-
-
-def _alone(use: TextIO) -> bool:
-    """Whether nobody else holds the lock of those who use the store; then it is held."""
-    try:
-        fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _exclusive(home: Path) -> AbstractContextManager[None]:

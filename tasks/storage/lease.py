@@ -12,7 +12,6 @@ Beside the data, under ``.chronomerge/`` of the remote, lie two kinds of small o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import layout
 from tasks.errors import UserError
 from tasks.params import Store
-from tasks.storage import embedded, store
+from tasks.storage import embedded, locks, store
 from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import EMBEDDED, Remote
 from tasks.storage.git import common_dir
@@ -192,7 +191,7 @@ def _repository(project: Path, remote: Remote) -> str:
     copied_too = remote.name == EMBEDDED and embedded.folder(project) == layout.private(project) / "store"
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # runs of two timelines may both be the first
+        locks.acquire(file)  # runs of two timelines may both be the first
         file.seek(0)
         try:
             note = json.load(file)

@@ -18,7 +18,7 @@ from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import diagnosis, garbage, pruning, restoration, retention, timelines
 from tasks.record.state import State
-from tasks.storage import dvc, dvc_config, embedded, lease, store, writer_lock
+from tasks.storage import dvc, dvc_config, embedded, lease, locks, store
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc_config import Remote
 from tasks.storage.objects import Depot, in_cache, in_remote
@@ -243,14 +243,14 @@ def test_killed_halfway_the_next_sweep_ends_it(project: Path, tmp_path: Path, mo
 
 def test_refuses_while_a_timeline_is_held(project: Path) -> None:
     with (
-        writer_lock.writing(project, "other"),
+        locks.writing(project, "other"),
         pytest.raises(UserError, match=r"in use \(timeline 'other' by process \d+ on "),
     ):
         pruning.prune(project)
     with (
-        writer_lock.alone(project),
+        locks.alone(project),
         pytest.raises(UserError, match="`chronomerge gc` is deleting"),
-        writer_lock.writing(project, "x"),
+        locks.writing(project, "x"),
     ):
         pass
 
@@ -319,7 +319,7 @@ def test_leftovers_of_dead_processes_are_removed(project: Path, tmp_path: Path) 
     for tree in (project, kept):
         (tree / ".dvc" / "tmp").mkdir(exist_ok=True)
         (tree / ".dvc" / "tmp" / "rwlock").write_text("")
-    with writer_lock.writing(project, "tiny"):  # its writer is at work: that is its own folder
+    with locks.writing(project, "tiny"):  # its writer is at work: that is its own folder
         report = diagnosis.doctor(project, repair=True)
         assert "the working folder of a dead run" not in {finding.what for finding, _ in report.findings}
         assert "timeline 'tiny' is being written by process" in report.skipped[0]

@@ -15,7 +15,7 @@ from flows.cli import comparison, views
 from tasks import layout
 from tasks.errors import UserError
 from tasks.record import commits, difference, restoration, retention, rollbacks, timelines, verification
-from tasks.storage import dvc_config, writer_lock
+from tasks.storage import dvc_config, locks
 from tasks.storage.cache import Cache
 from tasks.storage.git import git as plumbing
 from tests import project as projects
@@ -83,7 +83,7 @@ def test_a_history_that_does_not_follow_is_named(run: Path, tmp_path: Path) -> N
 
 def test_a_rollback_while_somebody_writes_is_refused(copy: Path) -> None:
     before = git(copy, "for-each-ref")
-    with writer_lock.writing(copy, "tiny"), pytest.raises(UserError, match="is being written by process"):
+    with locks.writing(copy, "tiny"), pytest.raises(UserError, match="is being written by process"):
         rollbacks.rollback(copy, "elsewhere", "state/tiny/0001", wait=False)
     assert git(copy, "for-each-ref") == before
 

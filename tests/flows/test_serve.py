@@ -17,7 +17,7 @@ from flows.prefect.server import Server
 from tasks import waits
 from tasks.params import Hooks
 from tasks.record import timelines
-from tasks.storage import writer_lock
+from tasks.storage import locks
 from tests import postgres as postgresql
 from tests import project as projects
 from tests.flows.serving import FAR_AWAY, served, server_api
@@ -51,7 +51,7 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
 
         first = api.post(trigger, {})
         # What takes long comes while the run imports: its step is short, and must not be recorded when serve is killed.
-        until(lambda: writer_lock.holder(folder, "nightly"), serve.told)
+        until(lambda: locks.holder(folder, "nightly"), serve.told)
         second = api.post(trigger, {})
         until(lambda: state_of(second)["type"] == "CANCELLED")
         assert state_of(second)["message"] == "Deployment concurrency limit reached."
@@ -68,7 +68,7 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
     missed = [api.post(trigger, {"state": late}) for _ in range(3)]
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
         serve.says("one run now")
-        until(lambda: writer_lock.holder(folder, "nightly"), serve.told)
+        until(lambda: locks.holder(folder, "nightly"), serve.told)
         serve.kill_run()
         said = serve.says("completed: recorded state/nightly/0000")
         assert said.count("one run now") == said.count("came to nothing: once more") == 1

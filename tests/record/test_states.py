@@ -9,7 +9,7 @@ from tasks import nodes
 from tasks.errors import UserError
 from tasks.record import project_code, sharing, timelines, worktrees
 from tasks.record.state import State
-from tasks.storage import writer_lock
+from tasks.storage import locks
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git, top_level
 from tests.record import made_up
@@ -107,17 +107,17 @@ def test_what_a_node_has_not_finished_outlives_its_worktree(tmp_path: Path) -> N
 
 
 def test_who_holds_a_timeline(project: Path) -> None:
-    assert writer_lock.holder(project, "x") is None
-    with writer_lock.writing(project, "x"):
-        assert "process" in (writer_lock.holder(project, "x") or "")
+    assert locks.holder(project, "x") is None
+    with locks.writing(project, "x"):
+        assert "process" in (locks.holder(project, "x") or "")
         with (
             pytest.raises(UserError, match="timeline 'x' is being written by process"),
-            writer_lock.writing(project, "x"),
+            locks.writing(project, "x"),
         ):
             pass
-        with writer_lock.writing(project, "y"):
+        with locks.writing(project, "y"):
             pass
-    assert writer_lock.holder(project, "x") is None
+    assert locks.holder(project, "x") is None
 
 
 def test_no_repository_is_said_plainly(tmp_path: Path) -> None:

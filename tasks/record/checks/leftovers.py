@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ import psutil
 from tasks import layout
 from tasks.record.diagnosis import Finding, Visit
 from tasks.record.worktrees import folders, forget, remove
-from tasks.storage import dvc_config, embedded, git, seaweedfs, writer_lock
+from tasks.storage import dvc_config, embedded, git, locks, seaweedfs
 
 
 def embedded_store(visit: Visit) -> Iterator[Finding]:
@@ -44,7 +43,7 @@ def _use(project: Path) -> None:
 
 def lock_notes(visit: Visit) -> Iterator[Finding]:
     """A lock dies with its holder, its note does not."""
-    for timeline in writer_lock.timelines(visit.project):
+    for timeline in locks.timelines(visit.project):
         path = git.common_dir(visit.project) / "chronomerge" / f"{timeline}.lock"
         if path.stat().st_size and visit.free(timeline):
             yield Finding(
@@ -132,8 +131,7 @@ def dvc_locks(visit: Visit) -> Iterator[Finding]:
 
 def _drop_rwlock(path: Path) -> None:
     """Under the lock that DVC itself takes to edit the file."""
-    with path.with_name("rwlock.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with locks.exclusive(path.with_name("rwlock.lock")):
         if not _is_json(path):
             path.unlink(missing_ok=True)
 
@@ -150,7 +148,7 @@ def _is_json(path: Path) -> bool:
 
 def writers_since(visit: Visit) -> float:
     """When the oldest of the running writers began; now, if there is none (seconds since 1970)."""
-    busy = [timeline for timeline in writer_lock.timelines(visit.project) if not visit.free(timeline)]
+    busy = [timeline for timeline in locks.timelines(visit.project) if not visit.free(timeline)]
     folder = git.common_dir(visit.project) / "chronomerge"
     return min((path.stat().st_mtime for path in (folder / f"{name}.lock" for name in busy)), default=time.time())
 
