@@ -32,7 +32,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tasks.merge.sinks import FileSink
-from tasks.merge.sources import Entry
+from tasks.merge.sources import TensorEntry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = "mergekit==0.1.5"
@@ -143,7 +143,7 @@ def make_models(folder: Path, count: int) -> None:
     """``base.safetensors`` and ``1.safetensors`` …: normal weights of 0.02, task vectors of 0.001."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes = vit_b_32()
-    entries = {name: Entry("F32", shape) for name, shape in shapes.items()}
+    entries = {name: TensorEntry("F32", shape) for name, shape in shapes.items()}
     for i in range(count + 1):
         path = folder / (f"{i}.safetensors" if i else "base.safetensors")
         if path.exists():

@@ -36,7 +36,7 @@ from simulation import Costs, Machine, Node, Outcome, Shared, Site, run
 
 from tasks.grid import cells, plan
 from tasks.grid.plan import Work
-from tasks.merge import Accumulator, registry
+from tasks.merge import Accumulator, create
 from tasks.params import Base, Grid
 from tasks.storage import embedded
 from tasks.storage.cache import Cache, md5_of
@@ -178,7 +178,7 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
     """A cell's steps: what each node reads and makes, as `dvc.yaml` declares it, and how long its own work takes."""
     weights, fresh, pixels = model.weights, assumed.train / arrivals, 3 * 224**2
     decoding = measured.prepared * assumed.cores
-    technique = registry.create(cell.technique, {})
+    technique = create(cell.technique, {})
     arrays = len(technique.state) if isinstance(technique, Accumulator) and technique.sequential else None
     pools: dict[Hashable, float] = {}
     tests: dict[Hashable, float] = {("tests", number): assumed.test * pixels / SETS for number in range(SETS)}

@@ -105,7 +105,7 @@ class Named(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Technique(Named):
+class TechniqueChoice(Named):
     """A merging technique (checked by `tasks.merge`)."""
 
 
@@ -124,7 +124,7 @@ class Time(Settings):
     """Where an expert's training starts: the base (``zs``), the last expert (``ft``) or the running model (``ema``)."""
     deploy: Literal["ft", "ema", "all"] = "ema"
     """What a step deploys: its expert (``ft``), the running model (``ema``) or the merge of all experts (``all``)."""
-    technique: Technique = Technique(name="linear")
+    technique: TechniqueChoice = TechniqueChoice(name="linear")
     """How models are merged; `chronomerge techniques` lists them."""
     ema_start: Literal["base", "first-expert"] = "base"
     """Where the running model starts."""
@@ -322,7 +322,7 @@ class Gate(Settings):
     """After a held state: go on from it, or from the newest promoted one, as though its arrival had never come."""
 
 
-class LabelledTechnique(Technique):
+class LabelledTechnique(TechniqueChoice):
     """A technique of a grid; ``label`` tells it from another of the same name."""
 
     label: Name | None = None

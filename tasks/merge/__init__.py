@@ -9,11 +9,11 @@ Importing it, and merging, needs NumPy and pydantic alone.
 
 from __future__ import annotations
 
-from tasks.merge.engine import Merged, Report, advance, merge
+from tasks.merge.engine import Merged, advance, merge
 from tasks.merge.protocol import check, has_sequential_form
-from tasks.merge.registry import available, create, find
+from tasks.merge.report import Report
 from tasks.merge.sequential import Accumulator
-from tasks.merge.technique import Technique
+from tasks.merge.technique import Technique, available, create
 
 __all__ = [
     "Accumulator",
@@ -24,7 +24,6 @@ __all__ = [
     "available",
     "check",
     "create",
-    "find",
     "has_sequential_form",
     "merge",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.merge.sinks import INDEX, FileSink
-from tasks.merge.sources import Entry
+from tasks.merge.sources import TensorEntry
 
 _SHARD = re.compile(r"(.+)-\d{5,}-of-\d{5,}\.safetensors")
 
@@ -24,7 +24,7 @@ class Destination:
     overwrite: bool
     """Whether files of an earlier model may be removed."""
 
-    def check(self, entries: Mapping[str, Entry]) -> None:
+    def check(self, entries: Mapping[str, TensorEntry]) -> None:
         """Refuse before any work what `open` would refuse at the end.
 
         Raises:
@@ -32,7 +32,7 @@ class Destination:
         """
         self._outdated(FileSink.names(self.path, entries, self.shard_bytes))
 
-    def open(self, entries: Mapping[str, Entry]) -> FileSink:
+    def open(self, entries: Mapping[str, TensorEntry]) -> FileSink:
         """The sink to write to; when it is finished, outdated files are gone."""
         return FileSink(self.path, entries, self.shard_bytes, self._outdated)
 

@@ -18,20 +18,20 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tasks.errors import UserError
-from tasks.merge import registry, running
+from tasks.merge import running
 from tasks.merge.blas import one_thread
 from tasks.merge.destination import Destination
 from tasks.merge.device import Device, find_device
 from tasks.merge.dtypes import FLOATS, as_given, decode, stored_as
-from tasks.merge.layout import Layout, Rules, Tensor, layout
+from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate
 from tasks.merge.sinks import SHARD_BYTES, DictSink, FileSink
-from tasks.merge.sources import DictSource, FileSource, NotFiniteError, Source, content_hash, equal, read
+from tasks.merge.sources import DictSource, FileSource, NotFiniteError, TensorSource, content_hash, equal, read
 from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
-from tasks.merge.technique import Technique
+from tasks.merge.technique import Technique, create
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
@@ -97,7 +97,7 @@ def merge(
     Raises:
         UserError: anything wrong with the inputs, before any work where headers and settings show it.
     """
-    chosen = registry.create(technique, settings or {}) if isinstance(technique, str) else technique
+    chosen = create(technique, settings or {}) if isinstance(technique, str) else technique
     _check_count(chosen, len(experts), base is not None)
     used = _weights(chosen, len(experts), weights)
     where = find_device(device)
@@ -265,7 +265,7 @@ def _weights(technique: Technique, count: int, given: Sequence[float] | None) ->
 
 
 def _with_equal_infinities(
-    attempt: Callable[[Mapping[str, str]], Outcome], reference: Source, others: Mapping[str, Source]
+    attempt: Callable[[Mapping[str, str]], Outcome], reference: TensorSource, others: Mapping[str, TensorSource]
 ) -> Outcome:
     """Merge; where a tensor holds infinities that are the same in all models, such as a mask, copy all such tensors."""
     try:
@@ -277,7 +277,7 @@ def _with_equal_infinities(
     return attempt(copied)
 
 
-def _equal_infinities(reference: Source, others: Mapping[str, Source]) -> dict[str, str]:
+def _equal_infinities(reference: TensorSource, others: Mapping[str, TensorSource]) -> dict[str, str]:
     copied: dict[str, str] = {}
     for name, entry in reference.entries.items():
         if entry.dtype not in FLOATS or not all(name in other.entries for other in others.values()):
@@ -291,7 +291,7 @@ def _equal_infinities(reference: Source, others: Mapping[str, Source]) -> dict[s
     return copied
 
 
-def _has_nan(source: Source, name: str) -> bool:
+def _has_nan(source: TensorSource, name: str) -> bool:
     entry = source.entries[name]
     raw = np.empty(entry.size, stored_as(entry.dtype))
     source.read_into(name, 0, raw)
@@ -304,13 +304,13 @@ def _dtype(name: str | None) -> str | None:
     return None if name is None else _DTYPES[name]
 
 
-def _open(model: Model, label: str, stack: ExitStack) -> Source:
+def _open(model: Model, label: str, stack: ExitStack) -> TensorSource:
     if isinstance(model, Mapping):
         return DictSource(model, label)
     return stack.enter_context(FileSource(Path(model)))
 
 
-def _cut(plan: Layout, together: bool) -> Iterator[list[Tensor]]:
+def _cut(plan: MergeLayout, together: bool) -> Iterator[list[Tensor]]:
     """Windows: tensors whose statistics are taken together, some million entries for locality on a cold disk."""
     window: list[Tensor] = []
     size = 0
@@ -325,7 +325,7 @@ def _cut(plan: Layout, together: bool) -> Iterator[list[Tensor]]:
         yield window
 
 
-def _hashes(technique: Technique, sources: Sequence[Source], threads: int | None) -> list[str]:
+def _hashes(technique: Technique, sources: Sequence[TensorSource], threads: int | None) -> list[str]:
     """Content hash of each model: of its tensors' names and hashes, so that sharding and header order do not matter."""
     if not technique.random:
         return []

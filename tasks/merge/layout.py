@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.merge.dtypes import FLOATS, INTEGERS
-from tasks.merge.sources import Entry, Source, equal
+from tasks.merge.sources import TensorEntry, TensorSource, equal
 from tasks.merge.tied import find_tied
 from tasks.merge.types import Scope
 from tasks.model import dialects
@@ -53,7 +53,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class MergeLayout:
     """What becomes of every tensor of the reference (the base, or else the first expert)."""
 
     merged: tuple[Tensor, ...]
@@ -63,7 +63,7 @@ class Layout:
     """Tensors that are copied from the reference → why."""
     dropped: Mapping[str, str]
     """Tensors of the experts that the reference lacks, and so the output → whose they are."""
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     """The output's tensors."""
     notes: tuple[str, ...]
     """What the user should know."""
@@ -93,7 +93,9 @@ class Rules:
     """Tensors known to be the same in all models, to be copied → why."""
 
 
-def layout(reference: Source, others: Mapping[str, Source], read: Collection[Source], rules: Rules) -> Layout:
+def layout(
+    reference: TensorSource, others: Mapping[str, TensorSource], read: Collection[TensorSource], rules: Rules
+) -> MergeLayout:
     """Sort the reference's tensors; ``others`` go by what the report calls them, ``read`` are those to compute with.
 
     A tensor is merged where it holds floating-point numbers and every model has it in one shape (a 0-d and a
@@ -116,13 +118,13 @@ def layout(reference: Source, others: Mapping[str, Source], read: Collection[Sou
     merged: list[Tensor] = []
     statistics: list[str] = []
     kept: dict[str, str] = {}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     notes: list[str] = list(ties.notes)
     for name in sorted(reference.entries):
         entry = reference.entries[name]
         entries[name] = entry
         if name in ties.representative:
-            entries[name] = Entry(rules.dtype or entry.dtype, entry.shape)
+            entries[name] = TensorEntry(rules.dtype or entry.dtype, entry.shape)
             continue
         reason = rules.copied.get(name) or _reason_to_keep(name, entry, reference, others)
         if reason is None and _MASK.search(name):
@@ -134,7 +136,7 @@ def layout(reference: Source, others: Mapping[str, Source], read: Collection[Sou
             kept[name] = reason
             continue
         if entry.dtype in FLOATS:
-            entries[name] = Entry(rules.dtype or entry.dtype, entry.shape)
+            entries[name] = TensorEntry(rules.dtype or entry.dtype, entry.shape)
         if _STATISTIC.search(name):
             statistics.append(name)
             continue
@@ -165,7 +167,7 @@ def layout(reference: Source, others: Mapping[str, Source], read: Collection[Sou
     for label, other in others.items():
         for name in sorted(other.entries.keys() - reference.entries.keys()):
             dropped.setdefault(name, label)
-    return Layout(tuple(merged), tuple(statistics), kept, dropped, entries, tuple(notes))
+    return MergeLayout(tuple(merged), tuple(statistics), kept, dropped, entries, tuple(notes))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -174,7 +176,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + rest
 
 
-def _require_model(label: str, source: Source) -> None:
+def _require_model(label: str, source: TensorSource) -> None:
     where = source.label if label == source.label else f"{label} ({source.label})" if source.label else label
     if found := dialects.adapter(source.entries):
         kind, name = found
@@ -191,7 +193,7 @@ def _require_model(label: str, source: Source) -> None:
         )
 
 
-def _require_half(reference: Source, others: Mapping[str, Source], kept: Mapping[str, str]) -> None:
+def _require_half(reference: TensorSource, others: Mapping[str, TensorSource], kept: Mapping[str, str]) -> None:
     """Refuse a merge in which most parameters are the reference's own."""
     floats = {n: e.size for n, e in reference.entries.items() if e.dtype in FLOATS and e.size}
     lacking = {n for n, reason in kept.items() if n in floats and not reason.endswith("same in all models")}
@@ -199,8 +201,8 @@ def _require_half(reference: Source, others: Mapping[str, Source], kept: Mapping
     if share >= 0.5:
         return
 
-    def common(source: Source) -> int:
-        return sum(size for n, size in floats.items() if source.entries.get(n, Entry("", ())).shape == (
+    def common(source: TensorSource) -> int:
+        return sum(size for n, size in floats.items() if source.entries.get(n, TensorEntry("", ())).shape == (
             reference.entries[n].shape))  # fmt: skip
 
     label, least = min(others.items(), key=lambda item: _common(reference, item[1]))
@@ -212,13 +214,13 @@ def _require_half(reference: Source, others: Mapping[str, Source], kept: Mapping
     )
 
 
-def _common(reference: Source, other: Source) -> int:
+def _common(reference: TensorSource, other: TensorSource) -> int:
     """Parameters that both have, by name and shape."""
     theirs = other.entries
     return sum(e.size for n, e in reference.entries.items() if n in theirs and theirs[n].shape == e.shape)
 
 
-def _difference(reference: Source, other: Source) -> str:
+def _difference(reference: TensorSource, other: TensorSource) -> str:
     """How two models differ, and what to do about it."""
     ours, theirs = (sorted(a.entries.keys() - b.entries.keys()) for a, b in ((reference, other), (other, reference)))
     if ours and theirs:
@@ -233,7 +235,9 @@ def _difference(reference: Source, other: Source) -> str:
     return f"{other.label} lacks {listed(ours)}. Give complete models"
 
 
-def _reason_to_keep(name: str, entry: Entry, reference: Source, others: Mapping[str, Source]) -> str | None:
+def _reason_to_keep(
+    name: str, entry: TensorEntry, reference: TensorSource, others: Mapping[str, TensorSource]
+) -> str | None:
     statistic = _STATISTIC.search(name)
     counts = statistic is not None and statistic[1] == "num_batches_tracked"
     if entry.size == 0:
@@ -260,5 +264,5 @@ def _reason_to_keep(name: str, entry: Entry, reference: Source, others: Mapping[
     )
 
 
-def _same_in_all(name: str, reference: Source, others: Mapping[str, Source]) -> bool:
+def _same_in_all(name: str, reference: TensorSource, others: Mapping[str, TensorSource]) -> bool:
     return all(equal(reference, name, other, name) for other in others.values())

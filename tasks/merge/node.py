@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.merge import engine, registry
+from tasks.merge import engine
 from tasks.merge.protocol import check, for_all
 from tasks.merge.sequential import Accumulator
-from tasks.merge.technique import Technique
+from tasks.merge.technique import Technique, create
 from tasks.params import Params
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
@@ -33,7 +33,7 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
     step = params.step
     if step is None:
         raise UserError("params.yaml has no step; run this node through chronomerge, or from a recorded state")
-    technique = registry.create(params.time.technique.name, params.time.technique.settings)
+    technique = create(params.time.technique.name, params.time.technique.settings)
     expert = project / _STEP / "expert.safetensors"
     if not expert.is_file():
         raise UserError(f"{expert}: no such checkpoint; the train node writes it")

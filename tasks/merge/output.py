@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge.dtypes import encode, fits, width
-from tasks.merge.layout import Layout
+from tasks.merge.layout import MergeLayout
 from tasks.merge.sinks import Sink
-from tasks.merge.sources import Source, raw_bytes
+from tasks.merge.sources import TensorSource, raw_bytes
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Technique
 from tasks.merge.types import Array
@@ -87,7 +87,7 @@ def _norm_ratio(window: Window, technique: Technique, compute: Callable[[Piece],
     return float(total / merged / len(window.experts)) if merged else 0.0
 
 
-def copy_kept(plan: Layout, reference: Source, sink: Sink) -> None:
+def copy_kept(plan: MergeLayout, reference: TensorSource, sink: Sink) -> None:
     """Copy what is not merged from the reference, byte for byte."""
     for name in plan.kept:
         entry = plan.entries[name]

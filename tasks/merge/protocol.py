@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.merge import registry
 from tasks.merge.sequential import Accumulator
-from tasks.merge.technique import Technique
+from tasks.merge.technique import Technique, create
 from tasks.params import Time
 
 
@@ -18,7 +17,7 @@ def has_sequential_form(name: str, settings: Mapping[str, Any]) -> bool:
     Raises:
         UserError: unknown technique or setting.
     """
-    return for_all(registry.create(name, settings)).sequential
+    return for_all(create(name, settings)).sequential
 
 
 def for_all(technique: Technique) -> Technique:
@@ -33,7 +32,7 @@ def check(time: Time, steps: int) -> list[str]:
         UserError: unknown technique or setting, a technique of two models where all are merged, or a recursion that
             diverges.
     """
-    technique = registry.create(time.technique.name, time.technique.settings)
+    technique = create(time.technique.name, time.technique.settings)
     fewest, most = technique.models
     warnings: list[str] = []
     if time.deploy == "all":

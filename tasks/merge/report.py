@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tasks.merge.layout import Layout, listed
-from tasks.merge.sources import Source
+from tasks.merge.layout import MergeLayout, listed
+from tasks.merge.sources import TensorSource
 from tasks.merge.statistics import note
 from tasks.merge.technique import Technique
 
@@ -65,7 +65,7 @@ class Report:
 
 
 def report_of(
-    technique: Technique, plan: Layout, inputs: Sequence[Source], form: str, device: str, experts: int,
+    technique: Technique, plan: MergeLayout, inputs: Sequence[TensorSource], form: str, device: str, experts: int,
     hashes: list[str],
 ) -> Report:  # fmt: skip
     """The report of a merge that reads ``inputs``."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import UserError
-from tasks.merge.layout import Layout
+from tasks.merge.layout import MergeLayout
 from tasks.merge.sequential import Accumulator, Past
 from tasks.merge.sinks import FileSink
-from tasks.merge.sources import Entry, FileSource, read
+from tasks.merge.sources import FileSource, TensorEntry, read
 from tasks.merge.statistics import TOTAL, Moments
 from tasks.storage import atomic
 
@@ -21,12 +21,12 @@ _SCALARS = "state.json"
 _STATISTICS = "statistics.safetensors"
 
 
-def state_entries(plan: Layout) -> dict[str, Entry]:
+def state_entries(plan: MergeLayout) -> dict[str, TensorEntry]:
     """The tensors of each array of the state."""
-    return {t.name: Entry(t.state_dtype, t.shape) for t in plan.merged}
+    return {t.name: TensorEntry(t.state_dtype, t.shape) for t in plan.merged}
 
 
-def load(technique: Accumulator, folder: Path | None, plan: Layout, stack: ExitStack) -> Past:
+def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: ExitStack) -> Past:
     """The state in a folder; that of no expert where there is none.
 
     Raises:
@@ -73,7 +73,7 @@ def save(technique: Accumulator, past: Past, folder: Path) -> None:
     atomic.write(folder / _SCALARS, json.dumps(scalars, indent=2, sort_keys=True) + "\n")
 
 
-def load_statistics(folder: Path | None, plan: Layout) -> Moments:
+def load_statistics(folder: Path | None, plan: MergeLayout) -> Moments:
     """BatchNorm's statistics of the experts so far.
 
     Raises:
@@ -98,7 +98,7 @@ def save_statistics(moments: Moments, sink: FileSink) -> None:
     sink.write(TOTAL, 0, np.array([moments.total]))
 
 
-def statistics_sink(folder: Path, plan: Layout) -> FileSink:
+def statistics_sink(folder: Path, plan: MergeLayout) -> FileSink:
     """Where the statistics of a state go."""
-    entries = {name: Entry("F64", (plan.entries[name].size,)) for name in plan.statistics}
-    return FileSink(folder / _STATISTICS, {**entries, TOTAL: Entry("F64", (1,))})
+    entries = {name: TensorEntry("F64", (plan.entries[name].size,)) for name in plan.statistics}
+    return FileSink(folder / _STATISTICS, {**entries, TOTAL: TensorEntry("F64", (1,))})

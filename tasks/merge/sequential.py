@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tasks.errors import UserError
 from tasks.merge import select
 from tasks.merge.sinks import FileSink
-from tasks.merge.sources import Entry, Source, read
+from tasks.merge.sources import TensorEntry, TensorSource, read
 from tasks.merge.stream import Piece, Window, square
 from tasks.merge.technique import Technique
 from tasks.merge.types import Array
@@ -125,7 +125,7 @@ class Past:
     """Σ weight·‖x‖ by group."""
     moved: dict[str, int] = field(default_factory=dict)
     """Number of experts with ‖x‖ > 0, by group."""
-    arrays: Mapping[str, Source] = field(default_factory=dict)
+    arrays: Mapping[str, TensorSource] = field(default_factory=dict)
 
     def state(self, technique: Accumulator, piece: Piece) -> State:
         if not self.arrays:
@@ -143,7 +143,7 @@ def batch_plan(technique: Accumulator, window: Window) -> Callable[[Piece], Arra
     """The batch form. Where the outcome needs the finished state's norm, the state waits in a temporary file."""
     if not technique.state_norms:
         return accumulate(technique, window, Past(), {})
-    entries = {t.name: Entry(t.state_dtype, t.shape) for t in window.tensors}
+    entries = {t.name: TensorEntry(t.state_dtype, t.shape) for t in window.tensors}
     sinks: dict[str, FileSink] = {}
     for array in technique.state:
         sinks[array] = FileSink(window.scratch / f"{array}.safetensors", entries)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge.dtypes import BITS, stored_as
-from tasks.merge.sources import Entry
+from tasks.merge.sources import TensorEntry
 from tasks.storage import atomic
 
 INDEX = ".index.json"
@@ -50,7 +50,7 @@ class FileSink:
     def __init__(
         self,
         path: Path,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, TensorEntry],
         shard_bytes: int = SHARD_BYTES,
         outdated: Callable[[Collection[str]], list[Path]] = lambda _names: [],
     ) -> None:
@@ -77,12 +77,12 @@ class FileSink:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
     @staticmethod
-    def names(path: Path, entries: Mapping[str, Entry], shard_bytes: int = SHARD_BYTES) -> list[str]:
+    def names(path: Path, entries: Mapping[str, TensorEntry], shard_bytes: int = SHARD_BYTES) -> list[str]:
         """The names of all files that a sink with these arguments writes."""
         files = list(_files(path, entries, shard_bytes))
         return [*files, path.name] if path.name.endswith(INDEX) else files
 
-    def _add(self, path: Path, names: list[str], entries: Mapping[str, Entry]) -> None:
+    def _add(self, path: Path, names: list[str], entries: Mapping[str, TensorEntry]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name in names:
@@ -147,7 +147,7 @@ class FileSink:
             replacement.close()
 
 
-def _files(path: Path, entries: Mapping[str, Entry], shard_bytes: int) -> dict[str, list[str]]:
+def _files(path: Path, entries: Mapping[str, TensorEntry], shard_bytes: int) -> dict[str, list[str]]:
     """File name → the tensors in it, in order."""
     ordered = sorted(entries, key=lambda n: (-BITS[entries[n].dtype], n))  # widest first keeps all aligned
     if not path.name.endswith(INDEX):
@@ -157,7 +157,7 @@ def _files(path: Path, entries: Mapping[str, Entry], shard_bytes: int) -> dict[s
     return {f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)}
 
 
-def _cut(names: list[str], entries: Mapping[str, Entry], limit: int) -> list[list[str]]:
+def _cut(names: list[str], entries: Mapping[str, TensorEntry], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name in names:
@@ -173,7 +173,7 @@ def _cut(names: list[str], entries: Mapping[str, Entry], limit: int) -> list[lis
 class DictSink:
     """Arrays in memory, `arrays`; bfloat16 as its 16 bits."""
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self._entries = entries
         self._bytes = {name: np.empty(e.bytes, np.uint8) for name, e in entries.items()}
         self.arrays: dict[str, NDArray[Any]] = {}

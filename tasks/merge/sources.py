@@ -31,7 +31,7 @@ _HASHED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """One tensor of a model, as its header describes it."""
 
     dtype: str
@@ -47,12 +47,12 @@ class Entry:
         return self.size * BITS[self.dtype] // 8
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """A model to read. Methods may be called from several threads."""
 
     label: str
     """Its path, or what else names it in messages."""
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     notes: list[str]
     """What the reader should know about how it was read."""
 
@@ -63,7 +63,7 @@ class Source(Protocol):
 class NotFiniteError(UserError):
     """A tensor holds NaN or infinity."""
 
-    def __init__(self, source: Source, name: str) -> None:
+    def __init__(self, source: TensorSource, name: str) -> None:
         super().__init__(
             f"{source.label}: tensor {name!r} holds NaN or infinity; a model that diverged cannot be merged"
         )
@@ -71,7 +71,7 @@ class NotFiniteError(UserError):
 
 
 def read(
-    source: Source,
+    source: TensorSource,
     name: str,
     start: int,
     stop: int,
@@ -92,14 +92,14 @@ def read(
     return x
 
 
-def raw_bytes(source: Source, name: str, start: int, count: int) -> NDArray[np.uint8]:
+def raw_bytes(source: TensorSource, name: str, start: int, count: int) -> NDArray[np.uint8]:
     """Bytes of a tensor as they are stored."""
     buffer = np.empty(count, np.uint8)
     source.read_into(name, start, buffer)
     return buffer
 
 
-def equal(a: Source, name: str, b: Source, other: str) -> bool:
+def equal(a: TensorSource, name: str, b: TensorSource, other: str) -> bool:
     """Whether two tensors have the same dtype, shape (0-d is 1-element 1-d) and bytes; reads no more than it has to."""
     first, second = a.entries[name], b.entries[other]
     same_shape = first.shape == second.shape or {first.shape, second.shape} == {(), (1,)}
@@ -112,7 +112,7 @@ def equal(a: Source, name: str, b: Source, other: str) -> bool:
     )
 
 
-def content_hash(source: Source, name: str) -> bytes:
+def content_hash(source: TensorSource, name: str) -> bytes:
     """SHA-256 of one tensor: dtype, shape and bytes."""
     entry = source.entries[name]
     digest = hashlib.sha256(f"{entry.dtype}{list(entry.shape)}".encode())
@@ -141,8 +141,8 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.label = str(path)
         self.notes: list[str] = []
-        self._entries: dict[str, Entry] = {}
-        self.entries: Mapping[str, Entry] = self._entries
+        self._entries: dict[str, TensorEntry] = {}
+        self.entries: Mapping[str, TensorEntry] = self._entries
         self._locations: dict[str, _Location] = {}
         self._descriptors: list[int] = []
         try:
@@ -236,7 +236,7 @@ def _shards(path: Path, index: Mapping[str, str]) -> list[Path]:
     return [folder / name for name in sorted(set(index.values()))]
 
 
-def _header(path: Path, descriptor: int) -> dict[str, tuple[Entry, int]]:
+def _header(path: Path, descriptor: int) -> dict[str, tuple[TensorEntry, int]]:
     """Name → (entry, offset in the file).
 
     The safetensors library checks the header, and that the tensors follow one another without a hole; so their sizes
@@ -252,11 +252,11 @@ def _header(path: Path, descriptor: int) -> dict[str, tuple[Entry, int]]:
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.offset_keys()
-            entries = {n: Entry(s.get_dtype(), tuple(s.get_shape())) for n in names for s in (file.get_slice(n),)}
+            entries = {n: TensorEntry(s.get_dtype(), tuple(s.get_shape())) for n in names for s in (file.get_slice(n),)}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {_what_else(path, start, about.st_size, error)}") from None
     offset = 8 + int.from_bytes(start[:8], "little")
-    located: dict[str, tuple[Entry, int]] = {}
+    located: dict[str, tuple[TensorEntry, int]] = {}
     for name, entry in entries.items():
         located[name] = entry, offset
         offset += entry.bytes
@@ -312,13 +312,13 @@ class DictSource:
     def __init__(self, tensors: Mapping[str, Any], label: str) -> None:
         self.label = label
         self.notes: list[str] = []
-        entries: dict[str, Entry] = {}
+        entries: dict[str, TensorEntry] = {}
         self._bytes: dict[str, NDArray[np.uint8]] = {}
         for name, tensor in tensors.items():
             dtype, array = as_numpy(tensor, name)
-            entries[name] = Entry(dtype, array.shape)
+            entries[name] = TensorEntry(dtype, array.shape)
             self._bytes[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.entries: Mapping[str, Entry] = entries
+        self.entries: Mapping[str, TensorEntry] = entries
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         flat = buffer.reshape(-1).view(np.uint8)

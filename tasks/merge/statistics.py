@@ -15,7 +15,7 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.merge.dtypes import FLOATS, encode, fits, stored_as
 from tasks.merge.sinks import Sink
-from tasks.merge.sources import Entry, Source, read
+from tasks.merge.sources import TensorEntry, TensorSource, read
 from tasks.merge.types import Float64
 
 TOTAL = "total weight"
@@ -30,7 +30,7 @@ class Moments:
     values: dict[str, Float64] = field(default_factory=dict)
     total: float = 0.0
 
-    def add(self, names: Sequence[str], source: Source, weight: float) -> None:
+    def add(self, names: Sequence[str], source: TensorSource, weight: float) -> None:
         """Take one model in.
 
         Raises:
@@ -52,7 +52,7 @@ class Moments:
                 moved = np.maximum(moved, 0)
             self.values[name] = moved
 
-    def write(self, entries: Mapping[str, Entry], sink: Sink) -> None:
+    def write(self, entries: Mapping[str, TensorEntry], sink: Sink) -> None:
         """Put the merged statistics into the output, counts rounded to whole numbers.
 
         Raises:
@@ -85,7 +85,7 @@ def note(names: Sequence[str]) -> str:
     )
 
 
-def _read(source: Source, name: str) -> Float64:
+def _read(source: TensorSource, name: str) -> Float64:
     entry = source.entries[name]
     if entry.dtype in FLOATS:
         flat: Float64 = read(source, name, 0, entry.size, precision=np.float64)

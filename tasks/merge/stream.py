@@ -20,7 +20,7 @@ import numpy as np
 
 from tasks.merge.device import Device
 from tasks.merge.layout import Tensor
-from tasks.merge.sources import Source, read
+from tasks.merge.sources import TensorSource, read
 from tasks.merge.types import Array, Float64, Unit
 
 Result = TypeVar("Result")
@@ -92,7 +92,7 @@ class Piece:
         """Zeros of the piece's shape and precision, where its arrays are."""
         return np.zeros(self.shape, self.tensor.precision, like=self.window.device.like)
 
-    def _read(self, source: Source) -> Array:
+    def _read(self, source: TensorSource) -> Array:
         tensor, device = self.tensor, self.window.device
         return read(source, tensor.name, self.start, self.stop, device, tensor.precision).reshape(self.shape)
 
@@ -101,8 +101,8 @@ class Piece:
 class Window:
     """Some tensors that are merged together, with the statistics passes that a technique may make over them."""
 
-    base: Source | None
-    experts: Sequence[Source]
+    base: TensorSource | None
+    experts: Sequence[TensorSource]
     tensors: Sequence[Tensor]
     relative: bool
     stacked: bool

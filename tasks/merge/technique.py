@@ -6,15 +6,18 @@ before any work, and then hands it float32 pieces of the models.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks import choice
+from tasks.choice import Choice
 from tasks.errors import UserError
 from tasks.merge.stream import Piece, Window
 from tasks.merge.types import Array, Scope, Unit
+from tasks.params import Named
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Density = Annotated[float, Field(gt=0, le=1)]
@@ -39,18 +42,18 @@ class Lines(BaseModel):
     beta: float = 0.5
 
 
-class Technique(BaseModel, ABC):
+class Technique(Choice):
     """A merging technique f(models, base).
 
     A subclass sets `name` and `source`, declares its settings as fields, and implements `plan`, or is an
     `Accumulator`. Every array that it gets is float32; models are numbered from 0 in the order given.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
-    name: ClassVar[str]
-    source: ClassVar[str]
-    """The paper, or the code, that the formula is from."""
+    key: ClassVar[str] = "technique"
+    package: ClassVar[str] = "tasks.merge.techniques"
+    from_file: ClassVar[bool] = True
     models: ClassVar[tuple[int, int | None]] = (1, None)
     """Fewest and most models that it merges."""
     unit: ClassVar[Unit] = "slice"
@@ -108,6 +111,21 @@ class Technique(BaseModel, ABC):
 
         The function returns the merged task vector where `relative`, otherwise the merged weights.
         """
+
+
+def available() -> Mapping[str, type[Technique]]:
+    """All techniques that come with the package, by name."""
+    return choice.available(Technique)
+
+
+def create(name: str, settings: Mapping[str, Any]) -> Technique:
+    """A technique by name, or ``file.py:Class``, with its settings.
+
+    Raises:
+        UserError: unknown technique or setting, or a value that a setting does not accept; names key and value.
+    """
+    chosen = Named.model_validate({**settings, "name": name})
+    return choice.create(Technique, chosen)  # type: ignore[type-abstract]
 
 
 class Weighted(Technique):

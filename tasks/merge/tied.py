@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tasks.merge.dtypes import FLOATS, width
-from tasks.merge.sources import Source, equal, raw_bytes
+from tasks.merge.sources import TensorSource, equal, raw_bytes
 
 _SAMPLED = 4096
 """Bytes in the middle of a tensor that are compared first."""
 
 
 @dataclass(frozen=True)
-class Ties:
+class TiedNames:
     """Which names stand for one tensor in all models."""
 
     representative: dict[str, str] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Ties:
         return {n: tuple(a for a, b in self.representative.items() if b == n) for n in self.representative.values()}
 
 
-def find_tied(reference: Source, others: Mapping[str, Source]) -> Ties:
+def find_tied(reference: TensorSource, others: Mapping[str, TensorSource]) -> TiedNames:
     """Tensors of the reference that are equal to one another in all models, or missing there under one of the names.
 
     Constant tensors, such as biases that are zero, are not evidence of a tie. Where two are equal in some models and
@@ -37,7 +37,7 @@ def find_tied(reference: Source, others: Mapping[str, Source]) -> Ties:
         if entry.dtype in FLOATS and entry.size > 1:
             alike.setdefault((entry.dtype, entry.shape), []).append(name)
     sources = {reference.label: reference, **others}
-    ties = Ties()
+    ties = TiedNames()
     for names in alike.values():
         if len(names) > 1:
             samples = {label: _samples(source, names) for label, source in sources.items()}
@@ -46,7 +46,7 @@ def find_tied(reference: Source, others: Mapping[str, Source]) -> Ties:
     return ties
 
 
-def _samples(source: Source, names: Iterable[str]) -> dict[str, bytes]:
+def _samples(source: TensorSource, names: Iterable[str]) -> dict[str, bytes]:
     """The middle of each tensor; empty for a constant one."""
     samples: dict[str, bytes] = {}
     for name in names:
@@ -73,7 +73,10 @@ def _suspects(samples: Iterable[Mapping[str, bytes]]) -> list[tuple[str, ...]]:
 
 
 def _judge(
-    sources: Mapping[str, Source], samples: Mapping[str, Mapping[str, bytes]], suspects: tuple[str, ...], ties: Ties
+    sources: Mapping[str, TensorSource],
+    samples: Mapping[str, Mapping[str, bytes]],
+    suspects: tuple[str, ...],
+    ties: TiedNames,
 ) -> None:
     everywhere = [name for name in suspects if all(name in source.entries for source in sources.values())]
     if not everywhere:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge.dtypes import BITS, stored_as
-from tasks.merge.sources import Entry, Source, raw_bytes
+from tasks.merge.sources import TensorEntry, TensorSource, raw_bytes
 from tasks.model import dialects
 from tasks.model.dialects import Change, Dialect, Rule
 
@@ -28,7 +28,7 @@ class _Range:
 class Translated:
     """``source`` under other names, of the same bits; see `to_open_clip` and `from_open_clip`."""
 
-    def __init__(self, source: Source, entries: Mapping[str, Entry], ranges: Mapping[str, _Range]) -> None:
+    def __init__(self, source: TensorSource, entries: Mapping[str, TensorEntry], ranges: Mapping[str, _Range]) -> None:
         self.label, self.notes, self.entries = source.label, source.notes, entries
         self._source, self._ranges = source, ranges
 
@@ -52,7 +52,7 @@ class Translated:
             skip = max(0, skip - size)
 
 
-def to_open_clip(source: Source, dialect: Dialect) -> Translated:
+def to_open_clip(source: TensorSource, dialect: Dialect) -> Translated:
     """A checkpoint of ``dialect`` under open_clip's names.
 
     Raises:
@@ -61,7 +61,7 @@ def to_open_clip(source: Source, dialect: Dialect) -> Translated:
     return _translate(source, dialect, of_open_clip=False)
 
 
-def from_open_clip(source: Source, dialect: Dialect) -> Translated:
+def from_open_clip(source: TensorSource, dialect: Dialect) -> Translated:
     """A checkpoint of open_clip's under the names of ``dialect``.
 
     Raises:
@@ -78,7 +78,7 @@ def from_open_clip(source: Source, dialect: Dialect) -> Translated:
     return _translate(source, dialect, of_open_clip=True)
 
 
-def as_the_base(source: Source, base: Source) -> Source:
+def as_the_base(source: TensorSource, base: TensorSource) -> TensorSource:
     """A checkpoint under the names of ``base``: prefixes of wrappers are taken off, another dialect is translated.
 
     What the two have in common decides nothing here: a checkpoint of unknown names comes back as it is.
@@ -100,7 +100,7 @@ def as_the_base(source: Source, base: Source) -> Source:
     return source
 
 
-def plainly_named(source: Source) -> Source:
+def plainly_named(source: TensorSource) -> TensorSource:
     """A checkpoint without the prefixes of wrappers (``module.`` and others) that all its names have."""
     plain = dialects.unwrapped(source.entries)
     return source if all(name == original for name, original in plain.items()) else _renamed(source, plain)
@@ -109,14 +109,14 @@ def plainly_named(source: Source) -> Source:
 _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
-def _beside(source: Translated, base: Source) -> Source:
+def _beside(source: Translated, base: TensorSource) -> TensorSource:
     """open_clip has the text tower at the root, or (``custom_text``) under ``text.``: as the base has it."""
     if not any(name.startswith("text.") for name in base.entries):
         return source
     return _renamed(source, {f"text.{name}" if name.startswith(_TEXT) else name: name for name in source.entries})
 
 
-def _at_the_root(source: Source) -> Source:
+def _at_the_root(source: TensorSource) -> TensorSource:
     """The text tower of a ``custom_text`` model where open_clip's plain models have it; SigLIP's stays."""
     if any(name.startswith("visual.trunk.") for name in source.entries):
         return source
@@ -124,14 +124,14 @@ def _at_the_root(source: Source) -> Source:
     return source if names.keys() == source.entries.keys() else _renamed(source, names)
 
 
-def _renamed(source: Source, names: Mapping[str, str]) -> Translated:
+def _renamed(source: TensorSource, names: Mapping[str, str]) -> Translated:
     """``source`` with the names that ``names`` maps to its own."""
     entries = {new: source.entries[old] for new, old in names.items()}
     return Translated(source, entries, {new: _Range((old,), 0, False) for new, old in names.items()})
 
 
-def _translate(source: Source, dialect: Dialect, *, of_open_clip: bool) -> Translated:
-    entries: dict[str, Entry] = {}
+def _translate(source: TensorSource, dialect: Dialect, *, of_open_clip: bool) -> Translated:
+    entries: dict[str, TensorEntry] = {}
     ranges: dict[str, _Range] = {}
     for rule in dialect.rules_for(source.entries, of_open_clip=of_open_clip):
         sides = (rule.open_clip, rule.open_clip_parts), (rule.dialect, rule.dialect_parts)
@@ -154,7 +154,7 @@ def _translate(source: Source, dialect: Dialect, *, of_open_clip: bool) -> Trans
     return Translated(source, entries, ranges)
 
 
-def _joined(source: Source, names: tuple[str, ...], shares: tuple[int, ...]) -> Entry:
+def _joined(source: TensorSource, names: tuple[str, ...], shares: tuple[int, ...]) -> TensorEntry:
     """The entry of tensors joined along their first dimension; ``shares`` are the proportions of their rows.
 
     Raises:
@@ -174,12 +174,12 @@ def _joined(source: Source, names: tuple[str, ...], shares: tuple[int, ...]) -> 
     return replace(parts[0], shape=(sum(p.shape[0] for p in parts), *parts[0].shape[1:]))
 
 
-def _first(source: Source, names: tuple[str, ...]) -> str:
+def _first(source: TensorSource, names: tuple[str, ...]) -> str:
     return next(name for name in names if name in source.entries)
 
 
 def _shapes(
-    source: Source, rule: Rule, joined: Entry, parts: tuple[int, ...], *, of_open_clip: bool
+    source: TensorSource, rule: Rule, joined: TensorEntry, parts: tuple[int, ...], *, of_open_clip: bool
 ) -> list[tuple[int, ...]]:
     shape = joined.shape
     if rule.change is Change.SCALAR:

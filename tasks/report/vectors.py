@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks import layout
 from tasks.merge.dtypes import FLOATS
-from tasks.merge.sources import FileSource, Source, read
+from tasks.merge.sources import FileSource, TensorSource, read
 from tasks.progress import Progress, silent
 from tasks.record import let_go
 from tasks.report.records import Record, Records
@@ -135,7 +135,9 @@ def products(base: Path, experts: Sequence[Path]) -> NDArray[np.float64]:
     return total
 
 
-def _task_vectors(origin: Source, models: Sequence[Source], name: str, start: int, stop: int) -> NDArray[np.float64]:
+def _task_vectors(
+    origin: TensorSource, models: Sequence[TensorSource], name: str, start: int, stop: int
+) -> NDArray[np.float64]:
     base = read(origin, name, start, stop).astype(np.float64)
     vectors = np.empty((len(models), stop - start))
     for row, model in zip(vectors, models, strict=True):

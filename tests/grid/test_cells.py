@@ -148,7 +148,7 @@ def test_a_grid_needs_a_stream() -> None:
 
 
 def test_a_technique_that_there_is_not_is_no_cell_to_leave_out() -> None:
-    with pytest.raises(UserError, match="unknown technique 'nothing'"):
+    with pytest.raises(UserError, match="technique: there is no 'nothing'"):
         cells.usable(expand(technique=["linear", "nothing"]).values())
 
 

@@ -118,7 +118,7 @@ def test_a_file_of_many_tensors_is_cut_at_any_byte(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 605\n", r"a git-lfs pointer.*git lfs pull"),
-        (b"Entry not found", "a text file, not a safetensors file"),
+        (b"TensorEntry not found", "a text file, not a safetensors file"),
         ("Bäume und Häuser".encode(), "a text file, not a safetensors file"),
         (b"<!DOCTYPE html>\n<html></html>", "a text file"),
         (b'{"weight_map": {}}', "a JSON file; give the .safetensors file, or an index"),

@@ -159,9 +159,9 @@ def test_what_cannot_work_fails_before_any_work() -> None:
         check(time_of(technique={"name": "task_arithmetic", "scale": 0.6}), 5)
     with pytest.raises(UserError, match="diverges"):
         check(time_of(init="zs", deploy="ema", technique={"name": "breadcrumbs", "scale": 1.1}), 5)
-    with pytest.raises(UserError, match="unknown technique 'mean'"):
+    with pytest.raises(UserError, match="technique: there is no 'mean'"):
         check(time_of(technique={"name": "mean"}), 5)
-    with pytest.raises(UserError, match="linear has no setting 'denisty'"):
+    with pytest.raises(UserError, match="linear: no setting 'denisty'"):
         check(time_of(technique={"name": "linear", "denisty": 1}), 5)
 
 

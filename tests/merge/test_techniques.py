@@ -304,9 +304,9 @@ def test_every_technique_says_what_it_is(name: str) -> None:
 
 
 def test_wrong_settings_name_key_value_and_what_is_accepted() -> None:
-    with pytest.raises(UserError, match=r"unknown technique 'tis'; there are .*ties"):
+    with pytest.raises(UserError, match=r"technique: there is no 'tis'; there are .*ties"):
         create("tis", {})
-    with pytest.raises(UserError, match=r"ties has no setting 'denisty'; it accepts .*density"):
+    with pytest.raises(UserError, match=r"technique: ties: no setting 'denisty'; it accepts .*density"):
         create("ties", {"denisty": 0.2})
     with pytest.raises(UserError, match=r"ties: density got 1.5; .*less than or equal to 1"):
         create("ties", {"density": 1.5})

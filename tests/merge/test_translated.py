@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tasks.errors import UserError
-from tasks.merge.sources import DictSource, FileSource, Source, raw_bytes
+from tasks.merge.sources import DictSource, FileSource, TensorSource, raw_bytes
 from tasks.merge.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
 from tasks.model import dialects
 from tasks.model.torchvision_shim import ensure
@@ -65,7 +65,7 @@ def source(model: torch.nn.Module | Mapping[str, Any], label: str = "x") -> Dict
     return DictSource({name: tensor.detach() for name, tensor in tensors.items()}, label)
 
 
-def tensors(read: Source) -> dict[str, torch.Tensor]:
+def tensors(read: TensorSource) -> dict[str, torch.Tensor]:
     found = {}
     for name, entry in read.entries.items():
         assert entry.dtype == "F32"
@@ -73,7 +73,7 @@ def tensors(read: Source) -> dict[str, torch.Tensor]:
     return found
 
 
-def same(a: Source, b: Source) -> bool:
+def same(a: TensorSource, b: TensorSource) -> bool:
     return a.entries == b.entries and all(
         np.array_equal(raw_bytes(a, n, 0, e.bytes), raw_bytes(b, n, 0, e.bytes)) for n, e in a.entries.items()
     )
