@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge.dtypes import decode, encode, stored_as, width
-from tasks.merge.sources import Entry, FileSource, Source, raw_bytes
+from tasks.merge.sources import FileSource, TensorEntry, TensorSource, raw_bytes
 from tasks.merge.translated import from_open_clip, to_open_clip
 from tasks.model import dialects
 
@@ -139,7 +139,7 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(str(folder), config.get("base_model_name_or_path"), updates, biases, replaced)
 
 
-def adapted(base: Source, adapter: Adapter) -> Source:
+def adapted(base: TensorSource, adapter: Adapter) -> TensorSource:
     """The base with the adapter in it, under the base's names.
 
     The adapter may name modules as transformers does where the base has open_clip's names, and the other way round.
@@ -171,7 +171,7 @@ class Adapted:
     Half-precision weights that the adapter changes come out as float32: rounding them would lose small updates.
     """
 
-    def __init__(self, base: Source, adapter: Adapter) -> None:
+    def __init__(self, base: TensorSource, adapter: Adapter) -> None:
         self._base, self._adapter = base, adapter
         self.label = adapter.label
         named = f" of {adapter.base!r}" if adapter.base else ""
@@ -187,8 +187,8 @@ class Adapted:
             entries[name] = _widened(entries[name])
         for name, (dtype, values) in adapter.replaced.items():
             self._require_shape(name, values.shape)
-            entries[name] = Entry(dtype, entries[name].shape)
-        self.entries: Mapping[str, Entry] = entries
+            entries[name] = TensorEntry(dtype, entries[name].shape)
+        self.entries: Mapping[str, TensorEntry] = entries
 
     def _weight(self, module: str) -> str:
         name = _target(self._base, module)
@@ -261,12 +261,12 @@ class Adapted:
         return decode(raw.view(stored_as(dtype)), dtype, np.float64 if dtype == "F64" else np.float32)
 
 
-def _target(base: Source, module: str) -> str | None:
+def _target(base: TensorSource, module: str) -> str | None:
     """The weight of a module: torch's packed attention has it under another name; a tensor may be named itself."""
     return next((n for n in (f"{module}.weight", f"{module}.in_proj_weight", module) if n in base.entries), None)
 
 
-def _widened(entry: Entry) -> Entry:
+def _widened(entry: TensorEntry) -> TensorEntry:
     return entry if entry.dtype in ("F32", "F64") else replace(entry, dtype="F32")
 
 
@@ -312,7 +312,7 @@ def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
     return default
 
 
-def _floats(source: Source, name: str) -> Floats:
+def _floats(source: TensorSource, name: str) -> Floats:
     entry = source.entries[name]
     if entry.dtype not in ("F64", "F32", "F16", "BF16"):
         raise UserError(f"{source.label}: tensor {name!r} is {entry.dtype}; adapters are read in floating point only")
