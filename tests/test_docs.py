@@ -92,7 +92,7 @@ def test_a_wrong_command_in_a_page_is_found(line: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_make_target_and_extra_of_a_page_exists(page: Path) -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for line, _ in lines(page):
         for target in re.findall(r"^make ([a-z-]+)", line):
