@@ -111,7 +111,13 @@ def merge(
         where_to = Destination(Path(out), shard_bytes, overwrite) if out is not None else None
 
         def attempt(copied: Mapping[str, str]) -> Merged:
-            rules = Rules(chosen.grouping, _dtype(dtype), on_missing == "keep", copied)
+            rules = Rules(
+                chosen.grouping,
+                dtype=_dtype(dtype),
+                keep_missing=on_missing == "keep",
+                reference="the base" if base_source else "expert 1",
+                copied=copied,
+            )
             plan = layout(reference, others, inputs, rules)
             report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes)
             if where_to is not None:

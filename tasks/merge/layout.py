@@ -89,6 +89,8 @@ class Rules:
     """Of merged tensors in the output; None: the reference's."""
     keep_missing: bool = False
     """Whether the reference's tensors may be most of the output, where the others lack them."""
+    reference: str = "the base"
+    """What the report calls the reference."""
     copied: Mapping[str, str] = field(default_factory=dict)
     """Tensors known to be the same in all models, to be copied → why."""
 
@@ -113,7 +115,7 @@ def layout(
     for name in reference.entries:
         if (at := block(name)) is not None:
             depth[at[0]] = max(depth.get(at[0], 0), at[1] + 1)
-    ties = find_tied(reference, others)
+    ties = find_tied({rules.reference: reference, **others})
     names_of = ties.names()
     merged: list[Tensor] = []
     statistics: list[str] = []

@@ -10,6 +10,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.merge import engine
 from tasks.merge.protocol import check, for_all
+from tasks.merge.report import Report
 from tasks.merge.sequential import Accumulator
 from tasks.merge.technique import Technique, create
 from tasks.params import Params
@@ -71,7 +72,7 @@ def _ema(
         technique, [expert, before], base, out, seed=params.seed, threads=params.threads, progress=progress
     ).report
     merges = number - (start == "first-expert")
-    return {"start": start, "merges": merges, "report": report.as_json()}
+    return {"start": start, "merges": merges, "report": _noted(report, progress)}
 
 
 def _all(
@@ -86,16 +87,23 @@ def _all(
         )
         if report.experts != number:
             raise UserError(f"{previous}: holds {report.experts - 1} experts, and expert {number} needs {number - 1}")
-        return {"report": report.as_json()}
+        return {"report": _noted(report, progress)}
     earlier = [_needed(project / _WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, number)]
     report = engine.merge(
         technique, [*earlier, expert], base, out, seed=params.seed, threads=params.threads, progress=progress
     ).report
-    return {"report": report.as_json()}
+    return {"report": _noted(report, progress)}
+
+
+def _noted(report: Report, progress: Progress) -> dict[str, Any]:
+    """The report as JSON; its notes are shown."""
+    for text in report.notes:
+        progress("note:", 1, 1, f"merging: {text}")
+    return report.as_json()
 
 
 def _number(lineage: Path) -> int:
-    """The how-manieth expert the step's is; 0 for the base. Arrivals that were skipped do not count."""
+    """Which expert the step's is, counted from 1; 0 for the base. Arrivals that were skipped do not count."""
     try:
         return int(json.loads(lineage.read_text())["step"])
     except (OSError, ValueError, KeyError) as error:
@@ -104,7 +112,9 @@ def _number(lineage: Path) -> int:
 
 def _needed(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; the earlier state that should have handed it on is incomplete")
+        raise UserError(
+            f"{path}: no such checkpoint; the earlier state is incomplete, so restore it or run `chronomerge doctor`"
+        )
     return path
 
 

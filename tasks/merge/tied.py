@@ -25,18 +25,17 @@ class TiedNames:
         return {n: tuple(a for a, b in self.representative.items() if b == n) for n in self.representative.values()}
 
 
-def find_tied(reference: TensorSource, others: Mapping[str, TensorSource]) -> TiedNames:
-    """Tensors of the reference that are equal to one another in all models, or missing there under one of the names.
+def find_tied(sources: Mapping[str, TensorSource]) -> TiedNames:
+    """Tensors of the first model that are equal to one another in all models, or missing there under one of the names.
 
     Constant tensors, such as biases that are zero, are not evidence of a tie. Where two are equal in some models and
     not in others, a note says so, and each is merged by itself. Compares a few kilobytes a tensor, and all bytes of
     those where these are equal.
     """
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for name, entry in reference.entries.items():
+    for name, entry in next(iter(sources.values())).entries.items():
         if entry.dtype in FLOATS and entry.size > 1:
             alike.setdefault((entry.dtype, entry.shape), []).append(name)
-    sources = {reference.label: reference, **others}
     ties = TiedNames()
     for names in alike.values():
         if len(names) > 1:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -127,6 +128,46 @@ def test_the_share_of_the_new_expert_means_the_same_for_slerp(tmp_path: Path) ->
         if got.size > 1:
             assert abs(got - near[name]).sum() < abs(got - far[name]).sum()
     close(outcome[1], batch("slerp", [near, far], settings={"t": 0.1}))
+
+
+def with_batchnorm(model: Model, seed: int) -> Model:
+    random = np.random.default_rng([3, seed])
+    mean, variance = random.standard_normal(4), random.uniform(0, 0.01, 4)
+    return {
+        **model,
+        "visual.bn1.running_mean": mean.astype("f4"),
+        "visual.bn1.running_var": variance.astype("f4"),
+        "visual.bn1.num_batches_tracked": np.array(10 * seed),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "magmax", "opcm", "consensus", "tsv"])
+@pytest.mark.parametrize("deployment", ["ema", "all"])
+def test_batchnorm_statistics_over_a_timeline_are_those_of_the_mixture(
+    name: str, deployment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [with_batchnorm(m, i) for i, m in enumerate([base(), *experts(3)])]
+    monkeypatch.setattr("tests.merge.test_node.base", lambda: models[0])
+    monkeypatch.setattr("tests.merge.test_node.experts", lambda count: models[1 : count + 1])
+    outcome = timeline(tmp_path, 3, init="ft", deploy=deployment, technique={"name": name})
+    means, variances = (np.array([m[f"visual.bn1.running_{k}"] for m in models], "f8") for k in ("mean", "var"))
+    for t in (1, 2, 3):
+        shares = {"ema": [0.5**t, *(0.5 ** (t - i) for i in range(t))], "all": [0.0, *([1 / t] * t)]}[deployment]
+        mean = shares @ means[: t + 1]
+        np.testing.assert_allclose(outcome[t]["visual.bn1.running_mean"], mean, atol=1e-6)
+        wanted = shares @ (variances[: t + 1] + (means[: t + 1] - mean) ** 2)
+        np.testing.assert_allclose(outcome[t]["visual.bn1.running_var"], wanted, rtol=1e-5)
+    report = json.loads((tmp_path / "data/step/running/running.json").read_text())[deployment]["report"]
+    assert "BatchNorm" in report["notes"][0]
+
+
+def test_notes_of_a_merge_are_shown(tmp_path: Path) -> None:
+    timeline(tmp_path, 1)
+    for name in ("step/expert", "history/weights/base", "history/weights/running/ema"):
+        save_file(with_batchnorm(base(), 1), tmp_path / "data" / f"{name}.safetensors")
+    shown: list[str] = []
+    deploy(tmp_path, params(2), lambda what, _done, _total, note="": shown.append(f"{what} {note}"))
+    assert sum(line.startswith("note: merging: the running statistics of 1 BatchNorm layer") for line in shown) == 1
 
 
 def test_running_json_names_no_path_of_the_machine(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_tensors_that_are_one_in_some_models_only_are_named() -> None:
     outcome = merge("task_arithmetic", models, tied(base()))
     assert outcome.tensors is not None
     assert outcome.report.notes == [
-        f"{HEAD} and {EMBEDDING} are one tensor in base and two in expert 2; each was merged by itself"
+        f"{HEAD} and {EMBEDDING} are one tensor in the base and two in expert 2; each was merged by itself"
     ]
     assert not np.array_equal(outcome.tensors[HEAD], outcome.tensors[EMBEDDING])
 
