@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ from prefect.states import Completed, Failed, State
 from flows import hooks, notes
 from flows.prefect import runs
 from flows.prefect.api import Api, UnansweredError
-from tasks import processes, waits
+from tasks import environment, processes, waits
 from tasks.errors import UnavailableError, UserError
 
 ENTRYPOINT = "flows.schedule.scheduled"
@@ -105,12 +103,9 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
         UnavailableError: another try can help.
         UserError: none can.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
-    environment[notes.FLOW_RUN] = str(flow_run.name or "")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.processes.run_process"],
-        cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    inherited = environment.for_child(**{notes.FLOW_RUN: str(flow_run.name or "")})
+    variables = {name: value for name, value in inherited.items() if not name.startswith("PREFECT__")}
+    process = processes.start("flows.processes.run_process", folder=folder, log=None, variables=variables)
     try:
         assert process.stdout
         for line in process.stdout:

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -171,11 +170,9 @@ class _Session:
             "tags": _tags(self.project), "event": EVENT, "resource": self._resource(),
         }  # fmt: skip
         with log.open("ab") as file:
-            runner = subprocess.Popen(
-                [sys.executable, "-m", "flows.processes.runner_process", json.dumps(plan)],
-                cwd=self.project, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True,
-                start_new_session=True,  # Ctrl-C is for us, who end it in order
-            )  # fmt: skip
+            runner = processes.start(
+                "flows.processes.runner_process", json.dumps(plan), folder=self.project, log=file, own_session=True
+            )
         try:
             assert runner.stdout
             first = runner.stdout.readline()

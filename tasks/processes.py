@@ -1,12 +1,42 @@
-"""Processes and those that they start: none outlives the other for long, however it ends."""
+"""Child processes that run our own code: how they are started, and that none outlives its parent for long.
+
+Parent and child talk in lines of JSON: requests on the child's stdin, where it takes any, and answers on its stdout.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tasks import environment
+
+
+def start(
+    module: str,
+    *arguments: str,
+    folder: Path,
+    log: IO[Any] | None,
+    requests: bool = False,
+    variables: Mapping[str, str] | None = None,
+    own_session: bool = False,
+) -> subprocess.Popen[str]:
+    """Start ``python -m module`` in a folder; its stdout is a pipe, and with ``requests`` its stdin too.
+
+    ``log`` takes its stderr; None passes it on to this process's own. ``variables`` are its environment, by default
+    `tasks.environment.for_child`. A child with ``own_session`` gets no Ctrl-C from the terminal: its parent ends it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder, env=dict(environment.for_child() if variables is None else variables), text=True,
+        stdin=subprocess.PIPE if requests else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+        start_new_session=own_session,
+    )  # fmt: skip
 
 
 def end_with(parent: int, every: float, status: int = 1) -> None:

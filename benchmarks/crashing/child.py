@@ -108,12 +108,13 @@ def _note_waiting(notes: Path) -> None:
 
 def _replace_dvc_child() -> None:
     """Have the program start our DVC process instead of its own: the same one, with the boundary in it."""
-    from tasks.storage import dvc
+    from tasks import processes
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, command: list[str], **options: Any):
             assert command[1:] == ["-m", "tasks.storage.dvc_process"], command
             super().__init__(DVC_CHILD, **{**options, "env": {**options["env"], REQUEST: os.environ[REQUEST]}})
 
-    assert dvc.subprocess is subprocess
-    dvc.subprocess = SimpleNamespace(Popen=Popen, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    assert processes.subprocess is subprocess
+    kinds = SimpleNamespace(Popen=Popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    processes.subprocess = kinds  # type: ignore[assignment]

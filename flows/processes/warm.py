@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +24,9 @@ class Lane:
         self.log = layout.private(project) / "logs" / f"lane-{number}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.processes.warm_process"],
-                cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                start_new_session=True,  # Ctrl-C is for the grid, which ends its lanes
-            )  # fmt: skip
+            self._process = processes.start(
+                "flows.processes.warm_process", folder=project, log=log, requests=True, own_session=True
+            )
 
     @property
     def alive(self) -> bool:

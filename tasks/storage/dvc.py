@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tasks import environment, layout
+from tasks import environment, layout, processes
 from tasks.errors import ReadableError, UserError
 from tasks.storage import dvc_config
 
@@ -36,10 +34,9 @@ class Dvc:
         self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)  # of no use to other worktrees
         variables = environment.for_child(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=self._notes.name)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.storage.dvc_process"],
-                cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables, text=True,
-                start_new_session=True,
+            self._process = processes.start(
+                "tasks.storage.dvc_process", folder=project, log=log, requests=True, variables=variables,
+                own_session=True,
             )  # fmt: skip
 
     def __call__(self, action: str, folder: Path, **arguments: Any) -> dict[str, Any]:

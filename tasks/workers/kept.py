@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks import layout
+from tasks import environment, layout, processes
 from tasks.storage import atomic
 from tasks.storage.dvc import Dvc
 from tasks.workers.job import unpack
@@ -25,10 +22,9 @@ class Nursery:
         with ExitStack() as stack:
             folder = stack.enter_context(atomic.private_folder(layout.private(home) / "workers")).resolve()
             unpack(code, folder)
-            command = [sys.executable, "-m", "tasks.workers.child"]
-            environment = {**os.environ, "PYTHONPATH": str(folder)}
-            self._process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            variables = {**environment.for_child(), "PYTHONPATH": str(folder)}  # the job's code and no other
+            self._process = processes.start(
+                "tasks.workers.child", folder=folder, log=None, requests=True, variables=variables
             )
             stack.enter_context(self._process)
             self._ends = stack.pop_all()

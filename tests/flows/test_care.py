@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import layout
+from tasks import layout, processes
 from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import diagnosis, garbage, pruning, restoration, retention, timelines
 from tasks.record.state import State
-from tasks.storage import dvc, dvc_config, embedded, lease, locks, store
+from tasks.storage import dvc_config, embedded, lease, locks, store
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc_config import Remote
 from tasks.storage.objects import Depot, in_cache, in_remote
@@ -42,7 +42,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, st
 @pytest.fixture(autouse=True)
 def forked_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC's process of each test is a fork of one that has imported DVC."""
-    monkeypatch.setattr(dvc, "subprocess", SimpleNamespace(Popen=forks.connected, PIPE=subprocess.PIPE))
+    kinds = SimpleNamespace(Popen=forks.connected, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(processes, "subprocess", kinds)
 
 
 @pytest.fixture
