@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.params import Params, load
 from tasks.progress import Progress
+from tasks.text import one_line, redacted
 
 EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -31,7 +32,7 @@ def main(node: Callable[[Path, Params, Progress], None]) -> None:
 
 @contextmanager
 def shown() -> Iterator[Progress]:
-    """Progress on stderr: bars for what runs on a terminal, else a line now and then; a line for what has finished."""
+    """Progress on stderr: bars on a terminal, else a line now and then; a line for what has finished."""
     if not sys.stderr.isatty():
         yield _lines()
         return
@@ -39,12 +40,14 @@ def shown() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    with Bars(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
+    what, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
+    columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    with Bars(*columns, console=console, transient=True) as bars:
         running: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int, note: str = "") -> None:
+            what, note = _shown(what), _shown(note)
             if what not in running:
                 running[what] = bars.add_task(what, total=total, note=note)
             bars.update(running[what], completed=done, total=total, note=note)
@@ -69,4 +72,8 @@ def _lines() -> Progress:
 
 def _line(what: str, done: int, total: int, note: str) -> str:
     count = f" {done}/{total}" if total > 1 else ""
-    return f"{what}{count} {note}".rstrip()
+    return f"{_shown(what)}{count} {_shown(note)}".rstrip()
+
+
+def _shown(text: str) -> str:
+    return one_line(redacted(text))

@@ -26,7 +26,7 @@ _PARAMETER = re.compile(
 _HEADER = re.compile(r"(?i)\b(authorization\s*[:=]\s*['\"]?(?:basic|bearer)\s+|x-api-key\s*:\s*)[^\s'\",]+")
 
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def printable(text: str) -> str:
@@ -66,7 +66,7 @@ def csv_cell(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text as one line of Markdown, table cells too, that shows itself: no markup, links or HTML of its own."""
+    """A text as part of a line of Markdown, table cells too, that shows itself: no markup, links or HTML of its own."""
     return _MARKDOWN.sub(r"\\\1", html.escape(one_line(text), quote=False))
 
 

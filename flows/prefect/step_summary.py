@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tasks.record import State, compare
+from tasks.text import markdown, shortened
 from tasks.units import duration, size
 
 TOTALS = {"A_KA": "accumulation (A_KA)", "A_ZS": "retention (A_ZS)", "geometric_mean": "geometric mean"}
@@ -20,21 +21,24 @@ def text(state: State, previous: State | None) -> str:
     manifest = state.manifest
     spent, code = manifest.seconds, manifest.code
     lines = [
-        f"# {state.tag}: {manifest.arrival or 'base'}",
+        f"# {state.tag}: {markdown(manifest.arrival or 'base')}",
         "",
-        f"init {manifest.protocol.init}, deploy {manifest.protocol.deploy}, technique "
-        f"{manifest.technique.name}; code {code.label}",
+        markdown(
+            f"init {manifest.protocol.init}, deploy {manifest.protocol.deploy}, technique {manifest.technique.name}; "
+        )
+        + f"code {code.label}",
         "",
         f"| in percent | {previous.tag if previous else 'before'} | now | change |",
         "|---|---:|---:|---:|",
         *_metrics(state, previous),
         "",
         f"{size(manifest.bytes.new)} new of {size(manifest.bytes.total)}; "
-        f"{duration(sum(spent.values()))}: " + ", ".join(f"{node} {duration(one)}" for node, one in spent.items()),
+        f"{duration(sum(spent.values()))}: "
+        + ", ".join(f"{markdown(node)} {duration(one)}" for node, one in spent.items()),
     ]
     if previous and (changed := compare(previous, state).params):
         lines += ["", "| param | before | now |", "|---|---|---|"]
-        lines += [f"| {name} | {_cell(was)} | {_cell(now)} |" for name, (was, now) in changed.items()]
+        lines += [f"| {markdown(name)} | {_cell(was)} | {_cell(now)} |" for name, (was, now) in changed.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -42,7 +46,7 @@ def _metrics(state: State, previous: State | None) -> list[str]:
     now = _percent(state)
     before = _percent(previous) if previous else {}
     return [
-        f"| {TOTALS.get(name, name)} | {f'{before[name]:.2f}' if name in before else '–'} | {value:.2f} | "
+        f"| {TOTALS.get(name) or markdown(name)} | {f'{before[name]:.2f}' if name in before else '–'} | {value:.2f} | "
         f"{f'{value - before[name]:+.2f}' if name in before else ''} |"
         for name, value in now.items()
     ]
@@ -53,4 +57,4 @@ def _percent(state: State) -> dict[str, float]:
 
 
 def _cell(value: object) -> str:
-    return "–" if value is None else str(value).replace("|", "\\|")
+    return "–" if value is None else markdown(shortened(str(value)))

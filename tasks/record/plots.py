@@ -15,6 +15,7 @@ from tasks.record.manifest import FILE, read
 from tasks.record.state import State
 from tasks.scores import MEANS, scores
 from tasks.storage.git import show_all
+from tasks.text import csv_cell
 
 
 def write(project: Path, worktree: Path, previous: State | None, step: int, arrival: str | None) -> None:
@@ -41,6 +42,7 @@ def _earlier(project: Path, previous: State | None) -> list[list[Any]]:
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    safe = ([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *safe])
     path.parent.mkdir(exist_ok=True)
     path.write_text(text.getvalue())

@@ -9,20 +9,25 @@ import pandas as pd
 from tasks.report import facts
 from tasks.report.summary import KEYS, effects, named, over_seeds
 from tasks.scores import MEANS
+from tasks.text import markdown, printable
 
 _METRICS = (*MEANS, "ACC", "BWT", "FWT", "forgetting")
 
 
 def summary(table: pd.DataFrame) -> str:
     """Title, headline numbers and, where cells differ in them, what initialization, deployment and technique did."""
-    lines = [f"# {facts.title(table)}", "", facts.extent(table), "", "| | | |", "|---|---|---|"]
-    lines += [f"| {fact.name} | {fact.value} | {fact.note} |" for fact in facts.headline(table)]
+    lines = [f"# {markdown(facts.title(table))}", "", markdown(facts.extent(table)), "", "| | | |", "|---|---|---|"]
+    lines += [
+        f"| {' | '.join(markdown(part) for part in (fact.name, fact.value, fact.note))} |"
+        for fact in facts.headline(table)
+    ]
     found = effects(table, "geometric_mean")
     if len(found):
         lines += ["", "| factor | level | final geometric mean | points from the average |", "|---|---|---|---|"]
         for row in found.to_dict("records"):
             half = f" ± {row['half']:.2f}" if row["half"] == row["half"] else ""
-            lines.append(f"| {row['factor']} | {row['level']} | {row['mean']:.2f} | {row['difference']:+.2f}{half} |")
+            name = f"{markdown(row['factor'])} | {markdown(str(row['level']))}"
+            lines.append(f"| {name} | {row['mean']:.2f} | {row['difference']:+.2f}{half} |")
     return "\n".join(lines) + "\n"
 
 
@@ -33,6 +38,10 @@ def cells(table: pd.DataFrame) -> list[dict[str, Any]]:
     wide = means.pivot(index=["cell", *KEYS, "step"], columns="metric", values="mean").reset_index()
     present = [name for name in _METRICS if name in wide]
     return [
-        {"cell": row["cell"], "step": int(row["step"]), **{m: round(row[m], 2) for m in present if row[m] == row[m]}}
+        {
+            "cell": printable(row["cell"]),
+            "step": int(row["step"]),
+            **{m: round(row[m], 2) for m in present if row[m] == row[m]},
+        }
         for row in wide.to_dict("records")
     ]

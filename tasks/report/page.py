@@ -18,6 +18,7 @@ from tasks.report import facts, states_table
 from tasks.report.figures.figure import Figure
 from tasks.report.provenance import Provenance
 from tasks.report.vectors import Missing
+from tasks.text import printable
 
 _HERE = Path(__file__).parent
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -30,7 +31,12 @@ def build(table: pd.DataFrame, figures: Sequence[Figure], left_out: Sequence[Mis
     ``left_out`` are the weights that some figure would have needed.
     """
     jinja = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     return jinja.get_template("page.html").render(
         title=facts.title(table),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tasks.report.provenance import Provenance
 from tasks.report.summary import best_cell
 from tasks.report.vectors import Missing, Vectors
 from tasks.storage import atomic
+from tasks.text import csv_cell, printable
 
 _SCALE = 2.0
 """Pixels of a PNG for each of the page's."""
@@ -62,6 +63,7 @@ def report(
 
 def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, progress: Progress = silent) -> Written:
     """Write the report on a tidy table; files of an earlier report there are replaced."""
+    table = _each_text(table, printable)
     drawn = figures.draw(table, geometry)
     content: dict[str, bytes] = {"index.html": page.build(table, drawn, geometry.missing, made).encode()}
     for done, figure in enumerate(drawn):
@@ -70,7 +72,7 @@ def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, pr
     (to / "figures").mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
         atomic.write(to / name, data)
-    atomic.write(to / "metrics.csv", table.to_csv(index=False).encode())
+    atomic.write(to / "metrics.csv", _each_text(table, csv_cell).to_csv(index=False).encode())
     atomic.write(to / "metrics.parquet", table.to_parquet(index=False))
     for stale in {f"figures/{path.name}" for path in (to / "figures").iterdir()} - content.keys():
         if Path(stale).stem in figures.NAMES:  # an earlier report had something to show there
@@ -82,6 +84,11 @@ def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, pr
         tuple(to / name for name in content if name.startswith("figures/")),
         geometry.missing,
     )
+
+
+def _each_text(table: pd.DataFrame, safe: Callable[[str], str]) -> pd.DataFrame:
+    """The table with its texts made safe: names come from files, some of them of other people."""
+    return table.map(lambda value: safe(value) if isinstance(value, str) else value)
 
 
 def _files(figure: Figure) -> dict[str, bytes]:
