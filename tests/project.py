@@ -57,12 +57,7 @@ PARAMS: dict[str, Any] = {
 
 def make(folder: Path, **changes: Any) -> Path:
     """A project with params ``PARAMS``, whole top-level keys replaced by ``changes``, in one commit."""
-    files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in files:
-        if name.startswith(("tasks/", "flows/", ".dvc", ".gitignore", "dvc.yaml")) and (ROOT / name).exists():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((ROOT / name).read_bytes())
+    make_code(folder)
     (folder / "tiny.json").write_text(json.dumps(MODEL))
     write_params(folder, **changes)
     draw(folder / "drawings")
@@ -71,6 +66,17 @@ def make(folder: Path, **changes: Any) -> Path:
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "a project")
     return folder
+
+
+def make_code(folder: Path) -> None:
+    """Put this code into a folder."""
+    files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in files:
+        ours = name.startswith(("tasks/", "flows/", "chronomerge/", ".dvc", ".gitignore", "dvc.yaml"))
+        if ours and (ROOT / name).exists():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
 
 
 def write_params(folder: Path, **changes: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -35,7 +35,8 @@ class Finding:
     meaning: str
     remedy: str
     """What `repair` does; or, where there is none, what a person can do."""
-    repair: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    repair: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
+    """Does it, and returns what it did where ``remedy`` leaves that open."""
     timeline: str | None = None
     """The timeline whose lock the repair needs, if any."""
 
@@ -141,16 +142,16 @@ def examine(visit: Visit, checks: Iterable[Check]) -> Iterator[Finding]:
         yield from check(visit)
 
 
-def mend(project: Path, finding: Finding) -> str | None:
-    """Repair one finding; returns why that was not possible, or None."""
+def mend(project: Path, finding: Finding) -> tuple[Finding, str | None]:
+    """Repair one finding; returns it, its remedy being what was done, and why that was not possible, or None."""
     if finding.repair is None:
-        return finding.remedy
+        return finding, finding.remedy
     try:
         with locks.writing(project, finding.timeline) if finding.timeline else contextlib.nullcontext():
-            finding.repair()
+            done = finding.repair()
     except (UserError, RemoteError, GitError, OSError) as error:
-        return str(error)
-    return None
+        return finding, str(error)
+    return (replace(finding, remedy=done) if done else finding), None
 
 
 @dataclass(frozen=True)
@@ -180,5 +181,5 @@ def doctor(
     found = []
     with Visit(project, load(project / "params.yaml").store.remote, progress) as visit:
         for finding in examine(visit, [*CHECKS, *also]):
-            found.append((finding, mend(project, finding) if repair else finding.remedy))
+            found.append(mend(project, finding) if repair else (finding, finding.remedy))
         return Diagnosis(found, visit.skipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tasks.errors import UserError
@@ -61,3 +62,28 @@ def parse(tag_name: str) -> StateName | None:
     if not match or match[3] == "1":  # the first line is not written
         return None
     return StateName(match[1], int(match[3] or 1), int(match[2]))
+
+
+SHOWN = 4
+
+
+def listed(tags: Iterable[str]) -> str:
+    """Tags of states for people: steps that follow each other as one range, and no more than `SHOWN` of those."""
+    states = sorted(state for one in set(tags) if (state := parse(one)))
+    ranges: list[list[StateName]] = []
+    for state in states:
+        last = ranges[-1][-1] if ranges else None
+        if last and (last.timeline, last.line, last.step + 1) == (state.timeline, state.line, state.step):
+            ranges[-1].append(state)
+        else:
+            ranges.append([state])
+    shown = [_range(short_tag(one[0].timeline, one[0].step, one[0].line), one) for one in ranges[:SHOWN]]
+    rest = sum(map(len, ranges[SHOWN:]))
+    return ", ".join(shown) + (f" and {rest} more states" if rest else "")
+
+
+def _range(first: str, states: list[StateName]) -> str:
+    if len(states) < 3:
+        return ", ".join(short_tag(one.timeline, one.step, one.line) for one in states)
+    last = short_tag(states[-1].timeline, states[-1].step, states[-1].line).rpartition("/")[2]
+    return f"{first} to {last} ({len(states)} states)"

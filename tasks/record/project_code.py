@@ -15,7 +15,7 @@ from tasks.errors import UserError
 from tasks.params import Arrival, Params, load, parse
 from tasks.storage.git import git, show, snapshot
 
-CODE = ("flows", "tasks", "params.yaml", "dvc.yaml")
+CODE = ("chronomerge", "flows", "tasks", "params.yaml", "dvc.yaml")
 """Untracked files here belong to the code of a state all the same (a technique just written, say)."""
 
 NOT_OF_A_STATE = ("step", "arrival", "grid", "hooks")

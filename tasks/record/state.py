@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -17,10 +18,15 @@ from typing_extensions import TypedDict
 from tasks import layout
 from tasks.errors import ReadableError, UserError
 from tasks.params import Params, parse
+from tasks.progress import Progress, silent
 from tasks.record import manifest, names
 from tasks.record.manifest import Manifest
 from tasks.storage.cache import Entry
 from tasks.storage.git import show
+
+if TYPE_CHECKING:
+    from tasks.record.restoration import Restored
+    from tasks.record.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,22 @@ class State:
         if not isinstance(content, dict):
             raise UserError(f"{self.tag}: {path} is damaged ({content!r:.200}); `chronomerge doctor` tells more")
         return content
+
+    def restore(self, to: str | os.PathLike[str] | None = None) -> Restored:
+        """Bring the state back, bit for bit, into a new or empty folder, by default one beside the project.
+
+        Raises:
+            UserError: the folder is not empty, or the state's bytes cannot be had.
+        """
+        from tasks.record import restoration
+
+        return restoration.restore(self.project, self.timeline, self.tag, Path(to) if to else None)
+
+    def verify(self, progress: Progress = silent) -> Verification:
+        """Run the state's nodes again, with its own code, compare every hash, and read its bytes in the cache."""
+        from tasks.record import verification
+
+        return verification.verify(self.project, self, progress)
 
     def unreadable(self) -> dict[str, str]:
         """The record files that cannot be read, or lack what is read of them everywhere → why."""

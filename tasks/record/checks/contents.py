@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.record import names
 from tasks.record.checks.leftovers import writers_since
 from tasks.record.diagnosis import Finding, Visit
 from tasks.record.garbage import YOUNG
@@ -58,22 +59,22 @@ def cache(visit: Visit) -> Iterator[Finding]:
         yield Finding(
             "damaged bytes in the cache", f"{visit.cache.path(md5)} ({where})",
             "the file was written to, or the disk is failing; a restored state would have wrong bytes",
-            "replace it by the remote's, if those are good; else set it aside" if in_remote
-            else f"set it aside in {_aside(visit.project)}: the remote has none",
+            "replace it by the store's copy if that is intact, else move it aside" if in_remote
+            else f"move it to {_aside(visit.project)}: the store has none",
             partial(_replace, visit.depot, visit.project, visit.cache.path(md5), md5),
         )  # fmt: skip
 
 
-def _replace(depot: Depot | None, project: Path, damaged: Path, md5: str) -> None:
+def _replace(depot: Depot | None, project: Path, damaged: Path, md5: str) -> str:
     with tempfile.TemporaryDirectory(dir=layout.private(project)) as folder:
         if depot and depot.take([md5], Path(folder)):
             good = Path(folder, md5)
             good.chmod(0o444)
             good.replace(damaged)
-            return
+            return "replaced by the store's copy"
     _aside(project).mkdir(parents=True, exist_ok=True)
     damaged.replace(_aside(project) / md5)
-    raise UserError(f"nobody has good bytes of {md5}; the damaged ones are now in {_aside(project) / md5}")
+    raise UserError(f"no intact copy of {md5} is in the store; the damaged file was moved to {_aside(project) / md5}")
 
 
 def _aside(project: Path) -> Path:
@@ -107,4 +108,4 @@ def remote(visit: Visit) -> Iterator[Finding]:
 
 
 def _tags(visit: Visit, found: Iterable[str]) -> str:
-    return ", ".join(sorted({place.split(" ", 1)[0] for md5 in found for place in visit.wanted[md5]}))
+    return names.listed({place.split(" ", 1)[0] for md5 in found for place in visit.wanted[md5]})

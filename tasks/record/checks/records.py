@@ -95,7 +95,7 @@ def not_pushed(visit: Visit) -> Iterator[Finding]:
             ]
             if lacking and visit.free(timeline):
                 yield Finding(
-                    f"states that git remote {remote!r} lacks", ", ".join(state.tag for state in lacking),
+                    f"states that git remote {remote!r} lacks", names.listed(state.tag for state in lacking),
                     "a run ended before its push; other machines cannot go on from them", "push them",
                     partial(_push, visit.project, timeline, remote), timeline=timeline,
                 )  # fmt: skip
