@@ -304,7 +304,7 @@ class Evaluate(Settings):
 
     @model_validator(mode="after")
     def _unique(self) -> Evaluate:
-        _refuse_repeats("evaluation set", [s.name for s in self.sets])
+        _refuse_duplicates("data set name", [s.name for s in self.sets], "evaluate", "rename one", indexed=False)
         return self
 
 
@@ -352,10 +352,11 @@ class Grid(Settings):
 
     @model_validator(mode="after")
     def _unique(self) -> Grid:
+        shown = [one.shown for one in self.technique]
+        _refuse_duplicates("technique", shown, "grid.technique", "give one of them a label")
         lists: dict[str, list[Any]] = {"init": self.init, "deploy": self.deploy, "seed": self.seed}
-        lists["technique (give one of them a label)"] = [one.shown for one in self.technique]
-        for what, values in lists.items():
-            _refuse_repeats(what, [str(value) for value in values])
+        for key, values in lists.items():
+            _refuse_duplicates(key, [str(value) for value in values], f"grid.{key}", "remove one")
         return self
 
 
@@ -464,7 +465,7 @@ class Params(Settings):
         for taken in TAKEN:
             if taken in names:
                 raise ValueError(f"the arrival name {taken!r} is taken: step 0 and its pool are called so")
-        _refuse_repeats("arrival", names)
+        _refuse_duplicates("arrival name", names, "stream", "rename one")
         return self
 
     @model_validator(mode="after")
@@ -474,10 +475,10 @@ class Params(Settings):
         return self
 
 
-def _refuse_repeats(what: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two of one name: {what} {name!r}")
+def _refuse_duplicates(what: str, names: list[str], key: str, way_out: str, *, indexed: bool = True) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ValueError(f"duplicate {what} {name!r} in {key}{f'[{i}]' if indexed else ''}; {way_out}")
 
 
 def load(path: Path) -> Params:
@@ -513,12 +514,17 @@ def parse(text: str, path: Path) -> Params:
 
 
 def _sentence(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "params"
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {key}{_did_you_mean(error['loc'])}"
     if error["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    shown = (
+        "" if isinstance(value, (dict, list, BaseModel)) else f" (got {value!r:.80})"
+    )  # the message names what it is
+    return f"{key}: {message}{shown}" if key else message
 
 
 def _did_you_mean(loc: tuple[str | int, ...]) -> str:

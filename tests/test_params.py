@@ -54,7 +54,10 @@ def test_a_technique_keeps_its_own_settings(tmp_path: Path) -> None:
         ({"timeline": "a/b"}, ["timeline", "got 'a/b'"]),
         ({"stream": [{"name": "base", "expert": "x"}]}, ["'base' is taken"]),
         ({"stream": [{"name": "pretraining", "expert": "x"}]}, ["'pretraining' is taken"]),
-        ({"stream": [{"name": "a", "expert": "x"}, {"name": "a", "expert": "y"}]}, ["two of one name: arrival 'a'"]),
+        (
+            {"stream": [{"name": "a", "expert": "x"}, {"name": "a", "expert": "y"}]},
+            ["duplicate arrival name 'a' in stream[1]; rename one"],
+        ),
         ({"stream": [{"name": "a"}]}, ["exactly one of update (data) or expert"]),
         ({"stream": [{"name": "a", "expert": "x", "updates": []}]}, ["unknown key stream.0.updates"]),
         ({"base": {"model": "x", "pretrained": "train"}}, ["needs both base.train and base.pretraining"]),

@@ -121,7 +121,7 @@ def test_what_cannot_be_merged_is_left_out_with_its_reason() -> None:
     ("grid", "said"),
     [
         ({"technique": ["ties", {"name": "ties", "density": 0.5}]}, "give one of them a label"),
-        ({"seed": [1, 1]}, "two of one name: seed '1'"),
+        ({"seed": [1, 1]}, r"duplicate seed '1' in grid\.seed\[1\]; remove one"),
         ({"init": []}, "init"),
         ({"deploy": ["zs"]}, "deploy"),
         ({"variants": {"a b": {}}}, "variants"),
