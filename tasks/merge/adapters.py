@@ -40,8 +40,8 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that change the base's own weights: the base that one has is not the one it was trained on."""
 
 _DOUBLED = ".base_layer.out_proj.lora_"
-"""peft's ``MultiheadAttention`` adds the update of ``out_proj`` twice: ``merge`` does, and ``forward`` calls it (seen in
-peft 0.21.2). So the model that was trained has it twice."""
+"""peft's ``MultiheadAttention`` adds the update of ``out_proj`` twice, in ``merge``, which ``forward`` calls (seen in
+version 0.21.2). So the model that was trained has it twice."""
 
 Floats = NDArray[np.floating[Any]]
 

@@ -23,12 +23,13 @@ from tasks.merge.blas import one_thread
 from tasks.merge.destination import Destination
 from tasks.merge.device import Device, find_device
 from tasks.merge.dtypes import FLOATS, as_given, decode, stored_as
+from tasks.merge.inputs import open_model
 from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate
 from tasks.merge.sinks import SHARD_BYTES, DictSink, FileSink
-from tasks.merge.sources import DictSource, FileSource, NotFiniteError, TensorSource, content_hash, equal, read
+from tasks.merge.sources import FileSource, NotFiniteError, TensorSource, content_hash, equal, read
 from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
@@ -102,8 +103,11 @@ def merge(
     used = _weights(chosen, len(experts), weights)
     where = find_device(device)
     with ExitStack() as stack:
-        sources = [_open(model, f"expert {i + 1}", stack) for i, model in enumerate(experts)]
-        base_source = _open(base, "base", stack) if base is not None else None
+        base_source = open_model(base, "base", stack, None) if base is not None else None
+        sources: list[TensorSource] = []
+        for i, model in enumerate(experts):
+            named_like = base_source or (sources[0] if sources else None)
+            sources.append(open_model(model, f"expert {i + 1}", stack, named_like))
         reference = base_source or sources[0]
         others = {f"expert {i + 1}": s for i, s in enumerate(sources) if s is not reference}
         inputs = [*sources, *([base_source] if base_source is not None and chosen.needs_base else [])]
@@ -308,12 +312,6 @@ def _dtype(name: str | None) -> str | None:
     if name is not None and name not in _DTYPES:
         raise UserError(f"unknown dtype {name!r}; there are {', '.join(_DTYPES)}")
     return None if name is None else _DTYPES[name]
-
-
-def _open(model: Model, label: str, stack: ExitStack) -> TensorSource:
-    if isinstance(model, Mapping):
-        return DictSource(model, label)
-    return stack.enter_context(FileSource(Path(model)))
 
 
 def _cut(plan: MergeLayout, together: bool) -> Iterator[list[Tensor]]:

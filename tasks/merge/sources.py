@@ -21,7 +21,8 @@ from tasks.errors import UserError
 from tasks.merge.device import HOST, Device
 from tasks.merge.dtypes import BITS, as_numpy, decode, stored_as
 
-_SINGLE = "model.safetensors"
+_SINGLE = ("model.safetensors", "open_clip_model.safetensors")
+"""What transformers and open_clip call the weights in a model's folder."""
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 _TORCH = (b"PK\x03\x04", b"\x80\x02")
@@ -198,18 +199,16 @@ class FileSource:
 def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]]:
     """A single file, or none and an index: tensor name → file name."""
     if path.is_dir():
-        single, index = path / _SINGLE, path / _INDEX
-        if single.is_file():
-            if index.exists():
-                notes.append(f"{path} holds both {_SINGLE} and {_INDEX}: {_SINGLE} was read")
-            return single, {}
+        singles, index = [name for name in _SINGLE if (path / name).is_file()], path / _INDEX
+        if singles:
+            others = [*singles[1:], *([_INDEX] if index.exists() else [])]
+            if others:
+                notes.append(f"{path} holds both {' and '.join([singles[0], *others])}: {singles[0]} was read")
+            return path / singles[0], {}
         if not index.exists():
             if (path / _ADAPTER).exists():
-                raise UserError(
-                    f"{path}: is a PEFT adapter (it has {_ADAPTER}), not a model; merge it into its base first with "
-                    "peft's merge_and_unload, and give the folder that saves"
-                )
-            raise UserError(f"{path}: a folder without {_SINGLE} or {_INDEX}; name the file in it to read")
+                raise UserError(f"{path}: is a PEFT adapter (it has {_ADAPTER}), not a model")
+            raise UserError(f"{path}: a folder without {', '.join(_SINGLE)} or {_INDEX}; name the file in it to read")
         path = index
     if path.suffix != ".json":
         return path, {}

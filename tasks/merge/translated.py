@@ -79,37 +79,46 @@ def from_open_clip(source: TensorSource, dialect: Dialect) -> Translated:
 
 
 def as_the_base(source: TensorSource, base: TensorSource) -> TensorSource:
-    """A checkpoint under the names of ``base``: prefixes of wrappers are taken off, another dialect is translated.
+    """A checkpoint under the names of ``base``: prefixes of wrappers are as the base has them, another dialect is
+    translated.
 
-    What the two have in common decides nothing here: a checkpoint of unknown names comes back as it is.
+    A checkpoint of unknown names comes back as it is; so does one of which less than half would fit the base, so that
+    messages name the tensors that it has.
 
     Raises:
         UserError: the checkpoint is of a known dialect that the base's names cannot be translated to.
     """
-    plain = dialects.unwrapped(source.entries)
-    if any(name != original for name, original in plain.items()):
-        source = _renamed(source, plain)
-    theirs, ours = dialects.of(source.entries), dialects.of(base.entries)
-    if theirs is ours:
-        return source
-    if theirs:
-        source.notes.append(f"{source.label}: {theirs.name} names, read under open_clip's")
-        source = _beside(to_open_clip(source, theirs), base)
-    if ours:
-        source = from_open_clip(_at_the_root(source), ours)
-    return source
+    of_base = dialects.unwrapped(base.entries)
+    given = source
+    source, plain_base = plainly_named(source), plainly_named(base)
+    theirs, ours = dialects.of(source.entries), dialects.of(plain_base.entries)
+    if theirs is not ours:
+        notes = list(given.notes)
+        if theirs:
+            source = _beside(to_open_clip(source, theirs), plain_base)
+        if ours:
+            source = from_open_clip(_at_the_root(source), ours)
+        common = sum(plain_base.entries.get(name) is not None for name in source.entries)
+        if 2 * common < len(source.entries):
+            given.notes[:] = notes
+            return given
+        origin = theirs.name if theirs else "open_clip"
+        source.notes.append(f"{source.label}: {origin} names, translated to the base's")
+        source.label += f" (translated from {origin} names)"
+    names = {of_base.get(name, name): name for name in source.entries}
+    return source if names.keys() == source.entries.keys() else _renamed(source, names)
 
 
 def plainly_named(source: TensorSource) -> TensorSource:
     """A checkpoint without the prefixes of wrappers (``module.`` and others) that all its names have."""
     plain = dialects.unwrapped(source.entries)
-    return source if all(name == original for name, original in plain.items()) else _renamed(source, plain)
+    return source if plain.keys() == source.entries.keys() else _renamed(source, plain)
 
 
 _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
-def _beside(source: Translated, base: TensorSource) -> TensorSource:
+def _beside(source: Translated, base: TensorSource) -> Translated:
     """open_clip has the text tower at the root, or (``custom_text``) under ``text.``: as the base has it."""
     if not any(name.startswith("text.") for name in base.entries):
         return source

@@ -169,3 +169,42 @@ def test_an_adapter_without_weights_is_named(folder: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"adapter_model.safetensors: no such checkpoint"):
         read_adapter(folder)
+
+
+def test_merging_takes_adapters_and_models_of_other_dialects(tmp_path: Path) -> None:
+    """Beside a base with open_clip's names: a transformers folder, an adapter, a torch file with wrapped names."""
+    from safetensors.torch import load_file
+
+    from tasks.merge import merge
+    from tasks.merge.translated import to_open_clip
+    from tasks.model import dialects
+
+    torch.manual_seed(0)
+    clip = CLIPModel(clip_config())
+    dialect = dialects.available()["transformers_clip"]
+
+    def translated(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return tensors(to_open_clip(source(weights), dialect))
+
+    origin = {name: t.clone() for name, t in clip.state_dict().items()}
+    base = translated(origin)
+    adapter = translated(trained(clip, tmp_path / "adapter", target_modules=["q_proj"]))
+    other = CLIPModel(clip_config())
+    other.save_pretrained(tmp_path / "folder")
+    third = {name: t + 1 for name, t in base.items()}
+    torch.save({"state_dict": {f"module.{n}": t for n, t in third.items()}, "epoch": 3}, tmp_path / "third.pt")
+    models = [tmp_path / "adapter", tmp_path / "folder", tmp_path / "third.pt"]
+    given = merge("task_arithmetic", models, base, settings={"scale": 0.5}, out=tmp_path / "m.safetensors")
+    assert given.report.kept == {}
+    merged = load_file(tmp_path / "m.safetensors")
+    experts = [adapter, translated(dict(other.state_dict())), third]
+    for name, tensor in base.items():
+        wanted = tensor + 0.5 * sum((expert[name] - tensor for expert in experts), torch.zeros(()))
+        torch.testing.assert_close(merged[name], wanted.reshape(tensor.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_without_a_base_is_refused(folder: Path) -> None:
+    from tasks.merge import merge
+
+    with pytest.raises(UserError, match="is a PEFT adapter, which changes a base; give that base too"):
+        merge("linear", [folder, folder])

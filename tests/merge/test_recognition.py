@@ -134,7 +134,7 @@ def test_names_that_only_resemble_an_adapters_are_a_models() -> None:
 def test_an_adapters_folder_is_called_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     save_file({f"{LORA}A.weight": np.ones((4, 4), "f4")}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"is a PEFT adapter \(it has adapter_config\.json\).*merge_and_unload"):
+    with pytest.raises(UserError, match=r"is a PEFT adapter, which changes a base; give that base too \(--base\)"):
         merge("linear", [tmp_path])
 
 

@@ -147,6 +147,14 @@ def test_prefixes_of_wrappers_are_taken_off(prefixes: str) -> None:
     assert plainly_named(wrapped).entries.keys() == base.entries.keys()
 
 
+def test_a_base_keeps_the_prefix_that_it_has() -> None:
+    """A decoder without its head, say: all its names begin with ``model.``."""
+    plain = {"embed_tokens.weight": torch.ones(3, 2), "layers.0.mlp.weight": torch.ones(2, 2)}
+    base, wrapped = source({f"model.{name}": t for name, t in plain.items()}), source(plain)
+    assert as_the_base(base, base).entries == base.entries
+    assert as_the_base(wrapped, base).entries == base.entries
+
+
 def siglip() -> SiglipModel:
     torch.manual_seed(2)
     vision = SiglipVisionConfig(

@@ -1,0 +1,62 @@
+"""What people have as models, as sources to read: files, folders, adapters and arrays, of any dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.merge.adapters import adapted, is_adapter, read_adapter
+from tasks.merge.sources import DictSource, FileSource, TensorSource
+from tasks.merge.translated import as_the_base
+
+_TORCH_NAMES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
+"""What a folder may hold instead of safetensors."""
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")
+"""How torch's files begin: archives, and the pickles of older versions."""
+
+
+def open_model(
+    model: str | Path | Mapping[str, Any], label: str, stack: ExitStack, base: TensorSource | None
+) -> TensorSource:
+    """A model to read, under the names of ``base`` where there is one; ``stack`` closes it.
+
+    Args:
+        model: a safetensors file, an index of shards, a torch file (loaded with ``weights_only``), a folder of one of
+            these or of a PEFT adapter, or a dictionary of arrays.
+        label: what names it in messages where it has no path.
+
+    Raises:
+        UserError: it cannot be read, or is an adapter and there is no base, or one for another base.
+    """
+    if isinstance(model, Mapping):
+        return _named(DictSource(model, label), base)
+    path = Path(model)
+    if is_adapter(path):
+        if base is None:
+            raise UserError(f"{path}: is a PEFT adapter, which changes a base; give that base too (--base)")
+        return adapted(base, read_adapter(path))
+    file = _torch_file(path)
+    if file is None:
+        return _named(stack.enter_context(FileSource(path)), base)
+    from tasks.model import models  # torch, which safetensors do without
+
+    return _named(DictSource(models.read_checkpoint(file), str(file)), base)
+
+
+def _named(source: TensorSource, base: TensorSource | None) -> TensorSource:
+    return source if base is None else as_the_base(source, base)
+
+
+def _torch_file(path: Path) -> Path | None:
+    """The torch file that a path means, or None."""
+    if path.is_dir():
+        if any(path.glob("*.safetensors*")):
+            return None
+        return next((path / name for name in _TORCH_NAMES if (path / name).is_file()), None)
+    if not path.is_file() or path.suffix == ".safetensors":
+        return None
+    with path.open("rb") as file:
+        return path if file.read(4).startswith(_TORCH_STARTS) else None
