@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tasks.storage import store
 from tasks.storage.dvc import Dvc
@@ -60,13 +62,14 @@ def in_common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def hermetic(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     home = tmp_path_factory.mktemp("home")
     settings = {
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),
         "DVC_GLOBAL_CONFIG_DIR": str(home / "dvc-global"),
+        "XDG_CACHE_HOME": str(in_common / "cache"),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": str(home / "gitconfig"),
     }
@@ -82,14 +85,15 @@ def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def prefect_api(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real Prefect server for all tests that run flows; a run of its own starts one more in `test_demo` alone."""
     from flows.prefect import server as prefect_server
 
     home = tmp_path_factory.mktemp("prefect")
     before = dict(os.environ)
-    with prefect_server.serving(home) as server:
-        server.wait()
+    with ExitStack() as stack:
+        with FileLock(in_common / "prefect.lock"):  # the first worker's makes a database that the others' copy
+            stack.enter_context(prefect_server.serving(home)).wait()
         address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")}
         os.environ.clear()
         os.environ.update(before)  # only the tests that ask for it use this server

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
+from flows.prefect import database
 from tasks import processes
 
 
@@ -11,6 +14,8 @@ def main() -> None:
     parent, port = int(sys.argv[1]), int(sys.argv[2])
     processes.end_with(parent, every=0.5, status=0)
 
+    if not any(name.startswith("PREFECT_SERVER_DATABASE_") for name in os.environ):
+        database.prepare(Path(os.environ["PREFECT_HOME"]))
     import uvicorn
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
