@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import chronomerge
 from flows.cli.app import app
 from tasks import params
 from tasks.choice import Choice, available
@@ -42,7 +44,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def pages() -> dict[str, str]:
     """Every generated page by name, as Markdown."""
-    return {"params": params_page(), "cli": cli_page(), "techniques": techniques_page(), "choices": choices_page()}
+    return {
+        "params": params_page(),
+        "cli": cli_page(),
+        "techniques": techniques_page(),
+        "choices": choices_page(),
+        "python": python_page(),
+    }
 
 
 # params.yaml
@@ -232,3 +240,26 @@ def _choices(title: str, text: str, known: Any) -> str:
         first = inspect.cleandoc(one.__doc__ or "").split("\n\n")[0]
         rows.append(f"| `{name}` | {_cell(' '.join(first.split()))} | {f'`{_cell(settings)}`' if settings else ''} |")
     return "\n".join([f"## {title}\n", text, "", "| name | | settings |", "|---|---|---|", *rows, ""])
+
+
+# The Python API
+
+
+def python_page() -> str:
+    """Every public name of ``import chronomerge``: signature and docstring."""
+    doc = inspect.cleandoc(chronomerge.__doc__ or "").split("\n", 1)
+    text = "# Python\n\n" + f"{doc[0]}\n{doc[1]}\n" + "".join(_public(name) for name in chronomerge.__all__)
+    return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
+
+
+def _public(name: str) -> str:
+    one = getattr(chronomerge, name)
+    kind = "class " if inspect.isclass(one) else ""
+    signature = "" if inspect.isclass(one) else str(inspect.signature(one, eval_str=False))
+    text = textwrap.indent(inspect.getdoc(one) or "", "    ")
+    methods = [
+        f"    {method}{inspect.signature(value)}\n{textwrap.indent(inspect.getdoc(value) or '', '        ')}\n"
+        for method, value in vars(one).items()
+        if inspect.isclass(one) and inspect.isfunction(value) and not method.startswith("_") and value.__doc__
+    ]
+    return f"\n## {name}\n\n```text\n{kind}{name}{signature}\n{text}\n" + "\n".join(["", *methods]) + "```\n"

@@ -20,6 +20,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
+import chronomerge
 from flows.cli.app import app
 from tasks.params import Params, parse
 
@@ -149,6 +150,8 @@ def test_the_reference_has_every_key_every_verb_and_every_technique() -> None:
     assert "step" not in re.findall(r"^\| `(\w+)`", pages["params"].split("## `base`")[0], flags=re.MULTILINE)
     for name, _ in generate().verbs(typer.main.get_command(app), ("chronomerge",)):
         assert f"\n## {' '.join(name[1:])}\n" in pages["cli"]
+    for name in chronomerge.__all__:
+        assert f"\n## {name}\n" in pages["python"]
     for technique in available():
         assert f"| `{technique}` |" in pages["techniques"]
 
