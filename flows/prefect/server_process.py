@@ -20,8 +20,8 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    app = create_app()
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # no page's rebound DNS name
+    # No web page gets here by a DNS name of its own. Around the app, not in it: the server's triggers ask it by a name.
+    app = TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="on")
 
 
