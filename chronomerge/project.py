@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import environment
+from tasks import layout, processes
+from tasks.errors import UnavailableError, UserError
 from tasks.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -23,26 +25,50 @@ if TYPE_CHECKING:
 Folder = str | os.PathLike[str]
 
 
-def run(project: Folder = ".", *, until: int | None = None, wait: bool = False) -> list[State]:
+def run(
+    project: Folder = ".", *, until: int | None = None, wait: bool = False, progress: Progress = silent
+) -> list[State]:
     """Run every pending time step of the timeline in params.yaml; returns the states that they became.
 
     What `chronomerge run` does: after a failure or a kill, the same call goes on where it stopped. ``until`` is the
-    last step to run, ``wait`` waits while another process writes to the timeline. The code that runs must be the
-    project's own (the environment that `make install` made there), since a state records that code.
+    last step to run, ``wait`` waits while another process writes to the timeline. The run is a process of its own, with
+    the code in the project's folder, since a state records that code; it ends with this process. What it prints goes to
+    ``.chronomerge/logs/run.log``.
 
     Raises:
         UserError: whatever the caller can mend, found as early as it can be.
+        UnavailableError: a store or a network; the same call may work later.
     """
-    from flows.run import run as run_pending
-
     folder = _top(project)
-    environment.bypass_proxies_on_loopback()
-    with contextlib.chdir(folder):  # paths in params.yaml start there
-        tags = run_pending(folder, until, wait=wait)
+    options = [*([f"--until={until}"] if until is not None else []), *([] if wait else ["--no-wait"])]
+    path = layout.private(folder) / "logs" / "run.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log:
+        process = processes.start("flows.processes.run_process", *options, folder=folder, log=log)
+        try:
+            tags = _outcome(process, path, progress)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            processes.see_end(process, within=30)
     return [find(tag, folder) for tag in tags]
 
 
-def advance(project: Folder = ".", *, wait: bool = False) -> State | None:
+def _outcome(process: subprocess.Popen[str], log: Path, progress: Progress) -> list[str]:
+    """What a run reports at its end: the tags of its states."""
+    assert process.stdout
+    for line in process.stdout:
+        message = json.loads(line)
+        if "tags" in message:
+            return list(message["tags"])
+        if "error" in message:
+            raise (UnavailableError if message["may_pass"] else UserError)(message["error"])
+        progress(message["what"], message["done"], message["total"], message["note"])
+    raise UnavailableError(f"the run was killed, perhaps out of memory (status {process.wait()}); its log is {log}")
+
+
+def advance(project: Folder = ".", *, wait: bool = False, progress: Progress = silent) -> State | None:
     """Run the next time step only; returns its state, or None where nothing is pending.
 
     Raises:
@@ -52,7 +78,7 @@ def advance(project: Folder = ".", *, wait: bool = False) -> State | None:
 
     folder = _top(project)
     steps = pending(folder).steps
-    made = run(folder, until=steps[0], wait=wait) if steps else []
+    made = run(folder, until=steps[0], wait=wait, progress=progress) if steps else []
     return made[-1] if made else None
 
 

@@ -52,6 +52,16 @@ def restore(
     out.print(f"{restored.state.tag} is in {restored.folder} ({source})", soft_wrap=True)
 
 
+def leave(
+    branch: Annotated[str | None, typer.Argument(help="The branch to go to; by default the one before.")] = None,
+) -> None:
+    """Leave a state that `git checkout` brought here: back to a branch, the state's data removed."""
+    from tasks import record
+
+    left = record.leave(options.project(), branch)
+    out.print(f"{left.state.tag} is left: branch {left.branch}, {len(left.removed)} paths of its data removed")
+
+
 def verify(
     state: Annotated[str | None, NAME] = None,
     every: Annotated[bool, typer.Option("--all", help="Every state of the timeline, of all its lines.")] = False,
@@ -61,7 +71,8 @@ def verify(
     as_json: AsJson = False,
     timeline: Timeline = None,
 ) -> None:
-    """Run a state's nodes again and compare every hash; status 1 if anything is not as recorded."""
+    """Run a state's nodes again with its own recorded code, compare every hash and read its bytes in the cache; status 1
+    if anything is not as recorded."""
     from flows.cli import verification
     from tasks import console, record
 

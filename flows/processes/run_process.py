@@ -5,6 +5,7 @@ A process of its own for each try: it runs the project's code and params as they
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -17,6 +18,10 @@ from tasks.errors import may_pass
 
 
 def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--until", type=int)
+    options.add_argument("--no-wait", action="store_true")
+    given = options.parse_args()
     processes.end_with(os.getppid(), every=0.5)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is open gets closed
     answers = messages.answers()
@@ -24,7 +29,7 @@ def main() -> None:
     from flows.run import run
 
     try:
-        messages.tell(answers, tags=run(Path.cwd(), wait=True))
+        messages.tell(answers, tags=run(Path.cwd(), given.until, wait=not given.no_wait))
     except Exception as error:
         traceback.print_exc()
         messages.tell(answers, error=" ".join(str(error).split()) or type(error).__name__, may_pass=may_pass(error))

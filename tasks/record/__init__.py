@@ -5,7 +5,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | subject | names |
 |---|---|
 | find | `State`, `Manifest`, `states`, `lineage`, `timeline_names`, `every`, `find`, `last`, `deployed`, `start_of` |
-| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_deployed`, `Delivered` |
+| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_deployed`, `Delivered`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
 | maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `Plan`, `let_go` |
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tasks.record.history import after as next_history
     from tasks.record.history import first as first_history
     from tasks.record.integrity import DamagedObject, Holding, Integrity, check_stored
+    from tasks.record.leaving import leave
     from tasks.record.manifest import Manifest
     from tasks.record.manifest import read as read_manifest
     from tasks.record.names import short_tag
@@ -69,6 +70,7 @@ _HOMES = {
     "garbage": ("Plan",),
     "history": ("HISTORY_READS=READS", "Seed", "next_history=after", "first_history=first"),
     "integrity": ("DamagedObject", "Holding", "Integrity", "check_stored"),
+    "leaving": ("leave",),
     "manifest": ("Manifest", "read_manifest=read"),
     "names": ("short_tag",),
     "promotion": ("DecisionOutcome", "hold", "next_start", "promote"),
