@@ -71,7 +71,7 @@ def verify(
     as_json: AsJson = False,
     timeline: Timeline = None,
 ) -> None:
-    """Run a state's nodes again with its own recorded code, compare every hash and read its bytes in the cache; status 1
+    """Run a state's nodes again with its own recorded code, compare every hash, read its bytes in the cache; status 1
     if anything is not as recorded."""
     from flows.cli import verification
     from tasks import console, record
