@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from tasks.errors import UserError
 from tasks.merge import running
-from tasks.merge.blas import one_thread
 from tasks.merge.destination import Destination
 from tasks.merge.device import Device, find_device
-from tasks.merge.dtypes import FLOATS, as_given, decode, stored_as
+from tasks.merge.dtypes import as_given
+from tasks.merge.infinities import with_equal_infinities
 from tasks.merge.inputs import open_model
 from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate
 from tasks.merge.sinks import SHARD_BYTES, DictSink, FileSink
-from tasks.merge.sources import FileSource, NotFiniteError, TensorSource, content_hash, equal, read
+from tasks.merge.sources import FileSource, TensorSource, content_hash
 from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
+from tasks.merge.threads import Pool
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
-Outcome = TypeVar("Outcome")
 Model = Path | str | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
 
@@ -130,7 +128,7 @@ def merge(
                 return Merged(report)
             scratch = _scratch(where_to, stack) if _needs_scratch(chosen) else Path()
             sink = DictSink(plan.entries) if where_to is None else where_to.open(plan.entries)
-            with _all_or_none([sink], out), _Pool(threads or where.threads) as pool:
+            with _all_or_none([sink], out), Pool(threads or where.threads) as pool:
                 tick = _ticker(progress, report.parameters)
                 for tensors in _cut(plan, together=needs_all_at_once(chosen)):
                     with ExitStack() as cleanup:
@@ -159,7 +157,7 @@ def merge(
                 return Merged(report, {n: as_given(a, plan.entries[n].dtype, like) for n, a in sink.arrays.items()})
             return Merged(report)
 
-        return _with_equal_infinities(attempt, reference, others)
+        return with_equal_infinities(attempt, reference, others)
 
 
 def advance(
@@ -201,12 +199,12 @@ def advance(
 
         def attempt(copied: Mapping[str, str]) -> Report:
             plan = layout(reference, {"the expert": source}, inputs, Rules(technique.grouping, copied=copied))
-            past = running.load(technique, previous, plan, stack)
+            earlier = running.load(technique, previous, plan, stack)
             moments = running.load_statistics(previous, plan)
-            read = [*inputs, *past.arrays.values()]
-            report = report_of(technique, plan, read, "sequential", where.name, past.count + 1, hashes)
-            weight = technique.weights(past.count + 1)[past.count]
-            with _all_or_none([], out) as opened, _Pool(threads or where.threads) as pool:
+            read = [*inputs, *earlier.arrays.values()]
+            report = report_of(technique, plan, read, "sequential", where.name, earlier.count + 1, hashes)
+            weight = technique.weights(earlier.count + 1)[earlier.count]
+            with _all_or_none([], out) as opened, Pool(threads or where.threads) as pool:
                 arrays: dict[str, FileSink] = {}
                 for name in technique.state:
                     arrays[name] = FileSink(state / f"{name}.safetensors", running.state_entries(plan))
@@ -229,7 +227,7 @@ def advance(
                         scratch=Path(),
                         cleanup=stack,
                     )
-                    compute = accumulate(technique, window, past, arrays)
+                    compute = accumulate(technique, window, earlier, arrays)
                     write_merged(window, technique, compute, sink, slice_entries, tick)
                 if plan.statistics:
                     moments.add(plan.statistics, source, shares([weight])[0])
@@ -238,11 +236,11 @@ def advance(
                     opened.append(statistics)
                     running.save_statistics(moments, statistics)
                 copy_kept(plan, reference, sink)
-            past.count, past.total = past.count + 1, past.total + weight
-            running.save(technique, past, state)
+            earlier.count, earlier.total = earlier.count + 1, earlier.total + weight
+            running.save(technique, earlier, state)
             return report
 
-        return _with_equal_infinities(attempt, reference, {"the expert": source})
+        return with_equal_infinities(attempt, reference, {"the expert": source})
 
 
 def _check_count(technique: Technique, count: int, has_base: bool) -> None:
@@ -274,40 +272,6 @@ def _weights(technique: Technique, count: int, given: Sequence[float] | None) ->
     return [float(w) for w in given]
 
 
-def _with_equal_infinities(
-    attempt: Callable[[Mapping[str, str]], Outcome], reference: TensorSource, others: Mapping[str, TensorSource]
-) -> Outcome:
-    """Merge; where a tensor holds infinities that are the same in all models, such as a mask, copy all such tensors."""
-    try:
-        return attempt({})
-    except NotFiniteError as error:
-        copied = _equal_infinities(reference, others) if error.name in reference.entries else {}
-        if error.name not in copied:
-            raise
-    return attempt(copied)
-
-
-def _equal_infinities(reference: TensorSource, others: Mapping[str, TensorSource]) -> dict[str, str]:
-    copied: dict[str, str] = {}
-    for name, entry in reference.entries.items():
-        if entry.dtype not in FLOATS or not all(name in other.entries for other in others.values()):
-            continue
-        try:
-            for start in range(0, entry.size, _WINDOW):
-                read(reference, name, start, min(entry.size, start + _WINDOW))
-        except NotFiniteError:
-            if not _has_nan(reference, name) and all(equal(reference, name, o, name) for o in others.values()):
-                copied[name] = "it holds infinity, the same in all models"
-    return copied
-
-
-def _has_nan(source: TensorSource, name: str) -> bool:
-    entry = source.entries[name]
-    raw = np.empty(entry.size, stored_as(entry.dtype))
-    source.read_into(name, 0, raw)
-    return bool(np.isnan(decode(raw, entry.dtype, np.float64)).any())
-
-
 def _dtype(name: str | None) -> str | None:
     if name is not None and name not in _DTYPES:
         raise UserError(f"unknown dtype {name!r}; there are {', '.join(_DTYPES)}")
@@ -333,7 +297,7 @@ def _hashes(technique: Technique, sources: Sequence[TensorSource], threads: int 
     """Content hash of each model: of its tensors' names and hashes, so that sharding and header order do not matter."""
     if not technique.random:
         return []
-    with _Pool(threads) as pool:
+    with Pool(threads) as pool:
         found = []
         for source in sources:
             names = sorted(source.entries)
@@ -353,24 +317,6 @@ def _keys(technique: Technique, hashes: Sequence[str], seed: int) -> Callable[[i
         return int.from_bytes(hashlib.sha256(purpose).digest()[:16], "little")
 
     return key
-
-
-class _Pool:
-    """Worker threads: NumPy lets go of the interpreter lock while it computes, and the system while it reads."""
-
-    def __init__(self, threads: int | None) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self.executor = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-
-    def __enter__(self) -> _Pool:
-        self._blas = one_thread()
-        self._blas.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._blas.__exit__(None, None, None)
-        if self.executor is not None:
-            self.executor.shutdown()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.merge.layout import MergeLayout
-from tasks.merge.sequential import Accumulator, Past
+from tasks.merge.sequential import Accumulator, RunningState
 from tasks.merge.sinks import FileSink
 from tasks.merge.sources import FileSource, TensorEntry, read
 from tasks.merge.statistics import TOTAL, Moments
@@ -26,18 +26,20 @@ def state_entries(plan: MergeLayout) -> dict[str, TensorEntry]:
     return {t.name: TensorEntry(t.state_dtype, t.shape) for t in plan.merged}
 
 
-def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: ExitStack) -> Past:
+def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: ExitStack) -> RunningState:
     """The state in a folder; that of no expert where there is none.
 
     Raises:
         UserError: it is missing or damaged, or of another technique, other settings or another model.
     """
     if folder is None:
-        return Past()
+        return RunningState()
     path = folder / _SCALARS
     try:
         scalars = json.loads(path.read_text())
-        past = Past(int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"]))
+        earlier = RunningState(
+            int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"])
+        )
         made_by = (scalars["format"], scalars["technique"], scalars["settings"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such running state; the earlier time step should have left it") from None
@@ -48,27 +50,29 @@ def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: 
             f"{path}: the running state was made by {made_by[1]} with {made_by[2]}; it cannot be continued "
             f"by {technique.name} with other settings; start a new timeline, or keep its technique"
         )
-    past.arrays = {array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state}
+    earlier.arrays = {
+        array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state
+    }
     wanted = state_entries(plan)
-    for source in past.arrays.values():
+    for source in earlier.arrays.values():
         if source.entries != wanted:
             raise UserError(
                 f"{source.label}: the running state is of another architecture, or of an earlier version that merged "
                 "other tensors; start a new timeline"
             )
-    return past
+    return earlier
 
 
-def save(technique: Accumulator, past: Past, folder: Path) -> None:
+def save(technique: Accumulator, earlier: RunningState, folder: Path) -> None:
     """Write the scalars; arrays and statistics are written while merging."""
     scalars = {
         "format": _FORMAT,
         "technique": technique.name,
         "settings": technique.model_dump(mode="json"),
-        "count": past.count,
-        "total": past.total,
-        "norms": past.norms,
-        "moved": past.moved,
+        "count": earlier.count,
+        "total": earlier.total,
+        "norms": earlier.norms,
+        "moved": earlier.moved,
     }
     atomic.write(folder / _SCALARS, json.dumps(scalars, indent=2, sort_keys=True) + "\n")
 

@@ -116,7 +116,7 @@ class Summary:
 
 
 @dataclass
-class Past:
+class RunningState:
     """What earlier experts left: scalars here, arrays in files, one checkpoint an array of the state."""
 
     count: int = 0
@@ -142,38 +142,38 @@ class Past:
 def batch_plan(technique: Accumulator, window: Window) -> Callable[[Piece], Array]:
     """The batch form. Where the outcome needs the finished state's norm, the state waits in a temporary file."""
     if not technique.state_norms:
-        return accumulate(technique, window, Past(), {})
+        return accumulate(technique, window, RunningState(), {})
     entries = {t.name: TensorEntry(t.state_dtype, t.shape) for t in window.tensors}
     sinks: dict[str, FileSink] = {}
     for array in technique.state:
         sinks[array] = FileSink(window.scratch / f"{array}.safetensors", entries)
         window.cleanup.callback(sinks[array].abandon)
-    return accumulate(technique, window, Past(), sinks)
+    return accumulate(technique, window, RunningState(), sinks)
 
 
 def accumulate(
-    technique: Accumulator, window: Window, past: Past, sinks: Mapping[str, FileSink]
+    technique: Accumulator, window: Window, earlier: RunningState, sinks: Mapping[str, FileSink]
 ) -> Callable[[Piece], Array]:
-    """Bring ``past`` up to date with the window's experts, writing its arrays to ``sinks`` where there are any.
+    """Bring ``earlier`` up to date with the window's experts, writing its arrays to ``sinks`` where there are any.
 
     Returns what computes a piece of the merged model; it also writes the state where no norm of it is needed first.
     """
     ranks = {group: technique.ranks(size) for group, size in window.sizes.items()}
     thresholds = select.largest(window, _magnitudes, ranks, len(window.experts)) if any(ranks.values()) else {}
     norms = window.norms() if technique.needs_norms else {}
-    count = past.count + len(window.experts)
+    count = earlier.count + len(window.experts)
     # Negative weights last, so that the total so far stays positive.
     order = sorted(range(len(window.experts)), key=lambda i: window.weights[i] < 0)
-    totals = list(np.cumsum([past.total, *(window.weights[i] for i in order)])[1:].tolist())
+    totals = list(np.cumsum([earlier.total, *(window.weights[i] for i in order)])[1:].tolist())
     if technique.normalizes and not 0 < totals[-1] < np.inf:
         raise UserError(f"{technique.name}: the weights sum to {totals[-1]:g}; choose weights whose sum is more than 0")
     for group, each in norms.items():
         for i in order:
-            past.norms[group] = past.norms.get(group, 0.0) + window.weights[i] * float(each[i])
-        past.moved[group] = past.moved.get(group, 0) + int(np.count_nonzero(each))
+            earlier.norms[group] = earlier.norms.get(group, 0.0) + window.weights[i] * float(each[i])
+        earlier.moved[group] = earlier.moved.get(group, 0) + int(np.count_nonzero(each))
 
     def advanced(piece: Piece) -> State:
-        state = past.state(technique, piece)
+        state = earlier.state(technique, piece)
         group = piece.tensor.group
         for i, total in zip(order, totals, strict=True):
             expert = Expert(
@@ -192,7 +192,7 @@ def accumulate(
 
     def summary(piece: Piece, squares: Mapping[str, float]) -> Summary:
         group = piece.tensor.group
-        norms, moved = past.norms.get(group, 0.0), past.moved.get(group, 0)
+        norms, moved = earlier.norms.get(group, 0.0), earlier.moved.get(group, 0)
         return Summary(piece=piece, count=count, total=totals[-1], norms=norms, moved=moved, squares=squares)
 
     if not technique.state_norms:

@@ -359,7 +359,7 @@ def test_linear_algebra_gets_its_threads_back() -> None:
 
     from numpy.linalg import _umath_linalg
 
-    from tasks.merge.blas import one_thread
+    from tasks.merge.threads import one_thread
 
     get = ctypes.CDLL(_umath_linalg.__file__).scipy_openblas_get_num_threads64_
     before = get()

@@ -1,5 +1,6 @@
-"""The merging techniques, one file a family; each is picked up by its being here.
+"""The merging techniques, one file a family; `tasks.choice` finds them here.
 
-A new one is a class in a new file: an `Accumulator` (`tasks.merge.technique`) where experts can be taken one by one
-into a running state, else a `Technique`; or composed of the parts in `tasks.merge.parts`. Its fields are its settings.
+A new one is a class in a new file: an `Accumulator` (`tasks.merge.sequential`) where experts can be taken one by one
+into a running state, else a `Technique`; or composed of `tasks.merge.sparsifiers` and `tasks.merge.combining`. Its
+fields are its settings.
 """

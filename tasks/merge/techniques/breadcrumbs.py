@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.merge.parts import Banded, SignElected, Summed
+from tasks.merge.combining import SignElected, Summed
+from tasks.merge.sparsifiers import Banded
 
 _SOURCE = "Davari and Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795), section 3"
 

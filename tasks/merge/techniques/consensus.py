@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from tasks.merge.parts import Scoped
+from tasks.merge.sparsifiers import Scoped
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Density
 from tasks.merge.techniques.ties import Ties

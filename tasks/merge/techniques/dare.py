@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.merge.parts import Dropped, SignElected, Summed
+from tasks.merge.combining import SignElected, Summed
+from tasks.merge.sparsifiers import Dropped
 
 _SOURCE = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099), section 3"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.merge.parts import MagnitudePruned, SignElected, Summed
+from tasks.merge.combining import SignElected, Summed
+from tasks.merge.sparsifiers import MagnitudePruned
 
 _SOURCE = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617), section 3"
 

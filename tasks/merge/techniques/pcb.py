@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.merge import select
-from tasks.merge.parts import Scoped, weighted_mean
+from tasks.merge.combining import weighted_mean
+from tasks.merge.sparsifiers import Scoped
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Density
 from tasks.merge.types import Array, Float64, Scope

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.merge.parts import Summed
+from tasks.merge.combining import Summed
 
 
 class TaskArithmetic(Summed):

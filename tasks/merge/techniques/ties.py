@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tasks.merge.parts import SignElected, Trimmed
+from tasks.merge.combining import SignElected
+from tasks.merge.sparsifiers import Trimmed
 
 
 class Ties(Trimmed, SignElected):

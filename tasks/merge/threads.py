@@ -1,4 +1,4 @@
-"""One thread inside each linear algebra call: the engine's own threads each have a tensor to work on.
+"""Worker threads, and one thread inside each linear algebra call: each worker has a tensor of its own to work on.
 
 So a result does not depend on how many cores a machine has, and small products do not wait for each other.
 """
@@ -6,8 +6,10 @@ So a result does not depend on how many cores a machine has, and small products 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from numpy.linalg import _umath_linalg
@@ -46,3 +48,21 @@ def one_thread() -> Iterator[None]:
             _setting.users -= 1
             if _setting.users == 0:
                 put(_setting.before)
+
+
+class Pool:
+    """Worker threads: NumPy lets go of the interpreter lock while it computes, and the system while it reads."""
+
+    def __init__(self, threads: int | None) -> None:
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.executor = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+
+    def __enter__(self) -> Pool:
+        self._blas = one_thread()
+        self._blas.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._blas.__exit__(None, None, None)
+        if self.executor is not None:
+            self.executor.shutdown()
