@@ -80,7 +80,7 @@ def common(
 @app.command()
 def demo(trust: Trust = False) -> None:
     """The whole story on the embedded default: a base, a stream of real drawings, a table of states."""
-    from flows.cli import views
+    from flows.cli import tables
     from tasks.params import load
 
     project = options.project()
@@ -89,8 +89,8 @@ def demo(trust: Trust = False) -> None:
         raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
     _run(project, None, wait=False, trust=trust)
     out.print()
-    out.print(views.states_table(project, name))
-    out.print(views.what_next(project, name), soft_wrap=True)
+    out.print(tables.states_table(project, name))
+    out.print(tables.what_next(project, name), soft_wrap=True)
 
 
 @app.command()
@@ -112,10 +112,10 @@ def step(wait: Wait = False, scheduler: Scheduler = None, trust: Trust = False) 
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """What runs now, what is recorded, what is pending."""
-    from flows.cli import views
+    from flows.cli import status as status_view
 
-    found = views.status(options.project())
-    print_json(found) if as_json else out.print(views.status_text(found), soft_wrap=True)
+    found = status_view.gather(options.project())
+    print_json(found) if as_json else out.print(status_view.text(found), soft_wrap=True)
 
 
 app.command()(arrive.arrive)
@@ -141,7 +141,7 @@ app.add_typer(stream.app, name="stream")
 
 def _run(project: Path, until: int | None, *, wait: bool, trust: bool, scheduler: str | None = None) -> None:
     from flows import hooks
-    from flows.cli import views
+    from flows.cli import tables
     from flows.run import run as run_pending
     from tasks import console, progress
 
@@ -160,7 +160,7 @@ def _run(project: Path, until: int | None, *, wait: bool, trust: bool, scheduler
     name = options.timeline(project)
     if tags:
         out.print(f"recorded {tags[0]}" + (f" to {tags[-1]}" if len(tags) > 1 else ""))
-        for line in views.held_lines(project, name, tags):
+        for line in tables.held_lines(project, name, tags):
             out.print(line, soft_wrap=True)
     else:
-        out.print(views.nothing_pending(project, name))
+        out.print(tables.nothing_pending(project, name))

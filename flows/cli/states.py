@@ -21,7 +21,7 @@ def states(
     timeline: Timeline = None,
 ) -> None:
     """The recorded states of a timeline."""
-    from flows.cli import comparison, views
+    from flows.cli import comparison, tables
     from tasks import record
 
     project = options.project()
@@ -30,9 +30,9 @@ def states(
         found = record.compare(*(record.find(project, name, one) for one in diff))
         print_json(comparison.row(found)) if as_json else out.print(comparison.table(found))
     elif as_json:
-        print_json(views.states_rows(project, name, all_lines=all_lines))
+        print_json(tables.states_rows(project, name, all_lines=all_lines))
     else:
-        out.print(views.states_table(project, name, all_lines=all_lines))
+        out.print(tables.states_table(project, name, all_lines=all_lines))
 
 
 def restore(

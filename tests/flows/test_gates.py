@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.cli import views
+from flows.cli import status, tables
 from tasks import layout
 from tasks.errors import UserError
 from tasks.model import checkpoints, models
@@ -64,9 +64,9 @@ def test_a_held_state_is_recorded_and_skipped(gated: Path, tmp_path: Path) -> No
     assert four.manifest.previous == "state/tiny/0003"
     assert four.manifest.starts_from == "state/tiny/0002"
     assert four.entries[layout.HISTORY] == three.entries[layout.HISTORY]
-    status = views.status_text(views.status(gated))
-    assert "last      state/tiny/0004 (held)" in status
-    assert "deployed  state/tiny/0002" in status
+    shown = status.text(status.gather(gated))
+    assert "last      state/tiny/0004 (held)" in shown
+    assert "deployed  state/tiny/0002" in shown
 
 
 def test_decisions_by_hand_are_seen_and_count(gated: Path) -> None:
@@ -74,7 +74,7 @@ def test_decisions_by_hand_are_seen_and_count(gated: Path) -> None:
     done = promotion.promote(gated, "tiny", "3", reason="wanted")
     assert done == promotion.DecisionOutcome(three, True, three)
     assert promotion.next_start(gated, "tiny", load(gated / "params.yaml").gate) == three
-    rows = views.states_rows(gated, "tiny")
+    rows = tables.states_rows(gated, "tiny")
     assert [(row["name"], row["promoted"], row["pointer"]) for row in rows] == [
         ("0", True, False), ("1", True, False), ("2", True, False), ("3", True, True), ("4", False, False),
     ]  # fmt: skip

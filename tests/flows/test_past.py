@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.cli import comparison, views
+from flows.cli import comparison, tables
 from tasks import layout
 from tasks.errors import UserError
 from tasks.record import commits, difference, restoration, retention, rollbacks, timelines, verification
@@ -123,12 +123,12 @@ def test_back_to_one_and_on_with_another_arrival_and_back_to_what_was(copy: Path
 
     rows = json.loads(chronomerge(copy, "states", "--json").stdout)
     assert [row["tag"] for row in rows] == ["state/tiny/0000", "state/tiny/0001.3", "state/tiny/0002.3"]
-    every = views.states_rows(copy, "tiny", all_lines=True)
+    every = tables.states_rows(copy, "tiny", all_lines=True)
     assert [(row["name"], row["current"]) for row in every] == [
         ("0", True), ("1", False), ("2", False), ("1.2", False), ("2.2", False), ("1.3", True), ("2.3", True),
     ]  # fmt: skip
     assert every[3]["bytes"]["new"] == every[5]["bytes"]["new"] == 0
-    text = shown(views.states_table(copy, "tiny"))
+    text = shown(tables.states_table(copy, "tiny"))
     assert "line 3: rolled back from state/tiny/0002.2 to state/tiny/0001" in text
     assert "4 more states (--all)" in text
 
@@ -141,7 +141,7 @@ def shown(renderable: object) -> str:
 
 
 def test_the_table_fits_a_terminal(run: Path) -> None:
-    lines = shown(views.states_table(run, "tiny")).splitlines()
+    lines = shown(tables.states_table(run, "tiny")).splitlines()
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if "second" in line)
     manifest = timelines.find(run, "tiny", 2).manifest
@@ -198,9 +198,9 @@ def test_sets_without_classes_are_shown_by_their_recall(copy: Path) -> None:
     assert found.metrics["base"] == (old.metrics["top1"]["base"], None)
     assert found.metrics["base text_to_image@5"] == (None, 30.0)
     assert "base image_to_text@10" in shown(comparison.table(found))
-    row, before = (views.states_rows(copy, name)[0] for name in ("pairs", "tiny"))
+    row, before = (tables.states_rows(copy, name)[0] for name in ("pairs", "tiny"))
     assert (row["top1"], row["recall"], before["recall"]) == ({"first": 5.0}, {"base": ways}, {})
-    assert "pairs" in shown(views.states_table(copy, "pairs"))
+    assert "pairs" in shown(tables.states_table(copy, "pairs"))
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows import hooks, notes
-from flows.cli import views
+from flows.cli import status
 from flows.prefect import runs, schedules, step_summary
 from flows.prefect.server import Server
 from tasks import waits
@@ -57,13 +57,13 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
         assert state_of(second)["message"] == "Deployment concurrency limit reached."
         assert projects.chronomerge(folder, *FAR_AWAY, check=False, **prefect_api).returncode == 2
         until(lambda: under_way(folder, "nightly"), serve.told)
-        shown = views.status(folder)
+        shown = status.gather(folder)
         serve.kill()
     assert shown["at"].startswith("step 0: ")
     assert shown["schedule"]["running"] == first["name"]
     assert projects.tags(folder) == []
     assert state_of(first)["type"] == "RUNNING"
-    assert views.status(folder)["ended"]["outcome"] == "killed"
+    assert status.gather(folder)["ended"]["outcome"] == "killed"
     late = {"type": "SCHEDULED", "state_details": {"scheduled_time": str(datetime.now(UTC) - timedelta(days=1))}}
     missed = [api.post(trigger, {"state": late}) for _ in range(3)]
     with served(folder, *FAR_AWAY, **prefect_api) as serve:
@@ -79,7 +79,7 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
         left = list(schedules.runs(api, deployment["id"], ["RUNNING", "PENDING"], "ID_DESC"))
         assert left == []
         serve.end()
-    shown = views.status(folder)["schedule"]
+    shown = status.gather(folder)["schedule"]
     assert shown["served"] is None
     assert shown["last"]["message"] == "recorded state/nightly/0000"
 
