@@ -22,7 +22,7 @@ def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: 
     folder = Path(project)
     params = params_of(folder, Code(**code))
     tags = []
-    with dvc.kept(folder):
+    with dvc.reused(folder):
         for step in range(first, last + 1):
             tags.append(timestep(project, step, code, remote, fresh=step > first))
             hooks.recorded(folder, params.hooks, params.timeline, step, tags[-1])

@@ -24,7 +24,7 @@ from tasks.params import Arrival, Evaluate, Params
 from tasks.record import Code, State, Worktree
 from tasks.storage import dvc_config, pointers
 from tasks.storage.cache import Cache, Entry, hash_of
-from tasks.storage.dvc import Dvc, at_hand
+from tasks.storage.dvc import Dvc, open_dvc
 from tasks.workers import pool
 
 RETRY_SECONDS = [2.0, 10.0, 30.0]
@@ -68,7 +68,7 @@ class _Step:
         start = record.next_start(self.project, params.timeline, params.gate)
         arrival = _arrival(params, self.step)
         with (
-            at_hand(self.project) as dvc,
+            open_dvc(self.project) as dvc,
             record.worktree_for_step(self.project, self.code, self.remote, self.step, arrival) as tree,
         ):
             self._inputs(tree, previous, start, dvc)

@@ -11,7 +11,7 @@ import typer
 from flows.cli.terminal import out
 from tasks.errors import UserError
 
-app = typer.Typer(help="Set up and check the S3-compatible store that keeps states.", no_args_is_help=True)
+app = typer.Typer(help="Set up and check the S3-compatible store of states.", no_args_is_help=True)
 
 
 @app.command()
@@ -35,16 +35,16 @@ def setup(
     region: Annotated[str | None, typer.Option(help="A region; R2 wants auto.")] = None,
     profile: Annotated[str | None, typer.Option(help="A profile of ~/.aws to take credentials from.")] = None,
 ) -> None:
-    """Point to an S3 store, and check it before anything is kept.
+    """Set up an S3 store: write, read and delete a small object in it, then store its address and credentials.
 
-    Credentials come from the profile, else from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, which are then kept in
-    .dvc/config.local (never in git), else from wherever AWS's own tools find them.
+    Credentials come from the profile, else from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, which are then stored
+    in .dvc/config.local (never in git), else from where AWS's own tools find them.
     """
     from tasks.storage import dvc_config, store
 
     project = _project()
     if not url.startswith("s3://") or url == "s3://":
-        raise UserError(f"{url!r} is no S3 address; expected s3://bucket/prefix")
+        raise UserError(f"{url!r} is not an S3 address; expected s3://bucket/prefix")
     if name == dvc_config.EMBEDDED:
         raise UserError(f"{name!r} is the name of the embedded store; choose another")
     given = {"endpointurl": endpoint_url, "region": region, "profile": profile}
@@ -57,7 +57,7 @@ def setup(
     made = dvc_config.Remote(name, url.rstrip("/"), {key: value for key, value in given.items() if value})
     store.check(made)
     dvc_config.write_remote(project, made)
-    out.print(f"{made.url} works and is kept in .dvc/config.local as {name!r}; set store.remote: {name} in params.yaml")
+    out.print(f"{made.url} works, and is in .dvc/config.local as {name!r}; set store.remote: {name} in params.yaml")
 
 
 @app.command()
@@ -68,7 +68,10 @@ def start() -> None:
     project = _project()
     with embedded.serving(project) as remote:
         embedded.keep(project, stays=True)
-        out.print(f"{remote.url} at {remote.options['endpointurl']}; credentials are in .dvc/config.local")
+        out.print(
+            f"{remote.url} at {remote.options['endpointurl']}; credentials are in .dvc/config.local; other "
+            "clones on this machine need `chronomerge remote use` after each start: the address is a new one"
+        )
 
 
 @app.command()

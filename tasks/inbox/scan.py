@@ -96,7 +96,7 @@ def scan(project: Path, where: str, progress: Progress = silent, *, dry_run: boo
         fresh = list(look.fresh())
         if fresh and not dry_run:  # opened once for all of them
             stack.enter_context(store.open_store(project, load(project / "params.yaml").store.remote))
-            stack.enter_context(dvc.kept(project))
+            stack.enter_context(dvc.reused(project))
         for name, signature in fresh:
             look.take(name, signature)
     look.found.sort()

@@ -129,7 +129,7 @@ class _Source:
         raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` tells more")
 
     def listing(self, md5: str) -> dict[str, str]:
-        found = objects.members_here([md5], self._cache)
+        found = objects.members_in_cache([md5], self._cache)
         if md5 not in found and self._depot:
             found = objects.members([md5], self._depot)
         if md5 not in found:

@@ -23,7 +23,7 @@ from tasks.storage import dvc_config, locks, objects, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc, RemoteError
 from tasks.storage.git import GitError
-from tasks.storage.objects import Depot, Stored
+from tasks.storage.objects import Depot, StoredObject
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Visit:
         return [state for state in timelines.every(self.project) if not state.unreadable()]
 
     @cached_property
-    def here(self) -> dict[str, Stored]:
+    def here(self) -> dict[str, StoredObject]:
         return objects.in_cache(self.cache)[0]
 
     @cached_property
@@ -92,7 +92,7 @@ class Visit:
         return objects.in_cache(self.cache)[1]
 
     @cached_property
-    def there(self) -> dict[str, Stored]:
+    def there(self) -> dict[str, StoredObject]:
         return objects.in_remote(self.depot) if self.depot else {}
 
     @cached_property
@@ -111,7 +111,7 @@ class Visit:
         gone = retention.let_go(self.project)
         held = {state: retention.held(state, gone) for state in self.states}
         folders = {entry.md5 for entries in held.values() for entry in entries.values() if entry.is_folder}
-        listed = objects.members(folders, self.depot) if self.depot else objects.members_here(folders, self.cache)
+        listed = objects.members(folders, self.depot) if self.depot else objects.members_in_cache(folders, self.cache)
         found: dict[str, list[str]] = {}
         for state, entries in held.items():
             for path, entry in entries.items():

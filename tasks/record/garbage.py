@@ -22,7 +22,7 @@ from tasks.record.state import State
 from tasks.storage import dvc_config, objects
 from tasks.storage.cache import Entry
 from tasks.storage.git import git
-from tasks.storage.objects import Depot, Stored
+from tasks.storage.objects import Depot, StoredObject
 
 UNFINISHED = timedelta(days=30)
 """How long the outputs of finished nodes wait for a run to record their step: one that crashed can be taken up."""
@@ -192,11 +192,11 @@ def _results(project: Path) -> Iterator[Reference]:
                 continue
 
 
-def _younger(idle: Mapping[str, Stored], weights: Collection[str]) -> dict[str, int]:
+def _younger(idle: Mapping[str, StoredObject], weights: Collection[str]) -> dict[str, int]:
     """What may be on its way into a state of another machine; weights that are let go are not."""
     since = time.time() - YOUNG.total_seconds()
     return {md5: about.size for md5, about in idle.items() if md5 not in weights and about.modified > since}
 
 
-def _same(here: Stored, there: Stored | None) -> bool:
+def _same(here: StoredObject, there: StoredObject | None) -> bool:
     return there is not None and here.size == there.size

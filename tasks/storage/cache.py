@@ -194,7 +194,7 @@ class Cache:
         return listing
 
     def intact(self, entry: Entry) -> bool:
-        """Whether every byte of it is here: all files are hashed again (about 0.4 GB a second)."""
+        """Whether every byte of it is in the cache: all files are hashed again (about 0.4 GB a second)."""
         return all(self._matches(md5) for md5 in self._objects_of(entry))
 
     def _matches(self, md5: str) -> bool:
@@ -222,7 +222,7 @@ class Cache:
         return found
 
     def missing(self, entry: Entry) -> list[str]:
-        """The objects of an entry that are not here, by md5; files that are here are not read, but listings are:
+        """The objects of an entry that are not in the cache, by md5; files in the cache are not read, but listings are:
         a damaged one counts as missing."""
         if not (self._matches(entry.md5) if entry.is_folder else self.path(entry.md5).exists()):
             return [entry.md5]
@@ -239,7 +239,7 @@ class Cache:
         return damaged
 
     def condition(self, entry: Entry) -> dict[str, bool | None]:
-        """Every object of an entry → whether it has the bytes that its name promises; None where it is not here.
+        """Every object of an entry → whether it has the bytes that its name promises; None where the cache lacks it.
 
         All are hashed. What a folder lists is unknown where its listing is damaged or missing.
         """

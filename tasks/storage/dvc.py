@@ -19,7 +19,7 @@ from tasks.storage import dvc_config
 
 
 class RemoteError(ReadableError):
-    """The store could not be reached or did not do as asked: worth another try; the message is DVC's own."""
+    """The store could not be reached or refused a request; another try may succeed. The message is DVC's own."""
 
 
 class Dvc:
@@ -31,7 +31,7 @@ class Dvc:
         self.log.parent.mkdir(exist_ok=True)
         notes = private / "dvc"
         notes.mkdir(exist_ok=True)
-        self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)  # of no use to other worktrees
+        self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)
         variables = environment.for_child(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=self._notes.name)
         with self.log.open("ab") as log:
             self._process = processes.start(
@@ -60,7 +60,7 @@ class Dvc:
             raise UserError(f"the DVC process ended unexpectedly; its log is {self.log}")
         answer = json.loads(line)
         if "error" in answer:
-            if answer["can_pass"]:
+            if answer["may_pass"]:
                 raise RemoteError(answer["error"])
             raise UserError(f"DVC refuses: {answer['error']} (its log is {self.log})")
         value: dict[str, Any] = answer["value"]
@@ -73,7 +73,7 @@ class Dvc:
     def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it is gone, and has been complained of
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and a request has failed with that
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -84,28 +84,28 @@ class Dvc:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind:
-            self._process.terminate()  # whatever it is at, nothing refers to it yet
+            self._process.terminate()  # nothing refers yet to what it is writing
         self.close()
 
 
-_kept: ContextVar[Dvc | None] = ContextVar("kept", default=None)
+_reused: ContextVar[Dvc | None] = ContextVar("reused", default=None)
 
 
 @contextmanager
-def kept(project: Path) -> Iterator[None]:
-    """One DVC process for all that the block records: to start one costs a second and a half of a processor."""
+def reused(project: Path) -> Iterator[None]:
+    """One DVC process for all that the block records: starting one takes 1.5 s of processor time."""
     with Dvc(project) as dvc:
-        before = _kept.set(dvc)
+        before = _reused.set(dvc)
         try:
             yield
         finally:
-            _kept.reset(before)
+            _reused.reset(before)
 
 
 @contextmanager
-def at_hand(project: Path) -> Iterator[Dvc]:
-    """The DVC process that is kept, or else one of one's own."""
-    if dvc := _kept.get():
+def open_dvc(project: Path) -> Iterator[Dvc]:
+    """The DVC process of the enclosing `reused` block; without one, a new process for this block."""
+    if dvc := _reused.get():
         yield dvc
     else:
         with Dvc(project) as dvc:

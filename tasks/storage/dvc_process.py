@@ -1,7 +1,7 @@
 """The child process that runs DVC: one JSON request a line on stdin, one JSON answer a line on stdout.
 
 DVC's ``Repo`` depends on the process's working directory, prints and logs as it likes, and takes a second to
-import; in a process of its own, kept for the whole of a run, none of that touches the flow.
+import; in a process of its own, which a run uses from start to end, none of that touches the flow.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def record(
 
 
 def fetch(repo: Repo, *, md5s: list[str]) -> dict[str, Any]:
-    """Bring objects from the store into the cache, whole or not at all; ``absent`` are those that it lacks."""
+    """Download objects of the store into the cache, each complete or not at all; ``absent`` are those it lacks."""
     return {"absent": transfer.fetch(repo, md5s)}
 
 
@@ -84,7 +84,7 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    # Who is to record has been killed: the next run must not find us at work in its predecessor's worktree.
+    # When the parent is killed, the next run must not find this process at work in the parent's worktree.
     processes.end_with(os.getppid(), every=0.1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
@@ -96,8 +96,8 @@ def main() -> None:
                 answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
         except Exception as error:  # the parent decides what it means
             traceback.print_exc()
-            can_pass = isinstance(error, TransferError)
-            answer = {"error": str(error) if can_pass else f"{type(error).__name__}: {error}", "can_pass": can_pass}
+            may_pass = isinstance(error, TransferError)
+            answer = {"error": str(error) if may_pass else f"{type(error).__name__}: {error}", "may_pass": may_pass}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -10,14 +10,14 @@ from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc
 
 TRIES = 3
-"""How often an object is asked for that comes with wrong bytes."""
+"""How often an object with wrong bytes is asked for."""
 
 
 def bring(entries: Mapping[str, Entry], cache: Cache, dvc: Dvc, workspace: Path, owner: str) -> int:
     """Bring what the cache lacks of some entries (path → content) from the store; returns bytes.
 
-    Wrong bytes are dropped, asked for again, and named in the end. ``workspace`` has the store as its default remote;
-    ``owner`` says whose content it is, for people.
+    Wrong bytes are deleted and asked for again, `TRIES` times in all. ``workspace`` has the store as its default
+    remote; ``owner`` names the content in messages.
 
     Raises:
         UserError: the store lacks an object, or gives wrong bytes for it every time.
@@ -34,7 +34,7 @@ def bring(entries: Mapping[str, Entry], cache: Cache, dvc: Dvc, workspace: Path,
                 break
         else:
             name = _named(entries, cache, min(wrong), owner)
-            raise UserError(f"the store gives wrong bytes for {name}; they were not kept")
+            raise UserError(f"the store gives wrong bytes for {name}; nothing was stored")
         fetched |= lacking
     return sum(size for md5, size in cache.objects(entries.values()).items() if md5 in fetched)
 
@@ -44,7 +44,7 @@ def _missing(entries: Mapping[str, Entry], cache: Cache) -> set[str]:
 
 
 def _named(entries: Mapping[str, Entry], cache: Cache, md5: str, owner: str) -> str:
-    """What an object is to its owner, for people."""
+    """What an object is to its owner, for messages."""
     paths = (
         path
         for path, entry in entries.items()

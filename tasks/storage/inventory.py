@@ -35,30 +35,30 @@ def probe(repo: Repo, *, remote: str) -> dict[str, Any]:
 
 def stored(repo: Repo, *, remote: str) -> dict[str, Any]:
     """Every object that a remote holds: md5 → (bytes, when it was last written, in seconds since 1970)."""
-    found: dict[str, tuple[int, float]] = {}
+    objects: dict[str, tuple[int, float]] = {}
     with opened(repo, remote) as (store, _):
         if store.fs.exists(store.path):
             listed = store.fs.fs.find(store.path, detail=True)
             if not isinstance(listed, dict):  # a folder: DVC's own file system gives paths alone
                 listed = {path: store.fs.info(path) for path in listed}
             for path, about in listed.items():
-                found["".join(Path(path).parts[-2:])] = (about["size"], _modified(about))
-    return {"objects": found}
+                objects["".join(Path(path).parts[-2:])] = (about["size"], _modified(about))
+    return {"objects": objects}
 
 
 def _modified(about: dict[str, Any]) -> float:
-    """File systems disagree on how they call it; where one does not tell, all its objects count as new."""
+    """File systems name it differently; where one does not report it, all its objects count as new."""
     when = about.get("LastModified", about.get("mtime", time.time()))
     return float(when.timestamp() if isinstance(when, datetime) else when)
 
 
 def take(repo: Repo, *, remote: str, objects: list[str], into: str) -> dict[str, Any]:
-    """Download objects as they are, whatever their bytes, to files named after them; those not there are left out."""
+    """Download objects, whatever their bytes, to files named after them; the answer names those that exist."""
     with opened(repo, remote) as (store, _):
-        there = [md5 for md5 in objects if store.exists(md5)]
-        for md5 in there:
+        existing = [md5 for md5 in objects if store.exists(md5)]
+        for md5 in existing:
             store.fs.get_file(store.oid_to_path(md5), str(Path(into, md5)))
-    return {"taken": there}
+    return {"taken": existing}
 
 
 def discard(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:
@@ -73,5 +73,5 @@ def discard(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:
 
 def used(repo: Repo, *, remote: str, revisions: list[str]) -> dict[str, Any]:
     """The objects that the working tree and the given commits refer to in any way that DVC knows."""
-    found = repo.used_objs(revs=revisions or None, remote=remote)
-    return {"objects": sorted({info.value for objects in found.values() for info in objects if info.value})}
+    used_objects = repo.used_objs(revs=revisions or None, remote=remote)
+    return {"objects": sorted({info.value for objects in used_objects.values() for info in objects if info.value})}

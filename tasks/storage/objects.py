@@ -14,7 +14,7 @@ from tasks.storage.dvc_config import Remote
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredObject:
     """An object somewhere: its bytes, and when it was last written (seconds since 1970)."""
 
     size: int
@@ -50,7 +50,7 @@ def is_object(name: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}(\.dir)?", name) is not None
 
 
-def in_cache(cache: Cache) -> tuple[dict[str, Stored], list[Path]]:
+def in_cache(cache: Cache) -> tuple[dict[str, StoredObject], list[Path]]:
     """The objects of a cache, and the other files beside them, which an interrupted write leaves."""
     found, strays = {}, []
     objects = cache.folder / "files" / "md5"
@@ -58,16 +58,16 @@ def in_cache(cache: Cache) -> tuple[dict[str, Stored], list[Path]]:
         name = path.parent.name + path.name
         if is_object(name):
             about = path.stat()
-            found[name] = Stored(about.st_size, about.st_mtime)
+            found[name] = StoredObject(about.st_size, about.st_mtime)
         else:
             strays.append(path)
     return found, strays
 
 
-def in_remote(depot: Depot) -> dict[str, Stored]:
+def in_remote(depot: Depot) -> dict[str, StoredObject]:
     """The objects that the remote holds."""
     listed = depot.dvc("stored", depot.project, remote=depot.remote.name)["objects"]
-    return {name: Stored(*about) for name, about in listed.items() if is_object(name)}
+    return {name: StoredObject(*about) for name, about in listed.items() if is_object(name)}
 
 
 def one(md5: str) -> Entry:
@@ -75,7 +75,7 @@ def one(md5: str) -> Entry:
     return Entry(md5, 0)
 
 
-def members_here(listings: Iterable[str], cache: Cache) -> dict[str, dict[str, str]]:
+def members_in_cache(listings: Iterable[str], cache: Cache) -> dict[str, dict[str, str]]:
     """What folders list, out of the cache: md5 → relative path → md5; without those that are not whole there."""
     return {md5: cache.members(Entry(md5, 0, 0)) for md5 in set(listings) if cache.intact(one(md5))}
 
@@ -83,12 +83,12 @@ def members_here(listings: Iterable[str], cache: Cache) -> dict[str, dict[str, s
 def members(listings: Iterable[str], depot: Depot) -> dict[str, dict[str, str]]:
     """What folders list, out of the cache or else the remote; without those that are whole in neither."""
     wanted = set(listings)
-    found = members_here(wanted, depot.cache)
+    found = members_in_cache(wanted, depot.cache)
     if elsewhere := wanted - found.keys():
         with tempfile.TemporaryDirectory() as folder:
             taken = Cache(Path(folder))
             for md5 in depot.take(elsewhere, Path(folder)):
                 taken.path(md5).parent.mkdir(parents=True, exist_ok=True)
                 Path(folder, md5).rename(taken.path(md5))
-            found |= members_here(elsewhere, taken)
+            found |= members_in_cache(elsewhere, taken)
     return found

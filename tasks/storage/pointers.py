@@ -1,7 +1,7 @@
-"""What arrives is kept by the project: ``data/arrivals/NAME``, which DVC's pointer ``NAME.dvc`` beside it brings back.
+"""The project stores what arrives: ``data/arrivals/NAME``, which DVC's pointer ``NAME.dvc`` beside it restores.
 
 A pointer is written once cache and store hold every byte, and its files are placed in the working tree from there; so a
-run needs neither the files' origin nor, in a clone, anything but pointer and store.
+run needs no access to the origin of the files and, in a clone, only the pointer and the store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.storage import atomic, dvc_config, fetching, locks
 from tasks.storage.cache import Cache, Entry, hash_of
-from tasks.storage.dvc import Dvc, at_hand
+from tasks.storage.dvc import Dvc, open_dvc
 from tasks.storage.dvc_config import Remote
 
 
@@ -37,7 +37,7 @@ def read(pointer: Path) -> tuple[Entry, dict[str, Any]]:
     """What a pointer points to, and what it says about it.
 
     Raises:
-        UserError: it is no pointer to one folder.
+        UserError: it is not a pointer to one folder.
     """
     try:
         content: Any = YAML(typ="safe").load(pointer.read_text())
@@ -59,13 +59,13 @@ def keep(project: Path, folder: Path, remote: Remote) -> Entry:
     """
     cache = Cache(dvc_config.cache_dir(project))
     entry = cache.put(folder)
-    with at_hand(project) as dvc:
+    with open_dvc(project) as dvc:
         dvc("keep", project, remote=remote.name, objects=sorted(cache.md5s([entry])))
     return entry
 
 
 def write(pointer: Path, entry: Entry, about: Mapping[str, Any]) -> None:
-    """Write a pointer, whole or not at all; DVC leaves alone what it says ``about`` the files."""
+    """Write a pointer atomically; DVC ignores what it says ``about`` the files."""
     content = {"outs": [{**entry.as_dict(), "hash": "md5", "path": pointer.stem}], "meta": dict(about)}
     yaml: Any = YAML(typ="safe")
     yaml.default_flow_style = False
@@ -77,7 +77,7 @@ def write(pointer: Path, entry: Entry, about: Mapping[str, Any]) -> None:
 
 
 def replace(file: Path, text: str) -> None:
-    """Give a file other content, at one point in time and for good."""
+    """Replace the content of a file atomically, and have it on the disk."""
     with atomic.made(file) as part:
         part.write_text(text)
         atomic.sync(part)

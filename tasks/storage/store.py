@@ -1,4 +1,4 @@
-"""The S3-compatible store that keeps states: open it, and know before any work that it can be written to."""
+"""The S3-compatible store of states: open it, and know before any work that it can be written to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import environment
 from tasks.errors import UnavailableError, UserError
 from tasks.storage import dvc_config, embedded
-from tasks.storage.dvc import at_hand
+from tasks.storage.dvc import open_dvc
 from tasks.storage.dvc_config import Remote
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def open_store(project: Path, name: str) -> Iterator[Remote]:
         remote = dvc_config.remote(project, name)
         check(remote)
         if not remote.is_s3:
-            with at_hand(project) as dvc:
+            with open_dvc(project) as dvc:
                 dvc("probe", project, remote=name)
         yield remote
 
@@ -97,7 +97,7 @@ def check(remote: Remote) -> None:
     """Write, read and delete one small object of an S3 store; make the bucket of the embedded one.
 
     Raises:
-        UserError: what is wrong (options, credentials, no bucket, no permission) and where to mend it.
+        UserError: what is wrong (options, credentials, no bucket, no permission) and what to do.
         UnavailableError: the store does not answer, or says itself that it cannot.
     """
     where = described(remote)
@@ -116,7 +116,7 @@ def check(remote: Remote) -> None:
         raise UserError(f"{where}: S3 knows no passwords in an endpoint; give access_key_id and secret_access_key")
     key = remote.key(f".chronomerge-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        s3 = client(remote, attempts=3)  # somebody may be waiting for the answer
+        s3 = client(remote, attempts=3)  # a person may be waiting for the answer
         if remote.name == dvc_config.EMBEDDED and not any(
             bucket["Name"] == remote.bucket for bucket in s3.list_buckets()["Buckets"]
         ):
@@ -135,21 +135,21 @@ def check(remote: Remote) -> None:
 
 
 def described(remote: Remote) -> str:
-    """A remote for people: its name, its address, its endpoint."""
+    """A remote in a message: its name, its address, its endpoint."""
     endpoint = remote.options.get("endpointurl")
     return f"store {remote.name!r} ({remote.url}" + (f" at {endpoint})" if endpoint else ")")
 
 
 def reason(error: Exception) -> str:
-    """Why a store did not do as asked, on one line."""
+    """Why a store refused a request, on one line."""
     code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "?")
     return _REASONS.get(code) or " ".join(str(error).split())
 
 
 _TRUE = ("true", "yes", "on", "1")
-"""What DVC's configuration files have for yes."""
+"""How DVC's configuration files write yes."""
 ABSENT = {"NoSuchKey", "404", "NotFound"}
-"""The codes of S3 for an object that is not there."""
+"""The codes of S3 for an object that does not exist."""
 _CREDENTIALS = "refuses these credentials; set them with `chronomerge remote setup` or in the AWS environment variables"
 _REASONS = {
     "InvalidAccessKeyId": _CREDENTIALS,

@@ -23,9 +23,9 @@ from tasks.storage import upload
 JOBS = 2
 """Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
 QUERIES = 16
-"""Parallel questions about objects; they hold nothing."""
+"""Parallel questions about objects; they hold no content."""
 GROUP = 32
-"""Objects to a batch: that an outage is no single mishap is noticed after so many, not after all of them."""
+"""Objects to a batch: an outage ends a transfer after one batch, not after all objects have failed."""
 
 
 class TransferError(Exception):
@@ -35,10 +35,10 @@ class TransferError(Exception):
 def push(repo: Repo, md5s: Collection[str], known: Collection[str], remote: str | None = None) -> int:
     """Make the store hold objects of the cache, byte for byte; returns how many were sent.
 
-    Those in ``known`` belong to a state that is recorded, and were compared when it was: they must be there, no more.
+    Those in ``known`` belong to a state that is recorded, and were compared when it was: they only have to exist.
 
     Raises:
-        TransferError: the store does not take them, or keeps other bytes (those objects are removed from it again).
+        TransferError: the store refuses them, or stores other bytes (those objects are removed from it again).
     """
     with opened(repo, remote) as (store, cache):
         absent = set(md5s) - set(store.oids_exist(md5s, jobs=QUERIES))
@@ -69,10 +69,10 @@ def send(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:
 
 
 def fetch(repo: Repo, md5s: Collection[str]) -> list[str]:
-    """Bring objects into the cache; those that came with other bytes are dropped again. Returns what is not there.
+    """Download objects into the cache; those with wrong bytes are deleted again. Returns those that do not exist.
 
     Raises:
-        TransferError: the store does not give them.
+        TransferError: the download fails.
     """
     with opened(repo) as (store, cache):
         there = set(store.oids_exist(md5s, jobs=QUERIES))
@@ -113,12 +113,12 @@ def _send(store: HashFileDB, cache: HashFileDB, md5s: Set[str], tags: Mapping[st
     for md5 in wrong:
         store.delete(md5)
     if wrong:
-        raise OSError(f"it kept other bytes than were sent for {len(wrong)} objects ({wrong[0]}, …)")
+        raise OSError(f"it stored other bytes than were sent for {len(wrong)} objects ({wrong[0]}, …)")
 
 
 def _add(source: HashFileDB, target: HashFileDB, md5s: Collection[str]) -> None:
-    """Copy objects; the hash of each that arrives here is checked by DVC, and it is dropped if it is another."""
-    # Listings last: whoever finds one in a store may take it as a promise that its files are there.
+    """Copy objects; DVC checks the hash of each download, and deletes one with wrong bytes."""
+    # Listings last: other tools take a listing as proof that its files are stored.
     ordered = sorted(md5s, key=lambda md5: (md5.endswith(".dir"), md5))
     for start in range(0, len(ordered), GROUP):
         group = ordered[start : start + GROUP]
@@ -134,8 +134,9 @@ def _add(source: HashFileDB, target: HashFileDB, md5s: Collection[str]) -> None:
 def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path, expected: str | None) -> bool:
     """Whether a stored object has the bytes that were sent; ``expected`` is its ETag where that is known.
 
-    S3 tells most often: its ETag is the md5 of what came in one piece, and a hash of the parts' md5s for what came in
-    several (50 MiB each, as s3fs cuts them). Encrypting stores and others tell nothing: then it is read again.
+    On S3 most often the ETag tells: it is the md5 of what came in one piece, and a hash of the parts' md5s for what
+    came in several (50 MiB each, as s3fs cuts them). Encrypting and other stores have no such ETags: then the object is
+    read again.
     """
     size = sent.stat().st_size
     if facts["size"] != size:

@@ -1,7 +1,7 @@
 """Large objects on their way to an S3 store: boto3 sends a file straight from disk, part by part.
 
 DVC's own transfer (s3fs) holds each part in memory and sends all parts from one event loop: half as fast, and 50 MB
-for each part on its way. It remains what sends the many small objects.
+for each part on its way. The many small objects are still sent by DVC.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def large_objects(repo: Repo, name: str, md5s: Collection[str]) -> dict[str, str
     whoever has sent it.
 
     Raises:
-        boto3's and botocore's errors: the store does not take them.
+        boto3's and botocore's errors: the store refuses them.
     """
     remote = dvc_config.remote(Path(repo.root_dir), name)
     paths = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in md5s}
@@ -42,7 +42,7 @@ def large_objects(repo: Repo, name: str, md5s: Collection[str]) -> dict[str, str
         for md5, size in sorted(large.items()):
             part = calculate_chunksize(size)
             in_parts = size >= 2 * part  # as s3fs decides
-            tag = aside.submit(tag_of_parts, paths[md5], part) if in_parts else None  # while the network is waited for
+            tag = aside.submit(tag_of_parts, paths[md5], part) if in_parts else None  # while the parts are sent
             settings = TransferConfig(
                 multipart_threshold=2 * part, multipart_chunksize=part, max_concurrency=CONCURRENCY
             )
@@ -52,7 +52,7 @@ def large_objects(repo: Repo, name: str, md5s: Collection[str]) -> dict[str, str
 
 
 def tag_of_parts(path: Path, length: int) -> str:
-    """The ETag of a file that came in parts of so many bytes: a hash of the parts' md5s, and how many they are."""
+    """The ETag of a file that was sent in parts of ``length`` bytes: a hash of the parts' md5s, and their number."""
     parts = []
     with path.open("rb") as file:
         for start in range(0, path.stat().st_size, length):
