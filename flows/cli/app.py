@@ -12,6 +12,7 @@ import typer
 
 from flows.cli import (
     arrive,
+    convert,
     deployed,
     grid,
     maintenance,
@@ -134,6 +135,7 @@ app.command()(maintenance.doctor)
 app.command()(maintenance.gc)
 app.command()(report.report)
 app.command()(merge.merge)
+app.command()(convert.convert)
 app.command()(merge.techniques)
 app.add_typer(remote.app, name="remote")
 app.add_typer(stream.app, name="stream")

@@ -110,7 +110,7 @@ def layout(
             the models; the models share less than half of the reference's parameters; or nothing can be merged.
     """
     for label, source in {reference.label: reference, **others}.items():
-        _require_model(label, source)
+        require_model(label, source)
     depth: dict[str, int] = {}
     for name in reference.entries:
         if (at := block(name)) is not None:
@@ -178,7 +178,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + rest
 
 
-def _require_model(label: str, source: TensorSource) -> None:
+def require_model(label: str, source: TensorSource) -> None:
     where = source.label if label == source.label else f"{label} ({source.label})" if source.label else label
     if found := dialects.adapter(source.entries):
         kind, name = found

@@ -137,6 +137,15 @@ def build(folder: Path, device: str = "cpu") -> Clip:
     return _construct(raw["model_cfg"], raw["name"], device)
 
 
+def shapes_of(config: Mapping[str, Any], source: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of an open_clip configuration's model; nothing is allocated.
+
+    Raises:
+        UserError: open_clip cannot build it; the message names ``source``.
+    """
+    return {name: tuple(t.shape) for name, t in _construct(config, source, "meta").state_dict().items()}
+
+
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: Path) -> None:
     """Copy checked weights into ``model``.
 

@@ -1,0 +1,48 @@
+"""``chronomerge convert``: a model as a folder that open_clip or transformers loads."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.terminal import errors
+from flows.cli.terminal import out as terminal
+
+
+class Library(StrEnum):
+    """Whose folder is written."""
+
+    open_clip = "open_clip"
+    transformers = "transformers"
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(help="A checkpoint file, a model's folder, or a PEFT adapter's folder.")],
+    to: Annotated[Library, typer.Option(help="The library that is to load it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", "-b", help="The model that an adapter adapts, or that a part of a model is part of."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the output: float32, bfloat16, float16 or float64 [the model's].")
+    ] = None,
+) -> None:
+    """Write a model as a folder that open_clip or transformers loads, with its configuration and tokenizer."""
+    from tasks import console
+    from tasks.convert import convert as run
+    from tasks.units import size
+
+    with console.shown() as progress:
+        done = run(model, to.value, out, base=base, dtype=dtype, progress=progress)
+    for note in done.notes:
+        errors.print(f"note: {note}")
+    how = (
+        f"open_clip.create_model_and_transforms('local-dir:{out}')"
+        if to is Library.open_clip
+        else f"transformers.CLIPModel.from_pretrained('{out}')"
+    )
+    terminal.print(f"{done.folder}: {done.tensors} tensors, {size(done.bytes)}; load it with {how}")

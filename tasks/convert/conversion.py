@@ -1,0 +1,232 @@
+"""One model written anew as another library has it: names, layout, configuration, preprocessing, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.convert import configurations, tokenizer
+from tasks.errors import UserError
+from tasks.merge.adapters import is_adapter
+from tasks.merge.dtypes import FLOATS, decode, encode, fits, stored_as, width
+from tasks.merge.inputs import open_model
+from tasks.merge.layout import require_model
+from tasks.merge.sinks import SHARD_BYTES, FileSink
+from tasks.merge.sources import TensorEntry, TensorSource, raw_bytes
+from tasks.merge.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
+from tasks.model import dialects
+from tasks.progress import Progress, silent
+from tasks.storage import atomic
+
+Library = Literal["open_clip", "transformers"]
+
+WEIGHTS: Mapping[str, str] = {"open_clip": "open_clip_model.safetensors", "transformers": "model.safetensors"}
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+_AT_ONCE = 1 << 22
+"""Entries that are copied at a time."""
+
+
+@dataclass
+class Converted:
+    """What `convert` wrote."""
+
+    folder: Path
+    tensors: int
+    bytes: int
+    notes: list[str] = field(default_factory=list)
+    """What was translated, taken from the base, left out or written beside the weights."""
+
+
+def convert(
+    model: Path,
+    to: Library,
+    out: Path,
+    *,
+    base: Path | None = None,
+    dtype: str | None = None,
+    progress: Progress = silent,
+) -> Converted:
+    """Write ``model`` into the new folder ``out`` as another library's model; memory is flat.
+
+    Args:
+        model: a checkpoint file, a model's folder of either library, or a PEFT adapter's folder (which needs ``base``).
+        to: ``open_clip`` (loads as ``local-dir:OUT``) or ``transformers`` (``CLIPModel.from_pretrained(OUT)``).
+        base: the model that an adapter adapts, that a vision model's text tower comes from, or whose configuration a
+            checkpoint without one has.
+        dtype: float32, bfloat16, float16 or float64 instead of the model's own.
+
+    Raises:
+        UserError: an input is unreadable, no configuration is known, the architecture has no like in the other
+            library, or ``out`` exists.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists; choose a new folder, so that no file of another model stays in it")
+    with ExitStack() as stack:
+        origin = open_model(base, "base", stack, None) if base is not None else None
+        source = plainly_named(open_model(model, "model", stack, origin))
+        require_model(str(model), source)
+        notes = source.notes
+        if origin is not None:
+            source = _completed(source, plainly_named(origin), notes)
+        config = _configuration(model, base)
+        named = _in(to, source)
+        _require_all(named, config, to, str(model))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.private_folder(out.parent / f".{out.name}.part") as part:
+            made = part / "model"
+            made.mkdir()
+            entries = {n: _cast(e, DTYPES[dtype] if dtype else None) for n, e in named.entries.items()}
+            _write(named, entries, made / WEIGHTS[to], progress)
+            notes = [*notes, *_write_rest(to, config, made, [model, *([base] if base else [])])]
+            if out.exists():
+                out.rmdir()  # an empty one
+            made.rename(out)
+    return Converted(out, len(entries), sum(e.bytes for e in entries.values()), notes)
+
+
+def _in(to: Library, source: TensorSource) -> TensorSource:
+    """Under the names of the library."""
+    theirs = dialects.of(source.entries)
+    if to == "open_clip":
+        return to_open_clip(source, theirs) if theirs else source
+    if theirs:
+        return source
+    fitting = next((d for d in dialects.available().values() if d.speaks_open_clip(source.entries)), None)
+    if fitting is None or fitting.name != "transformers CLIPModel":
+        plain = dialects.available()["transformers_clip"]
+        return from_open_clip(source, plain)  # which names what does not fit
+    return from_open_clip(source, fitting)
+
+
+def _completed(source: TensorSource, base: TensorSource, notes: list[str]) -> TensorSource:
+    """What a part of a model lacks (a vision model its text tower) is the base's."""
+    source = as_the_base(source, base)
+    strange = sorted(source.entries.keys() - base.entries.keys())
+    if strange:
+        raise UserError(f"{source.label}: has {strange[0]!r}, which the base lacks; is it of another architecture?")
+    lacking = sorted(base.entries.keys() - source.entries.keys())
+    if not lacking:
+        return source
+    for name, entry in source.entries.items():
+        if entry.shape != base.entries[name].shape and {entry.shape, base.entries[name].shape} != {(), (1,)}:
+            raise UserError(
+                f"{source.label}: {name!r} has shape {list(entry.shape)}, the base {list(base.entries[name].shape)}"
+            )
+    notes.append(f"{len(lacking)} of {len(base.entries)} tensors are the base's ({_shown(lacking)})")
+    return _Completed(source, base)
+
+
+class _Completed:
+    """A source with a base behind it for what it lacks."""
+
+    def __init__(self, source: TensorSource, base: TensorSource) -> None:
+        self.label, self.notes = source.label, source.notes
+        self.entries: Mapping[str, TensorEntry] = {**base.entries, **source.entries}
+        self._source, self._base = source, base
+
+    def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
+        (self._source if name in self._source.entries else self._base).read_into(name, start, buffer)
+
+
+def _configuration(model: Path, base: Path | None) -> dict[str, Any]:
+    candidates = [*([] if is_adapter(model) else [model]), *([base] if base else [])]
+    failure: UserError | None = None
+    for path in candidates:
+        folder = path if path.is_dir() else path.parent
+        try:
+            if (config := configurations.of_folder(folder)) is not None:
+                return config
+        except UserError as error:  # a vision model's is no complete model's; the base's may be
+            failure = failure or error
+    raise failure or UserError(
+        f"{model}: no {configurations.OPEN_CLIP} or {configurations.TRANSFORMERS} beside it says what model this is; "
+        "give a folder that has one, as the model or as its base (--base)"
+    )
+
+
+def _require_all(source: TensorSource, config: Mapping[str, Any], to: Library, model: str) -> None:
+    """Every tensor that the configuration's model has must be there, of its shape."""
+    from tasks.model.models import shapes_of
+
+    expected = shapes_of(config["model_cfg"], model)
+    ours = source if to == "open_clip" else to_open_clip(source, dialects.available()["transformers_clip"])
+    given = {name.removeprefix("text."): entry.shape for name, entry in ours.entries.items()}
+    wanted = {name.removeprefix("text."): shape for name, shape in expected.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            raise UserError(
+                f"{model}: lacks the tensor {name!r} that its configuration asks for; give the base (--base)"
+            )
+        if name not in wanted:
+            raise UserError(f"{model}: has a tensor {name!r} that its configuration knows nothing of")
+        if given[name] != wanted[name] and {given[name], wanted[name]} != {(), (1,)}:
+            raise UserError(
+                f"{model}: {name!r} has shape {list(given[name])}, its configuration asks for {list(wanted[name])}"
+            )
+
+
+def _cast(entry: TensorEntry, dtype: str | None) -> TensorEntry:
+    return TensorEntry(dtype, entry.shape) if dtype and entry.dtype in FLOATS else entry
+
+
+def _write(source: TensorSource, entries: Mapping[str, TensorEntry], path: Path, progress: Progress) -> None:
+    total, done = sum(e.size for e in entries.values()), 0
+    sink = FileSink(path, entries, SHARD_BYTES)
+    try:
+        for name, entry in entries.items():
+            stored = source.entries[name]
+            for start in range(0, entry.size, _AT_ONCE):
+                stop = min(entry.size, start + _AT_ONCE)
+                size = width(stored.dtype)
+                raw = raw_bytes(source, name, start * size, (stop - start) * size)
+                sink.write(name, start * width(entry.dtype), _recoded(raw, stored.dtype, entry.dtype, name))
+                done += stop - start
+                progress("writing the weights", done, total)
+        sink.finish()
+    except BaseException:
+        sink.abandon()
+        raise
+
+
+def _recoded(raw: NDArray[np.uint8], dtype: str, wanted: str, name: str) -> NDArray[Any]:
+    if dtype == wanted:
+        return raw
+    values = decode(raw.view(stored_as(dtype)), dtype, np.float64 if dtype == "F64" else np.float32)
+    encoded = encode(values, wanted)
+    if np.isfinite(values).all() and not fits(encoded, wanted):
+        raise UserError(f"the tensor {name!r} overflows {wanted}; choose bfloat16 or float32")
+    return encoded
+
+
+def _write_rest(to: Library, config: dict[str, Any], made: Path, sources: list[Path]) -> list[str]:
+    """Configuration, preprocessing and tokenizer; returns what to tell of them."""
+    text = config["model_cfg"]["text_cfg"]
+    files = (
+        {configurations.OPEN_CLIP: config}
+        if to == "open_clip"
+        else configurations.to_transformers(config, str(sources[0]))
+    )
+    for name, content in files.items():
+        (made / name).write_text(json.dumps(content, indent=1) + "\n")
+    for path in sources:
+        if names := tokenizer.copy(path if path.is_dir() else path.parent, made):
+            return [f"tokenizer: {', '.join(names)} of {path}"]
+    if to == "open_clip":
+        return []  # open_clip has its own
+    if text.get("vocab_size", tokenizer.CLIP_WORDS) == tokenizer.CLIP_WORDS:
+        tokenizer.write_clip(made, text.get("context_length", 77))
+        return ["tokenizer: CLIP's own"]
+    return [f"no tokenizer: none is beside the model, and {text['vocab_size']} words are not CLIP's vocabulary"]
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

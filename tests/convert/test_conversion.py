@@ -1,0 +1,144 @@
+"""Converted models load in the other library, and compute the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModel
+
+from tasks.convert import convert
+from tasks.errors import UserError
+from tests.merge.test_translated import clip_config
+
+
+def words() -> Any:
+    """A tiny model with CLIP's own vocabulary."""
+    config = clip_config()
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = 49408, 16
+    config.text_config.bos_token_id, config.text_config.eos_token_id = 49406, 49407
+    return config
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(words()).save_pretrained(folder)
+    return folder
+
+
+def logits(model: CLIPModel, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=texts, pixel_values=images).logits_per_image
+
+
+def test_a_transformers_model_loads_in_open_clip_and_goes_back_with_the_same_bits(saved: Path, tmp_path: Path) -> None:
+    assert convert(saved, "open_clip", tmp_path / "oc").tensors > 40
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'oc'}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'oc'}")
+    texts, images = tokenize(["a dog", "two cats, asleep"]), torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        ours = model.eval().get_logits(images, texts)[0]
+    torch.testing.assert_close(ours, logits(CLIPModel.from_pretrained(saved), texts, images), rtol=1e-5, atol=1e-5)
+    assert "16" in str(preprocess)
+
+    convert(tmp_path / "oc", "transformers", tmp_path / "hf")
+    before, after = load_file(saved / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    torch.testing.assert_close(
+        logits(CLIPModel.from_pretrained(tmp_path / "hf"), texts, images), ours, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_tokenizer_gives_open_clips_tokens(saved: Path, tmp_path: Path) -> None:
+    convert(saved, "transformers", tmp_path / "hf")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "hf")
+    ours = open_clip.SimpleTokenizer(context_length=16)
+    for text in ("a dog", "Two cats, ASLEEP!", "naïve café 2024", "emoji 😀 it's"):
+        length = int(ours(text)[0].argmax()) + 1
+        assert tokenizer(text)["input_ids"] == ours(text)[0][:length].tolist()
+
+
+def test_half_precision_is_rounded_and_said_by_dtype(saved: Path, tmp_path: Path) -> None:
+    convert(saved, "transformers", tmp_path / "hf", dtype="bfloat16")
+    given, wanted = load_file(tmp_path / "hf" / "model.safetensors"), load_file(saved / "model.safetensors")
+    assert all(torch.equal(given[name], wanted[name].to(torch.bfloat16)) for name in wanted)
+    with pytest.raises(UserError, match="unknown dtype 'int8'; there are float32, bfloat16"):
+        convert(saved, "transformers", tmp_path / "other", dtype="int8")
+
+
+def test_a_vision_model_gets_its_text_tower_from_the_base(saved: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    CLIPVisionModel(words().vision_config).save_pretrained(tmp_path / "vision")
+    with pytest.raises(UserError, match=r"a vision model alone; give the model that its text tower is from \(--base\)"):
+        convert(tmp_path / "vision", "open_clip", tmp_path / "oc")
+    done = convert(tmp_path / "vision", "transformers", tmp_path / "hf", base=saved)
+    given, base = load_file(tmp_path / "hf" / "model.safetensors"), load_file(saved / "model.safetensors")
+    vision = load_file(tmp_path / "vision" / "model.safetensors")
+    assert all(torch.equal(given[f"vision_model.{name}"], tensor) for name, tensor in vision.items())
+    assert all(torch.equal(given[name], base[name]) for name in base if not name.startswith("vision_model."))
+    assert any("tensors are the base's" in note for note in done.notes)
+
+
+def test_an_adapter_becomes_a_model(saved: Path, tmp_path: Path) -> None:
+    model = get_peft_model(CLIPModel.from_pretrained(saved), LoraConfig(r=2, target_modules=["q_proj"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1
+    model.save_pretrained(tmp_path / "adapter")
+    convert(tmp_path / "adapter", "transformers", tmp_path / "hf", base=saved)
+    texts, images = torch.randint(0, 9, (2, 16)), torch.randn(2, 3, 16, 16)
+    texts[:, 9] = 49407
+    with torch.no_grad():
+        wanted = model.eval()(input_ids=texts, pixel_values=images).logits_per_image
+    torch.testing.assert_close(
+        logits(CLIPModel.from_pretrained(tmp_path / "hf"), texts, images), wanted, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_shards_are_read(saved: Path, tmp_path: Path) -> None:
+    CLIPModel.from_pretrained(saved).save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    convert(tmp_path / "sharded", "transformers", tmp_path / "hf")
+    given, wanted = load_file(tmp_path / "hf" / "model.safetensors"), load_file(saved / "model.safetensors")
+    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+
+
+def test_what_is_wrong_is_named_and_nothing_is_left(saved: Path, tmp_path: Path) -> None:
+    lone = tmp_path / "lone" / "m.safetensors"
+    lone.parent.mkdir()
+    save_file(load_file(saved / "model.safetensors"), lone)
+    with pytest.raises(UserError, match=r"no open_clip_config\.json or config\.json beside it says what model this is"):
+        convert(lone, "open_clip", tmp_path / "out")
+    convert(lone, "open_clip", tmp_path / "with-base", base=saved)  # which has a configuration
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    weights = load_file(saved / "model.safetensors")
+    del weights["vision_model.pre_layrnorm.weight"]
+    save_file(weights, broken / "model.safetensors")
+    (broken / "config.json").write_text((saved / "config.json").read_text())
+    with pytest.raises(UserError, match=r"lacks the tensor 'visual.ln_pre.weight' that its configuration asks for"):
+        convert(broken, "open_clip", tmp_path / "out")
+
+    config = json.loads((saved / "config.json").read_text())
+    config["model_type"] = "blip"
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="models of type 'blip' are not converted"):
+        convert(broken, "open_clip", tmp_path / "out")
+    (broken / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not a readable configuration"):
+        convert(broken, "open_clip", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "lone", "with-base"]
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="exists; choose a new folder"):
+        convert(saved, "open_clip", tmp_path / "full")
