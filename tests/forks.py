@@ -71,9 +71,11 @@ class ForkServer:
         if len(str(self._path)) > 90:  # the kernel takes 107 characters
             self._path = Path(tempfile.gettempdir()) / f"chronomerge-{abs(hash(folder))}"
         with FileLock(folder / "forks.lock"):
-            if not self._path.exists():
+            try:
+                self._session = self._connected()
+            except (FileNotFoundError, ConnectionRefusedError):  # none yet, or it ended with the last who used it
                 self._start(folder / "forks.log")
-            self._session = self._connected()
+                self._session = self._connected()
             _send(self._session, {}, ())
 
     def _start(self, log: Path) -> None:

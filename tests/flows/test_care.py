@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flows.prefect import runs
 from tasks import layout, processes
 from tasks.errors import UserError
 from tasks.params import load
@@ -287,15 +288,15 @@ def test_states_of_other_machines_count(project: Path, tmp_path: Path) -> None:
 
 def found(project: Path) -> dict[str, str]:
     """What a doctor finds → where."""
-    return {finding.what: finding.where for finding, _ in diagnosis.doctor(project).findings}
+    return {finding.what: finding.where for finding, _ in diagnosis.doctor(project, also=[runs.unended]).findings}
 
 
 def mended(project: Path) -> None:
     """All that is found now is mended, and then nothing is found."""
-    report = diagnosis.doctor(project, repair=True)
+    report = diagnosis.doctor(project, repair=True, also=[runs.unended])
     assert report.findings
     assert [(finding.what, why) for finding, why in report.findings if why] == []
-    assert not diagnosis.doctor(project).findings
+    assert not found(project)
 
 
 DEAD = 4_194_305  # no process has this id: it is above the kernel's limit
@@ -420,7 +421,7 @@ def test_an_s3_store_is_looked_after(project: Path) -> None:
 def test_a_store_that_a_killed_run_left_running_is_stopped(project: Path) -> None:
     projects.write_params(project, store={"remote": "embedded"})
     script = (
-        "import os, sys; from pathlib import Path; from tasks.record import embedded\n"
+        "import os, sys; from pathlib import Path; from tasks.storage import embedded\n"
         "with embedded.serving(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     subprocess.run([projects.program("python"), "-c", script, str(project)], cwd=project, check=False)
