@@ -33,9 +33,9 @@ from s3fs.core import calculate_chunksize
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tasks import layout, nodes
-from tasks.nodes import Reference
 from tasks.record import project_code, recording, restoration, timelines, worktrees
 from tasks.record.state import State
+from tasks.references import Reference
 from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc

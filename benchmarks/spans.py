@@ -78,12 +78,12 @@ def _wrap(home: Any, function: str, around: Callable[..., Any]) -> None:
 def _time_flow(report: Callable[[dict[str, Any]], object]) -> None:
     import httpx
 
-    from flows import timestep
+    from flows import timeline, timestep
     from tasks.storage.dvc import Dvc
     from tasks.workers import pool
 
-    spans = Spans(lambda _step, name, *_: str(name.name), report)
-    spans.outermost(timestep._Step, "_finish", "whole")
+    spans = Spans(lambda _step, name, *_: str(name), report)
+    spans.outermost(timestep, "execute", "whole")
     spans.within(pool.Pool, "run", "pool")
     spans.within(pool.Pool, "_result", "there and back")
     spans.within(pool, "packed", "pack")
@@ -91,8 +91,8 @@ def _time_flow(report: Callable[[dict[str, Any]], object]) -> None:
     spans.within(Dvc, "__call__", lambda _dvc, action, *_: f"dvc {action}")
     for kind in (httpx.Client, httpx.AsyncClient):
         spans.counted(kind, "send", "requests to Prefect")
-    steps = Spans(lambda step: f"step {step.step}", report)
-    steps.outermost(timestep._Step, "run", "whole")
+    steps = Spans(lambda _project, step, *_: f"step {step}", report)
+    steps.outermost(timeline, "timestep", "whole")
     for kind in (httpx.Client, httpx.AsyncClient):
         steps.counted(kind, "send", "requests to Prefect")
     steps.within(timestep.recording, "record", "record")

@@ -75,14 +75,14 @@ def planned(project: Path, found: Layout) -> tuple[Plan, Estimate | None]:
     return made, estimate.estimate(made, known) if known else None
 
 
-def lanes_for(params: Params, scheduler: str | None) -> int:
+def lanes_for(project: Path, params: Params, scheduler: str | None) -> int:
     """One for each worker; in this machine as many as cores allow, where the params say how many threads each takes,
     else one that takes all.
 
     Raises:
         UserError: no scheduler answers, or it has no worker.
     """
-    with pool.opened(scheduler) as workers:
+    with pool.opened(scheduler, project) as workers:
         if workers:
             return workers.slots
     cores = len(os.sched_getaffinity(0))

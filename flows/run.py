@@ -75,7 +75,6 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             record.synchronize(project, params.timeline, params.store.git)
         todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps
         if not todo.steps:
-            prefect_server.tidy(project)
             embedded.stop_unused(project)
             return []
         stack.enter_context(notes.kept(project, params, todo.steps))
@@ -85,7 +84,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         for warning in check(params, project):
             progress.report("mind:", 1, 1, warning)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
-        workers = stack.enter_context(pool.opened(scheduler))
+        workers = stack.enter_context(pool.opened(scheduler, project))
         with _claimed(project, todo, remote, wait=wait):
             if not workers:
                 from tasks.model import models
@@ -120,7 +119,7 @@ def run_cell(
         with (
             notes.kept(project, params, todo.steps),
             _claimed(project, todo, remote, wait=wait),
-            pool.opened(scheduler, lanes),
+            pool.opened(scheduler, project, lanes),
         ):
             runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
             return _flow(project, todo, code, remote)
@@ -161,7 +160,6 @@ def _tidy(project: Path, timeline: str) -> None:
     if locks.holder(project, timeline) is None:
         with locks.writing(project, timeline):
             record.clean_up(project, timeline)
-        prefect_server.tidy(project)
         embedded.stop_unused(project)
 
 

@@ -31,13 +31,21 @@ def make(folder: Path) -> None:
         serial = x509.random_serial_number()
         return x509.CertificateBuilder(issuer, subject, public, serial, started, started + LIFETIME)
 
-    authority = builder("authority", authority_key.public_key()).add_extension(x509.BasicConstraints(True, 0), True)
+    signs = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    authority = (
+        builder("authority", authority_key.public_key())
+        .add_extension(x509.BasicConstraints(True, 0), True)
+        .add_extension(signs, True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), False)
+    )
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
         builder("chronomerge", key.public_key())
         .add_extension(x509.SubjectAlternativeName(names), False)
         .add_extension(x509.ExtendedKeyUsage(uses), False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), False)
     )
     pem = serialization.Encoding.PEM
     for name, content in {

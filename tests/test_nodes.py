@@ -5,14 +5,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tasks import __main__ as command
 from tasks import nodes
-from tasks.nodes import Reference
-from tasks.params import Params
-from tasks.progress import Progress
-from tasks.storage.cache import Cache, hash_of
+from tasks.storage.cache import hash_of
 from tests.project import PARAMS, ROOT
 
-SHARED = ("tasks/storage/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/orchestration.py",
+SHARED = ("tasks/storage/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/references.py",
           "tasks/params.py", "tasks/progress.py", "tasks/storage/atomic.py", "tasks/__init__.py")  # fmt: skip
 """Modules that carry a node's work but do not decide its outputs."""
 
@@ -90,7 +88,7 @@ def imported(package: Path) -> set[str]:
     import re
 
     found: set[str] = set()
-    open_files = [path for path in package.rglob("*.py") if path.name not in ("task.py",)]
+    open_files = list(package.rglob("*.py"))
     while open_files:
         text = open_files.pop().read_text()
         names = re.findall(r"from tasks\.(\w+) import", text)
@@ -104,42 +102,16 @@ def imported(package: Path) -> set[str]:
     return found
 
 
-def test_a_run_starts_clean_and_puts_what_it_made_into_the_cache(tmp_path: Path) -> None:
-    node = nodes.Node("n", "cmd", (), (), ("out",), ("metrics.json",))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "left-over").write_text("from before")
-    cache = Cache(tmp_path / "cache")
-
-    def work(project: Path, _params: Params, _progress: Progress) -> None:
-        (project / "out").mkdir()
-        (project / "out" / "a").write_text("a")
-        (project / "metrics.json").write_text("{}")
-
-    reference = nodes.run(node, "key", work, tmp_path, Params.model_validate(PARAMS), cache, MACHINE)
-    assert Reference.from_dict(reference.as_dict()) == reference
-    assert nodes.intact(reference, cache)
-    nodes.place(reference, tmp_path / "elsewhere", cache)
-    assert [p.name for p in (tmp_path / "elsewhere" / "out").iterdir()] == ["a"]
-    cache.path(hash_of(tmp_path / "metrics.json").md5).unlink()
-    assert not nodes.intact(reference, cache)
+def test_the_table_has_every_stage_of_dvc_yaml_and_its_code_can_be_imported() -> None:
+    declared = nodes.declared(ROOT)
+    assert list(nodes.NODES) == list(declared)
+    for name, implementation in nodes.NODES.items():
+        assert declared[name].cmd == f"python -m tasks {name}"
+        assert callable(implementation.load())
+        assert (implementation.load_split() is None) == (not implementation.split)
 
 
-def test_unfinished_work_is_found_again_under_its_key_alone_and_goes_when_it_is_done(tmp_path: Path) -> None:
-    node = nodes.Node("n", "cmd", (), (), ("out",))
-    cache, params = Cache(tmp_path / "cache"), Params.model_validate(PARAMS)
-    found: list[str] = []
-
-    def work(project: Path, _params: Params, _progress: Progress) -> None:
-        kept = nodes.unfinished(project, "n") / "half"
-        found.append(kept.read_text() if kept.exists() else "")
-        kept.write_text("half done")
-        if len(found) < 4:
-            raise KeyboardInterrupt
-        (project / "out").write_text("made")
-
-    for key in ("a", "a", "b"):
-        with pytest.raises(KeyboardInterrupt):
-            nodes.run(node, key, work, tmp_path, params, cache, MACHINE)
-    nodes.run(node, "b", work, tmp_path, params, cache, MACHINE)
-    assert found == ["", "half done", "", "half done"]
-    assert not nodes.unfinished(tmp_path, "n").exists()
+@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["train", "more"], ["train", "part", "x"]])
+def test_a_wrong_call_of_a_node_names_the_nodes(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"usage: python -m tasks NODE .*prepare, prepare-evaluation, initialize"):
+        command.run(arguments)

@@ -98,10 +98,6 @@ def _storing(path: str, *, folder: bool = False) -> Callable[..., bool]:
     return when
 
 
-def _written_by_prefect(*_: Any) -> bool:
-    return sys._getframe(2).f_code.co_name in ("write_path", "awrite_path")
-
-
 def _ending(_: Path, server: Any) -> bool:
     return bool(server.ending)
 
@@ -118,6 +114,7 @@ GIT = "tasks.storage.git:git"
 REPO = "tasks.storage.dvc_process:Repo"
 TRANSFER = "tasks.storage.transfer"
 RENAME = "pathlib:Path.replace"
+RUN = "tasks.step.execute:run"
 
 BOUNDARIES = (
     # start-up
@@ -132,26 +129,26 @@ BOUNDARIES = (
     Boundary("store: checked", "tasks.storage.store:check", "after"),
     Boundary("models loaded", "tasks.model.models:preload", "after"),
     # inputs
-    Boundary("step begins", "flows.timestep:_Step.run", "before"),
+    Boundary("step begins", "tasks.step.workspace:opened", "before"),
     Boundary("DVC started", "tasks.storage.dvc:Dvc.__init__", "after"),
     Boundary("before worktree add", GIT, "before", _git("worktree", "add")),
     Boundary("after worktree add", GIT, "after", _git("worktree", "add")),
     Boundary("worktree filled", GIT, "after", _git("read-tree", "--reset")),
     Boundary("params written", "tasks.record.project_code:write_params", "after"),
     Boundary("DVC config half written", RENAME, "before", lambda _, target: target.name == "config.local"),
-    Boundary("raw arrival placed", "flows.timestep:_Step._put", "after"),
+    Boundary("raw arrival placed", "tasks.step.inputs:place_arrival", "after"),
     Boundary("history composed", "tasks.record.history:after", "after"),
     Boundary("first history composed", "tasks.record.history:first", "after", project="empty"),
-    Boundary("inputs placed", "flows.timestep:_Step._nodes", "before"),
+    Boundary("inputs placed", "tasks.step.inputs:place_evaluation", "after"),
     # nodes
     *(
-        Boundary(f"{moment} node {name}", "tasks.nodes:run", moment, _node(name), project=FIRST.get(name, "begun"))
+        Boundary(f"{moment} node {name}", RUN, moment, _node(name), project=FIRST.get(name, "begun"))
         for name in NODES
         for moment in ("before", "after")
     ),
     Boundary("expert half stored", "tasks.storage.atomic:link", "before", _storing("expert.safetensors")),
     Boundary("running model half stored", RENAME, "before", _storing("running", folder=True)),
-    Boundary("result half written", "prefect.filesystems:LocalFileSystem._resolve_path", "after", _written_by_prefect),
+    Boundary("reference half stored", RENAME, "before", lambda _, target: target.parent.name == "references"),
     # recording
     Boundary("recording begins", "tasks.record.recording:record", "before"),
     Boundary("judged by the gate", "tasks.gate:judge", "after"),

@@ -54,7 +54,6 @@ def run(request: Request) -> None:
         with Path(name).open(mode) as file:
             os.dup2(file.fileno(), number)
     os.environ.update(request.environment)
-    os.environ["PREFECT_LOCAL_STORAGE_PATH"] = f"{request.project}/.chronomerge/results"  # as the program will
     for name in [name for name in sys.modules if name.partition(".")[0] in ("flows", "tasks", "tests")]:
         del sys.modules[name]
     sys.path.insert(0, request.project)

@@ -24,6 +24,7 @@ from flows.cli import (
     states,
     stream,
     terminal,
+    workers,
 )
 from flows.cli.options import AsJson, Scheduler, Trust, Wait
 from flows.cli.terminal import errors, out, print_json
@@ -139,6 +140,7 @@ app.command()(convert.convert)
 app.command()(merge.techniques)
 app.add_typer(remote.app, name="remote")
 app.add_typer(stream.app, name="stream")
+app.add_typer(workers.app, name="workers")
 
 
 def _run(project: Path, until: int | None, *, wait: bool, trust: bool, scheduler: str | None = None) -> None:

@@ -52,7 +52,7 @@ def grid(
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
     found = grids.laid_out(project, _chosen(project, init, deploy, technique, seed))
-    count = lanes or grids.lanes_for(found.params, scheduler)
+    count = lanes or grids.lanes_for(project, found.params, scheduler)
     if plan:
         made, estimated = grids.planned(project, found)
         if as_json:

@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        metavar="tcp://HOST:PORT", help="Run the nodes on the workers of a Dask scheduler (docs/guides/scale.md)."
+        metavar="tls://HOST:PORT", help="Run the nodes on the workers of a Dask scheduler (docs/guides/scale.md)."
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]

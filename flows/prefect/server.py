@@ -5,7 +5,6 @@ Settings go through the environment, so this must be used before anything import
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -75,17 +74,16 @@ def serving(project: Path, *, own: bool = False) -> Iterator[Server]:
     That of PREFECT_API_URL with the user's settings, unless ``own`` asks for ours.
     """
     private = _private(project)
-    with _sound_results(private):
-        if (url := os.environ.get("PREFECT_API_URL")) and not own:
-            os.environ.update(_results(private))
-            os.environ.setdefault(*_SILENT)
-            yield Server(url)
-            return
-        with (private / "prefect.lock").open("a") as lock:
-            # One server to a database: a second run in this project has a home of its own.
-            home = private / ("prefect" if locks.acquire(lock, wait=False) else f"prefect-{os.getpid()}")
-            with _started(private, home, _QUIET) as server:
-                yield server
+    if (url := os.environ.get("PREFECT_API_URL")) and not own:
+        os.environ.update(_results(private))
+        os.environ.setdefault(*_SILENT)
+        yield Server(url)
+        return
+    with (private / "prefect.lock").open("a") as lock:
+        # One server to a database: a second run in this project has a home of its own.
+        home = private / ("prefect" if locks.acquire(lock, wait=False) else f"prefect-{os.getpid()}")
+        with _started(private, home, _QUIET) as server:
+            yield server
 
 
 @contextmanager
@@ -133,37 +131,11 @@ def _private(project: Path) -> Path:
     return layout.make_private(project)
 
 
-def tidy(project: Path) -> None:
-    """Remove the results that a run has half written, unless a run is under way: for who starts no server."""
-    private = layout.make_private(project)
-    with _sound_results(private):
-        pass
-
-
-@contextmanager
-def _sound_results(private: Path) -> Iterator[None]:
-    """The folder of results, without any half-written one when nobody else uses it."""
-    with (private / "results.lock").open("a") as lock:
-        if locks.acquire(lock, wait=False):
-            _drop_torn_results(private / "results")
-        locks.acquire(lock, shared=True)
-        yield
-
-
 def flush_logs() -> None:
     """Send what Prefect has logged in this process, while there is a server to take it."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:
             handler.flush()
-
-
-def _drop_torn_results(folder: Path) -> None:
-    """Prefect writes results in place: a kill or a failure can leave half of one, which would fail every later run."""
-    for path in folder.glob("*"):
-        try:
-            json.loads(path.read_bytes())
-        except ValueError:
-            path.unlink()
 
 
 _SILENT = ("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

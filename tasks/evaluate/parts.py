@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.evaluate.node import SETS, Scores, measure, write
 from tasks.model.datasets import Dataset
-from tasks.nodes import Part
+from tasks.nodes import Part, Split
 from tasks.params import Params
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
@@ -30,10 +30,7 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
         samples, number, names = shares[0]
         heapq.heapreplace(shares, (samples + sizes[name], number, [*names, name]))
     chosen = [names for _, _, names in sorted(shares, key=lambda share: share[1])]
-    return [
-        Part(("tasks.evaluate", "part", *names), tuple(str(SETS / name) for name in sizes if name not in names))
-        for names in chosen
-    ]
+    return [Part(tuple(names), tuple(str(SETS / name) for name in sizes if name not in names)) for names in chosen]
 
 
 def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
@@ -50,3 +47,6 @@ def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
         scores.top1.update(found.top1)
         scores.recall.update(found.recall)
     write(project, params, scores)
+
+
+SPLIT = Split(divide, run, RESULT.name, join)

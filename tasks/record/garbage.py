@@ -7,16 +7,14 @@ Only objects that were listed and found without use are deleted, never "all but"
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from tasks import layout
+from tasks import references
 from tasks.errors import UserError
-from tasks.nodes import Reference
 from tasks.record import retention, timelines, worktrees
 from tasks.record.state import State
 from tasks.storage import dvc_config, objects
@@ -174,22 +172,12 @@ def _unfinished(depot: Depot, recorded: Iterable[State]) -> set[str]:
     waiting = [
         entry
         for tree in worktrees.folders(depot.project)
-        for reference in _results(tree)
+        for reference in references.recent(tree, UNFINISHED)
         if not done.issuperset((path, entry.md5) for path, entry in reference.outs.items())
         for entry in reference.outs.values()
     ]
     listed = objects.members({entry.md5 for entry in waiting if entry.is_folder}, depot)
     return _objects({md5: set(files.values()) for md5, files in listed.items()}, waiting)
-
-
-def _results(project: Path) -> Iterator[Reference]:
-    """What Prefect has kept of finished nodes; half a file is no result, and the next run drops it."""
-    for path in (layout.private(project) / "results").glob("*"):
-        if time.time() - path.stat().st_mtime < UNFINISHED.total_seconds():
-            try:
-                yield Reference.from_dict(json.loads(json.loads(path.read_bytes())["result"]))
-            except (ValueError, KeyError, TypeError):
-                continue
 
 
 def _younger(idle: Mapping[str, StoredObject], weights: Collection[str]) -> dict[str, int]:

@@ -18,13 +18,13 @@ from typing import Any
 from tasks import gate, layout, nodes
 from tasks.errors import UserError
 from tasks.gate import Verdict
-from tasks.nodes import Reference
 from tasks.params import Params
 from tasks.record import commits, manifest, plots, promotion, timelines
 from tasks.record.manifest import Manifest
 from tasks.record.project_code import Code
 from tasks.record.state import State
 from tasks.record.worktrees import Worktree
+from tasks.references import Reference
 from tasks.storage import dvc_config, lease
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ class RemoteError(ReadableError):
 
 
 class Dvc:
-    """A DVC process, used as a context manager; one request at a time."""
+    """A DVC process, used as a context manager; one request at a time, and threads wait for each other."""
 
     def __init__(self, project: Path):
         private = layout.make_private(project)
@@ -33,6 +34,7 @@ class Dvc:
         notes.mkdir(exist_ok=True)
         self._notes = tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=notes)
         variables = environment.for_child(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=self._notes.name)
+        self._turn = threading.Lock()
         with self.log.open("ab") as log:
             self._process = processes.start(
                 "tasks.storage.dvc_process", folder=project, log=log, requests=True, variables=variables,
@@ -50,12 +52,13 @@ class Dvc:
         dvc_config.require_harmless(folder)
         assert self._process.stdin
         assert self._process.stdout
-        try:
-            request = {"action": action, "folder": str(folder), "arguments": arguments}
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        request = {"action": action, "folder": str(folder), "arguments": arguments}
+        with self._turn:
+            try:
+                print(json.dumps(request), file=self._process.stdin, flush=True)
+                line = self._process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
         if not line:
             raise UserError(f"the DVC process ended unexpectedly; its log is {self.log}")
         answer = json.loads(line)

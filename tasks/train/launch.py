@@ -1,73 +1,115 @@
-"""Training in several processes on this machine: torchrun starts them, and they end with who asked for them."""
+"""Training in several processes on this machine, which end with the one that asked for them.
+
+The processes meet in a file (a ``FileStore`` in a folder that only the user can open), so nothing listens for them:
+torchrun's own meeting point accepts anybody on every interface, and unpickles what it is sent. What they exchange while
+they train are numbers: gloo's or NCCL's connections, on the loopback interface alone. These have no sign-in; another
+user of this machine who finds a port could disturb the training, but can have no code run.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import selectors
 import subprocess
 import sys
 import tempfile
-import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from tasks import processes
 from tasks.errors import UserError
 from tasks.params import Params
 from tasks.progress import Progress
 
 CODE = Path(__file__).parents[2]
+LOOK_SECONDS = 0.2
+"""Between two looks whether a process has ended."""
+END_SECONDS = 5.0
+"""What processes get to end by themselves when one of them has failed."""
 
 
-def launch(project: Path, params: Params, processes: int, threads: int, progress: Progress) -> None:
-    """Train the project's expert in ``processes`` processes of ``threads`` threads; rank 0 writes the outputs.
+def launch(project: Path, params: Params, count: int, threads: int, progress: Progress) -> None:
+    """Train the project's expert in ``count`` processes of ``threads`` threads; rank 0 writes the outputs.
 
     Raises:
         UserError: as training in one process.
         RuntimeError: a process ended otherwise; with the end of what they wrote on stderr.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as settings, tempfile.TemporaryFile("w+") as log:
-        settings.write(params.model_dump_json())
-        settings.flush()
-        run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone",
-               "--local-addr=127.0.0.1", "-m", "tasks.train", "worker", settings.name]  # fmt: skip
-        path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
-        with subprocess.Popen(
-            run, cwd=project, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-        ) as started:
-            try:
-                error = _hear(started, progress)
-            except BaseException:
-                started.terminate()
-                raise
+    with tempfile.TemporaryDirectory(prefix="chronomerge-") as folder, tempfile.TemporaryFile("w+") as log:
+        (Path(folder) / "params.json").write_text(params.model_dump_json())
+        with _started(project, Path(folder), count, threads, log) as (ranks, messages):
+            error = _listen(ranks, messages, progress)
         if error:
             raise UserError(error)
-        if started.returncode:
+        if failed := [rank.returncode for rank in ranks if rank.returncode]:
             log.seek(0)
-            raise RuntimeError(f"the training processes ended with status {started.returncode}: {log.read()[-2000:]}")
+            raise RuntimeError(f"a training process ended with status {failed[0]}: {log.read()[-2000:]}")
 
 
-def _hear(started: subprocess.Popen[str], progress: Progress) -> str:
-    """Pass on what the processes report; the first error among it, or nothing."""
-    error = ""
-    assert started.stdout is not None
-    for line in started.stdout:
-        news = json.loads(line)
-        if "error" in news:
-            error = error or news["error"]
-        else:
-            progress(news["what"], news["done"], news["total"], news["note"])
-    return error
+@contextmanager
+def _started(
+    project: Path, folder: Path, count: int, threads: int, log: IO[str]
+) -> Iterator[tuple[Sequence[subprocess.Popen[bytes]], int]]:
+    """The processes, and the descriptor on which their messages arrive; those that still run are ended afterwards."""
+    path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+    reading, writing = os.pipe()
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(count):
+            command = [sys.executable, "-m", "tasks.train.launch", str(folder), str(rank), str(count), str(os.getpid())]
+            ranks.append(
+                subprocess.Popen(
+                    command, cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=writing, stderr=log
+                )
+            )
+        os.close(writing)
+        writing = -1
+        yield ranks, reading
+    finally:
+        for one in ranks:
+            if one.poll() is None:
+                one.terminate()
+        for one in ranks:
+            processes.see_end(one, END_SECONDS)
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
 
 
-def worker(settings: Path) -> None:
-    """One of the processes: torchrun's environment says which."""
+def _listen(ranks: Sequence[subprocess.Popen[bytes]], messages: int, progress: Progress) -> str:
+    """Pass on what the processes report until all have ended, or one has failed; the first error, or nothing."""
+    error, buffered = "", b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(messages, selectors.EVENT_READ)
+        while True:
+            failed = any(rank.poll() for rank in ranks)
+            if not selector.select(0 if failed else LOOK_SECONDS):
+                if failed:
+                    return error
+                continue
+            chunk = os.read(messages, 65536)
+            if not chunk:
+                return error
+            *lines, buffered = (buffered + chunk).split(b"\n")
+            for message in map(json.loads, lines):
+                if "error" in message:
+                    error = error or message["error"]
+                else:
+                    progress(message["what"], message["done"], message["total"], message["note"])
+
+
+def worker(folder: Path, rank: int, count: int, parent: int) -> None:
+    """One of the processes."""
+    processes.end_with(parent, every=LOOK_SECONDS)
     from tasks.train.node import train_expert
     from tasks.train.world import joined
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    params = Params.model_validate_json(settings.read_text())
-    with joined() as world:
+    params = Params.model_validate_json((folder / "params.json").read_text())
+    with joined(folder / "rendezvous", rank, count) as world:
 
         def progress(what: str, done: int, total: int, note: str = "") -> None:
             if world.rank == 0:
@@ -80,11 +122,10 @@ def worker(settings: Path) -> None:
             sys.exit(2)
 
 
-def _tell(**news: Any) -> None:
-    print(json.dumps(news), flush=True)
+def _tell(**message: Any) -> None:
+    """In one write: all processes share the pipe."""
+    os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _end_with_parent() -> None:
-    """Our standard input is a pipe that nobody writes to: it ends when its other end dies, however that dies."""
-    os.read(0, 1)  # not sys.stdin, whose lock the interpreter would miss at its end
-    os._exit(1)
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from torch import distributed
+
+from tasks.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,34 @@ ALONE = World()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """The world that torchrun started this process in, its GPU chosen where there is one for each process."""
+def joined(rendezvous: Path, rank: int, size: int) -> Iterator[World]:
+    """The world of ``size`` processes that meet in a file, which none of them must find there from before.
+
+    Each has the GPU of its rank, where there are GPUs. They talk over the loopback interface alone.
+    """
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if gpus else "gloo")
+        torch.cuda.set_device(rank)
+    loopback = _loopback()
+    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+    store = distributed.FileStore(str(rendezvous), size)
+    distributed.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size())
+        yield World(rank, size)
     finally:
         distributed.destroy_process_group()
+
+
+def _loopback() -> str:
+    """The name of the network interface that leads nowhere but to this machine.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == "127.0.0.1" for one in addresses):
+            return name
+    raise UserError(
+        "train.processes: this machine has no loopback interface, over which the processes talk; bring it up "
+        "(ip link set lo up), or set train.processes: 1"
+    )

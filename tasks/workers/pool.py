@@ -12,13 +12,14 @@ from typing import Any
 
 from tasks import nodes
 from tasks.errors import UserError
-from tasks.nodes import Node, Part, Reference, Split
+from tasks.nodes import Node, Part, Split
 from tasks.params import Params
-from tasks.progress import Progress
+from tasks.progress import Progress, report
+from tasks.references import Reference
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc, RemoteError
 from tasks.storage.fetching import bring
-from tasks.workers import worker
+from tasks.workers import keys, worker
 from tasks.workers.job import Done, Job, packed
 
 CONNECT_SECONDS = 10
@@ -59,8 +60,7 @@ class Pool:
         remote: str,
         dvc: Dvc,
     ) -> Reference:
-        """Run a node on a worker, or its parts on several; its outputs are in the store then, in the cache, and in
-        ``folder``.
+        """Run a node on a worker, or its parts on several; its outputs are in the store and in the cache then.
 
         ``folder`` is the step's worktree: its code and params go to the worker, its ``inputs`` (files: path → content)
         to the store. If the worker is lost, another begins the node anew, to the same bytes.
@@ -90,10 +90,8 @@ class Pool:
         finally:
             self._client.unsubscribe_topic(job.topic)
         outs = {**done[0].outs, **{path: cache.put(folder / path) for path in node.metrics}}
-        made = Reference(node.name, key, outs, round(sum(one.seconds for one in done), 3), job.machine)
-        nodes.place(made, folder, cache)
         progress(node.name, 1, 1)
-        return made
+        return Reference(node.name, key, outs, round(sum(one.seconds for one in done), 3), job.machine)
 
     def _whole(self, job: Job, key: str, folder: Path) -> Done:
         done = self._done(self._submit(job, key, 0), 0)
@@ -142,7 +140,7 @@ class Pool:
 def _of_part(job: Job, part: Part, result: str) -> Job:
     spared = tuple(f"{path}/" for path in part.spared)
     inputs = {path: entry for path, entry in job.inputs.items() if not path.startswith(spared)}
-    return replace(job, command=part.command, inputs=inputs, metrics=(result,))
+    return replace(job, command=(*job.command, "part", *part.names), inputs=inputs, metrics=(result,))
 
 
 _at_hand: ContextVar[Pool | None] = ContextVar("at_hand", default=None)
@@ -154,13 +152,14 @@ def at_hand() -> Pool | None:
 
 
 @contextmanager
-def opened(scheduler: str | None, lanes: int = 1) -> Iterator[Pool | None]:
+def opened(scheduler: str | None, project: Path, lanes: int = 1) -> Iterator[Pool | None]:
     """Connect to a scheduler for the block, in which `at_hand` gives its workers; None: nodes run in this process.
 
-    ``lanes`` is how many share them: a node is divided among this one's part of the workers, where it can be.
+    ``lanes`` is how many share them: a node is divided among this one's part of the workers, where it can be. The
+    keys for tls:// are those of ``project``.
 
     Raises:
-        UserError: Dask is not installed, nothing answers at the address, or it has no worker.
+        UserError: Dask is not installed, nothing answers at the address, it has no worker, or the keys are missing.
     """
     if scheduler is None:
         yield None
@@ -168,13 +167,19 @@ def opened(scheduler: str | None, lanes: int = 1) -> Iterator[Pool | None]:
     try:
         from distributed import Client
     except ImportError:
-        raise UserError("--scheduler needs Dask: install chronomerge[dask]") from None
+        raise UserError("--scheduler needs Dask: pip install -e '.[dask]' in the clone") from None
+    security = keys.security(scheduler, project)
     try:
-        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False)
+        client = Client(
+            scheduler, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False, security=security
+        )
     except (TimeoutError, OSError, ValueError) as error:
         raise UserError(
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); `dask scheduler` starts one"
+            + (", and its keys must be those of this project" if security else "")
         ) from None
+    if security is None:
+        report("note:", 1, 1, keys.OPEN.format(scheduler=scheduler))
     with client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)

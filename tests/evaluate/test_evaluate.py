@@ -77,7 +77,7 @@ def test_the_command_writes_the_same_bytes_as_the_function(folder: Path) -> None
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params(0).model_dump(mode="json", exclude_none=True), file)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([sys.executable, "-m", "tasks.evaluate"], cwd=folder, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "tasks", "evaluate"], cwd=folder, env=environment, check=True)
     assert (folder / METRICS).read_bytes() == expected
 
 

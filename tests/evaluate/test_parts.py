@@ -31,22 +31,20 @@ def test_parts_join_to_the_bytes_of_the_whole(folder: Path, settings: Params) ->
     (folder / METRICS).unlink()
     results = []
     for part in reversed(parts.divide(folder, settings, 3)):
-        module, verb, *names = part.command
-        assert (module, verb) == ("tasks.evaluate", "part")
-        parts.run(names, folder, settings)
+        parts.run(part.names, folder, settings)
         results.append((folder / parts.RESULT).read_bytes())
     parts.join(folder, settings, results)
     assert (folder / METRICS).read_bytes() == wanted
 
 
 def test_parts_have_about_as_many_samples_each_and_read_no_others(folder: Path, settings: Params) -> None:
-    names = [set(part.command[2:]) for part in parts.divide(folder, settings, 2)]
+    names = [set(part.names) for part in parts.divide(folder, settings, 2)]
     sizes = {"seen": 8, "more": 7, "kept": 6, "pairs": len(PAIRS)}
     assert set.union(*names) == sizes.keys()
     assert not set.intersection(*names)
     assert {sum(sizes[name] for name in part) for part in names} == {14}
     for part in parts.divide(folder, settings, 2):
-        assert {Path(path).name for path in part.spared} == sizes.keys() - set(part.command[2:])
+        assert {Path(path).name for path in part.spared} == sizes.keys() - set(part.names)
 
 
 def test_one_worker_or_one_set_is_not_divided(folder: Path, settings: Params) -> None:

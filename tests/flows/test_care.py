@@ -258,7 +258,7 @@ def test_refuses_while_a_timeline_is_held(project: Path) -> None:
 
 
 def test_results_grow_too_old_to_be_waited_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = (project / ".chronomerge" / "results").iterdir()
+    results = (project / ".chronomerge" / "references").iterdir()
     result, text = next((path, text) for path in results if "metrics.json" in (text := path.read_text()))
     md5 = plant(project, "half a day's training")
     result.write_text(text.replace(text.partition('md5\\": \\"')[2][:32], md5))

@@ -116,7 +116,7 @@ def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_di
     folder = Path(shutil.copytree(run, tmp_path / "project", symlinks=True))
     git(folder, "worktree", "prune")
     rollbacks.rollback(folder, "tiny", "1", wait=False)
-    shutil.rmtree(folder / ".chronomerge" / "results")  # nothing has finished before, as far as the next run can tell
+    shutil.rmtree(folder / ".chronomerge" / "references")
     monkeypatch.chdir(folder)  # where workers start
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]
         chronomerge(folder, "run", "--scheduler", cluster.scheduler_address, **prefect_api)
@@ -136,5 +136,5 @@ def test_what_is_wrong_with_a_cluster_is_said_before_any_work(
     assert "it has no worker; start some with" in refused.stderr
     assert projects.tags(cluster.project) == []
     monkeypatch.setattr(pool, "CONNECT_SECONDS", 1)
-    with pytest.raises(UserError, match="no Dask scheduler answers"), pool.opened("tcp://127.0.0.1:9"):
+    with pytest.raises(UserError, match="no Dask scheduler answers"), pool.opened("tcp://127.0.0.1:9", cluster.project):
         pass

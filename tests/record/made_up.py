@@ -10,9 +10,9 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from tasks import layout
-from tasks.nodes import Reference
 from tasks.record import project_code, recording, timelines, worktrees
 from tasks.record.state import State
+from tasks.references import Reference
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc

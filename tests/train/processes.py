@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import socket
+import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,9 +26,9 @@ CONTEXT.set_forkserver_preload([__name__])
 def start(project: Path, params: Params, size: int = 1) -> tuple[Sequence[BaseProcess], Connection]:
     """Start training in ``size`` processes; the connection gives the number of steps done, and closes at the end."""
     here, there = CONTEXT.Pipe(duplex=False)
-    port = _free_port() if size > 1 else 0
+    meeting = Path(tempfile.mkdtemp()) / "rendezvous"
     arguments = [
-        (project, params.model_dump_json(), rank, size, port, there if not rank else None) for rank in range(size)
+        (project, params.model_dump_json(), rank, size, meeting, there if not rank else None) for rank in range(size)
     ]
     ranks = [CONTEXT.Process(target=_rank, args=given) for given in arguments]
     for rank in ranks:
@@ -39,7 +38,7 @@ def start(project: Path, params: Params, size: int = 1) -> tuple[Sequence[BasePr
 
 
 def launched(project: Path, params: Params) -> tuple[BaseProcess, Connection]:
-    """As `start`, through the node itself: a process of ours that torchrun's are children of."""
+    """As `start`, through the node itself: a process of ours that the training processes are children of."""
     here, there = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_launched, args=(project, params.model_dump_json(), there))
     process.start()
@@ -51,7 +50,7 @@ def _launched(project: Path, params: str, heard: Connection) -> None:
     node.train(project, Params.model_validate_json(params), lambda _what, done, _total, _note="": heard.send(done))
 
 
-def _rank(project: Path, params: str, rank: int, size: int, port: int, heard: Connection | None) -> None:
+def _rank(project: Path, params: str, rank: int, size: int, meeting: Path, heard: Connection | None) -> None:
     def progress(what: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
         if heard:
             heard.send(done)
@@ -60,13 +59,5 @@ def _rank(project: Path, params: str, rank: int, size: int, port: int, heard: Co
     if size == 1:
         node.train_expert(project, settings, ALONE, progress)
         return
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = str(port)
-    with joined() as world:
+    with joined(meeting, rank, size) as world:
         node.train_expert(project, settings, world, progress)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -56,7 +56,7 @@ def folder(recorded: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def runnable(folder: Path) -> Path:
-    """As `folder`, with code and declarations, so that ``python -m tasks.train`` runs there as DVC runs it."""
+    """As `folder`, with code and declarations, so that ``python -m tasks train`` runs there as DVC runs it."""
     for name in ("tasks", "dvc.yaml"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
@@ -120,8 +120,8 @@ def test_two_fresh_processes_write_the_same_bytes(runnable: Path) -> None:
     hashes = set()
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": hash_seed}
-        for command in (["initialize"], []):
-            call = [sys.executable, "-m", "tasks.train", *command]
+        for node in ("initialize", "train"):
+            call = [sys.executable, "-m", "tasks", node]
             subprocess.run(call, cwd=folder, env=environment, check=True, capture_output=True)
         outputs = [folder / INIT, folder / EXPERT, *sorted((folder / TRAINING).iterdir())]
         hashes.add(tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in outputs))
@@ -229,7 +229,7 @@ def test_the_command_says_one_line_and_fails(runnable: Path) -> None:
         YAML(typ="safe").dump(params(2).model_dump(mode="json", exclude_none=True), file)
     (folder / INIT).write_bytes(b"short")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    call = [sys.executable, "-m", "tasks.train"]
+    call = [sys.executable, "-m", "tasks", "train"]
     done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: data/step/init.safetensors: not a readable safetensors file")

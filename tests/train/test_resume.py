@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import random
 import shutil
@@ -74,7 +75,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(ready: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_torchruns_processes_end_with_their_parent_and_train_what_one_does(ready: Path, tmp_path: Path) -> None:
+def test_processes_listen_on_loopback_alone_and_end_with_their_parent(ready: Path, tmp_path: Path) -> None:
     one, two, run = (Path(shutil.copytree(ready, tmp_path / name)) for name in ("one", "two", "run"))
     finish(one, settings(1))
     made = finish(two, settings(2))
@@ -85,7 +86,12 @@ def test_torchruns_processes_end_with_their_parent_and_train_what_one_does(ready
     parent, heard = launched(run, settings(2))
     assert heard.recv() == 1
     children = psutil.Process(parent.pid).children(recursive=True)
-    assert len(children) >= 3  # torchrun and two of its own
+    assert len(children) == 2
+    listening = [
+        one.laddr.ip for child in children for one in child.net_connections("inet") if one.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 2, "gloo listens for its pairs while they train"
+    assert all(ipaddress.ip_address(address).is_loopback for address in listening)
     parent.kill()
     assert not psutil.wait_procs(children, timeout=20)[1]
     steps: list[int] = []

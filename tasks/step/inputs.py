@@ -1,0 +1,115 @@
+"""What a step is given before its nodes run: the history of earlier steps, and raw files of arrival and test sets.
+
+Each function here places one of them in the step's worktree, and may be called again after an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from tasks import layout, merge, prepare, record
+from tasks.model import models
+from tasks.params import Evaluate, Params
+from tasks.record import State
+from tasks.step.workspace import Step
+from tasks.storage import pointers
+from tasks.storage.cache import Entry
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was placed in the worktree: path → content. As a `Reference` is for outputs of nodes."""
+
+    outs: Mapping[str, Entry]
+
+
+def place_history(step: Step) -> Inputs:
+    """``data/history``: what earlier states hand on; at step 0 the model, with its weights unless it is trained.
+
+    Everything of the previous state is in the cache afterwards.
+
+    Raises:
+        UserError: a state or the base's weights lack something, or are damaged everywhere.
+        RemoteError: the store does not answer.
+    """
+    if step.previous:
+        _bring(step, step.previous, step.previous.entries, trusted=step.fresh)
+    if step.start and step.start != step.previous:
+        _bring(step, step.start, record.HISTORY_READS, trusted=False)
+    return _place(step, layout.HISTORY, _first_history(step) if step.start is None else _next_history(step, step.start))
+
+
+def place_arrival(step: Step) -> Inputs:
+    """``data/raw/arrival``: the source files of what arrives, or the expert; at step 0 those of the pretraining pool.
+
+    Raises:
+        UserError: something is missing, damaged or can't be downloaded.
+        RemoteError: the store does not answer.
+    """
+    params, into = step.params, step.folder / layout.RAW_ARRIVAL
+    if params.arrival:
+        for pointer in prepare.pointers(params.arrival, step.project):
+            pointers.bring(step.project, pointer, step.folder, step.cache, step.dvc)
+        downloads = layout.private(step.project) / "downloads"
+        prepare.fetch_arrival(params, params.arrival, into, downloads, step.progress, step.project)
+    else:
+        into.mkdir(parents=True, exist_ok=True)
+        (into / "nothing.json").write_text("{}\n")
+    return Inputs({layout.RAW_ARRIVAL: step.cache.put(into)})
+
+
+def place_evaluation(step: Step) -> Inputs:
+    """``data/raw/evaluation``: the source files of all test sets.
+
+    Test sets stay what they were in the previous state, whatever has become of their sources: states can be compared.
+
+    Raises:
+        UserError: something is missing, damaged or can't be downloaded.
+    """
+    if step.previous and _same_evaluation(step.params, step.previous):
+        return _place(step, layout.RAW_EVALUATION, step.previous.entries[layout.RAW_EVALUATION])
+    into, downloads = step.folder / layout.RAW_EVALUATION, layout.private(step.project) / "downloads"
+    prepare.fetch_evaluation(step.params, into, downloads, step.progress, step.project)
+    return Inputs({layout.RAW_EVALUATION: step.cache.put(into)})
+
+
+def _bring(step: Step, state: State, paths: Collection[str], *, trusted: bool) -> None:
+    """Have paths of a state in the cache, and unless it can be trusted every byte of them hashed."""
+    if not trusted:
+        for path, entry in state.entries.items():
+            if path in paths:
+                step.cache.drop_damaged(entry)  # comes from the remote again
+    if record.missing(state, step.cache, paths):
+        with record.worktree_of_state(step.project, state, step.remote) as folder:
+            record.fetch(state, step.cache, step.dvc, folder, paths)
+
+
+def _first_history(step: Step) -> Entry:
+    base, seed = step.params.base, step.tree.scratch / "seed"
+    shutil.rmtree(seed, ignore_errors=True)
+    seed.mkdir()
+    models.resolve(base, step.project, seed / "model")
+    weights = None
+    if base.pretrained != "train":
+        models.fetch_base(base, step.project, seed)
+        weights = seed / "base.safetensors"
+    return record.first_history(record.Seed(seed / "model", weights), step.cache, step.tree.scratch)
+
+
+def _next_history(step: Step, start: State) -> Entry:
+    time = step.params.time
+    all_experts = time.deploy == "all" and not merge.has_sequential_form(time.technique.name, time.technique.settings)
+    return record.next_history(start, step.cache, step.tree.scratch, all_experts=all_experts)
+
+
+def _place(step: Step, path: str, entry: Entry) -> Inputs:
+    step.cache.link(entry, step.folder / path)
+    return Inputs({path: entry})
+
+
+def _same_evaluation(params: Params, previous: State) -> bool:
+    before = Evaluate.model_validate(previous.params["evaluate"])
+    now = params.evaluate
+    return (before.adaptation, before.retention) == (now.adaptation, now.retention)

@@ -1,0 +1,115 @@
+"""The step under way: its worktree, the states that it goes on from, and the store and the cache that it uses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks import nodes, progress, record
+from tasks.errors import ReadableError
+from tasks.params import Arrival, Params
+from tasks.record import Code, State, Worktree
+from tasks.storage import dvc, dvc_config
+from tasks.storage.cache import Cache
+from tasks.storage.dvc import Dvc
+from tasks.storage.dvc_config import Remote
+
+
+class StoppedError(ReadableError):
+    """The step ends: another of its nodes has failed, or the run was asked to end."""
+
+
+class Step:
+    """One run of one step. Its nodes may run in several threads. (Not a dataclass: Prefect looks into those.)"""
+
+    def __init__(
+        self,
+        project: Path,
+        number: int,
+        code: Code,
+        tree: Worktree,
+        states_before: tuple[State | None, State | None],
+        remote: Remote,
+        dvc: Dvc,
+        *,
+        fresh: bool,
+    ):
+        self.project, self.number, self.code, self.tree = project, number, code, tree
+        self.remote, self.dvc = remote, dvc
+        self.previous, self.start = states_before
+        """The newest state, and the newest that passed the gate, from which the step starts; usually they are one."""
+        self.fresh = fresh
+        """Whether the previous state was made by this process: then its bytes in the cache need no check."""
+        self.nodes = nodes.declared(tree.folder)
+        self.cache = Cache(dvc_config.cache_dir(project))
+        self._report = progress.of_step(number)
+        self._changed = threading.Condition()
+        self._working = 0
+        self._stopped = False
+
+    @property
+    def params(self) -> Params:
+        return self.tree.params
+
+    @property
+    def folder(self) -> Path:
+        return self.tree.folder
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Report progress, with the step named first.
+
+        Raises:
+            StoppedError: the step ends; what calls this must end too.
+        """
+        if self._stopped:
+            raise StoppedError(f"step {self.number} was stopped")
+        self._report(what, done, total, note)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While the block lasts, a thread works in the step's folder; see `stop`."""
+        with self._changed:
+            if self._stopped:
+                raise StoppedError(f"step {self.number} was stopped")
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Have whatever still works in the step's folder end, and return when it has."""
+        with self._changed:
+            self._stopped = True
+            self._changed.wait_for(lambda: not self._working)
+
+
+@contextmanager
+def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) -> Iterator[Step]:
+    """Open a step: a fresh worktree with its code and params, which goes when the block ends.
+
+    What its nodes made is in the cache by then. The caller holds the timeline's lock.
+    """
+    params = record.params_of(project, code)
+    before = record.last(project, params.timeline), record.next_start(project, params.timeline, params.gate)
+    store = dvc_config.remote(project, remote)
+    with (
+        dvc.open_dvc(project) as process,
+        record.worktree_for_step(project, code, store, number, _arrival(params, number)) as tree,
+    ):
+        step = Step(project, number, code, tree, before, store, process, fresh=fresh)
+        try:
+            yield step
+        finally:
+            step.stop()
+
+
+def _arrival(params: Params, step: int) -> Arrival | None:
+    """What arrives at a step; at step 0 the pretraining pool, if there is one."""
+    if step:
+        return params.stream[step - 1]
+    return Arrival(name="base", update=params.base.pretraining) if params.base.pretraining else None

@@ -1,0 +1,54 @@
+"""The graph of a time step, as Prefect's server has it."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.prefect.api import Api
+from tasks import nodes
+from tests.project import ROOT
+
+pytestmark = pytest.mark.slow
+
+PLACED = {
+    "fetch-history": "data/history",
+    "fetch-arrival": "data/raw/arrival",
+    "fetch-evaluation": "data/raw/evaluation",
+}
+"""The task that places each input of the step."""
+
+
+@pytest.fixture
+def graph(run: Path, prefect_api: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The task runs of step 1 of the session's timeline, by name; ``inputs`` are the names of those before it."""
+    assert run.exists()
+    asked = {"flow_runs": {"name": {"any_": ["step 1"]}}, "flows": {"name": {"any_": ["timestep"]}}}
+    api = Api(prefect_api["PREFECT_API_URL"], sign_in=prefect_api["PREFECT_API_AUTH_STRING"])
+    rows = api.post("task_runs/filter", asked)
+    newest = max(rows, key=lambda row: row["start_time"])["flow_run_id"]
+    rows = [row for row in rows if row["flow_run_id"] == newest]
+    name_of = {row["id"]: row["name"].removesuffix("-1") for row in rows}
+    for row in rows:
+        row["inputs"] = {name_of[one["id"]] for given in row["task_inputs"].values() for one in given if "id" in one}
+    return {name_of[row["id"]]: row for row in rows}
+
+
+def test_the_graph_on_prefects_page_is_the_one_that_dvc_yaml_declares(graph: dict[str, dict[str, Any]]) -> None:
+    declared = nodes.declared(ROOT)
+    made = {path: name for name, node in declared.items() for path in node.outs}
+    made |= {path: name for name, path in PLACED.items()}
+    assert set(graph) == {*declared, *PLACED, "record"}
+    for name, node in declared.items():
+        read = {task for path in node.data for parent, task in made.items() if f"{path}/".startswith(f"{parent}/")}
+        assert graph[name]["inputs"] == read
+    assert graph["record"]["inputs"] == {*declared, *PLACED}
+
+
+def test_prepare_and_prepare_evaluation_run_side_by_side(graph: dict[str, dict[str, Any]]) -> None:
+    start, end = (
+        {name: datetime.fromisoformat(graph[name][f"{moment}_time"]) for name in graph} for moment in ("start", "end")
+    )
+    assert start["prepare-evaluation"] < end["prepare"]
+    assert start["initialize"] < max(end["prepare"], end["prepare-evaluation"])
