@@ -11,7 +11,8 @@ from tasks.storage.cache import hash_of
 from tests.project import PARAMS, ROOT
 
 SHARED = ("tasks/storage/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/references.py",
-          "tasks/params.py", "tasks/progress.py", "tasks/storage/atomic.py", "tasks/__init__.py")  # fmt: skip
+          "tasks/params.py", "tasks/progress.py", "tasks/text.py",
+          "tasks/storage/atomic.py", "tasks/__init__.py")  # fmt: skip
 """Modules that carry a node's work but do not decide its outputs."""
 
 
