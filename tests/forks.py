@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import md5
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ from filelock import FileLock
 
 FOLDER: Path | None = None
 """A folder that all workers of a test session share; None outside of one, where nothing is forked."""
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 class Forked:
@@ -69,7 +70,7 @@ class ForkServer:
     def __init__(self, folder: Path):
         self._path = folder / "forks"
         if len(str(self._path)) > 90:  # the kernel takes 107 characters
-            self._path = Path(tempfile.gettempdir()) / f"chronomerge-{abs(hash(folder))}"
+            self._path = Path(tempfile.gettempdir()) / f"chronomerge-{md5(os.fsencode(folder)).hexdigest()}"
         with FileLock(folder / "forks.lock"):
             try:
                 self._session = self._connected()
@@ -79,6 +80,7 @@ class ForkServer:
             _send(self._session, {}, ())
 
     def _start(self, log: Path) -> None:
+        self._path.unlink(missing_ok=True)
         with log.open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.fork_server", str(self._path)],
