@@ -89,7 +89,7 @@ def _section(path: str, model: type[BaseModel]) -> str:
         for name, field in model.model_fields.items()
         if (path, name) not in OF_STATES
     ]
-    table = "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
+    table = "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
     return f"\n## {f'`{path}`' if path else 'Top level'}\n\n{doc}\n\n{table}\n"
 
 
@@ -158,7 +158,9 @@ def _default(field: FieldInfo) -> str:
 def _yaml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_yaml(one) for one in value) + "]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
+    if isinstance(value, dict):
+        return "{}" if not value else "{…}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _cell(text: str) -> str:
@@ -194,7 +196,7 @@ def _verb(name: tuple[str, ...], command: Any) -> str:
     context = command.make_context(name[-1], [], resilient_parsing=True)
     usage = " ".join([*name, *command.collect_usage_pieces(context)])
     rows = [record for one in command.params if (record := one.get_help_record(context))]
-    table = "\n".join(["| | |", "|---|---|", *(f"| `{_cell(term)}` | {_cell(text)} |" for term, text in rows)])
+    table = "\n".join(["| option | meaning |", "|---|---|", *(f"| `{_cell(term)}` | {_cell(text)} |" for term, text in rows)])
     text = inspect.cleandoc(command.help or "").replace("\f", "").replace("\b", "")
     return f"\n## {' '.join(name[1:])}\n\n```\n{usage}\n```\n\n{text}\n" + (f"\n{table}\n" if rows else "")
 
@@ -239,7 +241,7 @@ def _choices(title: str, text: str, known: Any) -> str:
         )
         first = inspect.cleandoc(one.__doc__ or "").split("\n\n")[0]
         rows.append(f"| `{name}` | {_cell(' '.join(first.split()))} | {f'`{_cell(settings)}`' if settings else ''} |")
-    return "\n".join([f"## {title}\n", text, "", "| name | | settings |", "|---|---|---|", *rows, ""])
+    return "\n".join([f"## {title}\n", text, "", "| name | meaning | settings |", "|---|---|---|", *rows, ""])
 
 
 # The Python API

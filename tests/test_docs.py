@@ -25,7 +25,7 @@ from flows.cli.app import app
 from tasks.params import Params, parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "data/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`]+)`")
 
@@ -165,3 +165,10 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path: Path) -> None:
         loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"', page.read_text())
         assert not loaded, f"{page.name} loads {loaded[0]}"
     assert (tmp_path / "site/reference/cli.html").exists()
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/security.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"`((?:flows|tasks|tests|chronomerge|data|docs|benchmarks)/[\w./-]*)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
