@@ -196,7 +196,9 @@ def _verb(name: tuple[str, ...], command: Any) -> str:
     context = command.make_context(name[-1], [], resilient_parsing=True)
     usage = " ".join([*name, *command.collect_usage_pieces(context)])
     rows = [record for one in command.params if (record := one.get_help_record(context))]
-    table = "\n".join(["| option | meaning |", "|---|---|", *(f"| `{_cell(term)}` | {_cell(text)} |" for term, text in rows)])
+    table = "\n".join(
+        ["| option | meaning |", "|---|---|", *(f"| `{_cell(term)}` | {_cell(text)} |" for term, text in rows)]
+    )
     text = inspect.cleandoc(command.help or "").replace("\f", "").replace("\b", "")
     return f"\n## {' '.join(name[1:])}\n\n```\n{usage}\n```\n\n{text}\n" + (f"\n{table}\n" if rows else "")
 
