@@ -118,7 +118,7 @@ def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = _started(folder, args, environment, output, errors)
         try:
-            status = process.wait(300)
+            status = process.wait(600)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

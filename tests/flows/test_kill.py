@@ -142,7 +142,7 @@ def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path) -> None:
     process = projects.start(folder, "run", "--until", "0")
     until(lambda: list(folder.glob(".chronomerge/work/tiny/0000-*")))  # the step is under way
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     assert not _servers(process.pid)
     chronomerge(folder, "run", "--until", "0")
     assert projects.tags(folder) == ["state/tiny/0000"]
