@@ -64,10 +64,11 @@ def one_dvc(dvc_process: dvc.Dvc, monkeypatch: pytest.MonkeyPatch) -> None:
     """One DVC process for all tests."""
     from contextlib import nullcontext
 
-    from tasks.storage import pointers
+    from tasks.storage import pointers, store
 
-    monkeypatch.setattr(pointers, "at_hand", lambda _: nullcontext(dvc_process))
-    monkeypatch.setattr(dvc, "kept", lambda _: nullcontext())
+    for module in (pointers, store):
+        monkeypatch.setattr(module, "open_dvc", lambda _: nullcontext(dvc_process))
+    monkeypatch.setattr(dvc, "reused", lambda _: nullcontext())
 
 
 @pytest.fixture
