@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,17 @@ def _drawing(colour: str, shape: str, random: np.random.Generator) -> Image.Imag
     pen = ImageDraw.Draw(image)
     (pen.rectangle if shape == "square" else pen.ellipse)((int(x), int(y), int(x) + 11, int(y) + 11), fill=colour)
     return image
+
+
+def copy(project: Path, to: Path) -> Path:
+    """A project as another is, with a store and processes of its own."""
+
+    def sockets(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if (Path(folder) / name).is_socket()]
+
+    shutil.copytree(project, to, symlinks=True, ignore=sockets)
+    git(to, "worktree", "prune")
+    return to
 
 
 def git(folder: Path, *args: str) -> str:

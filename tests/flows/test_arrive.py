@@ -28,8 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def project(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the project whose two steps have run."""
-    folder = Path(shutil.copytree(run, tmp_path / "project", symlinks=True))
-    git(folder, "worktree", "prune")
+    folder = projects.copy(run, tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder
 

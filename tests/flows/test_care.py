@@ -50,7 +50,7 @@ def forked_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(garbage, "YOUNG", timedelta(0))
-    return move_store(shutil.copytree(recorded, tmp_path / "project", symlinks=True))
+    return move_store(projects.copy(recorded, tmp_path / "project"))
 
 
 def move_store(project: Path, to: Path | None = None) -> Path:

@@ -25,9 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def gated(run: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
     """After the three states of the run, two experts trained elsewhere; the gate holds both, and both are skipped."""
-    folder = tmp_path_factory.mktemp("gated") / "project"
-    shutil.copytree(run, folder, symlinks=True)
-    git(folder, "worktree", "prune")
+    folder = projects.copy(run, tmp_path_factory.mktemp("gated") / "project")
     cache = Cache(dvc_config.cache_dir(folder))
     (folder / "elsewhere").mkdir()
     for step, name in ((0, "bad"), (1, "good")):

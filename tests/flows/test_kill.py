@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -86,10 +85,7 @@ def record(*_: object) -> State:
 @pytest.fixture
 def finished(unrecorded: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    folder = tmp_path / "project"
-    shutil.copytree(unrecorded, folder, symlinks=True)
-    git(folder, "worktree", "prune")
-    return folder
+    return projects.copy(unrecorded, tmp_path / "project")
 
 
 def test_finished_nodes_are_not_run_again(finished: Path, prefect_api: dict[str, str]) -> None:

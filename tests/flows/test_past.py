@@ -28,10 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def copy(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, whose timeline may grow and go back."""
-    folder = tmp_path_factory.mktemp("copy") / "project"
-    shutil.copytree(run, folder, symlinks=True)
-    git(folder, "worktree", "prune")
-    return folder
+    return projects.copy(run, tmp_path_factory.mktemp("copy") / "project")
 
 
 def test_every_byte_is_made_again(run: Path) -> None:

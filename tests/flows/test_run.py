@@ -179,9 +179,7 @@ def test_a_damaged_object_is_fetched_again_before_it_is_built_on(
     run: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     """The running model of the last state rots in the cache; the next step must not merge it."""
-    copy = tmp_path / "ü and a space" / "project"
-    shutil.copytree(run, copy, symlinks=True)
-    git(copy, "worktree", "prune")
+    copy = projects.copy(run, tmp_path / "ü and a space" / "project")
     manifest = json.loads(git(copy, "show", "state/tiny/0002:manifest.json"))
     md5 = manifest["outputs"]["data/step/deployed.safetensors"]["md5"]
     stored = copy / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]

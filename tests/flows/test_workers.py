@@ -113,8 +113,7 @@ def test_a_killed_worker_is_replaced_by_another_to_the_same_bytes(
 def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_divided(
     run: Path, tmp_path: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(shutil.copytree(run, tmp_path / "project", symlinks=True))
-    git(folder, "worktree", "prune")
+    folder = projects.copy(run, tmp_path / "project")
     rollbacks.rollback(folder, "tiny", "1", wait=False)
     shutil.rmtree(folder / ".chronomerge" / "references")
     monkeypatch.chdir(folder)  # where workers start
