@@ -78,7 +78,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             embedded.stop_unused(project)
             return []
         stack.enter_context(notes.kept(project, params, todo.steps))
-        starting = "starting the store and the Prefect server"
+        starting = "starting the store" + ("" if os.environ.get("PREFECT_API_URL") else " and the Prefect server")
         progress.report(starting, 0, 1)
         server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
         for warning in check(params, project):

@@ -9,7 +9,7 @@ import typer
 
 from flows.cli import options, report
 from flows.cli.options import AsJson, Scheduler, Trust, Wait
-from flows.cli.terminal import out, print_json
+from flows.cli.terminal import errors, out, print_json
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _run(project: Path, found: Layout, lanes: int, *, wait: bool, scheduler: str
         try:
             return grids.grid(project, found, lanes, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
-            typer.secho("interrupted; what has finished is kept, and the same command goes on from there", err=True)
+            errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None
 
 

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import terminal
 from tasks.errors import UserError
 from tasks.progress import Progress, silent
+from tasks.text import one_line
 
 
 class OnMissing(StrEnum):
@@ -108,21 +110,21 @@ def merge(
         progress=_bar(),
     ).report
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        terminal.errors.print(f"warning: {warning}")
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2))
+        terminal.print_json(report.as_json())
         return
     verb = "would merge" if dry_run else "merged"
-    typer.echo(
+    terminal.out.print(
         f"{verb} {report.experts} model{'s' * (report.experts != 1)} with {report.technique}: "
         f"{report.merged} tensor{'s' * (report.merged != 1)}, "
         f"{report.parameters:,} parameters" + (f" into {out}" if out else "")
     )
     if dry_run:
-        typer.echo(f"  settings: {_settings(report.settings)}")
-        typer.echo(f"  reads {report.read_bytes / 1e6:,.1f} MB a pass")
+        terminal.out.print(f"  settings: {_settings(report.settings)}")
+        terminal.out.print(f"  reads {report.read_bytes / 1e6:,.1f} MB a pass")
     for line in report.summary():
-        typer.echo(f"  {line}")
+        terminal.out.print(f"  {line}")
 
 
 def techniques(
@@ -134,17 +136,17 @@ def techniques(
 
     rows = [_describe(technique) for technique in available().values()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        terminal.print_json(rows)
         return
     if markdown:
-        typer.echo(_table(rows))
+        terminal.out.print(_table(rows))
         return
     for row in rows:
-        typer.secho(row["name"], bold=True)
-        typer.echo(f"  {row['formula']}")
-        typer.echo(f"  settings: {_settings(row['settings'])}")
-        typer.echo(f"  needs: {', '.join(row['needs'])}")
-        typer.echo(f"  source: {row['source']}")
+        terminal.out.print(row["name"], style="bold")
+        terminal.out.print(f"  {row['formula']}")
+        terminal.out.print(f"  settings: {_settings(row['settings'])}")
+        terminal.out.print(f"  needs: {', '.join(row['needs'])}")
+        terminal.out.print(f"  source: {row['source']}")
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -237,6 +239,6 @@ def _bar() -> Progress:
         percent = 100 * done // max(total, 1)
         if percent != shown:
             shown = percent
-            typer.echo(f"\r{what} {percent:3}% {note}", nl=percent == 100, err=True)
+            typer.echo(f"\r{one_line(what)} {percent:3}% {one_line(note)}", nl=percent == 100, err=True)
 
     return show

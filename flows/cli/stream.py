@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli import terminal
 from flows.cli.merge import parse_settings
 from tasks.errors import UserError
 
@@ -75,10 +76,10 @@ def cut(
     ]
     content = cutting.text(stream, [" ".join(remark.split()) for remark in remarks])
     if out is None:
-        typer.echo(content, nl=False)
+        terminal.out.print(content, end="")
     else:
         atomic.write(out, content)
-        typer.echo(f"{out}: {len(found.pairs)} classes in {steps} time steps; put its stream: into params.yaml")
+        terminal.out.print(f"{out}: {len(found.pairs)} classes in {steps} time steps; put its stream: into params.yaml")
 
 
 @app.command()
@@ -87,9 +88,9 @@ def orders() -> None:
     from tasks.stream import ordering
 
     for one in ordering.known().values():
-        typer.secho(one.name, bold=True)
-        typer.echo(f"  {' '.join((one.__doc__ or '').split())}")
-        typer.echo(f"  settings: {', '.join(one.model_fields) or 'none'}; source: {one.source}")
+        terminal.out.print(one.name, style="bold")
+        terminal.out.print(f"  {' '.join((one.__doc__ or '').split())}")
+        terminal.out.print(f"  settings: {', '.join(one.model_fields) or 'none'}; source: {one.source}")
 
 
 def _trained(project: Path, params: Params) -> Path | None:
