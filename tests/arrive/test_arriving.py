@@ -57,7 +57,7 @@ def test_the_original_may_go(arriving: Arrive, given: Path, project: Path, tmp_p
     )
     shutil.rmtree(given)
     assert sorted(prepared(project, "new").captions) == ["a photo of a cat."] * 4 + ["a photo of a dog."] * 3
-    assert not list((project / ".chronomerge/arriving").iterdir())
+    assert not (project / ".chronomerge/arriving").exists()
 
 
 def test_again_is_there_already_and_other_content_is_refused(arriving: Arrive, given: Path, project: Path) -> None:
