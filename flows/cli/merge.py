@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,8 +180,11 @@ def _experts(given: list[str]) -> tuple[list[Path], list[float] | None]:
         file, weight = text, None
         head, colon, tail = text.rpartition(":")
         if colon and not Path(text).exists():
-            with suppress(ValueError):  # a colon in a name, and no weight
+            try:
                 file, weight = head, float(tail)
+            except ValueError:  # a colon in a name, or a typing error
+                if Path(head).exists():
+                    raise UserError(f"--expert {text}: the weight {tail!r} is not a number") from None
         files.append(Path(file))
         weights.append(weight)
     if all(weight is None for weight in weights):

@@ -4,7 +4,7 @@
     experts = ["a.safetensors", "b.safetensors"]
     merge("ties", experts, "base.safetensors", "merged.safetensors", settings={"density": 0.2})
 
-Importing it, and merging, needs NumPy and pydantic alone.
+Importing it, and merging, needs NumPy, safetensors and pydantic alone.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class SignElected(Sparsified, Weighted):
     def recursion(self, trained_from_running: bool) -> list[str]:
         new, running = self.weights(2)
         if self.normalize:
-            # A mean is no longer than what it is of; and an entry that the running model alone has stays whole.
+            # A mean is no longer than what it is of; and an entry that the running model alone has stays as it is.
             return _growth(self, self.scale, 0.0, 1.0, trained_from_running)
         return _growth(self, self.scale, new, running, trained_from_running)
 

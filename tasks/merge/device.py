@@ -2,7 +2,7 @@
 
 Engine and techniques are written once, against NumPy. CuPy's arrays take part in NumPy's functions and operators, so
 the same code runs on them. One rule keeps it so: an array that is made from nothing, or from host data, is made
-``like=`` one at hand (``np.zeros(n, np.float32, like=x)``), since CuPy refuses to mix its arrays with NumPy's. Only
+``like=`` an existing one (``np.zeros(n, np.float32, like=x)``), since CuPy refuses to mix its arrays with NumPy's. Only
 what is small (thresholds, norms, inner products) comes back to the host before the result does.
 """
 
@@ -81,7 +81,7 @@ class Cuda(Device):
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise UserError(f"{asked}: there is no usable GPU ({_line(error)}); {way_out}") from None
         if index >= count:
-            raise UserError(f"{asked}: the GPUs here are cuda:0 to cuda:{count - 1}; name one of them, or {way_out}")
+            raise UserError(f"{asked}: the GPUs are cuda:0 to cuda:{count - 1}; name one of them, or {way_out}")
         try:
             with self.active():
                 self.like = cupy.zeros(1, np.float32) + 1  # compiles, which needs all that computing needs

@@ -247,7 +247,7 @@ def _check_count(technique: Technique, count: int, has_base: bool) -> None:
     fewest, most = technique.models
     if count < fewest or (most is not None and count > most):
         wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if most is None else f"at most {most}"
-        raise UserError(f"{technique.name} merges {wanted} model{'s' * (wanted != 'exactly 1')}, here are {count}")
+        raise UserError(f"{technique.name} merges {wanted} model{'s' * (wanted != 'exactly 1')}, got {count}")
     if technique.needs_base and not has_base:
         why = "LiNeS scales task vectors" if technique.lines else f"{technique.name} merges task vectors"
         raise UserError(f"{why}, and so needs the base; give it (--base)")

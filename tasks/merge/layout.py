@@ -180,8 +180,8 @@ def listed(names: Sequence[str]) -> str:
 
 def require_model(label: str, source: TensorSource) -> None:
     where = source.label if label == source.label else f"{label} ({source.label})" if source.label else label
-    if found := dialects.adapter(source.entries):
-        kind, name = found
+    if adapter := dialects.adapter(source.entries):
+        kind, name = adapter
         raise UserError(
             f"{where}: is a {kind} adapter ({name!r}), not a model: its factors cannot be merged one by one. Merge "
             "each adapter into its base first, with peft's merge_and_unload, and give the models that come out"
@@ -253,7 +253,7 @@ def _reason_to_keep(
         if theirs.dtype not in FLOATS and theirs.dtype in INTEGERS and not counts:
             return f"{theirs.dtype} in {label}"
         if theirs.shape != entry.shape and {theirs.shape, entry.shape} != {(), (1,)}:
-            return f"shape {list(theirs.shape)} in {label}, here {list(entry.shape)}"
+            return f"shape {list(theirs.shape)} in {label}, {list(entry.shape)} in the reference"
     dtypes = {entry.dtype, *(other.entries[name].dtype for other in others.values())}
     strange = sorted(dtypes - {*FLOATS, *INTEGERS})
     if not strange:

@@ -78,7 +78,7 @@ def load(path: Path) -> Configuration:
     """Read a configuration.
 
     Raises:
-        UserError: it is no such file, or asks for what has no counterpart here; names the key.
+        UserError: it is no such file, or asks for what has no counterpart; names the key.
     """
     raw = _read(path)
     _require_keys(path, "", raw, _KEYS)
@@ -191,7 +191,7 @@ def _settings(path: Path, method: _Method, shared: Mapping[str, Any], inputs: li
     for key, ours in method.parameters.items():
         values = [v for v in (_of(m, key, shared) for m in inputs) if v is not None]
         if any(v != values[0] for v in values) or len(values) not in (0, len(inputs)):
-            raise UserError(f"{path}: {key} differs between models; here it is one for all")
+            raise UserError(f"{path}: {key} differs between models; give one for all")
         if values:
             settings[ours] = values[0]
     return settings

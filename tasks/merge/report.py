@@ -55,8 +55,9 @@ class Report:
         if self.tied:
             lines.append(f"note: merged once and stored under each name: {listed(_pairs(self.tied))}")
         if self.kept:
-            reasons = Counter(reason.partition(" in ")[0].split(" [")[0] for reason in self.kept.values())
-            shown = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+            plain = (reason.replace("shape", "another shape").partition(" in ")[0] for reason in self.kept.values())
+            reasons = Counter(reason.partition(" [")[0] for reason in plain)
+            shown = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
             more = "; …" if len(reasons) > 3 else ""
             lines.append(f"copied {_tensors(self.kept)} unmerged ({shown}{more}): {listed(list(self.kept))}")
         if self.dropped:

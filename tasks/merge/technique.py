@@ -147,7 +147,7 @@ class Weighted(Technique):
             return super().weights(count)
         if count != 2:
             raise UserError(
-                f"{self.name}: weight is the share of the first of two models, here are {count}; "
+                f"{self.name}: weight is the share of the first of two models, got {count}; "
                 "give each its own as FILE:WEIGHT"
             )
         return [self.weight, 1 - self.weight]

@@ -156,7 +156,7 @@ def test_odd_tensors_follow_the_rule() -> None:
         "position_ids": "I64 is not merged",
         "mask": "BOOL is not merged",
         "empty": "empty",
-        "text_projection": "shape [4, 5] in expert 2, here [8, 5]",
+        "text_projection": "shape [4, 5] in expert 2, [8, 5] in the reference",
         "visual.ln_post.bias": "missing from expert 2",
     }
     assert report.dropped == {"classifier": "expert 2"}
@@ -244,7 +244,7 @@ def test_headers_that_lie_are_refused(header: bytes, tmp_path: Path) -> None:
 
 def test_wrong_uses_fail_before_any_work(tmp_path: Path) -> None:
     missing = [tmp_path / "not there.safetensors"] * 3
-    with pytest.raises(UserError, match="slerp merges exactly 2 models, here are 3"):
+    with pytest.raises(UserError, match="slerp merges exactly 2 models, got 3"):
         merge("slerp", missing)
     with pytest.raises(UserError, match="ties merges task vectors, and so needs the base"):
         merge("ties", missing)
@@ -252,7 +252,7 @@ def test_wrong_uses_fail_before_any_work(tmp_path: Path) -> None:
         merge("magmax", missing, tmp_path / "base", weights=[1, 2, 3])
     with pytest.raises(UserError, match="2 weights for 3 models"):
         merge("linear", missing, weights=[1, 2])
-    with pytest.raises(UserError, match="share of the first of two models, here are 3"):
+    with pytest.raises(UserError, match="share of the first of two models, got 3"):
         merge("linear", missing, settings={"weight": 0.5})
     with pytest.raises(UserError, match=r"not there\.safetensors: no such checkpoint"):
         merge("linear", missing)

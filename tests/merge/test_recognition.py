@@ -79,7 +79,7 @@ def test_models_that_share_one_tensor_are_refused_with_names_of_both(technique: 
     report = merge(technique, **arguments, on_missing="keep").report
     assert (report.merged, len(report.kept), len(report.dropped)) == (1, 8, 8)
     (copied, left_out) = report.summary()
-    assert copied.startswith("copied 8 tensors unmerged (8 missing")
+    assert copied.startswith("copied 8 tensors unmerged (missing from expert")
     assert left_out.startswith("left out 8 tensors that only experts have")
 
 
@@ -182,6 +182,6 @@ def test_a_merge_of_models_with_classifiers_left_out_is_one_line() -> None:
     zero = {**base(), **{f"ids.{i}": np.arange(2) for i in range(9)}}
     lines = merge("ties", models, zero).report.summary()
     assert lines == [
-        "copied 9 tensors unmerged (9 I64 is not merged): ids.0, ids.1, ids.2, ids.3, ids.4 and 4 more",
+        "copied 9 tensors unmerged (I64 is not merged: 9): ids.0, ids.1, ids.2, ids.3, ids.4 and 4 more",
         "left out 1 tensor that only experts have: classifier",
     ]
