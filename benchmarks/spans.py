@@ -30,11 +30,13 @@ class Spans:
 
     def outermost(self, home: Any, function: str, label: str) -> None:
         def around(call: Callable[[], Any], *args: Any) -> Any:
-            self._open.append({"node": self.name(*args)})
+            found: dict[str, Any] = {"node": self.name(*args)}
+            self._open.append(found)
             try:
                 return self._timed(call, label)
             finally:
-                self.report(self._open.pop())
+                self._open = [one for one in self._open if one is not found]  # nodes may run side by side
+                self.report(found)
 
         _wrap(home, function, around)
 
@@ -95,7 +97,7 @@ def _time_flow(report: Callable[[dict[str, Any]], object]) -> None:
     steps.outermost(timeline, "timestep", "whole")
     for kind in (httpx.Client, httpx.AsyncClient):
         steps.counted(kind, "send", "requests to Prefect")
-    steps.within(timestep.recording, "record", "record")
+    steps.within(timestep, "record_state", "record")
 
 
 def dask_setup(worker: Any) -> None:
