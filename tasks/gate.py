@@ -89,8 +89,8 @@ def require_sets(conditions: Iterable[str], names: Collection[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a condition: ``value`` is a share of one; both are None where there is nothing to compare with."""
+class ConditionOutcome:
+    """The result of a condition: ``value`` is a share of one; both are None where there is nothing to compare with."""
 
     condition: str
     value: float | None
@@ -105,11 +105,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """Whether a state is promoted, and why."""
 
     promoted: bool
-    conditions: tuple[Outcome, ...]
+    conditions: tuple[ConditionOutcome, ...]
     compared_with: str | None
     """The tag of the reference, where any condition has looked at it."""
 
@@ -119,7 +119,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Reference:
+class GateReference:
     """The state that differences are taken to."""
 
     tag: str
@@ -128,7 +128,7 @@ class Reference:
     """The `ROLES` whose evaluation sets are those of the judged state: the same names, the same content."""
 
 
-def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: Reference | None) -> Verdict:
+def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: GateReference | None) -> GateVerdict:
     """Judge a state by its ``metrics.json`` and that of the reference: promoted unless a condition fails."""
     outcomes = []
     compared = False
@@ -136,12 +136,12 @@ def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: Refe
         condition = parse(text)
         value = _value(condition.name, metrics, reference)
         compared |= value is not None and condition.name in DIFFERENCES
-        outcomes.append(Outcome(text, value, None if value is None else condition.holds(value)))
+        outcomes.append(ConditionOutcome(text, value, None if value is None else condition.holds(value)))
     promoted = all(outcome.holds is not False for outcome in outcomes)
-    return Verdict(promoted, tuple(outcomes), reference.tag if reference and compared else None)
+    return GateVerdict(promoted, tuple(outcomes), reference.tag if reference and compared else None)
 
 
-def _value(name: str, metrics: Mapping[str, Any], reference: Reference | None) -> float | None:
+def _value(name: str, metrics: Mapping[str, Any], reference: GateReference | None) -> float | None:
     if name.startswith(SCORE):
         return _share(scores(metrics)[name.removeprefix(SCORE)])
     if name in MEANS:

@@ -20,7 +20,7 @@ METRICS = {
 BEFORE = {"A_KA": 22.8, "A_ZS": 30.0, "geometric_mean": 26.35, "top1": {"flags": 10.0}}
 
 
-def judged(*conditions: str, same: tuple[str, ...] = gate.ROLES) -> gate.Verdict:
+def judged(*conditions: str, same: tuple[str, ...] = gate.ROLES) -> gate.GateVerdict:
     return judge(conditions, METRICS, Reference("state/x/0001", BEFORE, same))
 
 
@@ -53,7 +53,7 @@ def test_a_condition_reads_as_it_is_written(name: str, op: str, bound: Decimal) 
 )
 def test_values_are_shares_of_one(condition: str, value: float, holds: bool) -> None:
     verdict = judged(condition)
-    assert verdict.conditions == (gate.Outcome(condition, value, holds),)
+    assert verdict.conditions == (gate.ConditionOutcome(condition, value, holds),)
     assert verdict.promoted == holds
 
 
@@ -67,7 +67,7 @@ def test_one_condition_that_fails_holds_the_state() -> None:
             {"condition": "retention_drop <= 1%", "value": 0.02, "holds": False},
         ],
     }
-    assert judge([], {}, None) == gate.Verdict(True, (), None)
+    assert judge([], {}, None) == gate.GateVerdict(True, (), None)
 
 
 def test_no_drop_has_no_sign() -> None:

@@ -11,7 +11,7 @@ from flows.cli import options
 from flows.cli.options import AsJson, Name, Timeline
 from flows.cli.terminal import out, print_json
 
-Reason = Annotated[str | None, typer.Option(help="Why; kept with your name, the host and the time.")]
+Reason = Annotated[str | None, typer.Option(help="Why; recorded with your name, the host and the time.")]
 
 
 def promote(state: Name, reason: Reason = None, timeline: Timeline = None) -> None:

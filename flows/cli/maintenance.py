@@ -1,4 +1,4 @@
-"""``chronomerge doctor`` and ``chronomerge gc``: the care of a project."""
+"""The verbs ``doctor`` and ``gc``: maintenance of a project."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import typer
 from flows.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
-    from tasks.record import Finding, Plan
+    from tasks.record import Finding, SweepPlan
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def doctor(
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find what a crash or a person left behind, and mend it; status 1 while anything is left."""
+    """Find what a crash or a person left behind, and repair it; status 1 while anything is left."""
     from flows.prefect import runs
     from tasks import console, record
     from tasks.storage.git import top_level
@@ -50,7 +50,7 @@ def _remedy(finding: Finding, why: str | None, *, repair: bool) -> str:
         return f"by hand: {finding.remedy}"
     if not repair:
         return f"--repair would {finding.remedy}"
-    return f"mended: {finding.remedy}" if why is None else f"not mended: {why}"
+    return f"repaired: {finding.remedy}" if why is None else f"not repaired: {why}"
 
 
 def gc(
@@ -80,7 +80,7 @@ def gc(
         out.print(line)
 
 
-def _as_dict(found: Plan, *, deleted: bool) -> dict[str, object]:
+def _as_dict(found: SweepPlan, *, deleted: bool) -> dict[str, object]:
     return {
         "deleted": deleted,
         "cache": dict(found.cache),
@@ -91,7 +91,7 @@ def _as_dict(found: Plan, *, deleted: bool) -> dict[str, object]:
     }
 
 
-def _lines(found: Plan, cache: str, url: str, *, delete: bool, everywhere: bool) -> Iterator[str]:
+def _lines(found: SweepPlan, cache: str, url: str, *, delete: bool, everywhere: bool) -> Iterator[str]:
     freed = "freed" if delete else "can be freed"
     where = "lets its weights go for good" if everywhere else "keeps its weights in the store alone"
     for state in found.letting_go:
@@ -100,11 +100,11 @@ def _lines(found: Plan, cache: str, url: str, *, delete: bool, everywhere: bool)
     yield f"cache   {_count(found.cache)} {freed} ({cache})"
     yield f"store   {_count(found.remote)} {freed if everywhere else 'can be freed with --remote'} ({url})"
     if found.unfinished:
-        yield f"kept    {_count(found.unfinished)} that finished nodes of an interrupted run made; `run` takes them up"
+        yield f"stays   {_count(found.unfinished)} that finished nodes of an interrupted run made; `run` takes them up"
     if found.only_here:
-        yield f"kept    {_count(found.only_here)} of older states that the store lacks; `chronomerge doctor --repair`"
+        yield f"stays   {_count(found.only_here)} of older states that the store lacks; `chronomerge doctor --repair`"
     if found.young:
-        yield f"kept    {_count(found.young)} in the store that are less than a day old: another machine may want them"
+        yield f"stays   {_count(found.young)} in the store that are less than a day old: another machine may want them"
     if everywhere and not delete:
         for md5, size in sorted(found.remote.items()):
             yield f"  {md5[:2]}/{md5[2:]} {size}"

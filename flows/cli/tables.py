@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tasks import layout, record
-from tasks.gate import Outcome
+from tasks.gate import ConditionOutcome
 from tasks.record import Decision, State
 from tasks.units import size
 
@@ -123,7 +123,7 @@ def _why_held(row: Mapping[str, Any]) -> str:
     if decision := row["decision"]:
         said = f"by {decision['who']} on {decision['at'].partition('T')[0]}"
         return said + (f", {decision['reason']}" if decision["reason"] else "")
-    outcomes = [Outcome(**outcome) for outcome in row["gate"]["conditions"]]
+    outcomes = [ConditionOutcome(**outcome) for outcome in row["gate"]["conditions"]]
     return ", ".join(str(outcome) for outcome in outcomes if outcome.holds is False)
 
 

@@ -59,7 +59,7 @@ def recomputed_lines(found: Verification) -> Iterator[str]:
     if found.contradictions:
         yield f"  manifest.json and DVC's files name different content for {', '.join(found.contradictions)}"
     for path in found.damaged:
-        yield f"  {path}: the bytes in the cache are damaged; `chronomerge doctor --repair` mends that"
+        yield f"  {path}: the bytes in the cache are damaged; `chronomerge doctor --repair` repairs that"
 
 
 def _stored(found: Verification) -> str:
@@ -97,7 +97,7 @@ def _place_row(place: Holding) -> dict[str, Any]:
         ]
 
     return {
-        "whole": place.whole,
+        "intact": place.intact,
         "bytes": place.bytes,
         "damaged": rows(place.damaged),
         "missing": rows(place.missing),
@@ -109,16 +109,16 @@ def stored_lines(found: Mapping[str, Integrity]) -> Iterator[str]:
     for name, one in found.items():
         lost = {finding.md5 for finding in (*one.remote.damaged, *one.remote.missing)}
         nowhere = [finding for finding in one.cache.missing if finding.md5 in lost]
-        yield f"the cache: {one.cache.whole} of {one.objects} objects are whole ({size(one.cache.bytes)} read)"
+        yield f"the cache: {one.cache.intact} of {one.objects} objects are intact ({size(one.cache.bytes)} read)"
         yield from _findings("damaged", one.cache.damaged)
         yield from _findings("missing", nowhere)
-        if kept := len(one.cache.missing) - len(nowhere):
-            yield f"  not here: {kept} objects that the store has; they are fetched when they are needed"
-        yield f"store {name}: {one.remote.whole} of {one.objects} objects are whole ({size(one.remote.bytes)} read)"
+        if absent := len(one.cache.missing) - len(nowhere):
+            yield f"  not in the cache: {absent} objects that the store has; they are fetched when they are needed"
+        yield f"store {name}: {one.remote.intact} of {one.objects} objects are intact ({size(one.remote.bytes)} read)"
         yield from _findings("damaged", one.remote.damaged)
         yield from _findings("missing", one.remote.missing)
         if not one.same:
-            yield "`chronomerge doctor --repair` mends what one of the two still has."
+            yield "`chronomerge doctor --repair` repairs what either of the two still has."
 
 
 def _findings(what: str, findings: Sequence[DamagedObject]) -> Iterator[str]:

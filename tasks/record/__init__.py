@@ -8,7 +8,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_deployed`, `Delivered`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
-| maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `Plan`, `let_go` |
+| maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `SweepPlan`, `let_go` |
 | share | `synchronize` |
 | record | `record`, `Code`, `code_of`, `with_params`, `params_of`, `Worktree`, `worktree_for_step`, `next_history` |
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tasks.record.delivery import Delivered, fetch_deployed
     from tasks.record.diagnosis import Diagnosis, Finding, Visit, doctor
     from tasks.record.difference import Difference, compare
-    from tasks.record.garbage import Plan
+    from tasks.record.garbage import SweepPlan
     from tasks.record.history import READS as HISTORY_READS
     from tasks.record.history import Seed
     from tasks.record.history import after as next_history
@@ -67,7 +67,7 @@ _HOMES = {
     "delivery": ("DELIVERED_WEIGHTS=WEIGHTS", "Delivered", "fetch_deployed"),
     "diagnosis": ("Diagnosis", "Finding", "Visit", "doctor"),
     "difference": ("Difference", "compare"),
-    "garbage": ("Plan",),
+    "garbage": ("SweepPlan",),
     "history": ("HISTORY_READS=READS", "Seed", "next_history=after", "first_history=first"),
     "integrity": ("DamagedObject", "Holding", "Integrity", "check_stored"),
     "leaving": ("leave",),

@@ -63,10 +63,10 @@ def make(
         UserError: another writer was first, or the git remote cannot be reached.
     """
     flags = [part for parent in dict.fromkeys(parents) for part in ("-p", parent)]
-    old = heads.here(project, timeline)
+    old = heads.local(project, timeline)
     made = git(project, "commit-tree", tree, *flags, stdin=message, env=identity(project))
     state = State(project, timeline, step, made, line)
-    overtaken = UserError(f"somebody else recorded in timeline {timeline!r} meanwhile; run again to go on from there")
+    overtaken = UserError(f"somebody else recorded in timeline {timeline!r} meanwhile; run again to continue there")
     if old.branch and not is_ancestor(project, old.branch, made):
         raise overtaken
     target = state if promoted else promoted_state(project, timeline, old.decisions)
@@ -78,7 +78,7 @@ def make(
     try:
         heads.move(project, timeline, old, new, creating=(tag, made))
     except GitError as error:
-        if resolve(project, tag) or heads.here(project, timeline) != old:
+        if resolve(project, tag) or heads.local(project, timeline) != old:
             raise overtaken from None
-        raise UserError(f"git cannot record {state.tag}: {error}; what has finished is kept for the next run") from None
+        raise UserError(f"git cannot record {state.tag}: {error}; finished work stays for the next run") from None
     return state

@@ -1,4 +1,4 @@
-"""What people have decided by hand about states: promoted or held, whatever the gate said.
+"""What people have decided about states: promoted or held, whatever the gate said.
 
 Each decision is a commit on a ref of the timeline (``refs/decisions/X``), with all decisions so far as its
 ``decisions.json``; so ``git log refs/decisions/X`` tells the story, and several machines can agree as on a branch.
@@ -26,7 +26,7 @@ _FILE = "decisions.json"
 
 @dataclass(frozen=True)
 class Decision:
-    """Somebody's word on a state."""
+    """What somebody decided about a state."""
 
     state: str
     """Its tag."""
@@ -81,7 +81,7 @@ def latest(project: Path, commit: str | None) -> Mapping[str, Decision]:
 
 def decided(project: Path, timeline: str) -> Mapping[str, Decision]:
     """The decision that counts on each state of a timeline: tag → the last one."""
-    return latest(project, heads.here(project, timeline).decisions)
+    return latest(project, heads.local(project, timeline).decisions)
 
 
 def add(project: Path, before: str | None, decision: Decision) -> str:

@@ -57,7 +57,7 @@ def fetch_deployed(project: Path, timeline: str, to: Path) -> Delivered:
     state = timelines.deployed(project, timeline)
     if state is None:
         raise UserError(
-            f"timeline {timeline!r} has no deployed state here; in a clone, `git fetch --tags --force` brings it"
+            f"timeline {timeline!r} has no deployed state in this clone; `git fetch --tags --force` brings it"
         )
     if is_there(state, folder):
         return Delivered(state, folder, new=False, fetched=0)
@@ -126,7 +126,7 @@ class _Source:
             self.fetched += target.stat().st_size
             return target
         where = f"neither {stored} nor {depot.remote.url} has" if depot else f"{stored} does not have"
-        raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` tells more")
+        raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` says more")
 
     def listing(self, md5: str) -> dict[str, str]:
         found = objects.members_in_cache([md5], self._cache)

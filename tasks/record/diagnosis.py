@@ -1,4 +1,4 @@
-"""What a crash or a person can leave in a project: findings, each with what it means and what mends it.
+"""What a crash or a person can leave in a project: findings, each with what it means and what repairs it.
 
 A check is a function from a `Visit` to `Finding`s, in `tasks.record.checks`; add one there and to its `CHECKS`.
 Nothing that a tag refers to is ever deleted, and what a running writer owns is left alone.
@@ -142,7 +142,7 @@ def examine(visit: Visit, checks: Iterable[Check]) -> Iterator[Finding]:
         yield from check(visit)
 
 
-def mend(project: Path, finding: Finding) -> tuple[Finding, str | None]:
+def repair_one(project: Path, finding: Finding) -> tuple[Finding, str | None]:
     """Repair one finding; returns it, its remedy being what was done, and why that was not possible, or None."""
     if finding.repair is None:
         return finding, finding.remedy
@@ -156,7 +156,7 @@ def mend(project: Path, finding: Finding) -> tuple[Finding, str | None]:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a doctor found, with why it is left (None: it was mended), and what was not looked at."""
+    """What a doctor found, with why it is left (None: it was repaired), and what was not looked at."""
 
     findings: list[tuple[Finding, str | None]]
     skipped: list[str]
@@ -169,7 +169,7 @@ class Diagnosis:
 def doctor(
     project: Path, *, repair: bool = False, progress: Progress = silent, also: Iterable[Check] = ()
 ) -> Diagnosis:
-    """Look for what a crash or a person can have left in a project, and with ``repair`` mend it.
+    """Look for what a crash or a person can have left in a project, and with ``repair`` repair it.
 
     ``also`` are checks beside `tasks.record.checks`.
 
@@ -181,5 +181,5 @@ def doctor(
     found = []
     with Visit(project, load(project / "params.yaml").store.remote, progress) as visit:
         for finding in examine(visit, [*CHECKS, *also]):
-            found.append(mend(project, finding) if repair else (finding, finding.remedy))
+            found.append(repair_one(project, finding) if repair else (finding, finding.remedy))
         return Diagnosis(found, visit.skipped)

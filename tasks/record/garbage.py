@@ -29,14 +29,14 @@ YOUNG = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep deletes, and what it spares and why; objects are md5 → bytes."""
 
     cache: Mapping[str, int]
     remote: Mapping[str, int]
     letting_go: tuple[State, ...]
     staying: tuple[str, ...]
-    """A sentence for each state that was to let its weights go, but stays whole."""
+    """A sentence for each state that was to let its weights go, but stays complete."""
     unfinished: Mapping[str, int]
     """Kept in the cache for runs that have not ended."""
     young: Mapping[str, int]
@@ -54,11 +54,11 @@ def readable(project: Path) -> list[State]:
     return recorded
 
 
-def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], everywhere: bool) -> Plan:
+def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], everywhere: bool) -> SweepPlan:
     """Find what nothing refers to; deletes nothing.
 
-    With neither ``keep_last`` nor ``keep_tags`` all states stay whole. Weights of older states go from the cache alone,
-    where the remote has them, or ``everywhere``: then they are let go for good.
+    With neither ``keep_last`` nor ``keep_tags`` all states stay complete. Weights of older states go from the cache
+    alone, where the remote has them, or ``everywhere``: then they are let go for good.
 
     Raises:
         UserError: what a state refers to cannot be told, or the cache may have other users.
@@ -70,18 +70,18 @@ def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], eve
     there = objects.in_remote(depot)
     recorded = readable(project)
     gone = set(retention.let_go(project))
-    whole = {state: retention.held(state, gone) for state in recorded}
-    listed = _listed(whole, depot)
+    complete = {state: retention.held(state, gone) for state in recorded}
+    listed = _listed(complete, depot)
     leaving = gone | {state.commit for state in going}
     kept = _objects(listed, (e for state in recorded for e in retention.held(state, leaving).values()))
     kept |= _metrics(recorded) | _used(depot, recorded)
     unfinished = _unfinished(depot, recorded) - kept
     kept |= unfinished
-    weights = _objects(listed, (entry for entries in whole.values() for entry in entries.values())) - kept
+    weights = _objects(listed, (entry for entries in complete.values() for entry in entries.values())) - kept
     idle = {md5: about for md5, about in there.items() if md5 not in kept}
     young = {} if depot.remote.name == dvc_config.EMBEDDED else _younger(idle, weights)
     only_here = {md5 for md5 in weights & here.keys() if not everywhere and not _same(here[md5], there.get(md5))}
-    return Plan(
+    return SweepPlan(
         cache={md5: about.size for md5, about in here.items() if md5 not in kept | only_here},
         remote={md5: about.size for md5, about in idle.items() if md5 not in young},
         letting_go=tuple(going),
@@ -92,7 +92,7 @@ def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], eve
     )
 
 
-def sweep(depot: Depot, found: Plan, shared: Iterable[str], *, everywhere: bool) -> None:
+def sweep(depot: Depot, found: SweepPlan, shared: Iterable[str], *, everywhere: bool) -> None:
     """Delete what a plan found: from the cache, and with ``everywhere`` from the remote too.
 
     Which states let their weights go is noted, and pushed, first. So whenever this is killed, the store holds all that

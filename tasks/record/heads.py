@@ -27,7 +27,7 @@ def _refs(timeline: str) -> tuple[str, str, str]:
     return names.branch(timeline), names.pointer(timeline), names.decisions(timeline)
 
 
-def here(project: Path, timeline: str) -> Heads:
+def local(project: Path, timeline: str) -> Heads:
     """The heads as this repository has them."""
     refs = _refs(timeline)
     rows = git(project, "for-each-ref", "--format=%(objectname) %(refname)", *refs).splitlines()
@@ -35,7 +35,7 @@ def here(project: Path, timeline: str) -> Heads:
     return Heads(*(found.get(ref) for ref in refs))
 
 
-def there(project: Path, timeline: str, remote: str) -> Heads:
+def shared(project: Path, timeline: str, remote: str) -> Heads:
     """The heads as a git remote has them.
 
     Raises:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 JOBS = 4
-"""Objects read at a time, each by blocks of `BLOCK` bytes: nothing is kept on disk, and little in memory."""
+"""Objects read at a time, each by blocks of `BLOCK` bytes: nothing goes to disk, and little to memory."""
 BLOCK = 1 << 20
 TRIES = 4
 """Of one object, where the connection breaks."""
@@ -55,7 +55,7 @@ class DamagedObject:
 class Holding:
     """What one place (the cache, the remote) has of what states need."""
 
-    whole: int
+    intact: int
     bytes: int
     damaged: tuple[DamagedObject, ...]
     missing: tuple[DamagedObject, ...]
@@ -87,7 +87,7 @@ def check_stored(project: Path, states: Iterable[State], progress: Progress) -> 
 def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progress = silent) -> Integrity:
     """Read every object of some states in the cache and in the remote, each once.
 
-    Weights that a state has let go are not asked for. What a folder holds is unknown where its listing is whole in
+    Weights that a state has let go are not asked for. What a folder holds is unknown where its listing is intact in
     neither place; then the listing alone is reported.
 
     Raises:
@@ -98,8 +98,8 @@ def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progr
         raise UserError(f"store {remote.name!r} ({remote.url}) is no S3 store, and only those can be read through")
     s3 = store.client(remote)
     places = [
-        _Reader("the cache", lambda md5: _of_cache(cache, md5), progress),
-        _Reader(f"the store {remote.name}", lambda md5: _of_remote(s3, remote, md5), progress),
+        _PlaceReader("the cache", lambda md5: _of_cache(cache, md5), progress),
+        _PlaceReader(f"the store {remote.name}", lambda md5: _of_remote(s3, remote, md5), progress),
     ]
     entries = [
         (state.tag, path, entry)
@@ -123,7 +123,7 @@ def check(states: Iterable[State], cache: Cache, remote: Remote, progress: Progr
     return Integrity(len(uses), here, there)
 
 
-class _Reader:
+class _PlaceReader:
     """What one place has given so far."""
 
     def __init__(self, name: str, digest: Callable[[str], Digest | None], progress: Progress):
@@ -137,22 +137,22 @@ class _Reader:
                 self._progress(f"reading {self._name}", done, len(objects))
 
     def text(self, md5: str) -> str | None:
-        found = self._whole(md5)
+        found = self._intact(md5)
         return found.text if found else None
 
-    def _whole(self, md5: str) -> Digest | None:
+    def _intact(self, md5: str) -> Digest | None:
         found = self._found[md5]
         return found if found and found.md5 == md5.removesuffix(".dir") else None
 
     def against(self, uses: Mapping[str, Sequence[tuple[str, str]]]) -> Holding:
-        whole = [found for md5 in uses if (found := self._whole(md5))]
+        intact = [found for md5 in uses if (found := self._intact(md5))]
         missing = [md5 for md5 in uses if self._found[md5] is None]
-        damaged = [md5 for md5 in uses if self._found[md5] and not self._whole(md5)]
+        damaged = [md5 for md5 in uses if self._found[md5] and not self._intact(md5)]
 
         def findings(objects: Sequence[str]) -> tuple[DamagedObject, ...]:
             return tuple(DamagedObject(md5, tuple(uses[md5])) for md5 in objects)
 
-        return Holding(len(whole), sum(found.size for found in whole), findings(damaged), findings(missing))
+        return Holding(len(intact), sum(found.size for found in intact), findings(damaged), findings(missing))
 
 
 def _of_cache(cache: Cache, md5: str) -> Digest | None:

@@ -84,7 +84,7 @@ class Spent(_Part):
     mafs: Number | None = None
 
 
-class Budget(_Part):
+class RecordedBudget(_Part):
     """``training.json`` of the step: steps and samples, and what was given and spent where a budget was set."""
 
     steps: int = 0
@@ -151,7 +151,7 @@ class Manifest(_Part):
     technique: RecordedTechnique
     gate: RecordedGate | None = None
     seed: int
-    budget: Budget
+    budget: RecordedBudget
     inputs: dict[Text, Content]
     """Path → content."""
     outputs: dict[Text, Content]
@@ -200,7 +200,7 @@ def read(text: str, state: str) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         reasons = "; ".join(_sentence(one) for one in error.errors()[:3])
-        raise UserError(f"{state}: {FILE} is damaged ({reasons}); `chronomerge doctor` tells more") from None
+        raise UserError(f"{state}: {FILE} is damaged ({reasons}); `chronomerge doctor` says more") from None
 
 
 def _sentence(error: Any) -> str:

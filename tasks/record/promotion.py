@@ -26,18 +26,18 @@ def next_start(project: Path, timeline: str, settings: Gate | None) -> State | N
     newest = timelines.last(project, timeline)
     if newest is None or settings is None or settings.held == "continue":
         return newest
-    decided = heads.here(project, timeline).decisions
+    decided = heads.local(project, timeline).decisions
     return timelines.promoted_state(project, timeline, decided) or timelines.lineage(project, timeline)[0]
 
 
 def reference(
     project: Path, timeline: str, evaluate: Evaluate, sets: Entry, cache: Cache, bring: Callable[[str], None]
-) -> gate.Reference | None:
+) -> gate.GateReference | None:
     """What the gate compares a new state with: the newest promoted one, and which of its test sets are the same.
 
     ``sets`` is the new state's ``data/step/evaluation``; ``bring`` puts an object of the store into the cache.
     """
-    found = timelines.promoted_state(project, timeline, heads.here(project, timeline).decisions)
+    found = timelines.promoted_state(project, timeline, heads.local(project, timeline).decisions)
     if found is None:
         return None
     theirs = found.entries[layout.EVALUATION]
@@ -45,7 +45,7 @@ def reference(
         bring(theirs.md5)
     before = _contents(Evaluate.model_validate(found.params["evaluate"]), cache.members(theirs))
     now = _contents(evaluate, cache.members(sets))
-    return gate.Reference(found.tag, found.metrics, [role for role in ROLES if before[role] == now[role]])
+    return gate.GateReference(found.tag, found.metrics, [role for role in ROLES if before[role] == now[role]])
 
 
 def _contents(evaluate: Evaluate, files: Mapping[str, str]) -> dict[str, dict[str, dict[str, str]]]:
@@ -115,7 +115,7 @@ def decide_on(state: State, *, promoted: bool, reason: str | None, shared: str |
     if state not in timelines.lineage(project, timeline):
         back = f"`chronomerge rollback {state.step}.{state.line}`"
         raise UserError(f"{state.tag} was left behind by a rollback; {back} goes back to it")
-    old = heads.here(project, timeline)
+    old = heads.local(project, timeline)
     if timelines.is_promoted(state, decisions.latest(project, old.decisions)) == promoted:
         return None
     word = decisions.made_now(state.tag, reason, promoted=promoted, project=project)
@@ -135,7 +135,7 @@ def decide_on(state: State, *, promoted: bool, reason: str | None, shared: str |
     try:
         heads.move(project, timeline, old, new)
     except GitError as error:
-        if heads.here(project, timeline) != old:
+        if heads.local(project, timeline) != old:
             raise UserError(f"timeline {timeline!r} moved on meanwhile; look again, and decide again") from None
         raise UserError(f"git cannot keep that decision: {error}") from None
     return target

@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import garbage, retention, timelines
-from tasks.record.garbage import Plan, readable
+from tasks.record.garbage import SweepPlan, readable
 from tasks.storage import dvc_config, embedded, lease, locks, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
@@ -56,7 +56,7 @@ def prune(
     keep_tags: Collection[str] = (),
     delete: bool = False,
     everywhere: bool = False,
-) -> Plan:
+) -> SweepPlan:
     """Find garbage in the project's cache and store, and with ``delete`` free it; ``everywhere``: in the store too.
 
     Raises:
@@ -78,13 +78,13 @@ def prune(
 
 
 def _require_no_strangers(opened: Depot) -> None:
-    """Without a shared git remote, machines leave word in the store itself of what they record."""
+    """Without a shared git remote, machines note in the store itself what they record."""
     if not opened.remote.is_s3:
         return
     known = {state.commit for state in timelines.every(opened.project)}
     if others := lease.strangers(opened.project, opened.remote, known):
         raise UserError(
-            f"store {opened.remote.name!r} has other users: {'; '.join(others[:3])}; have their tags here first "
+            f"store {opened.remote.name!r} has other users: {'; '.join(others[:3])}; fetch their tags first "
             "(git fetch), and wait until they have ended"
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks import gate, layout, nodes
 from tasks.errors import UserError
-from tasks.gate import Verdict
+from tasks.gate import GateVerdict
 from tasks.params import Params
 from tasks.record import commits, manifest, plots, promotion, timelines
 from tasks.record.manifest import Manifest
@@ -87,7 +87,7 @@ def _manifest(
     inputs: Mapping[str, Entry],
     references: Iterable[Reference],
     training: Mapping[str, Any],
-    verdict: Verdict,
+    verdict: GateVerdict,
     cache: Cache,
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
@@ -120,7 +120,7 @@ def _manifest(
     return Manifest.model_validate(content)
 
 
-def _judge(project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc) -> Verdict:
+def _judge(project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc) -> GateVerdict:
     """What the gate says of the metrics in the worktree; without a gate there is nothing that it could hold against."""
     params = worktree.params
     conditions = params.gate.require if params.gate else []

@@ -122,7 +122,7 @@ def require_weights(state: State) -> None:
     if note:
         raise UserError(
             f"{state.tag}: its weights were let go on {note.at} (chronomerge gc on {note.host}); its data, params, "
-            f"metrics and manifest are kept (git show {state.tag}:metrics.json); take another state"
+            f"metrics and manifest stay (git show {state.tag}:metrics.json); take another state"
         )
 
 

@@ -23,19 +23,19 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
     branch, seen = names.branch(timeline), f"refs/chronomerge/{shared}/{timeline}"
     tags = f"{names.tags(timeline)}*"
     try:
-        there = heads.there(project, timeline, shared)
+        there = heads.shared(project, timeline, shared)
         refs = [f"+{branch}:{seen}", f"{tags}:{tags}"] if there.branch else []
         refs += [names.decisions(timeline)] if there.decisions else []
         if refs:
             git(project, "fetch", "--quiet", "--no-tags", "--", shared, *refs)
     except GitError as error:
         raise UnavailableError(f"store.git: cannot take over states from git remote {shared!r}: {error}") from None
-    here = heads.here(project, timeline)
+    here = heads.local(project, timeline)
     try:
         both = (_later(project, here.branch, there.branch), _later(project, here.decisions, there.decisions))
     except _TwoWays:
         raise UserError(
-            f"store.git: timeline {timeline!r} has gone two ways, here and on git remote {shared!r}; "
+            f"store.git: timeline {timeline!r} has different states in this clone and on git remote {shared!r}; "
             f"give one of them another name (git branch -m, and its tags), or delete it"
         ) from None
     target = promoted_state(project, timeline, both[1])
@@ -57,7 +57,7 @@ def follow(project: Path, timeline: str, shared: str) -> None:
     """
     tags, pointer = f"{names.tags(timeline)}*", names.pointer(timeline)
     try:
-        there = heads.there(project, timeline, shared)
+        there = heads.shared(project, timeline, shared)
         moved = [f"+{pointer}:{pointer}"] if there.pointer else []
         git(project, "fetch", "--quiet", "--no-tags", "--", shared, f"{tags}:{tags}", *moved)
     except GitError as error:

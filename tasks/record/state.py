@@ -83,8 +83,8 @@ class State:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Path → content of every input and output that DVC keeps, from ``dvc.lock`` and the ``.dvc`` files."""
-        kept = [out for out in self._outs if out["path"] not in layout.RECORDED]  # metrics are kept by git
-        return {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in kept}
+        stored = [out for out in self._outs if out["path"] not in layout.RECORDED]  # metrics are in git
+        return {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in stored}
 
     @property
     def locked(self) -> dict[str, str]:
@@ -108,9 +108,7 @@ class State:
                 _ENTRY.validate_python({key: out.get(key) for key in ("path", "md5", "size", "nfiles")})
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(
-                f"{self.tag}: DVC's files are damaged ({reason}); `chronomerge doctor` tells more"
-            ) from None
+            raise UserError(f"{self.tag}: DVC's files are damaged ({reason}); `chronomerge doctor` says more") from None
         return outs
 
     def _yaml(self, path: str) -> dict[str, Any]:
@@ -119,7 +117,7 @@ class State:
         except YAMLError as error:
             content = " ".join(str(error).split())
         if not isinstance(content, dict):
-            raise UserError(f"{self.tag}: {path} is damaged ({content!r:.200}); `chronomerge doctor` tells more")
+            raise UserError(f"{self.tag}: {path} is damaged ({content!r:.200}); `chronomerge doctor` says more")
         return content
 
     def restore(self, to: str | os.PathLike[str] | None = None) -> Restored:
@@ -191,6 +189,6 @@ def metrics_of(text: str, state: str) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{state}: metrics.json is damaged ({where}: {first['msg']}); `chronomerge doctor` tells more"
+            f"{state}: metrics.json is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
         ) from None
     return dict(json.loads(text))

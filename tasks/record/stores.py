@@ -48,6 +48,6 @@ def require_embedded(project: Path, name: str, state: State) -> None:
     """An embedded store that nothing was ever put into would only be started to say that it lacks everything."""
     if name == dvc_config.EMBEDDED and not (embedded.folder(project) / "data").exists():
         raise UserError(
-            f"{state.tag} is kept in the embedded store of the clone that recorded it, and this clone has none; "
+            f"{state.tag} is stored in the embedded store of the clone that recorded it, and this clone has none; "
             "if that one is on this machine, `chronomerge remote use ITS-FOLDER`, then try again"
         )

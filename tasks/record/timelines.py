@@ -35,7 +35,7 @@ def lineage(project: Path, timeline: str) -> list[State]:
     found = [recorded[-1]]
     while previous := found[-1].manifest.previous:
         if previous not in by_tag:
-            raise UserError(f"{found[-1].tag} goes back to {previous}, which is not here; `git fetch --tags` brings it")
+            raise UserError(f"{found[-1].tag} goes back to {previous}, which is missing; `git fetch --tags` brings it")
         found.append(by_tag[previous])
     return found[::-1]
 
@@ -55,7 +55,7 @@ def find(project: Path, timeline: str, name: str | int) -> State:
     """A state as a person names it.
 
     ``3`` is step 3 of the current lineage, ``3.2`` that of the second line (``3.1`` of the first, whatever came after),
-    and a whole tag may be of any timeline.
+    and a full tag may be of any timeline.
 
     Raises:
         UserError: it is not recorded, or is no such name; says which are.
@@ -105,7 +105,7 @@ def deployed(project: Path, timeline: str) -> State | None:
     Raises:
         UserError: it is at no state of the timeline, which only a hand can have done.
     """
-    found = heads.here(project, timeline)
+    found = heads.local(project, timeline)
     if found.pointer is None:
         return promoted_state(project, timeline, found.decisions)
     at = [state for state in states(project, timeline) if state.commit == found.pointer]

@@ -158,12 +158,12 @@ def _home(project: Path, timeline: str) -> Path:
     return layout.private(project) / "work" / timeline
 
 
-def _link_unfinished(folder: Path, kept: Path) -> None:
+def _link_unfinished(folder: Path, target: Path) -> None:
     """What a node has not finished outlives the worktree, one folder for each timeline."""
-    kept.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     link = folder / UNFINISHED
     link.parent.mkdir(exist_ok=True)
-    link.symlink_to(kept.resolve(), target_is_directory=True)
+    link.symlink_to(target.resolve(), target_is_directory=True)
 
 
 def _forget_earlier_state(folder: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
             pruning.prune(project, everywhere=True)
         git(tmp_path, "clone", "--quiet", str(project), "clone")
         lease.take(depot.remote, State(tmp_path / "clone", "theirs", 0, "f" * 40))
-    with pytest.raises(UserError, match="recorded state/theirs/0000, which is not here; have their tags here first"):
+    with pytest.raises(UserError, match="recorded state/theirs/0000, which is not here; fetch their tags first"):
         pruning.prune(project, everywhere=True)
     with opened(project, "embedded") as depot:
         store.client(depot.remote).delete_object(
@@ -459,5 +459,5 @@ def test_the_command_tells_and_mends(project: Path) -> None:
     assert sick.returncode == 1
     assert "--repair would delete it" in sick.stdout
     assert "1 findings left" in sick.stdout
-    assert "mended: delete it" in chronomerge(project, "doctor", "--repair").stdout
+    assert "repaired: delete it" in chronomerge(project, "doctor", "--repair").stdout
     assert "can be freed" in chronomerge(project, "gc", "--keep-last", "1", "--remote").stdout

@@ -126,7 +126,7 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
 def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_path: Path) -> None:
     clone, two = tmp_path / "clone", timelines.find(gated, "tiny", 2)
     git(tmp_path, "clone", "--quiet", str(gated), "clone")
-    assert heads.here(clone, "tiny") == heads.Heads(None, two.commit, None)
+    assert heads.local(clone, "tiny") == heads.Heads(None, two.commit, None)
     chronomerge(clone, "remote", "use", str(gated))
     done = delivery.fetch_deployed(clone, "tiny", tmp_path / "serving")
     assert done.new
@@ -135,7 +135,7 @@ def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_pa
     assert not list((clone / ".dvc" / "cache").glob("files/md5/*/*"))
     with pytest.raises(UserError, match="not for you to keep things in"):
         delivery.fetch_deployed(clone, "tiny", clone / ".git" / "x")
-    with pytest.raises(UserError, match="timeline 'other' has no deployed state here"):
+    with pytest.raises(UserError, match="timeline 'other' has no deployed state in this clone"):
         delivery.fetch_deployed(clone, "other", tmp_path / "serving")
 
 

@@ -75,7 +75,7 @@ def story(folder: Path) -> dict[str, Any]:
         parents = git(folder, "rev-parse", f"{state.commit}^@").splitlines()
         made_from = [tags[commit] for commit in parents if commit in tags]
         found[state.tag] = {"manifest": manifest, "params": params, "files": files, "from": made_from}
-    here = heads.here(folder, TIMELINE)
+    here = heads.local(folder, TIMELINE)
     assert here.branch
     assert here.pointer
     return {**found, "branch": tags[here.branch], "deployed": tags[here.pointer], "decisions": here.decisions}

@@ -85,9 +85,9 @@ def test_store_git_is_no_option_and_no_address(mine: Path, mark: Path, verb: str
 @pytest.mark.parametrize("value", ["--upload-pack=touch {}", "--receive-pack=touch {}", "ext::sh -c 'touch {}'"])
 def test_every_call_that_names_a_git_remote_refuses_what_is_none(project: Path, mark: Path, value: str) -> None:
     state, name = record(project, 0, None), value.format(mark)
-    nothing = heads.here(project, "x")
+    nothing = heads.local(project, "x")
     for call in (
-        lambda: heads.there(project, "x", name),
+        lambda: heads.shared(project, "x", name),
         lambda: heads.push(project, "x", nothing, nothing, name, []),
         lambda: sharing.synchronize(project, "x", name),
         lambda: sharing.follow(project, "x", name),
@@ -104,7 +104,7 @@ def test_a_configured_remote_whose_address_is_a_command_is_not_asked(project: Pa
     record(project, 0, None)
     git(project, "remote", "add", "evil", f"ext::sh -c 'touch {mark}'")
     with pytest.raises(GitError, match="ext"):
-        heads.there(project, "x", "evil")
+        heads.shared(project, "x", "evil")
     assert not mark.exists()
 
 
@@ -231,7 +231,7 @@ def test_what_a_tree_may_not_hold_is_refused_by_every_checkout(
 @pytest.mark.parametrize("name", ["*", "../x", "-x", "a/b", "x y", "", "x\n", "\x1b[31m", "a..b"])
 def test_a_timeline_is_a_name(project: Path, name: str) -> None:
     record(project, 0, None)
-    for call in (timelines.states, timelines.last, heads.here, timelines.deployed):
+    for call in (timelines.states, timelines.last, heads.local, timelines.deployed):
         with pytest.raises(UserError, match="cannot be the name of a timeline"):
             call(project, name)
 
@@ -278,7 +278,7 @@ def test_decisions_and_notes_of_another_type_are_one_sentence(project: Path) -> 
     tree = git(project, "mktree", stdin=f"100644 blob {blob}\tdecisions.json\n")
     git(project, "update-ref", "refs/decisions/x", git(project, "commit-tree", tree, stdin="bad"))
     with pytest.raises(UserError, match=r"decisions\.json of .* is damaged"):
-        timelines.promoted_state(project, "x", heads.here(project, "x").decisions)
+        timelines.promoted_state(project, "x", heads.local(project, "x").decisions)
     git(project, "notes", f"--ref={retention.NOTES}", "add", "-m", '{"at": 5}', state.commit)
     with pytest.raises(UserError, match=r"the note on .* is damaged"):
         retention.let_go(project)

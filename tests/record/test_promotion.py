@@ -76,7 +76,7 @@ def test_where_the_next_step_starts(project: Path) -> None:
 def test_a_base_that_is_held_is_started_from_all_the_same(project: Path) -> None:
     grow(project, "hh")
     assert timelines.deployed(project, "x") is None
-    assert heads.here(project, "x").pointer is None
+    assert heads.local(project, "x").pointer is None
     assert start(project) == "0"
     assert decide(project, "1", True) == pointer(project) == start(project) == "1"
 
@@ -92,7 +92,7 @@ def test_decisions_by_hand_last_and_say_whose_they_are(project: Path) -> None:
     grow(project, "hp")
     assert pointer(project) == "4"
     assert decide(project, "4", False) == pointer(project) == "0"
-    said = decisions.read(project, heads.here(project, "x").decisions)
+    said = decisions.read(project, heads.local(project, "x").decisions)
     assert [(one.state[-1], one.promoted) for one in said] == [("2", True), ("1", False), ("2", False), ("4", False)]
     assert asdict(said[0]) | {"at": "", "host": ""} == {
         "state": "state/x/0002", "promoted": True, "who": "Tester <tester@localhost>", "host": "", "at": "",
@@ -182,30 +182,30 @@ def test_machines_agree_on_the_pointer(project: Path, shared: Path, other: Path)
     decide(project, "2", True, "origin")
     grow(project, "h", "origin")
     sharing.synchronize(other, "x", "origin")
-    assert heads.here(other, "x") == heads.here(shared, "x") == heads.here(project, "x")
-    assert (pointer(other), len(decisions.read(other, heads.here(other, "x").decisions))) == ("2", 2)
+    assert heads.local(other, "x") == heads.local(shared, "x") == heads.local(project, "x")
+    assert (pointer(other), len(decisions.read(other, heads.local(other, "x").decisions))) == ("2", 2)
 
 
 def test_a_crash_between_push_and_transaction_is_mended(
     project: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(project, "pph", "origin")
-    before = heads.here(project, "x")
+    before = heads.local(project, "x")
     with monkeypatch.context() as patch:
         patch.setattr(heads, "move", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             decide(project, "2", True, "origin")
-    assert heads.here(project, "x") == before
+    assert heads.local(project, "x") == before
     assert pointer(shared) == "2"
     sharing.synchronize(project, "x", "origin")
-    assert heads.here(project, "x") == heads.here(shared, "x")
+    assert heads.local(project, "x") == heads.local(shared, "x")
     assert pointer(project) == "2"
 
 
 def test_decisions_that_went_two_ways_are_refused(project: Path, other: Path) -> None:
     decide(project, "2", True)
     decide(other, "1", False, "origin")
-    with pytest.raises(UserError, match="gone two ways"):
+    with pytest.raises(UserError, match="different states in this clone and on git remote"):
         sharing.synchronize(project, "x", "origin")
 
 
@@ -225,7 +225,7 @@ def test_one_who_only_reads_follows_the_pointer(project: Path, other: Path) -> N
     decide(project, "3", False, "origin")
     git(other, "update-ref", "-d", names.branch("x"))
     sharing.follow(other, "x", "origin")
-    assert (pointer(other), heads.here(other, "x").branch) == ("1", None)
+    assert (pointer(other), heads.local(other, "x").branch) == ("1", None)
     assert len(timelines.states(other, "x")) == 4
     git(other, "remote", "set-url", "origin", "nowhere")
     with pytest.raises(UserError, match="cannot ask git remote 'origin' which state is deployed"):
@@ -263,4 +263,4 @@ def test_git_without_a_name_for_the_user(project: Path, monkeypatch: pytest.Monk
     with pytest.raises(GitError):
         git(project, "var", "GIT_AUTHOR_IDENT")
     assert decide(project, "1", True) == "1"
-    assert decisions.read(project, heads.here(project, "x").decisions)[0].who == "ada"
+    assert decisions.read(project, heads.local(project, "x").decisions)[0].who == "ada"

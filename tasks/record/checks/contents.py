@@ -26,7 +26,9 @@ def store_reachable(visit: Visit) -> Iterator[Finding]:
     """The store answers, and can be written to."""
     if visit.depot is None:
         visit.skipped.append("the store does not answer: what it holds was not looked at")
-        yield Finding("the store cannot be used", visit.remote, visit.unreachable or "", "mend that, then look again")
+        yield Finding(
+            "the store cannot be used", visit.remote, visit.unreachable or "", "repair that, then run doctor again"
+        )
 
 
 def uploads(visit: Visit) -> Iterator[Finding]:

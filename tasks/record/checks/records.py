@@ -21,7 +21,7 @@ def damaged(visit: Visit) -> Iterator[Finding]:
             yield Finding(
                 f"a damaged {name}", f"{state.tag} ({state.commit[:10]})", f"the state cannot be read: {why}",
                 f"git show {state.tag}:{name} shows the file, git fsck whether the repository is damaged; if another "
-                "clone has the tag whole, fetch it from there",
+                "clone has an intact copy of the tag, fetch it from there",
             )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _move(project: Path, branch: str, new: str, old: str) -> None:
 def pointers(visit: Visit) -> Iterator[Finding]:
     """The pointer of a timeline is at one of its states."""
     for timeline in timelines.timeline_names(visit.project):
-        found = heads.here(visit.project, timeline)
+        found = heads.local(visit.project, timeline)
         recorded = {state.commit for state in timelines.states(visit.project, timeline)}
         if found.pointer and found.pointer not in recorded:
             yield Finding(
@@ -67,7 +67,7 @@ def pointers(visit: Visit) -> Iterator[Finding]:
 
 
 def _point(project: Path, timeline: str) -> None:
-    old = heads.here(project, timeline)
+    old = heads.local(project, timeline)
     target = timelines.promoted_state(project, timeline, old.decisions)
     heads.move(project, timeline, old, replace(old, pointer=target.commit if target else None))
 
@@ -84,7 +84,7 @@ def not_pushed(visit: Visit) -> Iterator[Finding]:
             )
         except (GitError, UserError) as error:
             yield Finding(
-                f"git remote {remote!r} cannot be reached", remote, str(error), "mend the remote (git remote -v)",
+                f"git remote {remote!r} cannot be reached", remote, str(error), "correct the remote (git remote -v)",
             )  # fmt: skip
             return
         there = {name: commit for commit, name in (row.split("\t") for row in rows.splitlines())}
