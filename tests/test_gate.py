@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks import gate
 from tasks.errors import UserError
-from tasks.gate import Condition, Reference, judge, parse
+from tasks.gate import Condition, GateReference, judge, parse
 from tests.test_params import loaded
 
 METRICS = {
@@ -21,7 +21,7 @@ BEFORE = {"A_KA": 22.8, "A_ZS": 30.0, "geometric_mean": 26.35, "top1": {"flags":
 
 
 def judged(*conditions: str, same: tuple[str, ...] = gate.ROLES) -> gate.GateVerdict:
-    return judge(conditions, METRICS, Reference("state/x/0001", BEFORE, same))
+    return judge(conditions, METRICS, GateReference("state/x/0001", BEFORE, same))
 
 
 names = st.sampled_from([*gate.MEANS, *gate.DIFFERENCES, "score.flags", "score.a.b-c_1"])
@@ -71,7 +71,7 @@ def test_one_condition_that_fails_holds_the_state() -> None:
 
 
 def test_no_drop_has_no_sign() -> None:
-    verdict = judge(["retention_drop <= 1%"], METRICS, Reference("state/x/0001", METRICS, ("retention",)))
+    verdict = judge(["retention_drop <= 1%"], METRICS, GateReference("state/x/0001", METRICS, ("retention",)))
     assert str(verdict.conditions[0]) == "retention_drop <= 1% (0.00%)"
 
 
@@ -80,7 +80,7 @@ def test_a_difference_to_other_test_sets_means_nothing() -> None:
     verdict = judged(drop, gain, both, same=("retention",))
     assert [one.holds for one in verdict.conditions] == [False, None, None]
     assert (verdict.promoted, verdict.compared_with) == (False, "state/x/0001")
-    for reference in (None, Reference("state/x/0001", BEFORE, ())):
+    for reference in (None, GateReference("state/x/0001", BEFORE, ())):
         verdict = judge([drop, gain], METRICS, reference)
         assert (verdict.promoted, verdict.compared_with) == (True, None)
         assert [(one.value, one.holds) for one in verdict.conditions] == [(None, None)] * 2
