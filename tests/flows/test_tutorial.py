@@ -17,7 +17,7 @@ from tests import project
 PAGE = (project.ROOT / "docs/tutorial.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     folder = project.make(tmp_path / "clone")
     (folder / "tiny.json").rename(folder / "icons-clip.json")
