@@ -101,8 +101,8 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
         return Outcome()
     record.require_same_code(project, Path(__file__).parents[1])
     for one in found.todo:
-        for warning in check(one.params, project):
-            progress.report("mind:", 1, 1, f"{one.cell.timeline}: {warning}")
+        for warning in check(one.params, project, base=record.last(project, one.cell.timeline) is None):
+            progress.report("note:", 1, 1, f"{one.cell.timeline}: {warning}")
     own = sorted({path for one in found.todo for path in one.params.own_files})
     code = record.code_of(project, *own)
     starting = "starting the store, the Prefect server and the lanes"

@@ -77,12 +77,12 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         if not todo.steps:
             embedded.stop_unused(project)
             return []
+        for warning in check(params, project, base=todo.steps[0] == 0):
+            progress.report("note:", 1, 1, warning)
         stack.enter_context(notes.kept(project, params, todo.steps))
         starting = "starting the store" + ("" if os.environ.get("PREFECT_API_URL") else " and the Prefect server")
         progress.report(starting, 0, 1)
         server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
-        for warning in check(params, project):
-            progress.report("mind:", 1, 1, warning)
         remote = stack.enter_context(store.open_store(project, params.store.remote))
         workers = stack.enter_context(pool.opened(scheduler, project))
         with _claimed(project, todo, remote, wait=wait):
@@ -163,16 +163,20 @@ def _tidy(project: Path, timeline: str) -> None:
         embedded.stop_unused(project)
 
 
-def check(params: Params, project: Path) -> list[str]:
-    """What only the nodes can tell: sources, methods and techniques exist and fit together.
+def check(params: Params, project: Path, *, base: bool) -> list[str]:
+    """All that params.yaml and the file system tell: sources, methods and techniques exist and fit together.
 
-    Returns what is worth a warning.
+    ``base``: whether the base is still to be made; then its model, tag or file must exist too. Returns what is worth a
+    warning.
 
     Raises:
         UserError: they do not.
     """
     from tasks import merge, prepare, train
+    from tasks.model import models
 
+    if base:
+        models.check(params.base, project)
     prepare.check(params, project)
     train.check(params.train)
     return merge.check(params.time, len(params.stream))

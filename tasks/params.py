@@ -237,7 +237,7 @@ class Train(Settings):
     accumulate: int = Field(default=1, gt=0)
     """Parts that a batch is computed in, for less memory; the loss is that of the whole batch."""
     processes: int | None = Field(default=None, gt=0)
-    """Processes that share each batch (torchrun); by default one for each GPU, or one."""
+    """Processes that share each batch; by default one for each GPU, or one."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do where loss or gradient is not finite: stop, or skip the training step, ``skip_at_most`` times."""
     skip_at_most: int = Field(default=10, gt=0)

@@ -172,4 +172,11 @@ def _outcome_lines(found: Layout, outcome: Outcome) -> list[str]:
 
 
 def _left_out(found: Layout) -> list[str]:
-    return [f"left out: {timeline}: {reason}" for timeline, reason in found.left_out.items()]
+    """One line for each reason, with the cells that it concerns."""
+    of_reason: dict[str, list[str]] = {}
+    for timeline, reason in found.left_out.items():
+        of_reason.setdefault(reason, []).append(timeline)
+    return [
+        f"left out, {len(timelines)} cell{'s' if len(timelines) > 1 else ''}: {reason} ({', '.join(timelines)})"
+        for reason, timelines in of_reason.items()
+    ]

@@ -37,7 +37,7 @@ def crash_dead(server: Server, project: Path, timeline: str) -> list[str]:
     try:
         return crash(Api(server.url), flow_runs=mine)
     except UnansweredError as error:  # what Prefect shows of the past stops no run
-        progress.report("mind:", 1, 1, str(error))
+        progress.report("note:", 1, 1, str(error))
         return []
 
 

@@ -68,6 +68,25 @@ class Preprocess:
     resize_mode: str = "shortest"
 
 
+def check(base: Base, project: Path) -> None:
+    """Look whether the model, and the tag or the file of its weights, are there; builds, reads and downloads nothing.
+
+    Raises:
+        UserError: an unknown model or tag (with near matches), or a file that is missing.
+    """
+    if base.model.endswith(".json"):
+        _from_file(base, project)
+    else:
+        _registered(base.model)
+    if base.pretrained == "train":
+        return
+    file = _checkpoint(base, project)
+    if file is None:
+        _tag(base)
+    elif not file.is_file():
+        raise UserError(f"base.pretrained: {file}: no such file; name a checkpoint, an open_clip tag, or train")
+
+
 def resolve(base: Base, project: Path, into: Path) -> None:
     """Write ``model.json`` and ``preprocess.json`` for ``base.model`` into the folder ``into``.
 

@@ -25,7 +25,7 @@ def stopped(training: Training, point: Point, batch: Batch, saved: Saved) -> Use
         report.parent.mkdir(parents=True, exist_ok=True)
         facts = {name: str(value) for name, value in asdict(point).items()}  # JSON has no word for NaN
         report.write_text(json.dumps(facts | {"samples": ids}, indent=1) + "\n")
-    training.world.wait()  # torchrun stops the others as soon as one has failed
+    training.world.wait()  # the others are stopped as soon as one has failed
     numbers = f"loss {point.loss:g} and gradient norm {point.gradient_norm:g}"
     skipped = f", after {training.skipped} skipped steps," if training.skipped else ""
     good = f"the last good state is {saved.path.resolve()}; " if saved.path.exists() else ""

@@ -61,6 +61,27 @@ def test_a_technique_that_cannot_be_deployed_so(project: Path, prefect_api: dict
     assert "slerp" in refused(project, "run", **prefect_api)
 
 
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ({"model": "nowhere.json"}, "base.model: "),
+        ({"pretrained": "nowhere.safetensors"}, "base.pretrained: "),
+        ({"model": "ViT-B-99"}, "base.model: open_clip has no model 'ViT-B-99'; near matches: "),
+    ],
+)
+def test_a_missing_base_is_found_before_any_server_starts(project: Path, base: dict[str, str], named: str) -> None:
+    """No address of a Prefect server is given here: one of the project's own would leave a log."""
+    whole = {"model": "tiny.json", "pretrained": "train", **base}
+    if whole["pretrained"] == "train":
+        whole = {**projects.PARAMS["base"], **base}
+    projects.write_params(project, base=whole)
+    line = refused(project, "run")
+    assert line.startswith(f"error: {named}")
+    assert "no such file" in line or "near matches" in line
+    assert not (project / ".chronomerge" / "logs" / "prefect.log").exists()
+    assert not (project / ".chronomerge" / "store").exists()
+
+
 def test_a_missing_image_folder(project: Path, prefect_api: dict[str, str]) -> None:
     projects.write_params(project, stream=[{"name": "first", "update": ["images:nowhere"]}])
     assert "nowhere" in refused(project, "run", **prefect_api)

@@ -1,0 +1,34 @@
+"""Too little memory for training: one error that names the settings which need less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tasks.errors import UserError
+
+_OF_THE_PROCESSOR = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+"""How torch's errors begin to say it where no GPU is at work; it has no class for them."""
+
+
+@contextmanager
+def named(section: str) -> Iterator[None]:
+    """Turn torch's and Python's out-of-memory errors into one that says what to change; ``section`` has the batch size.
+
+    Raises:
+        UserError: there is too little memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(sign in str(error) for sign in _OF_THE_PROCESSOR):
+            raise
+        where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        raise UserError(
+            f"training needs more memory than {where} has; set a smaller {section}.batch_size, or let train.accumulate "
+            "compute a batch in more parts, train.checkpointing: true compute activations twice instead of storing "
+            "them, or train.precision: bfloat16 halve them"
+        ) from error
