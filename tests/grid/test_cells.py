@@ -1,5 +1,6 @@
 """What a grid's cells are: TIME's eight protocols, each a timeline whose params are those of a run by itself."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tasks.errors import UserError
 from tasks.grid import cells
 from tasks.grid.cells import Planned
 from tasks.params import Grid, parse
-from tests.project import PARAMS
+from tests.project import PARAMS, ROOT
 
 HERE = Path("project")
 NO_REFERENCES: dict[str, Any] = {"references": []}
@@ -155,3 +156,15 @@ def test_a_technique_that_there_is_not_is_no_cell_to_leave_out() -> None:
 def test_a_grid_of_which_no_cell_can_run_is_refused() -> None:
     with pytest.raises(UserError, match="no cell of this grid can run: slerp"):
         cells.usable(expand(technique=["slerp"], init=["zs"], deploy=["all"]).values())
+
+
+def test_the_guide_names_a_cell_of_its_own_example() -> None:
+    guide = (ROOT / "docs" / "guides" / "grid.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    example = Grid.model_validate(YAML(typ="safe").load(block)["grid"])
+    params = re.sub(r"\ngrid:.*", "\n", (ROOT / "params.yaml").read_text(), flags=re.DOTALL)
+    names = {one.cell.timeline for one in cells.expand(params, example, ROOT)}
+    plain = {one.cell.timeline for one in cells.expand(params, example.model_copy(update={"variants": {}}), ROOT)}
+    named = re.findall(r"`(demo-[\w-]+-s\d)`", guide)
+    assert named
+    assert set(named) <= names | plain
