@@ -1,5 +1,6 @@
 """Runs on a schedule: a real Prefect server, a real deployment, real kills."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ from flows.cli import status
 from flows.prefect import runs, schedules, step_summary
 from flows.prefect.server import Server
 from tasks import waits
-from tasks.params import Hooks
+from tasks.params import Hooks, load
 from tasks.record import timelines
 from tasks.storage import locks
 from tests import postgres as postgresql
@@ -148,3 +149,22 @@ HOOK = [
     "import json, os; print(json.dumps(dict(os.environ)), file=open('hooked.new', 'w'), flush=True); "
     "os.rename('hooked.new', 'hooked')",
 ]  # fmt: skip
+
+
+def test_a_recorded_run_is_completed_though_prefect_calls_it_cancelled(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run / ".git", tmp_path / ".git")
+    monkeypatch.setenv(notes.FLOW_RUN, "brisk-fox")
+    with notes.kept(tmp_path, load(run / "params.yaml"), range(1, 3)):
+        pass
+    last = {"run": "brisk-fox", "state": "cancelled", "message": "Runner is shutting down.", "at": "2026-01-01"}
+    shown = notes.corrected(tmp_path, "tiny", last)
+    assert shown
+    assert (shown["state"], shown["message"]) == ("completed", "recorded state/tiny/0001, state/tiny/0002")
+    assert shown["prefect"] == "cancelled: Runner is shutting down."
+    another = {**last, "run": "calm-owl"}
+    assert notes.corrected(tmp_path, "tiny", another) == another
+    with contextlib.suppress(KeyboardInterrupt), notes.kept(tmp_path, load(run / "params.yaml"), range(1, 3)):
+        raise KeyboardInterrupt
+    assert notes.corrected(tmp_path, "tiny", last) == last
