@@ -31,7 +31,7 @@ from tasks.merge.sources import FileSource, TensorSource, content_hash
 from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
-from tasks.merge.threads import Pool
+from tasks.merge.threads import Workers
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
@@ -128,7 +128,7 @@ def merge(
                 return Merged(report)
             scratch = _scratch(where_to, stack) if _needs_scratch(chosen) else Path()
             sink = DictSink(plan.entries) if where_to is None else where_to.open(plan.entries)
-            with _all_or_none([sink], out), Pool(threads or where.threads) as pool:
+            with _all_or_none([sink], out), Workers(threads or where.threads) as pool:
                 tick = _ticker(progress, report.parameters)
                 for tensors in _cut(plan, together=needs_all_at_once(chosen)):
                     with ExitStack() as cleanup:
@@ -204,7 +204,7 @@ def advance(
             read = [*inputs, *earlier.arrays.values()]
             report = report_of(technique, plan, read, "sequential", where.name, earlier.count + 1, hashes)
             weight = technique.weights(earlier.count + 1)[earlier.count]
-            with _all_or_none([], out) as opened, Pool(threads or where.threads) as pool:
+            with _all_or_none([], out) as opened, Workers(threads or where.threads) as pool:
                 arrays: dict[str, FileSink] = {}
                 for name in technique.state:
                     arrays[name] = FileSink(state / f"{name}.safetensors", running.state_entries(plan))
@@ -297,7 +297,7 @@ def _hashes(technique: Technique, sources: Sequence[TensorSource], threads: int 
     """Content hash of each model: of its tensors' names and hashes, so that sharding and header order do not matter."""
     if not technique.random:
         return []
-    with Pool(threads) as pool:
+    with Workers(threads) as pool:
         found = []
         for source in sources:
             names = sorted(source.entries)

@@ -50,14 +50,14 @@ def one_thread() -> Iterator[None]:
                 put(_setting.before)
 
 
-class Pool:
+class Workers:
     """Worker threads: NumPy lets go of the interpreter lock while it computes, and the system while it reads."""
 
     def __init__(self, threads: int | None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.executor = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Workers:
         self._blas = one_thread()
         self._blas.__enter__()
         return self
