@@ -399,7 +399,7 @@ class Limits(Settings):
     """One cell of a table, one caption."""
     yaml_depth: int = Field(default=20, gt=0)
     """Levels of lists and mappings in an arrival.yaml."""
-    yaml_aliases: int = Field(default=100, ge=0)
+    yaml_aliases: int = Field(default=0, ge=0)
     """Aliases (``*name``) in an arrival.yaml."""
 
 

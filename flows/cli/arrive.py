@@ -57,11 +57,13 @@ def arrive(
 
 def _from_here(given: str, project: Path) -> str:
     """A path of the current folder, as one that starts where those of params.yaml do; all else as it is."""
-    path, mark, split = given.rpartition("#") if given.endswith(("#train", "#test")) else (given, "", "")
+    from tasks.arrive import without_part
+
+    path, part = without_part(given)
     whole = Path(path).expanduser().resolve()
     if not whole.exists():
         return given
-    return f"{whole.relative_to(project) if whole.is_relative_to(project) else whole}{mark}{split}"
+    return f"{whole.relative_to(project) if whole.is_relative_to(project) else whole}{part}"
 
 
 def inbox(

@@ -5,8 +5,18 @@
 
 from tasks.arrive.arriving import ChangedError, arrive, refusal
 from tasks.arrive.copying import Memo
-from tasks.arrive.request import CHECKPOINTS, Request
+from tasks.arrive.request import CHECKPOINTS, Request, without_part
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Verdict
 
-__all__ = ["CHECKPOINTS", "ChangedError", "Memo", "Request", "UnreachableError", "Verdict", "arrive", "refusal"]
+__all__ = [
+    "CHECKPOINTS",
+    "ChangedError",
+    "Memo",
+    "Request",
+    "UnreachableError",
+    "Verdict",
+    "arrive",
+    "refusal",
+    "without_part",
+]

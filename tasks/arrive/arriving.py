@@ -16,14 +16,13 @@ from tasks import layout
 from tasks.arrive import known, stream_file
 from tasks.arrive.copying import Copy, Copying, Memo
 from tasks.arrive.request import Request
-from tasks.arrive.verdict import Findings, Verdict, write_report
+from tasks.arrive.verdict import Findings, Verdict, quotable, write_report
 from tasks.errors import UserError
 from tasks.params import Arrival, Params, load
 from tasks.prepare.registry import parse_all
 from tasks.progress import Progress, silent
 from tasks.storage import atomic, dvc_config, locks, pointers, store
 from tasks.storage.cache import Cache, Entry, hash_of
-from tasks.text import redacted
 
 
 class ChangedError(UserError):
@@ -71,7 +70,7 @@ def arrive(
 
 def refusal(project: Path, name: str, problems: list[str], *, dry_run: bool = False) -> Verdict:
     """The verdict on something that is no request at all, such as a manifest that cannot be read."""
-    verdict = Verdict(name, "refused", tuple(redacted(problem) for problem in problems), (), {})
+    verdict = Verdict(name, "refused", tuple(map(quotable, problems)), (), {})
     return verdict if dry_run else replace(verdict, report=write_report(project, verdict))
 
 

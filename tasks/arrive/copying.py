@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks import layout
-from tasks.arrive import known, s3, samples
-from tasks.arrive.request import Found, Request, located
+from tasks.arrive import drops, known, s3, samples
+from tasks.arrive.request import LocatedSource, Request, located
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Findings, few
 from tasks.errors import UserError
@@ -94,27 +94,43 @@ class Copying:
         base = weights.base(self.project, self.params, model, self.scratch)
         target = folder / experts.FILE
         with self._complaining():
-            remote = address.startswith(s3.SCHEME)
-            here = str(s3.download(address, self.scratch / "download", self.progress)) if remote else address
+            here = self._brought(address)
             with self._complaining(lambda text: text.replace(here, address)):
                 experts.fetch(here, target, self.project, self.progress)
                 weights.check(self.request.name, target, base, self.findings, self.progress)
         return Arrival(name=self.request.name, expert=f"{self._path}/{experts.FILE}")
 
+    def _brought(self, address: str) -> str:
+        """Where an expert's file is: a copy of it, where it is in S3 or somebody else's."""
+        limits, target = self.params.limits, self.scratch / "download"
+        if address.startswith(s3.SCHEME):
+            bounds = limits if self.request.from_others else None
+            return str(s3.download(address, target, self.progress, bounds))
+        if not self.request.from_others:
+            return address
+        drop = Path(str(self.request.drop))
+        only = Path(address).relative_to(drop).as_posix()
+        return str(drops.copied(drop, target, limits, self.findings.complain, self.progress, only=only))
+
     def _data(self, folder: Path) -> Arrival | None:
         how = models.preprocess(self._model())
         params, downloads = self.params, layout.private(self.project) / "downloads"
-        outside = Outside(self.project, downloads, params.seed, self.progress, limits=params.limits)
+        outside = Outside(
+            self.project, downloads, params.seed, self.progress, limits=params.limits, inside=self.request.from_others
+        )  # fmt: skip
         context = Context(
             params.seed, how.image_size, how.interpolation, how.resize_mode == "squash", self.scratch,
             limits=params.limits,
         )  # fmt: skip
-        copied: list[tuple[Found, Path]] = []
+        copied: list[tuple[LocatedSource, Path]] = []
         readings: list[tuple[Source, Reading]] = []
         for number, given in enumerate(self.request.data):
             with self._complaining():
                 downloads = self.scratch / f"download-{number}"
-                found = located(given, self.request, self.project, downloads, self.progress)
+                found = located(
+                    given, self.request, self.project, downloads, self.progress, self.params.limits,
+                    self.findings.complain,
+                )  # fmt: skip
                 raw = self.scratch / f"raw-{number}" / found.source.kind
                 raw.mkdir(parents=True)
                 with self._complaining(found.shown):
@@ -129,7 +145,7 @@ class Copying:
             return None
         return Arrival(name=self.request.name, update=self._moved(copied, folder))
 
-    def _moved(self, copied: list[tuple[Found, Path]], folder: Path) -> list[SourceSpec]:
+    def _moved(self, copied: list[tuple[LocatedSource, Path]], folder: Path) -> list[SourceSpec]:
         """The sources that read what was copied, from where the project is to have it."""
         specs: list[SourceSpec] = []
         for number, (found, raw) in enumerate(copied, start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,17 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tasks.arrive import s3
+from tasks.arrive import drops, s3
 from tasks.errors import UserError
-from tasks.params import TAKEN, Name, SourceSpec
+from tasks.params import TAKEN, Limits, Name, SourceSpec
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import kinds, parse, recognised
 from tasks.prepare.source import Source
 from tasks.progress import Progress
 
+LONGEST_NAME = 100
+"""Characters of an arrival's name: it becomes a folder, and part of longer names."""
+_PART = re.compile(r"#(?:(?:train|test)(?:\[[^\[\]]*\])?|\[[^\[\]]*\])$")
 CHECKPOINTS = frozenset((".safetensors", ".pt", ".pth", ".bin", ".ckpt"))
 
 
@@ -33,6 +37,15 @@ class Request:
     """For sources that are given as bare paths: what else the source says, and ``source``, its kind."""
     where: str = "--data"
     """Who says so, for messages."""
+    drop: str | None = None
+    """The folder or address of somebody else's that the files lie in: they are copied by `tasks.arrive.drops`."""
+    ignored: tuple[str, ...] = ()
+    """Files at the top of a drop that are not data."""
+
+    @property
+    def from_others(self) -> bool:
+        """Whether the files are somebody else's."""
+        return self.drop is not None
 
     def require_sense(self) -> None:
         """Raises:
@@ -43,6 +56,10 @@ class Request:
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"{self.name!r} cannot be the name of an arrival: {reason}") from None
+        if len(self.name) > LONGEST_NAME:
+            raise UserError(
+                f"{self.name[:40]!r}… cannot be the name of an arrival: more than {LONGEST_NAME} characters"
+            )
         if self.name in TAKEN:
             raise UserError(f"{self.name!r} cannot be the name of an arrival: step 0 and its pool are called so")
         if bool(self.data) == (self.expert is not None):
@@ -50,7 +67,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedSource:
     """A source, ready to be fetched."""
 
     source: Source
@@ -60,8 +77,16 @@ class Found:
     """Gives a message the address that the user knows, in place of that of a download."""
 
 
-def located(given: SourceSpec, request: Request, project: Path, scratch: Path, progress: Progress) -> Found:
-    """The source that one of a request's data means; what is in S3 is downloaded into the folder ``scratch``.
+def located(
+    given: SourceSpec,
+    request: Request,
+    project: Path,
+    scratch: Path,
+    progress: Progress,
+    limits: Limits,
+    complain: Callable[[str], None],
+) -> LocatedSource:
+    """The source that one of a request's data means; what is in S3, or in a drop, is copied into ``scratch``.
 
     Raises:
         UserError: it is of no kind that is read, could be of several, or is not there.
@@ -71,23 +96,30 @@ def located(given: SourceSpec, request: Request, project: Path, scratch: Path, p
     if isinstance(spec, str):
         source = parse(spec, where)
         if not isinstance(source, Photographs):
-            return Found(source, spec)
+            return LocatedSource(source, spec)
         spec = {"source": source.kind, **source.model_dump(mode="json", exclude_defaults=True)}
     path = spec.get("path")
     if not isinstance(path, str):
-        return Found(parse(spec, where), spec)
+        return LocatedSource(parse(spec, where), spec)
     remote = path.startswith(s3.SCHEME)
-    there = s3.download(path, scratch, progress) if remote else project / path
+    elsewhere = remote or request.from_others
+    bounds = limits if request.from_others else None
+    if remote:
+        there = s3.download(path, scratch, progress, bounds, request.ignored)
+    elif request.from_others:
+        there = drops.copied(project / path, scratch, limits, complain, progress, ignored=request.ignored)
+    else:
+        there = project / path
     if not there.exists():
         known = f" (a source is called {', '.join(kinds())})" if ":" in path else ""
         raise UserError(f"{path}: no such file or folder{known}")
     if there.is_file() and there.suffix.lower() in CHECKPOINTS:
         raise UserError(f"{path}: is a checkpoint; it arrives with --expert")
     spec = {"source": recognised(there, path) if "source" not in spec else spec["source"], **spec}
-    if not remote:
-        return Found(parse(spec, where), spec)
-    source = parse({**spec, "path": str(there), "drawn_as": path}, where)
-    return Found(source, spec, lambda text: text.replace(str(there), path))
+    if not elsewhere:
+        return LocatedSource(parse(spec, where), spec)
+    source = parse({**spec, "path": str(there), "drawn_as": spec.get("drawn_as") or path}, where)
+    return LocatedSource(source, spec, lambda text: text.replace(str(there), path))
 
 
 def _said(given: SourceSpec, request: Request) -> SourceSpec:
@@ -100,5 +132,11 @@ def _said(given: SourceSpec, request: Request) -> SourceSpec:
         except YAMLError as error:
             raise UserError(f"{request.where}: {given}: not a mapping: {' '.join(str(error).split())}") from None
         return {str(key): value for key, value in content.items()}
-    path, _, split = given.rpartition("#") if given.endswith(("#train", "#test")) else (given, "", "")
-    return {**request.settings, "path": path, **({"split": split} if split else {})}
+    path, part = without_part(given)
+    return {**request.settings, **Photographs.from_text(path + part)}
+
+
+def without_part(given: str) -> tuple[str, str]:
+    """A path, and the part or share behind it, as in ``photos#train[:80%]``."""
+    at = _PART.search(given)
+    return (given[: at.start()], at[0]) if at else (given, "")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from tasks.arrive import drops
 from tasks.errors import UserError
+from tasks.params import Limits
 from tasks.progress import Progress
 from tasks.storage import store
 from tasks.storage.dvc_config import Remote
@@ -52,16 +54,22 @@ def objects(address: str) -> dict[str, Stored]:
     }
 
 
-def download(address: str, into: Path, progress: Progress) -> Path:
-    """Download a file, or all below a prefix, into the folder ``into``; returns the file or the folder there.
+def download(
+    address: str, into: Path, progress: Progress, limits: Limits | None = None, ignored: Collection[str] = ()
+) -> Path:
+    """Download a file, or all below a prefix but ``ignored`` keys, into ``into``; returns the file or the folder there.
 
     Raises:
-        UserError: there is nothing, or a key that is no path below the folder.
+        UserError: there is nothing, a key that is no path below the folder, or more than the limits allow.
         UnreachableError: no access, or no answer, or it breaks off.
     """
-    found = objects(address)
+    found = {name: about for name, about in objects(address).items() if name not in ignored}
     if not found:
         raise UserError(f"{address}: nothing is stored there")
+    if limits:
+        total = sum(about.size for about in found.values())
+        for name, about in found.items():
+            drops.require_within(limits, total, about.size, f"{address}/{name}", address)
     bucket, key = _split(address)
     home = into / (PurePosixPath(key).name or bucket)
     for name in found:

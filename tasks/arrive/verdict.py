@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tasks import layout
 from tasks.storage import atomic
-from tasks.text import redacted
+from tasks.text import one_line, printable, redacted, shortened
 from tasks.units import size
 
 Outcome = Literal["arrived", "already there", "would arrive", "refused"]
@@ -32,10 +32,10 @@ class Findings:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def complain(self, problem: str) -> None:
-        self.problems[redacted(problem)] = None
+        self.problems[quotable(problem)] = None
 
     def note(self, sentence: str) -> None:
-        self.notes[redacted(sentence)] = None
+        self.notes[quotable(sentence)] = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Verdict:
         """All of it, for people."""
         if self.facts:
             yield f"{self.name}: {', '.join(_facts(self.facts))}"
-            yield from _classes(self.facts.get("classes", {}))
+            yield from map(printable, _classes(self.facts.get("classes", {})))
         for note in self.notes:
             yield f"  note: {note}"
         for problem in self.problems[:SHOWN]:
@@ -94,6 +94,11 @@ class Verdict:
                 count = len(self.problems)
                 left_report = f"; the report is {self.report}" if self.report else ""
                 yield f"{self.name} is refused for {count} problem{'s'[: count > 1]}, nothing was changed{left_report}"
+
+
+def quotable(sentence: str) -> str:
+    """A sentence that quotes what came from outside: not too long, with nothing in it that a terminal obeys."""
+    return shortened(one_line(redacted(sentence)))
 
 
 def few(names: Sequence[str]) -> str:

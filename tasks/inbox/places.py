@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from tasks.arrive import s3
+from tasks.arrive import drops, s3
 from tasks.errors import UserError
-from tasks.storage.cache import md5_of
 
 READY = "READY"
 MANIFEST = "arrival.yaml"
 MARKERS = (READY, MANIFEST)
 """Whichever of them is written, is written last."""
+MANIFEST_BYTES = 64 << 10
+"""Size of the largest manifest."""
 
 
-class Place(ABC):
+class Inbox(ABC):
     """An inbox, looked at once."""
 
     where: str
@@ -62,7 +62,7 @@ class Place(ABC):
         """The paths of a drop's files, relative to it."""
 
 
-def place(where: str, project: Path) -> Place:
+def place(where: str, project: Path) -> Inbox:
     """The inbox at an address: ``s3://BUCKET/PREFIX``, or a folder (relative to the project).
 
     Raises:
@@ -76,7 +76,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-class _Folder(Place):
+class _Folder(Inbox):
     def __init__(self, where: str, folder: Path):
         self.folder, self.where = folder.resolve(), str(folder.resolve())
         if not folder.is_dir():
@@ -91,6 +91,8 @@ class _Folder(Place):
             for file in self.names(name):
                 about = (self.folder / name / file).lstat()
                 facts[file] = [about.st_size, about.st_mtime_ns]
+            if (self.folder / name).is_symlink():
+                facts[""] = [0, 0]
         except FileNotFoundError:
             return None
         return _hash(facts) if facts else None
@@ -102,12 +104,26 @@ class _Folder(Place):
         return any((self.folder / name / marker).is_file() for marker in MARKERS)
 
     def content(self, name: str) -> str:
-        return _hash({file: md5_of(self.folder / name / file) for file in self.names(name) if file != READY})
+        return _hash({file: self._hash_of(name, file) for file in self.names(name) if file != READY})
+
+    def _hash_of(self, name: str, file: str) -> str:
+        """The hash of a file's content; of what is no file of the drop, why it is none."""
+        try:
+            with drops.opened(self.folder / name, file) as content:
+                return hashlib.file_digest(content, "md5").hexdigest()  # type: ignore[arg-type]
+        except UserError as error:
+            return str(error)
 
     def manifest(self, name: str) -> str | None:
         path = self.folder / name / MANIFEST
+        if not path.is_symlink() and not path.exists():
+            return None
+        with drops.opened(self.folder / name, MANIFEST) as file:
+            text = file.read(MANIFEST_BYTES + 1)
+        if len(text) > MANIFEST_BYTES:
+            raise UserError(f"{path}: has more than {MANIFEST_BYTES} bytes")
         try:
-            return path.read_text() if path.is_file() else None
+            return text.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise UserError(f"{path}: not a text file") from None
 
@@ -115,13 +131,10 @@ class _Folder(Place):
         return str(self.folder / name)
 
     def names(self, name: str) -> list[str]:
-        top = self.folder / name
-        return sorted(
-            Path(parent, file).relative_to(top).as_posix() for parent, _, files in os.walk(top) for file in files
-        )
+        return drops.entries(self.folder / name)
 
 
-class _Prefix(Place):
+class _Prefix(Inbox):
     def __init__(self, where: str):
         self.where = where.rstrip("/")
         self._objects: dict[str, dict[str, s3.Stored]] = {}
@@ -148,7 +161,12 @@ class _Prefix(Place):
         return _hash({file: [about.size, about.tag] for file, about in found if file != READY})
 
     def manifest(self, name: str) -> str | None:
-        return s3.text(f"{self.address(name)}/{MANIFEST}") if MANIFEST in self._objects[name] else None
+        if MANIFEST not in self._objects[name]:
+            return None
+        where = f"{self.address(name)}/{MANIFEST}"
+        if self._objects[name][MANIFEST].size > MANIFEST_BYTES:
+            raise UserError(f"{where}: has more than {MANIFEST_BYTES} bytes")
+        return s3.text(where)
 
     def address(self, name: str) -> str:
         return f"{self.where}/{name}"

@@ -8,24 +8,27 @@ stream, under whatever name the drop has by now.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from tasks import arrive as arriving
 from tasks.arrive import CHECKPOINTS, ChangedError, Memo, Request, UnreachableError, Verdict
-from tasks.errors import UserError
+from tasks.errors import ReadableError, UserError
 from tasks.inbox import notes, places
 from tasks.inbox.notes import Note
-from tasks.inbox.places import MANIFEST, MARKERS, Place
-from tasks.params import load
+from tasks.inbox.places import MANIFEST, MARKERS, Inbox
+from tasks.params import Limits, load
 from tasks.progress import Progress, silent
 from tasks.storage import dvc, store
+from tasks.text import printable
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class _Look:
     """One look through an inbox, on its way."""
 
     project: Path
-    place: Place
+    place: Inbox
     progress: Progress
     dry_run: bool
     found: Scan
@@ -117,7 +120,15 @@ class _Look:
     def fresh(self) -> Iterator[tuple[str, str]]:
         """The drops that are to be looked into, with their signatures; all others are put where they belong."""
         for name in self.place.drops():
-            signature = self.place.signature(name)
+            try:
+                name.encode()
+                signature = self.place.signature(name)
+            except UnicodeEncodeError:
+                self._wait(printable(name), "its name is not UTF-8; rename it")
+                continue
+            except OSError as error:
+                self._wait(name, f"{error.filename}: {error.strerror}")
+                continue
             if signature is None or not self.place.finished(name):
                 self._wait(name, f"has neither {' nor '.join(MARKERS)}: not finished")
                 continue
@@ -150,6 +161,7 @@ class _Look:
 
     def take(self, name: str, signature: str) -> None:
         """Let one drop arrive, and note what became of it."""
+        content = ""
         try:
             content = self.place.content(name)
             verdict = self._verdict(name, signature)
@@ -159,6 +171,14 @@ class _Look:
         except _UNREADABLE as error:
             self._wait(name, f"{error.filename}: {error.strerror}")
             return
+        except ReadableError:
+            raise  # the project's own fault, or the store's
+        except OSError as error:
+            if error.errno in _OF_THE_MACHINE:
+                raise
+            verdict = self._unexpected(name, error)
+        except Exception as error:  # whatever it is, it is one drop's, and the others must not wait for it
+            verdict = self._unexpected(name, error)
         arrival = str(verdict.arrival["name"]) if verdict.arrival else verdict.name
         if verdict.refused:
             self.found.refused.append(Drop(name, f"refused: {verdict.problems[0]}", verdict))
@@ -174,7 +194,7 @@ class _Look:
 
     def _verdict(self, name: str, signature: str) -> Verdict:
         try:
-            request = _request(self.place, name)
+            request = _request(self.place, name, load(self.project / "params.yaml").limits)
         except UnreachableError:
             raise
         except UserError as error:
@@ -184,21 +204,28 @@ class _Look:
             unchanged=lambda: self.place.still(name, signature),
         )  # fmt: skip
 
+    def _unexpected(self, name: str, error: Exception) -> Verdict:
+        """The refusal of a drop that brings up an error which nobody has thought of."""
+        problem = f"{self.place.address(name)}: cannot be taken: {type(error).__name__}: {error}"
+        return arriving.refusal(self.project, name, [problem], dry_run=self.dry_run)
+
     def _wait(self, name: str, why: str) -> None:
         self.found.waiting.append(Drop(name, why))
 
 
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+"""Errors that say nothing of a drop: a disk is full, files run out."""
 _UNREADABLE = (PermissionError, FileNotFoundError)
 """What a drop's own files can raise: they may be readable by the next look."""
 
 
-def _request(place: Place, name: str) -> Request:
+def _request(place: Inbox, name: str, limits: Limits) -> Request:
     """What a drop asks for.
 
     Raises:
         UserError: its manifest is wrong, or its name can be no arrival's.
     """
-    said = _manifest(place, name)
+    said = _manifest(place, name, limits)
     files = [file for file in place.names(name) if file not in MARKERS]
     settings = dict(said.__pydantic_extra__ or {})
     address = place.address(name)
@@ -210,27 +237,48 @@ def _request(place: Place, name: str) -> Request:
             raise UserError(f"{address}/{MANIFEST}: expert: {expert!r} is none of the drop's files")
         if settings or said.prompt:
             raise UserError(f"{address}/{MANIFEST}: an expert takes no {next(iter([*settings, 'prompt']))}")
-        request = Request(said.name or name, expert=f"{address}/{expert}")
+        request = Request(said.name or name, expert=f"{address}/{expert}", drop=address)
     else:
         if "path" in settings:
             raise UserError(f"{address}/{MANIFEST}: path: the data are the drop's files, wherever it lies")
         template = {"template": said.prompt} if said.prompt is not None else {}
+        original = str(settings.get("drawn_as") or "")
+        if original.startswith("/") or ".." in PurePosixPath(original).parts:
+            raise UserError(f"{address}/{MANIFEST}: drawn_as: {original!r} leads out of the drop")
         request = Request(
-            said.name or name, (address,), settings={**settings, **template}, where=f"{address}/{MANIFEST}"
-        )
+            said.name or name, (address,), settings={**settings, **template}, where=f"{address}/{MANIFEST}",
+            drop=address, ignored=MARKERS,
+        )  # fmt: skip
     request.require_sense()
     return request
 
 
-def _manifest(place: Place, name: str) -> _Manifest:
+def _manifest(place: Inbox, name: str, limits: Limits) -> _Manifest:
     text = place.manifest(name)
     where = f"{place.address(name)}/{MANIFEST}"
     try:
+        _require_small(text or "{}", where, limits)
         content = YAML(typ="safe").load(text or "{}")
         return _Manifest.model_validate({} if content is None else content)
-    except YAMLError as error:
-        raise UserError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: {key or 'it'}: {first['msg']}") from None
+    except (YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
+
+
+def _require_small(text: str, where: str, limits: Limits) -> None:
+    """Look at a YAML text without building anything of it.
+
+    Raises:
+        UserError: it is nested too deep, or has too many aliases, which a few bytes can make many of.
+    """
+    depth = aliases = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        aliases += isinstance(event, AliasEvent)
+        if depth > limits.yaml_depth:
+            raise UserError(f"{where}: is nested deeper than {limits.yaml_depth} levels (limits.yaml_depth)")
+        if aliases > limits.yaml_aliases:
+            raise UserError(f"{where}: has more than {limits.yaml_aliases} aliases (limits.yaml_aliases)")
