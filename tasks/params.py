@@ -294,8 +294,6 @@ class Evaluate(Settings):
     """Test sets of what the base knows and what never arrives: zero-shot retention, A_ZS."""
     batch_size: int = Field(default=256, gt=0)
     """Images that are scored at a time; it decides no result."""
-    allow_overlap: bool = False
-    """Train on images that are test images too; by default that is an error, and the manifest says so either way."""
 
     @property
     def sets(self) -> list[EvaluationSet]:

@@ -56,7 +56,7 @@ def test_what_is_no_file_of_the_drop_is_refused_by_name(
     assert "socket/cat/p.png: " in why["socket"]
     assert "marker/arrival.yaml: is a link that leads out of the drop" in why["marker"]
     assert "whole: is a link; put the folder itself there" in why["whole"]
-    taken = [path for path in (project / "data/arrivals").rglob("*.png")]
+    taken = list((project / "data/arrivals").rglob("*.png"))
     assert len(taken) == 5  # of good 2, of inside 3
 
 
