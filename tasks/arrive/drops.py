@@ -6,6 +6,7 @@ the limits allow. A link is read where it leads to a file of the same drop.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Collection
@@ -45,7 +46,8 @@ def opened(drop: Path, name: str) -> BinaryIO:
         home, target = os.path.realpath(drop), os.path.realpath(where)
         if os.path.commonpath([home, target]) != home:
             raise UserError(f"{where}: is a link that leads out of the drop; put the file itself there")
-        Path(target).stat()  # FileNotFoundError names it
+        if not Path(target).exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(where))
         name = os.path.relpath(target, home)
     *folders, file = Path(name).parts
     with _Folder(drop) as folder:
