@@ -17,6 +17,7 @@ from prefect.tasks import Task
 from flows.prefect import artifacts
 from tasks import waits
 from tasks.errors import may_pass
+from tasks.prepare import check_overlap as find_overlap
 from tasks.record import Code, State
 from tasks.record import record as record_state
 from tasks.references import Reference
@@ -42,13 +43,15 @@ def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: 
         test_sets = prepare_evaluation.submit(current, raw_evaluation, history)
         init = initialize.submit(current, history)
         succeeded(arrival, test_sets, init)
+        overlap = check_overlap(current, arrival, test_sets)
 
         expert = train(current, init, arrival, history)
         deployed = deploy(current, expert, history)
         metrics = evaluate(current, deployed, test_sets, history)
         state = record(
-            current, [history, raw_arrival, raw_evaluation], [arrival, test_sets, init, expert, deployed, metrics]
-        )
+            current, [history, raw_arrival, raw_evaluation], [arrival, test_sets, init, expert, deployed, metrics],
+            overlap,
+        )  # fmt: skip
         previous = current.previous
     artifacts.publish_step(state, previous)
     return state.tag
@@ -97,14 +100,23 @@ deploy = node_task("deploy")
 evaluate = node_task("evaluate")
 
 
+@task(name="check-overlap", task_run_name="check-overlap-{step.number}", cache_policy=NO_CACHE, persist_result=False)
+def check_overlap(step: Step, *_prepared: Any) -> list[Any]:
+    """Refuse to train on test images, unless the params allow it; what they have in common otherwise."""
+    return find_overlap(step.folder, step.params, step.progress)
+
+
 @task(
     name="record", task_run_name="record-{step.number}", cache_policy=NO_CACHE, persist_result=False,
     retries=len(RECORD_WAITS), retry_delay_seconds=RECORD_WAITS, retry_condition_fn=passing,
 )  # fmt: skip
-def record(step: Step, inputs: list[Inputs], nodes: list[Any]) -> State:
+def record(step: Step, inputs: list[Inputs], nodes: list[Any], overlap: list[Any]) -> State:
     """Record the step from references of its nodes; git alone knows what is recorded."""
     placed = {path: entry for one in inputs for path, entry in one.outs.items()}
-    state = record_state(step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc)
+    state = record_state(
+        step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc,
+        {one.test_set: one.facts for one in overlap},
+    )  # fmt: skip
     held = "" if state.manifest.promoted else ", held by the gate"
     scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"
     step.progress("recorded as", 1, 1, f"{state.tag}: {scored}{held}")

@@ -294,6 +294,8 @@ class Evaluate(Settings):
     """Test sets of what the base knows and what never arrives: zero-shot retention, A_ZS."""
     batch_size: int = Field(default=256, gt=0)
     """Images that are scored at a time; it decides no result."""
+    allow_overlap: bool = False
+    """Whether test images may be among what is trained on; if not, that is an error before training."""
 
     @property
     def sets(self) -> list[EvaluationSet]:

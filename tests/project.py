@@ -85,23 +85,24 @@ def write_params(folder: Path, **changes: Any) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Three pools of coloured shapes, each split into train and test."""
+    """Three pools of coloured shapes, each split into train and test; no two drawings are the same."""
     random = np.random.default_rng(0)
     for pool, colours in (("base", COLOURS[:2]), ("first", COLOURS[2:4]), ("second", COLOURS[4:])):
-        for split, count in (("train", 12), ("test", 4)):
-            for colour in colours:
-                for shape in SHAPES:
+        for colour in colours:
+            for shape in SHAPES:
+                places = [int(place) for place in random.permutation(36)]
+                for split, count in (("train", 12), ("test", 4)):
                     home = folder / pool / split / f"{colour} {shape}"
                     home.mkdir(parents=True)
                     for i in range(count):
-                        _drawing(colour, shape, random).save(home / f"{i}.png")
+                        _drawing(colour, shape, places.pop()).save(home / f"{i}.png")
 
 
-def _drawing(colour: str, shape: str, random: np.random.Generator) -> Image.Image:
+def _drawing(colour: str, shape: str, place: int) -> Image.Image:
     image = Image.new("RGB", (20, 20), "white")
-    x, y = random.integers(1, 7, 2)
+    x, y = 1 + place % 6, 1 + place // 6
     pen = ImageDraw.Draw(image)
-    (pen.rectangle if shape == "square" else pen.ellipse)((int(x), int(y), int(x) + 11, int(y) + 11), fill=colour)
+    (pen.rectangle if shape == "square" else pen.ellipse)((x, y, x + 11, y + 11), fill=colour)
     return image
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import captured, experts
@@ -21,7 +22,10 @@ from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
-__all__ = ["check", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "pointers"]
+if TYPE_CHECKING:
+    from tasks.prepare.overlap import Overlap
+
+__all__ = ["check", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "pointers"]
 
 NOTES = "notes.json"
 """Beside raw files of which there is something to note."""
@@ -39,6 +43,17 @@ def check(params: Params, project: Path = Path()) -> None:
     for arrival in params.stream:
         if arrival.expert is not None:
             experts.check(arrival.expert, project)
+
+
+def check_overlap(folder: Path, params: Params, progress: Progress = silent) -> list[Overlap]:
+    """Look for test images in what a step trains on, once both are prepared in its ``folder``; see `overlap.check`.
+
+    Raises:
+        UserError: there are some, and ``evaluate.allow_overlap`` is false.
+    """
+    from tasks.prepare import overlap
+
+    return overlap.check(folder, params, progress)
 
 
 def fetch_arrival(

@@ -126,6 +126,15 @@ class StateBytes(_Part):
     new: int
 
 
+class RecordedOverlap(_Part):
+    """Test images among what was trained on: ``equal`` as prepared, ``similar`` nearly so, of ``total``."""
+
+    equal: int
+    similar: int
+    total: int
+    example: Text
+
+
 class RollbackNote(_Part):
     """Which state a rollback went back to, and which one was the newest before."""
 
@@ -166,6 +175,8 @@ class Manifest(_Part):
     """Node → wall time of the run that made its outputs."""
     bytes: StateBytes
     rollback: RollbackNote | None = None
+    overlap: dict[Text, RecordedOverlap] = {}
+    """Test set → its images among what was trained on, where there are some."""
 
     @field_validator("version")
     @classmethod

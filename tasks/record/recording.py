@@ -39,8 +39,11 @@ def record(
     references: Sequence[Reference],
     cache: Cache,
     dvc: Dvc,
+    overlap: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> State:
     """Record a step whose nodes have finished, and return its state; ``start`` is the one that it started from.
+
+    ``overlap`` says which test sets have images among what was trained on, as `manifest.RecordedOverlap` has it.
 
     Raises:
         RemoteError: the remote did not take everything; nothing is recorded, and the same call may be tried again.
@@ -52,7 +55,7 @@ def record(
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     verdict = _judge(project, worktree, outputs, cache, dvc)
-    content = _manifest(params, previous, start, code, inputs, references, training, verdict, cache)
+    content = _manifest(params, previous, start, code, inputs, references, training, verdict, cache, overlap or {})
     (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     plots.write(project, worktree.folder, previous, params.step, content.arrival)
     made = {**inputs, **outputs}
@@ -89,6 +92,7 @@ def _manifest(
     training: Mapping[str, Any],
     verdict: GateVerdict,
     cache: Cache,
+    overlap: Mapping[str, Mapping[str, Any]],
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
     finished = list(references)
@@ -117,6 +121,8 @@ def _manifest(
         "seconds": {reference.node: reference.seconds for reference in finished},
         "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
     }
+    if overlap:
+        content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
     return Manifest.model_validate(content)
 
 

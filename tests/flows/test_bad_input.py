@@ -82,6 +82,15 @@ def test_a_missing_base_is_found_before_any_server_starts(project: Path, base: d
     assert not (project / ".chronomerge" / "store").exists()
 
 
+def test_a_test_set_that_is_trained_on(project: Path, prefect_api: dict[str, str]) -> None:
+    """Written by hand: the retention set is what the base is trained on."""
+    leak = {**projects.PARAMS["evaluate"], "retention": [{"name": "old", "test": ["images:drawings/base#train"]}]}
+    projects.write_params(project, evaluate=leak)
+    line = refused(project, "run", **prefect_api)
+    assert "arrival 'base' holds test images: 48 of 48 images of the test set 'old'" in line
+    assert "evaluate.allow_overlap: true" in line
+
+
 def test_a_missing_image_folder(project: Path, prefect_api: dict[str, str]) -> None:
     projects.write_params(project, stream=[{"name": "first", "update": ["images:nowhere"]}])
     assert "nowhere" in refused(project, "run", **prefect_api)

@@ -39,11 +39,12 @@ def test_the_graph_on_prefects_page_is_the_one_that_dvc_yaml_declares(graph: dic
     declared = nodes.declared(ROOT)
     made = {path: name for name, node in declared.items() for path in node.outs}
     made |= {path: name for name, path in PLACED.items()}
-    assert set(graph) == {*declared, *PLACED, "record"}
+    assert set(graph) == {*declared, *PLACED, "check-overlap", "record"}
+    assert graph["check-overlap"]["inputs"] == {"prepare", "prepare-evaluation"}
     for name, node in declared.items():
         read = {task for path in node.data for parent, task in made.items() if f"{path}/".startswith(f"{parent}/")}
         assert graph[name]["inputs"] == read
-    assert graph["record"]["inputs"] == {*declared, *PLACED}
+    assert graph["record"]["inputs"] - {"check-overlap"} == {*declared, *PLACED}
 
 
 def test_prepare_and_prepare_evaluation_run_side_by_side(graph: dict[str, dict[str, Any]]) -> None:

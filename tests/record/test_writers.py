@@ -190,7 +190,7 @@ RACE = """
 import json, sys
 from pathlib import Path
 from tasks.errors import UserError
-
+from tasks.record import sharing, timelines
 from tasks.storage import dvc_config
 from tasks.storage.dvc import Dvc
 from tests.record import made_up
