@@ -14,6 +14,7 @@ from tasks.errors import UserError
 from tasks.merge.dtypes import FLOATS, INTEGERS
 from tasks.merge.sources import TensorEntry, TensorSource, equal
 from tasks.merge.tied import find_tied
+from tasks.merge.translated import Translated
 from tasks.merge.types import Scope
 from tasks.model import dialects
 
@@ -184,7 +185,8 @@ def require_model(label: str, source: TensorSource) -> None:
         kind, name = adapter
         raise UserError(
             f"{where}: is a {kind} adapter ({name!r}), not a model: its factors cannot be merged one by one. Merge "
-            "each adapter into its base first, with peft's merge_and_unload, and give the models that come out"
+            "each adapter into its base first, with peft's merge_and_unload, and give the models that come out; or "
+            "give the adapter's folder, with its adapter_config.json, and --base"
         )
     if pair := dialects.quantised({name: (e.dtype, e.shape) for name, e in source.entries.items()}):
         weight, companion = pair
@@ -202,10 +204,6 @@ def _require_half(reference: TensorSource, others: Mapping[str, TensorSource], k
     share = 1 - sum(floats[name] for name in lacking) / max(1, sum(floats.values()))
     if share >= 0.5:
         return
-
-    def common(source: TensorSource) -> int:
-        return sum(size for n, size in floats.items() if source.entries.get(n, TensorEntry("", ())).shape == (
-            reference.entries[n].shape))  # fmt: skip
 
     label, least = min(others.items(), key=lambda item: _common(reference, item[1]))
     shared = len(reference.entries.keys() & least.entries.keys() - lacking)
@@ -234,7 +232,8 @@ def _difference(reference: TensorSource, other: TensorSource) -> str:
     pairs = {n: (e.shape, other.entries[n].shape) for n, e in reference.entries.items() if n in other.entries}
     if reshaped := [f"{n} {list(a)} and {list(b)}" for n, (a, b) in sorted(pairs.items()) if a != b]:
         return f"shapes differ: {listed(reshaped)}. Give models of one architecture"
-    return f"{other.label} lacks {listed(ours)}. Give complete models"
+    own = f" (its own names: {listed(sorted(other.own_names))})" if isinstance(other, Translated) else ""
+    return f"{other.label}{own} lacks {listed(ours)}. Give complete models"
 
 
 def _reason_to_keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ class Translated:
 
     def __init__(self, source: TensorSource, entries: Mapping[str, TensorEntry], ranges: Mapping[str, _Range]) -> None:
         self.label, self.notes, self.entries = source.label, source.notes, entries
+        self.own_names: Collection[str] = getattr(source, "own_names", source.entries)
+        """The names in the file."""
         self._source, self._ranges = source, ranges
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
