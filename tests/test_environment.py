@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def with_aiohttp(address: str) -> None:
         async with aiohttp.ClientSession(trust_env=True) as session, session.get(f"{address}/x"):
             pass
 
-    asyncio.run(ask())
+    with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, another test's
+        pool.submit(asyncio.run, ask()).result()
 
 
 def with_botocore(address: str) -> None:

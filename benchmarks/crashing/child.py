@@ -62,7 +62,7 @@ def run(request: Request) -> None:
     import prefect.context
 
     prefect.context.refresh_global_settings_context()
-    from flows.cli.app import app
+    from flows.cli import app
 
     _note_waiting(Path(request.notes))
     if request.boundary:

@@ -162,7 +162,7 @@ def test_the_same_bytes_in_another_process(prepare: Callable[..., Dataset], proj
     first = {name: (data.folder / name).read_bytes() for name in files}
     content = json.loads(params(arrival=arrival("icons:activities"), step=1).model_dump_json(exclude_none=True))
     (project / "params.yaml").write_text(json.dumps(content))
-    command = [sys.executable, "-m", "tasks.prepare", "arrival"]
+    command = [sys.executable, "-m", "tasks", "prepare"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert {name: (data.folder / name).read_bytes() for name in files} == first

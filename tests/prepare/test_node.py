@@ -27,7 +27,7 @@ def test_a_mistake_is_one_line_and_status_2(project: Path) -> None:
     before = project / "data/step/arrival/kept"
     before.parent.mkdir(parents=True)
     before.touch()
-    command = [sys.executable, "-m", "tasks.prepare", "arrival"]
+    command = [sys.executable, "-m", "tasks", "prepare"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

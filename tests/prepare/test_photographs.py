@@ -426,7 +426,7 @@ def test_another_process_makes_the_same_bytes_and_leaves_home_alone(prepare: Pre
     home = project / "home"
     home.mkdir()
     environment = {"PYTHONPATH": str(ROOT), "HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    command = [sys.executable, "-m", "tasks.prepare", "arrival"]
+    command = [sys.executable, "-m", "tasks", "prepare"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert {p.name: p.read_bytes() for p in data.folder.iterdir()} == before
