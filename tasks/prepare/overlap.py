@@ -43,6 +43,15 @@ class Overlap:
     example: str
     """A pair, by the ids of its images."""
 
+    def told(self, arrival: str) -> str:
+        """A sentence for people."""
+        counts = {"equal to": self.equal, "similar to": self.similar}
+        parts = " and ".join(f"{count} {how} images" for how, count in counts.items() if count)
+        return (
+            f"of the {self.total} images of the test set {self.test_set!r}, {parts} of arrival {arrival!r} "
+            f"({self.example})"
+        )
+
     @property
     def facts(self) -> dict[str, int | str]:
         """What a manifest says of it."""
@@ -94,11 +103,7 @@ def check(folder: Path, params: Params, progress: Progress) -> list[Overlap]:
     if not params.evaluate.allow_overlap:
         require_none(params.arrival.name, overlaps)
     for one in overlaps:
-        progress(
-            "note: test images are trained on:", 1, 1,
-            f"{one.equal} of {one.total} images of {one.test_set!r} are in arrival {params.arrival.name!r}, "
-            f"{one.similar} more look like some of its images ({one.example})",
-        )  # fmt: skip
+        progress("note:", 1, 1, one.told(params.arrival.name))
     return overlaps
 
 

@@ -96,4 +96,6 @@ def test_a_leak_is_refused_or_counted_as_the_params_say(tmp_path: Path) -> None:
     said: list[str] = []
     (found,) = overlap.check(tmp_path, allowed, lambda *told: said.append(str(told[-1])))
     assert found.facts == {"equal": 3, "similar": 0, "total": 20, "example": "arrival-5 is old-0"}
-    assert "3 of 20 images of 'old' are in arrival 'spring'" in said[0]
+    assert said == [
+        "of the 20 images of the test set 'old', 3 equal to images of arrival 'spring' (arrival-5 is old-0)"
+    ]
