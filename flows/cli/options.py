@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,14 +29,18 @@ Trust = Annotated[
 
 
 def project() -> Path:
-    """The project around the current folder.
+    """The project around the current folder; its ``.chronomerge`` is its owner's alone from here on.
 
     Raises:
         UserError: there is none.
     """
+    from tasks import layout
     from tasks.storage.git import top_level
 
-    return top_level(Path.cwd())
+    folder = top_level(Path.cwd())
+    if os.access(folder, os.W_OK):
+        layout.make_private(folder)
+    return folder
 
 
 def timeline(project: Path, named: str | None = None) -> str:

@@ -13,8 +13,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from flows.cli import terminal
+from flows.cli import options, terminal
 from flows.cli.app import app
+from tests.project import git
 
 COMMAND = [sys.executable, "-m", "flows"]
 
@@ -105,3 +106,15 @@ def test_json_for_programs_is_plain_ascii(monkeypatch: pytest.MonkeyPatch) -> No
     terminal.print_json({"name": HOSTILE, "word": "Größe"})
     assert written.getvalue().isascii()
     assert json.loads(written.getvalue()) == {"name": HOSTILE, "word": "Größe"}
+
+
+def test_the_first_command_in_a_project_makes_its_private_folder_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "--quiet")
+    monkeypatch.chdir(tmp_path)
+    options.project()
+    assert (tmp_path / ".chronomerge").stat().st_mode & 0o777 == 0o700
+    (tmp_path / ".chronomerge").chmod(0o755)
+    options.project()
+    assert (tmp_path / ".chronomerge").stat().st_mode & 0o777 == 0o700
