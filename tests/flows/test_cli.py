@@ -112,6 +112,7 @@ def test_the_first_command_in_a_project_makes_its_private_folder_for_its_owner_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "a project")
     monkeypatch.chdir(tmp_path)
     options.project()
     assert (tmp_path / ".chronomerge").stat().st_mode & 0o777 == 0o700
