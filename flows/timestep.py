@@ -15,7 +15,7 @@ from prefect.states import State as RunState
 from prefect.tasks import Task
 
 from flows.prefect import artifacts
-from tasks import waits
+from tasks import layout, waits
 from tasks.errors import may_pass
 from tasks.prepare import check_overlap as find_overlap
 from tasks.record import Code, State
@@ -103,7 +103,9 @@ evaluate = node_task("evaluate")
 @task(name="check-overlap", task_run_name="check-overlap-{step.number}", cache_policy=NO_CACHE, persist_result=False)
 def check_overlap(step: Step, *_prepared: Any) -> list[Any]:
     """Refuse to train on test images, unless the params allow it; what they have in common otherwise."""
-    return find_overlap(step.folder, step.params, step.progress)
+    return find_overlap(
+        step.folder / layout.ARRIVAL, step.folder / layout.EVALUATION, step.params, step.progress
+    )  # fmt: skip
 
 
 @task(

@@ -45,15 +45,15 @@ def check(params: Params, project: Path = Path()) -> None:
             experts.check(arrival.expert, project)
 
 
-def check_overlap(folder: Path, params: Params, progress: Progress = silent) -> list[Overlap]:
-    """Look for test images in what a step trains on, once both are prepared in its ``folder``; see `overlap.check`.
+def check_overlap(arrival: Path, evaluation: Path, params: Params, progress: Progress = silent) -> list[Overlap]:
+    """Look for test images in what a step trains on, once both are prepared in these folders; see `overlap.check`.
 
     Raises:
         UserError: there are some, and ``evaluate.allow_overlap`` is false.
     """
     from tasks.prepare import overlap
 
-    return overlap.check(folder, params, progress)
+    return overlap.check(arrival, evaluation, params, progress)
 
 
 def fetch_arrival(

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import layout
 from tasks.errors import UserError
 from tasks.model.datasets import Dataset
 from tasks.params import Params
@@ -87,18 +86,17 @@ def require_none(name: str, overlaps: Sequence[Overlap]) -> None:
         )
 
 
-def check(folder: Path, params: Params, progress: Progress) -> list[Overlap]:
-    """Look for test images in what a step trains on, once both are prepared in its ``folder``; says what it finds.
+def check(arrival: Path, evaluation: Path, params: Params, progress: Progress) -> list[Overlap]:
+    """Look for test images in what a step trains on, once both are prepared in these folders; says what it finds.
 
     Nothing where an expert arrived, or where there is nothing to train on.
 
     Raises:
         UserError: there is a leak, and ``evaluate.allow_overlap`` is false.
     """
-    arrival = folder / layout.ARRIVAL
     if params.arrival is None or not (arrival / "dataset.json").exists():
         return []
-    tests = [Dataset(folder / layout.EVALUATION / one.name) for one in params.evaluate.sets]
+    tests = [Dataset(evaluation / one.name) for one in params.evaluate.sets]
     overlaps = find(Dataset(arrival), tests)
     if not params.evaluate.allow_overlap:
         require_none(params.arrival.name, overlaps)

@@ -77,24 +77,24 @@ def test_plain_drawings_that_lie_elsewhere_are_others(tmp_path: Path) -> None:
 
 
 def test_a_leak_is_refused_or_counted_as_the_params_say(tmp_path: Path) -> None:
-    from tasks import layout
     from tasks.params import Params
     from tests.project import PARAMS
 
+    folders = tmp_path / "arrival", tmp_path / "evaluation"
     tests = pictures(20)
-    dataset(tmp_path / layout.ARRIVAL, [*pictures(5, seed=1), *tests[:3]])
+    dataset(folders[0], [*pictures(5, seed=1), *tests[:3]])
     sets = [{"name": "old", "test": ["images:x"]}]
     for one in ("old", "new"):
-        (tmp_path / layout.EVALUATION).mkdir(parents=True, exist_ok=True)
-        dataset(tmp_path / layout.EVALUATION / one, tests if one == "old" else pictures(9, seed=2))
+        (folders[1]).mkdir(parents=True, exist_ok=True)
+        dataset(folders[1] / one, tests if one == "old" else pictures(9, seed=2))
     evaluate = {"adaptation": [{"name": "new", "test": ["images:y"]}], "retention": sets}
     arrival = {"name": "spring", "update": ["images:z"]}
     params = Params.model_validate({**PARAMS, "step": 1, "arrival": arrival, "evaluate": evaluate})
     with pytest.raises(UserError, match="arrival 'spring' holds test images: 3 of 20 images of the test set 'old'"):
-        overlap.check(tmp_path, params, lambda *_: None)
+        overlap.check(*folders, params, lambda *_: None)
     allowed = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"allow_overlap": True})})
     said: list[str] = []
-    (found,) = overlap.check(tmp_path, allowed, lambda *told: said.append(str(told[-1])))
+    (found,) = overlap.check(*folders, allowed, lambda *told: said.append(str(told[-1])))
     assert found.facts == {"equal": 3, "similar": 0, "total": 20, "example": "arrival-5 is old-0"}
     assert said == [
         "of the 20 images of the test set 'old', 3 equal to images of arrival 'spring' (arrival-5 is old-0)"
