@@ -176,6 +176,7 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
         files = [tree.folder / layout.EXPERT, tree.folder / layout.DEPLOYED]
         before, there = _bytes(project / ".dvc/cache"), _held(remote)
         memory, clock = Peak(), _Clock()
+        began = time.monotonic()
         with memory.watched():
             references = [
                 Reference(node.name, "", {path: _put(cache, tree.folder, path) for path in node.outputs}, 0.0, {})
@@ -183,7 +184,7 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
             ]
             clock.lap("hash and link into the cache")
             with _timed_dvc(clock):
-                state = recording.record(project, tree, code, previous, inputs, references, cache, dvc)
+                state = recording.record(project, tree, code, previous, inputs, references, cache, dvc, began)
             clock.lap("git and manifest")
         measured = Measured(
             clock.total, clock.parts, {}, new, _bytes(project / ".dvc/cache") - before, _held(remote) - there, memory

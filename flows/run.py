@@ -179,6 +179,9 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
         models.check(params.base, project)
     prepare.check(params, project)
     train.check(params.train)
+    arrivals = [prepare.at_most(one.update, f"stream: arrival {one.name}", project) for one in params.stream]
+    pretraining = prepare.at_most(params.base.pretraining, "base.pretraining", project)
+    train.check_batches(params, pretraining, arrivals, base=base)
     return merge.check(params.time, len(params.stream))
 
 
@@ -193,7 +196,7 @@ def _continues(params: Params, last: State, project: Path) -> None:
             f"{last.tag} was edited: manifest.json and DVC's files name different content of {edited[0]}; nothing goes "
             "on from it until its tag and branch are back at the commit that was recorded"
         )
-    before = Params.model_validate(last.params)
+    before = last.settings
     for key in ("seed", "base", "time"):
         if getattr(before, key) != getattr(params, key):
             raise UserError(

@@ -116,7 +116,7 @@ def record(step: Step, inputs: list[Inputs], nodes: list[Any], overlap: list[Any
     """Record the step from references of its nodes; git alone knows what is recorded."""
     placed = {path: entry for one in inputs for path, entry in one.outs.items()}
     state = record_state(
-        step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc,
+        step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc, step.began,
         {one.test_set: one.facts for one in overlap},
     )  # fmt: skip
     held = "" if state.manifest.promoted else ", held by the gate"

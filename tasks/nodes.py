@@ -13,13 +13,15 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks import yaml
+from tasks.errors import UserError
 from tasks.params import Params, Train
 from tasks.progress import Progress
 from tasks.storage.cache import hash_of
@@ -123,20 +125,63 @@ class Node:
         return tuple(path for path in self.deps if path.startswith("data/"))
 
 
+class _Stage(BaseModel):
+    """What is read of a stage; DVC lets an output be its path alone, or the path as a key with settings below it."""
+
+    model_config = ConfigDict(strict=True)
+
+    cmd: str
+    params: list[str] = []
+    deps: list[str] = []
+    outs: list[str | dict[str, Any]] = []
+    metrics: list[str | dict[str, Any]] = []
+
+
+class _Pipeline(BaseModel):
+    stages: dict[str, _Stage]
+
+
 def declared(project: Path) -> dict[str, Node]:
-    """The nodes of a project's ``dvc.yaml``, by name."""
-    stages = YAML(typ="safe").load((project / "dvc.yaml").read_text())["stages"]
+    """The nodes of a project's ``dvc.yaml``, by name.
+
+    Raises:
+        UserError: the file is missing, or not as a project's is; names the stage and the key.
+    """
+    path = project / "dvc.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `git checkout dvc.yaml` brings it back") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file: {error}; `git checkout dvc.yaml` brings it back") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> dict[str, Node]:
+    """As `declared`, of a text; ``name`` is what messages call it."""
+    try:
+        stages = _Pipeline.model_validate(yaml.load(text)).stages
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not a YAML file: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the top level"
+        raise UserError(
+            f"{name}: not the pipeline of a chronomerge project ({key}: {first['msg']}); compare it with the "
+            "dvc.yaml of the repository of chronomerge"
+        ) from None
     return {
         name: Node(
-            name,
-            stage["cmd"],
-            tuple(stage.get("params", ())),
-            tuple(stage["deps"]),
-            tuple(stage.get("outs", ())),
-            tuple(path for metric in stage.get("metrics", ()) for path in metric),
+            name, stage.cmd, tuple(stage.params), tuple(stage.deps), tuple(_paths(stage.outs)),
+            tuple(_paths(stage.metrics)),
         )
         for name, stage in stages.items()
-    }
+    }  # fmt: skip
+
+
+def _paths(outputs: list[str | dict[str, Any]]) -> Iterator[str]:
+    for output in outputs:
+        yield from [output] if isinstance(output, str) else output
 
 
 def versions() -> dict[str, str]:
@@ -150,7 +195,7 @@ def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Ma
     ``content`` gives the hash of a dependency's content by its path; ``machine`` is what results are bit-exact on:
     the device and the thread count.
     """
-    params = _relevant(YAML(typ="safe").load((project / "params.yaml").read_text()))
+    params = _relevant(yaml.load((project / "params.yaml").read_text()))
     facts = {
         "cmd": node.cmd,
         "params": {name: _value(params, name) for name in node.params},

@@ -17,10 +17,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from tasks import gate
+from tasks import gate, yaml
 from tasks.errors import UserError
 
 
@@ -500,8 +498,8 @@ def load(path: Path) -> Params:
 def parse(text: str, path: Path) -> Params:
     """As `load`, of a text; ``path`` is what messages call it."""
     try:
-        raw = YAML(typ="safe").load(text)
-    except YAMLError as error:
+        raw = yaml.load(text)
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         hint = '; inside [ ] or { } quote a value with a colon: ["icons:food"]' if "unexpected ':'" in reason else ""
         raise UserError(f"{path}: not a YAML file: {reason}{hint}") from None

@@ -7,11 +7,12 @@ from ruamel.yaml import YAML
 
 from tasks import __main__ as command
 from tasks import nodes
+from tasks.errors import UserError
 from tasks.storage.cache import hash_of
 from tests.project import PARAMS, ROOT
 
 SHARED = ("tasks/storage/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/nodes.py", "tasks/references.py",
-          "tasks/params.py", "tasks/progress.py", "tasks/text.py",
+          "tasks/params.py", "tasks/progress.py", "tasks/text.py", "tasks/yaml.py",
           "tasks/storage/atomic.py", "tasks/environment.py", "tasks/processes.py", "tasks/__init__.py")  # fmt: skip
 """Modules that carry a node's work but do not decide its outputs."""
 
@@ -71,6 +72,32 @@ def test_the_chain_is_the_time_step() -> None:
             if dep.startswith("data/step/"):
                 assert dep in made, f"{node.name} reads {dep} before it is made"
         made |= set(node.outs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages:\n  train:\n    deps: [a]\n", r"stages\.train\.cmd: Field required"),
+        ("stages:\n  train: {cmd: x, deps: a}\n", r"stages\.train\.deps: "),
+        ("stages:\n  train: {cmd: x, outs: [1]}\n", r"stages\.train\.outs\.0"),
+        ("stages: [train]\n", "stages: "),
+        ("- train\n", "the top level: "),
+        ("", "the top level: "),
+        ("stages: [\n", "not a YAML file"),
+        ("[" * 5000, "not a YAML file"),
+        (b"stages: \xff\n", "not a text file"),
+    ],
+)
+def test_a_foreign_pipeline_is_one_sentence(tmp_path: Path, text: str | bytes, message: str) -> None:
+    (tmp_path / "dvc.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf"dvc\.yaml: .*{message}"):
+        nodes.declared(tmp_path)
+
+
+def test_a_stage_without_deps_reads_nothing(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {other: {cmd: touch a, outs: [{a: {cache: false}}], metrics: [b]}}\n")
+    assert nodes.declared(tmp_path)["other"].outputs == ("a", "b")
+    assert nodes.declared(tmp_path)["other"].deps == ()
 
 
 def test_every_module_a_node_imports_is_a_dependency_of_it() -> None:

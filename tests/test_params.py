@@ -74,7 +74,18 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> 
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list\n", "", "\udcff".encode("utf-8", "surrogateescape")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [1",
+        "a: 2001-99-99",
+        "a: !!int x",
+        "[" * 5000,
+        "- just\n- a list\n",
+        "",
+        "\udcff".encode("utf-8", "surrogateescape"),
+    ],
+)
 def test_what_is_no_params_file(tmp_path: Path, text: str | bytes) -> None:
     (tmp_path / "params.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"params\.yaml: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -139,7 +140,7 @@ def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int)
         "left_out": dict(found.left_out),
         "work": counts,
         "lanes": lanes,
-        "estimate": {"seconds": estimated.seconds, "bytes": estimated.bytes} if estimated else None,
+        "estimate": asdict(estimated) if estimated else None,
     }
 
 
@@ -154,10 +155,13 @@ def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: in
     if estimated is None:
         lines.append("time and bytes: no estimate before a timeline with this model has recorded its first steps")
     else:
+        side_by_side = max(1, min(lanes, len(found.todo)))
         lines.append(
-            f"about {duration(estimated.seconds)} of work at the pace recorded so far, in {lanes} "
-            f"lane{'s' if lanes > 1 else ''}; {size(estimated.bytes)} of new weights"
+            f"about {duration(estimated.seconds / side_by_side)} at the pace recorded so far, in {side_by_side} "
+            f"lane{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
+        if not estimated.complete:
+            lines.append("  without recording: the states so far are of an older version, which did not measure it")
     return [*lines, *_left_out(found)]
 
 

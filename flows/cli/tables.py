@@ -52,7 +52,7 @@ def _row(state: State, current: bool, deployed: State | None, decided: Mapping[s
         "code": manifest.code.as_dict(),
         "recorded": manifest.recorded.as_dict(),
         "data": {path: entry.md5 for path, entry in manifest.inputs.items()},
-        "deployed": manifest.outputs[layout.DEPLOYED].md5,
+        "deployed": manifest.output(layout.DEPLOYED).md5,
     }
 
 

@@ -33,7 +33,7 @@ def text(state: State, previous: State | None) -> str:
         *_metrics(state, previous),
         "",
         f"{size(manifest.bytes.new)} new of {size(manifest.bytes.total)}; "
-        f"{duration(sum(spent.values()))}: "
+        f"{_clock(manifest.elapsed)}nodes {duration(sum(spent.values()))}: "
         + ", ".join(f"{markdown(node)} {duration(one)}" for node, one in spent.items()),
     ]
     if previous and (changed := compare(previous, state).params):
@@ -54,6 +54,10 @@ def _metrics(state: State, previous: State | None) -> list[str]:
 
 def _percent(state: State) -> dict[str, float]:
     return {name: state.metrics[name] for name in TOTALS} | state.metrics["top1"]
+
+
+def _clock(elapsed: float | None) -> str:
+    return "" if elapsed is None else f"{duration(elapsed)} on the clock, "
 
 
 def _cell(value: object) -> str:

@@ -50,7 +50,7 @@ def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None
     newest = last(project, params.timeline)
     if newest is None:
         return None
-    before = Params.model_validate(newest.params)
+    before = newest.settings
     entry = newest.entries[layout.EVALUATION]
     same = (before.base, before.evaluate) == (params.base, params.evaluate)
     return entry if same and not cache.missing(entry) else None

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from tasks import yaml
 from tasks.arrive import drops, s3
 from tasks.errors import UserError
 from tasks.params import TAKEN, Limits, Name, SourceSpec
@@ -128,8 +127,8 @@ def _said(given: SourceSpec, request: Request) -> SourceSpec:
         return given
     if given.startswith("{"):
         try:
-            content = YAML(typ="safe").load(given)
-        except YAMLError as error:
+            content = yaml.load(given)
+        except yaml.YAMLError as error:
             raise UserError(f"{request.where}: {given}: not a mapping: {' '.join(str(error).split())}") from None
         return {str(key): value for key, value in content.items()}
     path, part = without_part(given)

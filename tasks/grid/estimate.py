@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tasks import layout
-from tasks.grid.plan import Plan
+from tasks.grid.plan import KINDS, Plan
 from tasks.record import Manifest
 
 
@@ -21,6 +21,8 @@ class Measured:
     """One training, for budgets that do not say their steps."""
     deploy: float
     evaluate: float
+    beside: float | None
+    """All else that a step takes on the clock: inputs, preparing, hashing, the push; None of old states."""
     expert: int
     merged: int
     """What a merge leaves: the deployed model and the running state, each content once."""
@@ -31,13 +33,15 @@ class Estimate:
     """Of the pending work of a grid."""
 
     seconds: float
-    """Of nodes at work; side by side in several lanes less on the clock."""
+    """Of steps one after another; side by side in several lanes less on the clock."""
     bytes: int
+    complete: bool
+    """Whether ``seconds`` counts what steps take beside their nodes."""
 
 
 def measured(manifests: Iterable[Manifest]) -> Measured | None:
     """What the manifests of states say; None where no training has been recorded."""
-    recorded = list(manifests)
+    recorded = [one for one in manifests if one.seconds.keys() >= set(KINDS)]
     trained = [one for one in recorded if one.budget.steps]
     merged = [one for one in recorded if one.step]
     if not trained or not merged:
@@ -47,7 +51,7 @@ def measured(manifests: Iterable[Manifest]) -> Measured | None:
         return median(map(value, of))
 
     def stored(one: Manifest) -> int:
-        kept = {one.outputs[path].md5: one.outputs[path].size for path in (layout.DEPLOYED, layout.RUNNING)}
+        kept = {one.output(path).md5: one.output(path).size for path in (layout.DEPLOYED, layout.RUNNING)}
         return sum(kept.values())
 
     return Measured(
@@ -55,9 +59,23 @@ def measured(manifests: Iterable[Manifest]) -> Measured | None:
         training=middle(trained, lambda one: one.seconds["train"]),
         deploy=middle(merged, lambda one: one.seconds["deploy"]),
         evaluate=middle(recorded, lambda one: one.seconds["evaluate"]),
-        expert=int(middle(recorded, lambda one: one.outputs[layout.EXPERT].size)),
+        beside=_beside(recorded),
+        expert=int(middle(recorded, lambda one: one.output(layout.EXPERT).size)),
         merged=int(middle(merged, stored)),
     )
+
+
+def _beside(manifests: Iterable[Manifest]) -> float | None:
+    """The median over states of what their steps took beside the `KINDS` of work that ran in them."""
+    runs: set[tuple[str, float]] = set()
+    found = []
+    for one in sorted(manifests, key=lambda one: one.recorded.at):
+        # Runs have no name of their own; two of one node do not take equal milliseconds.
+        ran = {(kind, one.seconds[kind]) for kind in KINDS} - runs
+        runs |= ran
+        if one.elapsed is not None:
+            found.append(max(0.0, one.elapsed - sum(seconds for _, seconds in ran)))
+    return median(found) if found else None
 
 
 def estimate(plan: Plan, known: Measured) -> Estimate:
@@ -65,4 +83,6 @@ def estimate(plan: Plan, known: Measured) -> Estimate:
     trainings, merges, evaluations = (plan.pending(kind) for kind in ("train", "deploy", "evaluate"))
     seconds = sum(work.steps * known.step or known.training for work in trainings)
     seconds += len(merges) * known.deploy + len(evaluations) * known.evaluate
-    return Estimate(seconds, len(trainings) * known.expert + len(merges) * known.merged)
+    seconds += plan.states * (known.beside or 0.0)
+    written = len(trainings) * known.expert + len(merges) * known.merged
+    return Estimate(seconds, written, complete=known.beside is not None)

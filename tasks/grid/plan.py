@@ -38,6 +38,8 @@ class Plan:
     works: tuple[Work, ...]
     done: frozenset[int] = frozenset()
     """Names of results that recorded states have."""
+    states: int = 0
+    """How many states are to be recorded."""
 
     def separate(self, kind: str) -> int:
         """How often a node would run if every cell ran by itself."""
@@ -56,7 +58,9 @@ def plan(cells: Iterable[Planned], recorded: Collection[tuple[str, int]] = ()) -
     """The plan of a grid; ``recorded`` are the (timeline, step) pairs that states exist of."""
     names = _Names()
     works = tuple(work for one in cells for work in _of_cell(one, names))
-    return Plan(works, frozenset(work.name for work in works if (work.timeline, work.step) in recorded))
+    states = {(work.timeline, work.step) for work in works}
+    done = frozenset(work.name for work in works if (work.timeline, work.step) in recorded)
+    return Plan(works, done, len(states.difference(recorded)))
 
 
 @dataclass

@@ -25,7 +25,9 @@ from tasks.storage import atomic
 if TYPE_CHECKING:
     from tasks.prepare.overlap import Overlap
 
-__all__ = ["check", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "pointers"]
+__all__ = [
+    "at_most", "check", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "pointers",
+]  # fmt: skip
 
 NOTES = "notes.json"
 """Beside raw files of which there is something to note."""
@@ -54,6 +56,19 @@ def check_overlap(arrival: Path, evaluation: Path, params: Params, progress: Pro
     from tasks.prepare import overlap
 
     return overlap.check(arrival, evaluation, params, progress)
+
+
+def at_most(specs: Sequence[SourceSpec], where: str, project: Path = Path()) -> int | None:
+    """The largest number of samples that sources can give together, where the file system tells it; else None.
+
+    ``where`` is what messages call their place.
+
+    Raises:
+        UserError: as `check`.
+    """
+    counts = [source.at_most(project) for source in parse_all(specs, where)]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def fetch_arrival(

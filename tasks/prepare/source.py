@@ -148,6 +148,14 @@ class Source(Settings):
             UserError: it can't, for instance because a folder is missing.
         """
 
+    def at_most(self, project: Path) -> int | None:  # noqa: ARG002 - most kinds must read their data for it
+        """The largest number of samples that this source can give, where a look at the file system tells; else None.
+
+        Raises:
+            UserError: as `check`.
+        """
+        return None
+
     @abstractmethod
     def fetch(self, into: Path, outside: Outside) -> None:
         """Put the raw files into ``into``, which all sources of one kind share; the same bytes every time.

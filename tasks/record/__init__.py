@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tasks.record.retention import let_go
     from tasks.record.rollbacks import rollback
     from tasks.record.sharing import synchronize
-    from tasks.record.state import State
+    from tasks.record.state import State, metrics_of
     from tasks.record.stores import missing
     from tasks.record.timelines import (
         deployed,
@@ -80,7 +80,7 @@ _HOMES = {
     "retention": ("let_go",),
     "rollbacks": ("rollback",),
     "sharing": ("synchronize",),
-    "state": ("State",),
+    "state": ("State", "metrics_of"),
     "stores": ("missing",),
     "timelines": (
         "deployed", "every", "find", "is_promoted", "last", "lineage", "start_of", "states", "timeline_names",

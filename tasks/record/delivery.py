@@ -140,11 +140,17 @@ class _Source:
 def _config(state: State, source: _Source) -> dict[str, Any]:
     """The model in open_clip's own format; see `tasks.model.models` for what lies in the history."""
     files = source.listing(state.entries[layout.HISTORY].md5)
-    model, preprocess = (
-        json.loads(source.get(files[f"model/{name}"], f"{layout.HISTORY}/model/{name}").read_text())
-        for name in ("model.json", "preprocess.json")
-    )
-    return {"model_cfg": model["model_cfg"], "preprocess_cfg": {"size": preprocess.pop("image_size"), **preprocess}}
+    found = []
+    for name, wanted in (("model.json", "model_cfg"), ("preprocess.json", "image_size")):
+        path = f"{layout.HISTORY}/model/{name}"
+        try:
+            content = dict(json.loads(source.get(files[f"model/{name}"], path).read_text(encoding="utf-8")))
+            found.append((content.pop(wanted), content))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{state.tag}: {path} is damaged ({reason}); `chronomerge doctor` says more") from None
+    (model, _), (size, preprocess) = found
+    return {"model_cfg": model, "preprocess_cfg": {"size": size, **preprocess}}
 
 
 def _note(state: State) -> dict[str, Any]:

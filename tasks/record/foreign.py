@@ -9,9 +9,7 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from tasks import yaml
 from tasks.errors import UserError
 from tasks.layout import is_inside
 from tasks.storage import dvc_config, git
@@ -76,8 +74,8 @@ def _link_stays_inside(path: str, target: str) -> bool:
 def _outs(project: Path, tree: str, name: str, path: str) -> list[str]:
     """The paths of all outputs that a ``.dvc`` file or a ``dvc.lock`` names, relative to its folder."""
     try:
-        content: Any = YAML(typ="safe").load(git.show(project, tree, path))
+        content: Any = yaml.load(git.show(project, tree, path))
         stages = content.get("stages", {"": content}).values()
         return [posixpath.join(stage.get("wdir", ""), out["path"]) for stage in stages for out in stage.get("outs", ())]
-    except (YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{name}: {path} is no DVC file: {' '.join(str(error).split())}") from None

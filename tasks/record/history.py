@@ -11,9 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from tasks import layout
+from tasks.errors import UserError
 from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
@@ -21,6 +25,17 @@ READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.R
 """What `after` reads of the previous state."""
 NOTHING_HELD = {"regularizer/regularizer.json": {"name": None}}
 """No parameter is important to a regularizer."""
+
+
+T = TypeVar("T")
+
+
+class _Lineage(TypedDict):
+    step: int
+
+
+_LINEAGE = TypeAdapter(_Lineage)
+_POOLS = TypeAdapter(list[str])
 
 
 @dataclass(frozen=True)
@@ -45,16 +60,27 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
     """The history of a step that starts from a state; everything it refers to must be in the cache.
 
     Experts are counted, not steps: one whose state was held and skipped has never been.
+
+    Raises:
+        UserError: the state lacks something, or one of its notes is damaged.
     """
     entries = previous.entries
     past = entries[layout.HISTORY]
 
     def handed_on(path: str) -> Entry:
         entry = cache.part(past, path)
-        assert entry is not None, f"{previous.tag} lacks {layout.HISTORY}/{path}"
+        if entry is None:
+            raise UserError(f"{previous.tag}: its {layout.HISTORY} has no {path}; `chronomerge doctor` says more")
         return entry
 
-    number = json.loads(cache.path(handed_on("weights/lineage.json").md5).read_text())["step"] + 1
+    def note(path: str, kind: TypeAdapter[T]) -> T:
+        try:
+            return kind.validate_json(cache.path(handed_on(path).md5).read_bytes(), strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"{previous.tag}: {layout.HISTORY}/{path} cannot be used: {reason}") from None
+
+    number = note("weights/lineage.json", _LINEAGE)["step"] + 1
     expert = entries[layout.EXPERT]
     parts = {
         "model": handed_on("model"),
@@ -70,7 +96,7 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         if number > 2:
             parts["weights/experts"] = handed_on("weights/experts")
         parts[f"weights/experts/{number - 1:04d}.safetensors"] = expert
-    pools = json.loads(cache.path(handed_on("pools/pools.json").md5).read_text())
+    pools = note("pools/pools.json", _POOLS)
     for name in pools:
         parts[f"pools/{name}"] = handed_on(f"pools/{name}")
     arrived = entries[layout.ARRIVAL]

@@ -1,7 +1,7 @@
 """``manifest.json``: what a state is made of and what made it. Read and written here and nowhere else.
 
-Version 1 has no ``version`` key; version 2 added it. Keys that came later (``line``, ``starts_from``, ``gate``) have
-defaults, so that every state ever recorded can be read. Keys of other writers are preserved.
+Version 1 has no ``version`` key; version 2 added it. Keys that came later (``line``, ``starts_from``, ``gate``,
+``elapsed``) have defaults, so that every state ever recorded can be read. Keys of other writers are preserved.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ class Manifest(_Part):
     recorded: Recording
     seconds: dict[Text, Number]
     """Node → wall time of the run that made its outputs."""
+    elapsed: Number | None = None
+    """Seconds on the clock from the step's start until the store held everything: nodes, waiting, hashing, pushing."""
     bytes: StateBytes
     rollback: RollbackNote | None = None
     overlap: dict[Text, RecordedOverlap] = {}
@@ -194,6 +196,18 @@ class Manifest(_Part):
     def promoted(self) -> bool:
         """What the gate said; states without a gate are promoted."""
         return self.gate is None or self.gate.promoted
+
+    def output(self, path: str) -> Entry:
+        """What the step left at a path.
+
+        Raises:
+            UserError: the manifest does not name it.
+        """
+        if path not in self.outputs:
+            raise UserError(
+                f"{FILE} of step {self.step} of timeline {self.timeline!r} is damaged: outputs lacks {path}"
+            )
+        return self.outputs[path]
 
     @property
     def contents(self) -> dict[str, Entry]:

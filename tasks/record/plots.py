@@ -12,7 +12,7 @@ from typing import Any
 from tasks import layout
 from tasks.record import timelines
 from tasks.record.manifest import FILE, read
-from tasks.record.state import State
+from tasks.record.state import State, metrics_of
 from tasks.scores import MEANS, scores
 from tasks.storage.git import show_all
 from tasks.text import csv_cell
@@ -35,7 +35,7 @@ def _earlier(project: Path, previous: State | None) -> list[list[Any]]:
     rows = []
     for state in lineage:
         arrival = read(texts[f"{state.commit}:{FILE}"], state.tag).arrival
-        metrics = json.loads(texts[f"{state.commit}:metrics.json"])
+        metrics = metrics_of(texts[f"{state.commit}:metrics.json"], state.tag)
         rows.append([state.step, arrival or "", *(metrics[name] for name in MEANS)])
     return rows
 

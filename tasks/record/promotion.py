@@ -43,7 +43,7 @@ def reference(
     theirs = found.entries[layout.EVALUATION]
     if not cache.path(theirs.md5).exists():
         bring(theirs.md5)
-    before = _contents(Evaluate.model_validate(found.params["evaluate"]), cache.members(theirs))
+    before = _contents(found.settings.evaluate, cache.members(theirs))
     now = _contents(evaluate, cache.members(sets))
     return gate.GateReference(found.tag, found.metrics, [role for role in ROLES if before[role] == now[role]])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,11 +40,13 @@ def record(
     references: Sequence[Reference],
     cache: Cache,
     dvc: Dvc,
+    began: float,
     overlap: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> State:
     """Record a step whose nodes have finished, and return its state; ``start`` is the one that it started from.
 
-    ``overlap`` says which test sets have images among what was trained on, as `manifest.RecordedOverlap` has it.
+    ``began`` is when the step began, by `time.monotonic`. ``overlap`` says which test sets have images
+    among what was trained on, as `manifest.RecordedOverlap` has it.
 
     Raises:
         RemoteError: the remote did not take everything; nothing is recorded, and the same call may be tried again.
@@ -55,9 +58,7 @@ def record(
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     verdict = _judge(project, worktree, outputs, cache, dvc)
-    content = _manifest(params, previous, start, code, inputs, references, training, verdict, cache, overlap or {})
-    (worktree.folder / manifest.FILE).write_text(manifest.text(content))
-    plots.write(project, worktree.folder, previous, params.step, content.arrival)
+    plots.write(project, worktree.folder, previous, params.step, params.arrival.name if params.arrival else None)
     made = {**inputs, **outputs}
     dvc(
         "record",
@@ -68,6 +69,11 @@ def record(
         known=sorted(cache.md5s(previous.entries.values())) if previous else [],
     )
     remote = dvc_config.remote(project, params.store.remote)
+    # After the push, so that the time it took is in it.
+    content = _manifest(
+        params, previous, start, code, inputs, references, training, verdict, cache, overlap or {}, began
+    )
+    (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     return commits.commit(
         worktree.folder,
         project,
@@ -93,6 +99,7 @@ def _manifest(
     verdict: GateVerdict,
     cache: Cache,
     overlap: Mapping[str, Mapping[str, Any]],
+    began: float,
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
     finished = list(references)
@@ -119,6 +126,7 @@ def _manifest(
         "device": {reference.node: dict(reference.machine) for reference in finished},
         "recorded": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "host": socket.gethostname()},
         "seconds": {reference.node: reference.seconds for reference in finished},
+        "elapsed": round(time.monotonic() - began, 3),
         "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
     }
     if overlap:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired
+from typing import TYPE_CHECKING, Any, NoReturn, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from typing_extensions import TypedDict
 
-from tasks import layout
+from tasks import layout, yaml
 from tasks.errors import ReadableError, UserError
 from tasks.params import Params, parse
 from tasks.progress import Progress, silent
@@ -27,6 +25,17 @@ from tasks.storage.git import show
 if TYPE_CHECKING:
     from tasks.record.restoration import Restored
     from tasks.record.verification import Verification
+
+
+class Contents(dict[str, Entry]):
+    """Path → content; what is asked for and not there is a damage of the state, which may be another person's."""
+
+    def __init__(self, state: str, entries: Mapping[str, Entry]):
+        super().__init__(entries)
+        self._state = state
+
+    def __missing__(self, path: str) -> NoReturn:
+        raise UserError(f"{self._state}: DVC's files do not name {path}; `chronomerge doctor` says more")
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,14 @@ class State:
         return parse(show(self.project, self.commit, "params.yaml"), Path(f"params.yaml of {self.tag}"))
 
     @cached_property
-    def entries(self) -> dict[str, Entry]:
-        """Path → content of every input and output that DVC keeps, from ``dvc.lock`` and the ``.dvc`` files."""
+    def entries(self) -> Contents:
+        """Path → content of every input and output that DVC keeps, from ``dvc.lock`` and the ``.dvc`` files.
+
+        Raises:
+            UserError: they are damaged.
+        """
         stored = [out for out in self._outs if out["path"] not in layout.RECORDED]  # metrics are in git
-        return {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in stored}
+        return Contents(self.tag, {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in stored})
 
     @property
     def locked(self) -> dict[str, str]:
@@ -113,8 +126,8 @@ class State:
 
     def _yaml(self, path: str) -> dict[str, Any]:
         try:
-            content = YAML(typ="safe").load(show(self.project, self.commit, path))
-        except YAMLError as error:
+            content = yaml.load(show(self.project, self.commit, path))
+        except yaml.YAMLError as error:
             content = " ".join(str(error).split())
         if not isinstance(content, dict):
             raise UserError(f"{self.tag}: {path} is damaged ({content!r:.200}); `chronomerge doctor` says more")

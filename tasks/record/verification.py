@@ -164,6 +164,8 @@ def recompute(project: Path, state: State, remote: Remote | None, progress: Prog
         _place(state, cache, folder, scratch)
         ran, failure = repro(folder, scratch, layout.private(project) / "logs", _told(state, progress))
         declared, locked = nodes.declared(folder), state.locked
+        if unknown := [name for name in ran if name not in declared]:
+            raise UserError(f"{state.tag}: DVC runs a stage {unknown[0]!r} that dvc.yaml does not name")
         checks = [
             NodeCheck(name, {path: (locked.get(path), _md5(folder / path)) for path in declared[name].outputs})
             for name in (ran[:-1] if failure else ran)

@@ -8,7 +8,7 @@ from itertools import takewhile
 import pandas as pd
 
 from tasks.report.metrics import mean_and_interval
-from tasks.report.summary import KEYS, REFERENCES, best_cell, final, last_step, spent
+from tasks.report.summary import KEYS, REFERENCES, best_cell, final, last_step, on_the_clock, spent
 from tasks.scores import ROLES
 from tasks.units import duration, size
 
@@ -97,12 +97,16 @@ def _fact(name: str, rows: pd.DataFrame, note: str) -> Fact:
 
 def _costs(table: pd.DataFrame) -> list[Fact]:
     sums = spent(table).groupby("what")[["value", "saved"]].sum().to_dict("index")
-    saved = float(sums["seconds"]["saved"])
+    nodes, saved = (float(sums["seconds"][column]) for column in ("value", "saved"))
+    sharing = f"{duration(saved)} saved by sharing" if saved else ""
+    clock = on_the_clock(table)
+    if clock is None:  # states of an older version
+        time = Fact("time of all nodes", duration(nodes), ", ".join(filter(None, ["without recording", sharing])))
+    else:
+        time = Fact(
+            "time on the clock", duration(clock), ", ".join(filter(None, [f"nodes {duration(nodes)}", sharing]))
+        )
     return [
-        Fact(
-            "time of all nodes",
-            duration(sums["seconds"]["value"]),
-            f"{duration(saved)} saved by sharing" if saved else "",
-        ),
+        time,
         Fact("written", size(sums["megabytes"]["value"] * 1e6), _counted(table["tag"].nunique(), "state")),
     ]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tasks import layout
-from tasks.report.records import Record
+from tasks.report.records import RAW, Record
 from tasks.storage.cache import Entry
 
-RAW = (layout.RAW_ARRIVAL, layout.RAW_EVALUATION)
 INPUTS = "inputs"
 """What stands for the fetching of raw files among the nodes."""
 

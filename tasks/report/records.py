@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from tasks import layout, nodes, yaml
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import Manifest, State, read_manifest, timeline_names
+from tasks.record import Manifest, State, metrics_of, read_manifest, timeline_names
 from tasks.record import lineage as recorded_lineage
+from tasks.scores import ROLES
 from tasks.storage import git
 
 _FILES = ("manifest.json", "metrics.json", "params.yaml", "dvc.yaml")
+
+
+RAW = (layout.RAW_ARRIVAL, layout.RAW_EVALUATION)
+"""The inputs that are fetched raw."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +68,59 @@ def lineage(project: Path, timeline: str) -> list[State]:
     return found
 
 
+class _Set(TypedDict):
+    name: str
+
+
+class _Evaluate(TypedDict):
+    adaptation: list[_Set]
+    retention: list[_Set]
+
+
+class _Params(TypedDict):
+    evaluate: _Evaluate
+
+
+_PARAMS = TypeAdapter(_Params)
+"""What the report reads of ``params.yaml``. The rest is not checked: an older state may have settings of its time."""
+
+
 def _record(state: State, texts: Mapping[str, str]) -> Record:
-    yaml = YAML(typ="safe")
-    readers: tuple[Callable[[str], Any], ...] = (
-        lambda text: read_manifest(text, state.tag), json.loads, yaml.load, _outputs,
-    )  # fmt: skip
-    found = []
-    for name, read_text in zip(_FILES, readers, strict=True):
-        try:
-            found.append(read_text(texts[f"{state.commit}:{name}"]))
-        except (ValueError, YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{state.tag}: {name} is damaged ({reason}); `chronomerge doctor` tells more") from None
-    return Record(state, *found)
+    manifest, metrics, params, pipeline = (texts[f"{state.commit}:{name}"] for name in _FILES)
+    try:
+        outputs = _outputs(pipeline)
+    except UserError as error:
+        raise UserError(f"{state.tag}: {error}") from None
+    found = Record(
+        state, read_manifest(manifest, state.tag), metrics_of(metrics, state.tag), _params(params, state), outputs
+    )
+    damaged = f"{state.tag}: its files contradict each other ({{}}); `chronomerge doctor` says more"
+    if lacking := found.manifest.seconds.keys() - outputs:
+        raise UserError(damaged.format(f"manifest.json names the node {min(lacking)}, and dvc.yaml does not"))
+    made = [path for node in found.manifest.seconds for path in outputs[node]]
+    if lacking := {*RAW, *made} - found.manifest.contents.keys():
+        raise UserError(damaged.format(f"manifest.json does not name {min(lacking)}"))
+    named = {one["name"] for role in ROLES for one in found.params["evaluate"][role]}
+    if lacking := {*found.metrics["top1"], *found.metrics.get("recall", {})} - named:
+        raise UserError(damaged.format(f"metrics.json names the set {min(lacking)}, and params.yaml does not"))
+    return found
+
+
+def _params(text: str, state: State) -> Mapping[str, Any]:
+    damaged = f"{state.tag}: params.yaml is damaged"
+    try:
+        content: Mapping[str, Any] = yaml.load(text)
+        _PARAMS.validate_python(content)
+    except yaml.YAMLError as error:
+        raise UserError(f"{damaged} ({str(error).splitlines()[0]}); `chronomerge doctor` says more") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{damaged} ({where}: {first['msg']}); `chronomerge doctor` says more") from None
+    return content
 
 
 @lru_cache(maxsize=8)
 def _outputs(pipeline: str) -> Mapping[str, tuple[str, ...]]:
     """What the stages of a ``dvc.yaml`` write; states made by the same code share it."""
-    stages = YAML(typ="safe").load(pipeline)["stages"]
-    return {
-        name: (*stage.get("outs", ()), *(path for metric in stage.get("metrics", ()) for path in metric))
-        for name, stage in stages.items()
-    }
+    return {node.name: node.outputs for node in nodes.parse(pipeline, "dvc.yaml").values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,3 +126,20 @@ def spent(table: pd.DataFrame) -> pd.DataFrame:
     }
     long = pd.concat(parts, names=["what"])
     return long.groupby(["step", "node", "what"], sort=False)[["value", "saved"]].sum().reset_index()
+
+
+def on_the_clock(table: pd.DataFrame) -> float | None:
+    """Seconds during which at least one step was under way; None if a state does not say when and how long.
+
+    Side by side, steps count once; pauses between runs do not count.
+    """
+    wide = table[table["metric"].isin(("elapsed", "recorded_at"))].pivot(index="tag", columns="metric", values="value")
+    if len(wide) < table["tag"].nunique():
+        return None
+    # Half a second of the commit, and of the time of recording, which has no fractions.
+    steps = sorted(zip(wide["recorded_at"] - wide["elapsed"], wide["recorded_at"] + 1.0, strict=True))
+    total, until = 0.0, -math.inf
+    for start, end in steps:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

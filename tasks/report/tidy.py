@@ -9,6 +9,8 @@
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
 | ``budget_steps``, ``budget_samples``, ``budget_flops``, ``budget_mafs`` | | what the step's training spent |
 | ``seconds``, ``seconds:NODE`` | | wall time of the runs that made the outputs |
+| ``elapsed`` | | seconds on the clock from the step's start until its outputs were in the store; not in older states |
+| ``recorded_at`` | | when that was, in seconds since 1970 (UTC) |
 | ``reused:NODE`` | | 1 where an earlier row's run made the same outputs, so that nothing ran; else 0 |
 | ``bytes_new``, ``bytes_total`` | | what the step added to the store, and all it refers to; each content once |
 | ``bytes:NODE`` | | files and folders that it wrote and that no earlier row has; of ``inputs``: that were fetched |
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -105,6 +108,9 @@ def _spent(record: Record) -> Iterator[Row]:
         if (value := getattr(spent, unit)) is not None:
             yield f"budget_{unit}", "", "", value
     yield "seconds", "", "", sum(record.manifest.seconds.values())
+    if record.manifest.elapsed is not None:
+        yield "elapsed", "", "", record.manifest.elapsed
+        yield "recorded_at", "", "", datetime.fromisoformat(record.manifest.recorded.at).timestamp()
     yield "bytes_new", "", "", record.manifest.bytes.new
     yield "bytes_total", "", "", record.manifest.bytes.total
 

@@ -147,7 +147,7 @@ def _task_vectors(
 
 def _experts(lineage: Sequence[Record]) -> tuple[str, ...]:
     """The content of a timeline's experts, that of the base first."""
-    return tuple(record.manifest.outputs[layout.EXPERT].md5 for record in lineage)
+    return tuple(record.manifest.output(layout.EXPERT).md5 for record in lineage)
 
 
 def _labels(records: Records, sharing: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import nodes, references
+from tasks.errors import UserError
 from tasks.model import models
 from tasks.nodes import Node, Work
 from tasks.params import Params
@@ -43,6 +44,8 @@ def execute(step: Step, name: str, given: Iterable[Inputs | Reference]) -> Execu
         UserError: the node's own; or, on workers, why none of them can run it.
         StoppedError: the step ends.
     """
+    if name not in step.nodes:
+        raise UserError(f"dvc.yaml has no stage {name!r}; `git checkout dvc.yaml` brings back what was there")
     node, folder, threads = step.nodes[name], step.folder, step.params.threads
     entries = {path: entry for one in given for path, entry in one.outs.items()}
     if lacking := [path for path in node.data if not f"{path}/".startswith(tuple(f"{parent}/" for parent in entries))]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tasks import layout, merge, prepare, record
 from tasks.model import models
-from tasks.params import Evaluate, Params
+from tasks.params import Params
 from tasks.record import State
 from tasks.step.workspace import Step
 from tasks.storage import pointers
@@ -110,6 +110,6 @@ def _place(step: Step, path: str, entry: Entry) -> Inputs:
 
 
 def _same_evaluation(params: Params, previous: State) -> bool:
-    before = Evaluate.model_validate(previous.params["evaluate"])
+    before = previous.settings.evaluate
     now = params.evaluate
     return (before.adaptation, before.retention) == (now.adaptation, now.retention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ class Step:
         dvc: Dvc,
         *,
         fresh: bool,
+        began: float,
     ):
         self.project, self.number, self.code, self.tree = project, number, code, tree
         self.remote, self.dvc = remote, dvc
@@ -42,6 +44,8 @@ class Step:
         """The newest state, and the newest that passed the gate, from which the step starts; usually they are one."""
         self.fresh = fresh
         """Whether the previous state was made by this process: then its bytes in the cache need no check."""
+        self.began = began
+        """When the step began, by `time.monotonic`."""
         self.nodes = nodes.declared(tree.folder)
         self.cache = Cache(dvc_config.cache_dir(project))
         self._report = progress.of_step(number)
@@ -94,6 +98,7 @@ def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) 
 
     What its nodes made is in the cache by then. The caller holds the timeline's lock.
     """
+    began = time.monotonic()
     params = record.params_of(project, code)
     before = record.last(project, params.timeline), record.next_start(project, params.timeline, params.gate)
     store = dvc_config.remote(project, remote)
@@ -101,7 +106,7 @@ def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) 
         dvc.open_dvc(project) as process,
         record.worktree_for_step(project, code, store, number, _arrival(params, number)) as tree,
     ):
-        step = Step(project, number, code, tree, before, store, process, fresh=fresh)
+        step = Step(project, number, code, tree, before, store, process, fresh=fresh, began=began)
         try:
             yield step
         finally:

@@ -77,9 +77,14 @@ def listing(text: str, md5: str) -> dict[str, str]:
     """Relative path → md5 of the files of a folder, from its ``.dir`` object.
 
     Raises:
-        UserError: a path leads outside the folder.
+        UserError: it is no list of files, or a path leads outside the folder.
     """
-    files = {row["relpath"]: row["md5"] for row in json.loads(text)}
+    try:
+        files = {row["relpath"]: row["md5"] for row in json.loads(text)}
+        if not all(isinstance(part, str) for row in files.items() for part in row):
+            raise TypeError("a path or a hash is no text")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"stored folder {md5} is no list of files ({type(error).__name__}: {error})") from None
     for name in files:
         if name.startswith("/") or ".." in Path(name).parts:
             raise UserError(f"stored folder {md5} holds the path {name!r}, which leads outside it")

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from tasks import layout
+from tasks import layout, yaml
 from tasks.errors import UserError
 from tasks.storage import atomic, dvc_config, fetching, locks
 from tasks.storage.cache import Cache, Entry, hash_of
@@ -40,12 +39,12 @@ def read(pointer: Path) -> tuple[Entry, dict[str, Any]]:
         UserError: it is not a pointer to one folder.
     """
     try:
-        content: Any = YAML(typ="safe").load(pointer.read_text())
+        content: Any = yaml.load(pointer.read_text())
         (out,) = content["outs"]
         if f"{out['path']}.dvc" != pointer.name:
             raise ValueError(f"it points to {out['path']!r}")
         return Entry(out["md5"], out["size"], out["nfiles"]), dict(content.get("meta") or {})
-    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{pointer}: not the pointer of an arrival ({' '.join(str(error).split())}); `git checkout` brings it back"
         ) from None
@@ -67,11 +66,11 @@ def keep(project: Path, folder: Path, remote: Remote) -> Entry:
 def write(pointer: Path, entry: Entry, about: Mapping[str, Any]) -> None:
     """Write a pointer atomically; DVC ignores what it says ``about`` the files."""
     content = {"outs": [{**entry.as_dict(), "hash": "md5", "path": pointer.stem}], "meta": dict(about)}
-    yaml: Any = YAML(typ="safe")
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    writer: Any = YAML(typ="safe")
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False
     text = io.StringIO()
-    yaml.dump(content, text)
+    writer.dump(content, text)
     pointer.parent.mkdir(parents=True, exist_ok=True)
     replace(pointer, text.getvalue())
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from tasks import yaml
 from tasks.errors import UserError
 from tasks.stream.material import DataSet, Pair
 
@@ -22,8 +22,8 @@ def read(path: Path) -> list[DataSet]:
         UserError: it has none, or one that is no data set.
     """
     try:
-        raw = YAML(typ="safe").load(path.read_text())
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
     listed = raw.get("stream") if isinstance(raw, dict) else raw
     if not isinstance(listed, list) or not listed:
@@ -76,10 +76,10 @@ def arrivals(pairs: Sequence[Pair], order: Sequence[int], steps: int, prefix: st
 
 def text(stream: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:
     """The stream as YAML, remarks before it as comments."""
-    yaml: Any = YAML(typ="safe")
-    yaml.default_flow_style = None  # leaves on one line
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 4096
+    writer: Any = YAML(typ="safe")
+    writer.default_flow_style = None  # leaves on one line
+    writer.sort_base_mapping_type_on_output = False
+    writer.width = 4096
     written = io.StringIO()
-    yaml.dump({"stream": list(stream)}, written)
+    writer.dump({"stream": list(stream)}, written)
     return "".join(f"# {remark}\n" for remark in remarks) + written.getvalue()

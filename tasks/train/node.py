@@ -21,7 +21,7 @@ from tasks.model.datasets import Dataset
 from tasks.params import BaseTraining, Budget, Params, Train, require_parts
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
-from tasks.train import augment, budget, importance, memory, mixture
+from tasks.train import augment, budget, importance, memory, mixture, require_enough
 from tasks.train import regularizer as regularizers
 from tasks.train.launch import launch
 from tasks.train.loop import Batch, Point, Training, fit
@@ -87,7 +87,8 @@ def train(project: Path, params: Params, progress: Progress = silent) -> None:
         _report(project / TRAINING, [], {"trained": False, "steps": 0, "samples": 0})
         progress("train", 1, 1)
         return
-    _require_enough(params, _pools(project, params)[0])
+    count = sum(map(len, _pools(project, params)[0]))
+    require_enough(_size_key(params), _size(params).batch_size, count, params.step or 0)
     processes = _processes(params)
     if processes > 1:
         _within_budget(project, params)  # found out once, for all of them
@@ -192,20 +193,6 @@ def _size(params: Params) -> BaseTraining | Train:
 def _size_key(params: Params) -> str:
     """What params.yaml calls `_size`."""
     return "base.train" if params.step == 0 and params.base.train else "train"
-
-
-def _require_enough(params: Params, pools: Sequence[Pool]) -> None:
-    """A batch larger than all there is to draw from would hold samples twice, as negatives of themselves.
-
-    Raises:
-        UserError: it is larger.
-    """
-    size, count = _size(params).batch_size, sum(map(len, pools))
-    if size > count:
-        raise UserError(
-            f"{_size_key(params)}.batch_size: a batch of {size} is more than the {count} samples that step "
-            f"{params.step or 0} trains on; set it to {count} or less"
-        )
 
 
 def _within_budget(project: Path, params: Params) -> tuple[Recipe, dict[str, object]]:

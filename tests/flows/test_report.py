@@ -54,6 +54,7 @@ def test_the_table_says_what_the_states_say(run: Path) -> None:
         assert values["bytes_new"] == row["bytes"]["new"]
         assert values["budget_samples"] == row["budget"]["samples"]
         assert values["seconds:train"] == row["seconds"]["train"]
+        assert values["elapsed"] > row["seconds"]["train"] + row["seconds"]["evaluate"]
         top1 = here[here["metric"] == "top1"].set_index("dataset")["value"]
         assert top1.to_dict() == row["top1"]
         if row["step"]:

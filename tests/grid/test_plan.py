@@ -75,11 +75,11 @@ def test_an_expert_that_arrives_is_not_trained() -> None:
     assert counts(planned(text(stream=stream), init=["zs"], deploy=["all"]))["train"] == (1, 1)
 
 
-def manifest(step: int, train: float, steps: int) -> Manifest:
+def manifest(step: int, train: float, steps: int, **others: Any) -> Manifest:
     sizes = {"expert.safetensors": 100, "deployed.safetensors": 100, "running": 150}
     outputs = {f"data/step/{name}": Entry(name, size) for name, size in sizes.items()}
     seconds = {"train": train, "deploy": 2.0, "evaluate": 3.0}
-    made = manifests.content(step=step, budget={"steps": steps}, seconds=seconds, outputs=outputs)
+    made = manifests.content(step=step, budget={"steps": steps}, seconds=seconds, outputs=outputs, **others)
     return Manifest.model_validate(made)
 
 
@@ -91,6 +91,34 @@ def test_an_estimate_is_what_states_have_measured() -> None:
     made = estimate.estimate(found, known)
     assert made.seconds == pytest.approx((8 + 6 + 6) * 2.0 + 2 * 2.0 + 3 * 3.0)
     assert made.bytes == 3 * 100 + 2 * 250
+
+
+def test_an_estimate_counts_what_steps_take_beside_their_nodes() -> None:
+    first = manifest(0, 16.0, 8, elapsed=16 + 2 + 3 + 4.0)
+    second = manifest(1, 12.0, 6, elapsed=12 + 4.0)  # its merge and evaluation are the first's: taken again
+    for order in ([first, second], [second, first]):
+        recorded = [
+            one.model_copy(
+                update={"recorded": one.recorded.model_copy(update={"at": f"2026-01-01T00:00:0{one.step}Z"})}
+            )
+            for one in order
+        ]
+        known = estimate.measured(recorded)
+        assert known is not None
+        assert known.beside == 4.0
+    found = planned(text(), init=["ft"], deploy=["ema"])
+    assert found.states == 3
+    made = estimate.estimate(found, known)
+    assert made.complete
+    assert made.seconds == pytest.approx((8 + 6 + 6) * 2.0 + 2 * 2.0 + 3 * 3.0 + 3 * 4.0)
+    recorded_before = planned(text(), {("tiny-ft-ema-linear-s0", 0)}, init=["ft"], deploy=["ema"])
+    assert recorded_before.states == 2
+
+
+def test_an_estimate_from_older_states_says_that_recording_is_not_in_it() -> None:
+    known = estimate.measured([manifest(0, 16.0, 8), manifest(1, 12.0, 6)])
+    assert known is not None
+    assert not estimate.estimate(planned(text()), known).complete
 
 
 def test_no_estimate_before_anything_was_measured() -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.model.datasets import Dataset
-from tasks.prepare import notes_on
+from tasks.prepare import at_most, notes_on
 from tasks.prepare.registry import parse
 from tasks.prepare.splits import drawn
 from tests.prepare.conftest import arrival, image_folder, params, picture
@@ -532,3 +532,14 @@ def test_rows_of_another_split_are_counted(prepare: Prepare, project: Path) -> N
         "table: t.csv: left out: 2 rows whose split is 'extra'",
         "table: t.csv: left out: 1 rows whose split is None",
     ]
+
+
+def test_the_largest_number_of_samples_is_known_of_folders_alone(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos", {"cat": 3, "dog": 2})
+    images = len([file for file in folder.rglob("*") if file.is_file()])
+    assert at_most(["images:photos"], "here", tmp_path) == images
+    assert at_most(["images:photos", "images:photos"], "here", tmp_path) == 2 * images
+    (folder / "metadata.csv").write_text("file_name,caption\n")
+    assert at_most(["images:photos"], "here", tmp_path) is None
+    assert at_most(["images:photos", "icons:food"], "here", tmp_path) is None
+    assert at_most([], "here", tmp_path) == 0

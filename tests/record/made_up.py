@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def record(project: Path, remote: Remote, dvc: Dvc, expert: int = 5000) -> State
         inputs = {path: cache.put(tree.folder / path) for path in layout.INPUTS}
         made = Reference("make", "", {path: cache.put(tree.folder / path) for path in OUTPUTS}, 0.0, {})
         assert params.timeline == "x"
-        return recording.record(project, tree, code, previous, inputs, [made], cache, dvc)
+        return recording.record(project, tree, code, previous, inputs, [made], cache, dvc, time.monotonic())
 
 
 def noise(step: int, what: int, size: int) -> bytes:

@@ -1,6 +1,7 @@
 """Timelines that belong to no grid, as cells: from states in real git."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,25 @@ PARAMS: dict[str, Any] = {
     "stream": [{"name": "food"}],
     "time": {"init": "ema", "deploy": "ema", "technique": {"name": "linear", "weight": 0.5}},
     "store": {"remote": "embedded"},
+    "evaluate": {"adaptation": [{"name": "food"}], "retention": [{"name": "base"}]},
 }
+METRICS = {"A_KA": 1.0, "A_ZS": 2.0, "geometric_mean": 1.4, "top1": {"food": 1.0, "base": 2.0}}
+PIPELINE = """
+stages:
+  evaluate:
+    cmd: python -m tasks evaluate
+    outs: [a, b]
+    metrics:
+      - metrics.json:
+          cache: false
+"""
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A manifest that names all that the report reads."""
+    entry = {"md5": "0" * 32, "size": 1}
+    inputs = dict.fromkeys(("data/raw/arrival", "data/raw/evaluation"), entry)
+    return manifests.content(inputs=inputs, outputs={"a": entry, "b": entry, "metrics.json": entry}, **changes)
 
 
 @pytest.fixture
@@ -29,16 +48,16 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def state(project: Path, timeline: str, manifest: str | None = None, **changes: Any) -> None:
-    """Record step 0 of a timeline, with only the files that a report reads."""
+def state(project: Path, timeline: str, files: Mapping[str, str] = {}, **changes: Any) -> None:
+    """Record step 0 of a timeline, with only the files that a report reads, some of them replaced by ``files``."""
     tree = project / f"tree-{timeline}"
     tree.mkdir()
     YAML(typ="safe").dump({**PARAMS, "timeline": timeline, **changes}, tree / "params.yaml")
-    (tree / "dvc.yaml").write_text(
-        "stages:\n  evaluate:\n    outs: [a, b]\n    metrics:\n      - metrics.json:\n          cache: false\n"
-    )
-    (tree / "manifest.json").write_text(manifest or json.dumps(manifests.content()))
-    (tree / "metrics.json").write_text(json.dumps({"A_KA": 1.0}))
+    (tree / "dvc.yaml").write_text(PIPELINE)
+    (tree / "manifest.json").write_text(json.dumps(content(seconds={"evaluate": 1.0})))
+    (tree / "metrics.json").write_text(json.dumps(METRICS))
+    for name, text in files.items():
+        (tree / name).write_text(text)
     git(project, "--work-tree", str(tree), "add", "--all")
     made = git(project, "write-tree")
     git(project, "read-tree", "HEAD")
@@ -90,15 +109,28 @@ def test_records_hold_every_file_and_who_wrote_what(project: Path) -> None:
     state(project, "demo")
     (cell,) = plain.cells(project, ["demo"])
     (record,) = records.read(project, [cell])[cell]
-    assert record.manifest.as_dict() == manifests.content()
-    assert record.metrics == {"A_KA": 1.0}
+    assert record.manifest.as_dict() == content(seconds={"evaluate": 1.0})
+    assert record.metrics == METRICS
     assert record.params["timeline"] == "demo"
     assert record.outputs == {"evaluate": ("a", "b", "metrics.json")}
     assert record.state.tag == names.short_tag("demo", 0)
 
 
-def test_a_damaged_record_is_named(project: Path) -> None:
-    state(project, "demo", manifest="{")
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"manifest.json": "{"}, r"manifest\.json is damaged .* `chronomerge doctor`"),
+        ({"metrics.json": "[]"}, r"metrics\.json is damaged"),
+        ({"metrics.json": json.dumps({**METRICS, "top1": {"other": 1.0}})}, "metrics.json names the set other"),
+        ({"dvc.yaml": "stages: []"}, r"dvc\.yaml: not the pipeline .*stages"),
+        ({"dvc.yaml": "stages:\n  evaluate:\n    outs: [a]\n"}, r"dvc\.yaml: .*stages\.evaluate\.cmd"),
+        ({"dvc.yaml": "stages: {other: {cmd: x}}"}, "manifest.json names the node evaluate, and dvc.yaml does not"),
+        ({"dvc.yaml": "stages: {evaluate: {cmd: x, outs: [c]}}"}, "manifest.json does not name c"),
+        ({"dvc.yaml": "["}, r"dvc\.yaml: not a YAML file"),
+    ],
+)
+def test_a_damaged_record_is_named(project: Path, files: dict[str, str], message: str) -> None:
+    state(project, "demo", files)
     (cell,) = plain.cells(project, ["demo"])
-    with pytest.raises(UserError, match=r"state/demo/0000: manifest\.json is damaged .* `chronomerge doctor`"):
+    with pytest.raises(UserError, match=rf"^state/demo/0000: .*{message}"):
         records.read(project, [cell])

@@ -115,3 +115,25 @@ def test_markdown_has_a_row_for_each_cell_and_each_effect() -> None:
     text = markdown.summary(made)
     assert "| best cell |" in text
     assert "| technique | ties |" in text
+
+
+def clocked(*steps: tuple[str, float, float]) -> pd.DataFrame:
+    """Tag, seconds on the clock, and when that ended."""
+    rows = [
+        {"tag": tag, "metric": metric, "value": value}
+        for tag, elapsed, at in steps
+        for metric, value in (("elapsed", elapsed), ("recorded_at", at))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_steps_side_by_side_count_once_on_the_clock_and_pauses_not_at_all() -> None:
+    side_by_side = clocked(("a/0", 10.0, 110.0), ("b/0", 6.0, 112.0), ("a/1", 3.0, 113.0))
+    assert summary.on_the_clock(side_by_side) == 14.0
+    later = pd.concat([side_by_side, clocked(("a/2", 5.0, 9000.0))])
+    assert summary.on_the_clock(later) == 14.0 + 6.0
+
+
+def test_states_that_do_not_say_when_they_ran_have_no_time_on_the_clock() -> None:
+    old = pd.DataFrame([{"tag": "a/1", "metric": "seconds", "value": 3.0}])
+    assert summary.on_the_clock(pd.concat([clocked(("a/0", 10.0, 110.0)), old])) is None

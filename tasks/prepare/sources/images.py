@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from tasks.errors import UserError
 from tasks.prepare import listing, tables
 from tasks.prepare.photographs import Photographs, Row, Rows, Selection, other_parts
-from tasks.prepare.source import Complain, Context
+from tasks.prepare.source import Complain, Context, refuse
 from tasks.prepare.splits import Parts, parts_among
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -99,6 +99,13 @@ class Images(Photographs):
             return []
         names = self.selected((self._class_of(file, top) for file in inside), f"images: {self.path}")
         return [file for file in inside if self._class_of(file, top) in names]
+
+    def at_most(self, project: Path) -> int | None:
+        path = project / self.path
+        if not path.is_dir():  # it comes out of the store
+            return None
+        found = self.sound(path, self.find(path).files, refuse)
+        return None if any(file.name in METADATA for file in found) else len(found)
 
     def _mixed_depths(self, inside: Sequence[Path], top: Path, path: Path) -> str | None:
         """What is wrong where images lie at different depths and nobody has said which folder is the class."""

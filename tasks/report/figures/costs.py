@@ -26,7 +26,7 @@ def draw(table: pd.DataFrame) -> Figure:
         _panel(found[found["what"] == "megabytes"], "megabytes written", ".2f", shown),
     ]
     panels[0] = panels[0].add_params(shown)  # of one view, and heard by both
-    caption = "Wall time of the nodes, and what they wrote."
+    caption = "Wall time of the nodes, without recording, and what they wrote."
     saved = found[(found["what"] == "seconds")]["saved"].sum()
     if saved >= 1:
         caption += f" Each run counts once; taking finished ones again saved {duration(saved)}."
