@@ -1,6 +1,6 @@
 """Crash the real program everywhere, and see whether anything is lost.
 
-    .venv/bin/python benchmarks/crash.py [--seed N] [--cases N] [--only WORD …] [--results FILE] [--lanes N]
+    .venv/bin/python benchmarks/crash.py [--seed N] [--cases N] [--only WORD …] [--results FILE] [--parallel N]
     .venv/bin/python benchmarks/crash.py --random 100 [--seed N]
 
 Without ``--random``: the matrix. Every boundary (`crashing.boundaries`) × fault (SIGKILL, SIGTERM, an exception, a
@@ -39,7 +39,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from crashing import boundaries, checks, lab
 from crashing.boundaries import Boundary
 from crashing.checks import Users
-from crashing.lab import BrokenError, ForkServer, Lane, Run
+from crashing.lab import BrokenError, ForkServer, Run, Sandbox
 
 from flows.prefect import server as prefect_server
 from tests import project as projects
@@ -85,7 +85,7 @@ class Bench:
     """The templates, what an undisturbed run records, and the file systems to work on."""
 
     work: Path
-    lanes: list[Lane]
+    sandboxes: list[Sandbox]
     expected: dict[str, Any] = field(default_factory=dict)
 
     def template(self, name: str) -> Path:
@@ -93,7 +93,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def laboratory(lanes: int) -> Iterator[Bench]:
+def laboratory(parallel: int) -> Iterator[Bench]:
     # What was killed last may still be at its files while they are removed.
     with tempfile.TemporaryDirectory(prefix="chronomerge-crash-", ignore_cleanup_errors=True) as name:
         work = Path(name)
@@ -102,50 +102,50 @@ def laboratory(lanes: int) -> Iterator[Bench]:
             server.wait()
             address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
             address["PREFECT_HOME"] = str(work / "home")
-            with lab.lanes(work, lanes, ForkServer(), address) as made:
+            with lab.sandboxes(work, parallel, ForkServer(), address) as made:
                 yield Bench(work, made)
 
 
-def one_case(case: Case, bench: Bench, lane: Lane) -> None:
+def one_case(case: Case, bench: Bench, sandbox: Sandbox) -> None:
     """Run one case.
 
     Raises:
         BrokenError: something does not hold.
     """
-    lane.restore(bench.template(case.boundary.project))
-    users = Users.of(lane.project)
-    first = lane.start("run", boundary=case.boundary.name, fault=case.fault)
+    sandbox.restore(bench.template(case.boundary.project))
+    users = Users.of(sandbox.project)
+    first = sandbox.start("run", boundary=case.boundary.name, fault=case.fault)
     if not first.await_note("reached"):
         raise BrokenError(f"the boundary was not reached: status {first.end()}, {first.errors()}")
     expected = bench.expected[case.boundary.project]
-    waiting = _second_writers(lane, first, expected) if case.writers == 2 else None
-    with lane.full() if case.fault == "full disk" else contextlib.nullcontext():
+    waiting = _second_writers(sandbox, first, expected) if case.writers == 2 else None
+    with sandbox.full() if case.fault == "full disk" else contextlib.nullcontext():
         first.go()
         status = first.end()
     _ended_well(case, status, first)
-    checks.whole(lane.project, users)
+    checks.whole(sandbox.project, users)
     if waiting:
         if not waiting.await_note("reached"):
             raise BrokenError(f"the waiting writer never had its turn: {waiting.errors()}")
         waiting.go()
     else:
-        waiting = lane.start("run")
+        waiting = sandbox.start("run")
     if status := waiting.end():
         raise BrokenError(f"the run after the crash ended with status {status}: {waiting.errors()}")
-    _all_there(lane, users, expected)
+    _all_there(sandbox, users, expected)
 
 
-def _second_writers(lane: Lane, first: Run, expected: Mapping[str, Any]) -> Run | None:
+def _second_writers(sandbox: Sandbox, first: Run, expected: Mapping[str, Any]) -> Run | None:
     """One that waits for the timeline, and one that does not and has to name its holder.
 
     Where all is recorded already, there is nothing to wait for: they say so and end.
     """
-    waiting = lane.start("run", "--wait", boundary="lock taken", fault="none")
+    waiting = sandbox.start("run", "--wait", boundary="lock taken", fault="none")
     if not waiting.await_note("waiting"):
-        if waiting.end() == 0 and lab.recorded(lane.project).keys() == expected.keys():
+        if waiting.end() == 0 and lab.recorded(sandbox.project).keys() == expected.keys():
             return None
         raise BrokenError(f"the second writer did not wait: status {waiting.end()}, {waiting.errors()}")
-    told = lane.start("run")
+    told = sandbox.start("run")
     status, holder = told.end(), f"is being written by process {first.process.pid} on"
     if status != 2 or holder not in " ".join(told.errors().split()):
         raise BrokenError(f"the third writer ended with {status}, not naming the holder: {told.errors()}")
@@ -160,30 +160,30 @@ def _ended_well(case: Case, status: int, run: Run) -> None:
         raise BrokenError(f"a full disk ended with status {status}: {run.errors()}")
 
 
-def _all_there(lane: Lane, users: Users, expected: Mapping[str, Any]) -> None:
+def _all_there(sandbox: Sandbox, users: Users, expected: Mapping[str, Any]) -> None:
     """The end that every case must have."""
-    checks.whole(lane.project, users)
-    checks.same_as(lane.project, expected)
-    checks.remote_holds_all(lane.project)
-    checks.intact(lane.project)
-    checks.nothing_left(lane)
+    checks.whole(sandbox.project, users)
+    checks.same_as(sandbox.project, expected)
+    checks.remote_holds_all(sandbox.project)
+    checks.intact(sandbox.project)
+    checks.nothing_left(sandbox)
 
 
-def run_matrix(cases: list[Case], results: Path | None, lanes: int) -> int:
+def run_matrix(cases: list[Case], results: Path | None, parallel: int) -> int:
     """Run cases and print what became of them; returns how many failed."""
     done: dict[str, str] = {}
     if results and results.exists():
         done = dict(json.loads(line) for line in results.read_text().splitlines())
     todo = [case for case in cases if case.name not in done]
     started = time.monotonic()
-    with laboratory(lanes) as bench:
+    with laboratory(parallel) as bench:
         _templates(bench, {case.boundary.project for case in todo})
         print(f"{len(todo)} cases to run; templates took {time.monotonic() - started:.0f} s", flush=True)
 
-        def do(case: Case, lane: Lane) -> None:
+        def do(case: Case, sandbox: Sandbox) -> None:
             began = time.monotonic()
             try:
-                one_case(case, bench, lane)
+                one_case(case, bench, sandbox)
                 done[case.name] = ""
             except BrokenError as error:
                 done[case.name] = str(error)
@@ -194,7 +194,7 @@ def run_matrix(cases: list[Case], results: Path | None, lanes: int) -> int:
                     print(json.dumps([case.name, done[case.name]]), file=file)
             print(f"{time.monotonic() - began:5.1f} s  {case.name}  {done[case.name][-600:] or 'ok'}", flush=True)
 
-        lab.in_parallel(bench.lanes, [functools.partial(do, case) for case in todo])
+        lab.in_parallel(bench.sandboxes, [functools.partial(do, case) for case in todo])
     _print_table(cases, done)
     failed = sum(bool(done[case.name]) for case in cases)
     print(f"\n{len(cases)} cases, {failed} failures, {time.monotonic() - started:.0f} s")
@@ -205,17 +205,17 @@ def _templates(bench: Bench, kinds: set[str]) -> None:
     """Make the projects that cases start from, and learn what undisturbed runs record."""
     stream = STREAM[:1]
 
-    def make(kind: str, lane: Lane) -> None:
+    def make(kind: str, sandbox: Sandbox) -> None:
         changes: dict[str, Any] = {"stream": [] if kind == "empty" else stream}
-        lab.begin(lane, bench.template(kind), None if kind == "empty" else 0, shared=kind == "shared", **changes)
-        _finish(lane)
-        bench.expected[kind] = lab.recorded(lane.project)
+        lab.begin(sandbox, bench.template(kind), None if kind == "empty" else 0, shared=kind == "shared", **changes)
+        _finish(sandbox)
+        bench.expected[kind] = lab.recorded(sandbox.project)
 
-    lab.in_parallel(bench.lanes, [functools.partial(make, kind) for kind in sorted(kinds)])
+    lab.in_parallel(bench.sandboxes, [functools.partial(make, kind) for kind in sorted(kinds)])
 
 
-def _finish(lane: Lane) -> None:
-    run = lane.start("run")
+def _finish(sandbox: Sandbox) -> None:
+    run = sandbox.start("run")
     if run.end():
         raise BrokenError(f"the undisturbed run failed: {run.errors()}")
 
@@ -244,30 +244,30 @@ class Kills:
     failures: list[str] = field(default_factory=list)
 
 
-def run_random(wanted: int, seed: int, lanes: int) -> int:
+def run_random(wanted: int, seed: int, parallel: int) -> int:
     """Kill at random moments; returns how many failures there were."""
     started = time.monotonic()
-    with laboratory(lanes) as bench:
-        lane = bench.lanes[0]
-        lab.begin(lane, bench.template("empty"), None, **SIX_STEPS)
+    with laboratory(parallel) as bench:
+        sandbox = bench.sandboxes[0]
+        lab.begin(sandbox, bench.template("empty"), None, **SIX_STEPS)
         began = time.monotonic()
-        _finish(lane)
+        _finish(sandbox)
         seconds = time.monotonic() - began
-        bench.expected["six"] = lab.recorded(lane.project)
+        bench.expected["six"] = lab.recorded(sandbox.project)
         steps = len(bench.expected["six"])
         print(f"undisturbed: {steps} states in {seconds:.1f} s", flush=True)
-        counts = [Kills(wanted // lanes + (number < wanted % lanes)) for number in range(lanes)]
+        counts = [Kills(wanted // parallel + (number < wanted % parallel)) for number in range(parallel)]
 
-        def do(number: int, lane: Lane) -> None:
+        def do(number: int, sandbox: Sandbox) -> None:
             moments = random.Random(f"{seed}/{number}")
             while counts[number].done < counts[number].wanted:
                 try:
-                    _one_timeline(bench, lane, moments, seconds / steps, counts[number])
+                    _one_timeline(bench, sandbox, moments, seconds / steps, counts[number])
                 except BrokenError as error:
                     counts[number].failures.append(str(error))
                     print(f"FAILED: {error}", flush=True)
 
-        lab.in_parallel(bench.lanes, [functools.partial(do, number) for number in range(lanes)])
+        lab.in_parallel(bench.sandboxes, [functools.partial(do, number) for number in range(parallel)])
     failures = [text for count in counts for text in count.failures]
     print(
         f"\n{sum(count.done for count in counts)} SIGKILLs (seed {seed}) over "
@@ -277,14 +277,14 @@ def run_random(wanted: int, seed: int, lanes: int) -> int:
     return len(failures)
 
 
-def _one_timeline(bench: Bench, lane: Lane, moments: random.Random, step_seconds: float, kills: Kills) -> None:
+def _one_timeline(bench: Bench, sandbox: Sandbox, moments: random.Random, step_seconds: float, kills: Kills) -> None:
     """A timeline from nothing to its end, killed again and again."""
-    lane.restore(bench.template("empty"))
-    users = Users.of(lane.project)
+    sandbox.restore(bench.template("empty"))
+    users = Users.of(sandbox.project)
     expected = bench.expected["six"]
     while True:
-        left = len(expected) - len(lab.recorded(lane.project))
-        run = lane.start("run")
+        left = len(expected) - len(lab.recorded(sandbox.project))
+        run = sandbox.start("run")
         if kills.done < kills.wanted:
             run.process.join(moments.uniform(0, (left + 1) * step_seconds))
         else:
@@ -292,20 +292,20 @@ def _one_timeline(bench: Bench, lane: Lane, moments: random.Random, step_seconds
         if not run.process.is_alive():
             if status := run.end():
                 raise BrokenError(f"a run that was not killed ended with status {status}: {run.errors()}")
-            _all_there(lane, users, expected)
+            _all_there(sandbox, users, expected)
             kills.timelines += 1
             return
         everything = moments.random() < 0.5
         run.process.kill()
         if everything:
-            for process in lane.strays():
+            for process in sandbox.strays():
                 with contextlib.suppress(Exception):
                     process.kill()
         run.end()
         kills.done += 1
-        states = len(lab.recorded(lane.project))
+        states = len(lab.recorded(sandbox.project))
         print(f"kill {kills.done:3}: {states} states, {'with all its children' if everything else 'alone'}", flush=True)
-        checks.whole(lane.project, users)
+        checks.whole(sandbox.project, users)
 
 
 def main() -> None:
@@ -315,14 +315,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="cells whose name has one of these words in it")
     parser.add_argument("--results", type=Path, help="a file that keeps finished cases")
     parser.add_argument("--random", type=int, metavar="KILLS", help="SIGKILLs at random moments instead of the matrix")
-    parser.add_argument("--lanes", type=int, default=2, help="cases or timelines side by side")
+    parser.add_argument("--parallel", type=int, default=2, help="cases or timelines side by side")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that file systems are unmounted
     if given.random:
-        sys.exit(1 if run_random(given.random, given.seed, given.lanes) else 0)
+        sys.exit(1 if run_random(given.random, given.seed, given.parallel) else 0)
     cases = [case for case in matrix() if not given.only or any(word in case.name for word in given.only)]
     random.Random(given.seed).shuffle(cases)  # a run that is cut short has been everywhere, too
-    sys.exit(1 if run_matrix(cases[: given.cases], given.results, given.lanes) else 0)
+    sys.exit(1 if run_matrix(cases[: given.cases], given.results, given.parallel) else 0)
 
 
 if __name__ == "__main__":

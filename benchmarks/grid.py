@@ -1,11 +1,11 @@
 """What a grid costs beside its nodes' own work, and what its cells share.
 
-    .venv/bin/python benchmarks/grid.py DIR --lanes N
+    .venv/bin/python benchmarks/grid.py DIR --parallel N
 
-DIR is a project whose `chronomerge grid --lanes N` has finished. Takes the newest run of it that ended by itself, as
-the embedded Prefect server has noted it, and splits its lanes' wall time into the nodes' own work (as the manifests of
-the states recorded meanwhile say, each run of a node once), fetching, recording, and the rest: Prefect, hashing,
-worktrees, and lanes that wait for each other's nodes.
+DIR is a project whose `chronomerge grid --parallel N` has finished. Takes the newest run of it that ended by itself, as
+the embedded Prefect server recorded it, and splits its cell workers' wall time into the nodes' own work (as the
+manifests of the states recorded meanwhile say, each run of a node once), fetching, recording, and the rest: Prefect,
+hashing, worktrees, and cell workers that wait for each other's nodes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tasks.report import records, tidy
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
-    parser.add_argument("--lanes", type=int, required=True, help="of that grid")
+    parser.add_argument("--parallel", type=int, required=True, help="of that grid")
     given = parser.parse_args()
-    measure(given.project, given.lanes)
+    measure(given.project, given.parallel)
 
 
-def measure(project: Path, lanes: int) -> None:
+def measure(project: Path, parallel: int) -> None:
     path = project / "params.yaml"
     grid = load(path).grid
     if grid is None:
@@ -62,19 +62,19 @@ def measure(project: Path, lanes: int) -> None:
             (start, end),
         )
     )
-    whole, own = lanes * wall, sum(work.values())
+    whole, own = parallel * wall, sum(work.values())
     rows = {
         **{f"node {node.partition(':')[2]} ({runs[node]} runs)": seconds for node, seconds in work.items()},
         "all nodes": own,
         "fetch": tasks["fetch"],
         "record (DVC, S3, git)": tasks["record"],
-        "the rest, waits among lanes too": whole - own - tasks["fetch"] - tasks["record"],
-        f"{lanes} lanes for {wall:.0f} s": whole,
+        "the rest, including waits of cell workers for each other": whole - own - tasks["fetch"] - tasks["record"],
+        f"{parallel} cell workers for {wall:.0f} s": whole,
     }
     for name, seconds in rows.items():
         print(f"{name:38} {seconds:9.1f} s {seconds / whole:7.1%}")
     beside = (whole - own) / len(meanwhile)
-    print(f"\n{len(meanwhile)} states; beside the nodes' own work {beside:.2f} lane seconds a state")
+    print(f"\n{len(meanwhile)} states; beside the nodes' own work {beside:.2f} cell worker seconds a state")
     every = table[table["metric"] == "reused:train"]
     separate = plan.plan(planned, set())
     trained = int((every["value"] == 0).sum())

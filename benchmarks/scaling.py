@@ -1,11 +1,11 @@
-"""How a grid scales from one lane or Dask worker to two, and what a node on a worker costs beside its own work.
+"""How a grid scales from one cell worker or Dask worker to two, and what a node on a worker costs beside its own work.
 
     .venv/bin/python benchmarks/scaling.py                 # both tables; --results FILE: for simulate.py --validate
     .venv/bin/python benchmarks/scaling.py --only nodes    # what a node costs; --only grid: how a grid scales
 
 The grid: two seeds of a small timeline, each a base and one arrival, so two cells that share no node; `threads: 1`,
-so that two fit two cores. It runs in a project, a Prefect server and a prefix of the store of its own: in one lane and
-in two, without Dask, and on one worker and on two, each worker in a clone of its own, with an S3 store between them.
+so that two fit two cores. It runs in a project, a Prefect server and a prefix of the store of its own: without Dask in
+one cell worker and in two, then on one Dask worker and on two, each in a clone of its own, with an S3 store between.
 What is timed is the grid's flow, from the first cell to the last. The states must be the same bytes everywhere.
 
 What a node costs: one timeline on one worker; the flow in this process and the worker's functions are timed (the
@@ -112,25 +112,25 @@ def served(home: Path) -> Iterator[tuple[Remote, psutil.Process]]:
 def scale(home: Path, remote: Remote, server: psutil.Process) -> dict[str, Any]:
     """Run the grid in all four ways, print how long it took, and return it."""
     found: dict[tuple[str, int], Ran] = {}
-    for kind, run in (("lanes", in_lanes), ("workers", on_workers)):
+    for kind, run in (("cell-workers", in_cell_workers), ("workers", on_workers)):
         for count in (1, 2):
             found[kind, count] = ran = run(home / f"{kind}-{count}", remote, server, count)
-            assert ran.states == found["lanes", 1].states, f"{count} {kind} made other bytes"
+            assert ran.states == found["cell-workers", 1].states, f"{count} {kind} made other bytes"
             work = len(SEEDS) * sum(map(sum, ran.own))
-            print(f"{count} {kind:8} {ran.seconds:7.1f} s; nodes' own work {work:7.1f} s; ", end="")
+            print(f"{count} {kind:12} {ran.seconds:7.1f} s; nodes' own work {work:7.1f} s; ", end="")
             print(f"other work left {ran.free:.1f} cores", flush=True)
-    for kind in ("lanes", "workers"):
+    for kind in ("cell-workers", "workers"):
         one, two = (found[kind, count].seconds for count in (1, 2))
         print(f"{kind}: {one / two:.2f} × faster by a second one; efficiency T1 / (2 T2) = {one / two / 2:.2f}")
-    print(f"{len(found['lanes', 1].states)} states, the same bytes in all four\n")
+    print(f"{len(found['cell-workers', 1].states)} states, the same bytes in all four\n")
     return {
-        "own": found["lanes", 1].own,
+        "own": found["cell-workers", 1].own,
         "ran": [[kind, count, ran.seconds, ran.free] for (kind, count), ran in found.items()],
     }
 
 
-def in_lanes(folder: Path, remote: Remote, server: psutil.Process, count: int) -> Ran:
-    return grid(make(folder, remote), server, "--lanes", str(count))
+def in_cell_workers(folder: Path, remote: Remote, server: psutil.Process, count: int) -> Ran:
+    return grid(make(folder, remote), server, "--parallel", str(count))
 
 
 def on_workers(folder: Path, remote: Remote, server: psutil.Process, count: int) -> Ran:

@@ -77,8 +77,8 @@ class Measured:
     """Core seconds on the worker for each node or part of one. The same: rows of the worker."""
     record: float = 4.1
     """Core seconds of the flow for each state. The same, `recording`."""
-    lane: float = 0.8
-    """Core seconds for each node in a lane. `--validate` finds it."""
+    cell_worker: float = 0.8
+    """Core seconds for each node in a cell worker. `--validate` finds it."""
     requests: float = 2.5
     """Requests to Prefect for each node. The same."""
     objects: float = 70.0
@@ -242,7 +242,7 @@ def simulated(
     def machine() -> Machine:
         return Machine(Shared(assumed.wire), Shared(assumed.cores, 1), Shared(1, 1))
 
-    costs = Costs(m.lane if alone else m.flow, m.worker, m.record, m.hashed, m.sent, m.fetched, m.message)
+    costs = Costs(m.cell_worker if alone else m.flow, m.worker, m.record, m.hashed, m.sent, m.fetched, m.message)
     workers = [] if alone else [machine() for _ in range(machines)]
     site = Site(costs, machine(), Shared(assumed.store), machines, workers)
     return run([nodes(cell, arrivals, model, assumed, m) for cell in grid], site)
@@ -311,7 +311,7 @@ def row(model: Model, machines: int, out: Outcome, measured: Measured) -> str:
 
 
 def validate(found: dict[str, Any]) -> None:
-    """Predict what `scaling.py` measured, from what it measured of one lane and of nodes; print the error."""
+    """Predict what `scaling.py` measured, from what it measured of one cell worker and of nodes; print the error."""
     own: list[list[float]] = found["own"]
     count, states = sum(map(len, own)), len(own)
     cells = [
@@ -319,14 +319,16 @@ def validate(found: dict[str, Any]) -> None:
         for cell in range(found["cells"])
     ]
     work = found["cells"] * sum(map(sum, own))
-    alone = next(seconds for kind, count, seconds, _ in found["ran"] if (kind, count) == ("lanes", 1))
-    lane = ((alone - work) / found["cells"] - states * found["record"]) / count
-    print(f"beside a node in a lane: {lane:.2f} s; on a worker: {found['flow']:.2f} + {found['worker']:.2f} s")
+    alone = next(seconds for kind, count, seconds, _ in found["ran"] if (kind, count) == ("cell-workers", 1))
+    cell_worker = ((alone - work) / found["cells"] - states * found["record"]) / count
+    print(
+        f"beside a node: {cell_worker:.2f} s in a cell worker, {found['flow']:.2f} + {found['worker']:.2f} s on a worker"
+    )
     for kind, number, seconds, free in found["ran"]:
         shared = Shared(free, 1)
         here = Machine(Shared(math.inf), shared, shared)
         workers = [Machine(Shared(math.inf), shared, shared) for _ in range(number)] if kind == "workers" else []
-        flow = found["flow"] if workers else lane
+        flow = found["flow"] if workers else cell_worker
         costs = Costs(flow, found["worker"], found["record"], math.inf, math.inf, math.inf, 0)
         out = run(cells, Site(costs, here, Shared(math.inf), number, workers))
         error = out.seconds / seconds - 1

@@ -128,15 +128,15 @@ class Machine:
 
 @dataclass
 class Site:
-    """The flow's machine with its lanes, a store, and workers; without workers, nodes run in the lanes.
+    """The flow's machine with its cell workers, a store, and workers; without workers, nodes run in the cell workers.
 
-    No more lanes are used than there are cells, and each divides its nodes among its part of the workers.
+    No more cell workers run than there are cells, and each divides its nodes among its part of the workers.
     """
 
     costs: Costs
     flow: Machine
     store: Shared
-    lanes: int
+    cell_workers: int
     workers: list[Machine] = field(default_factory=list)
 
 
@@ -197,10 +197,10 @@ class _Run:
         """By name of a node: who waits while it is computed; None once it has been."""
         self.took: dict[Hashable, dict[str, float]] = {}
         """By name of a node: where the cell that computed it spent its time for it."""
-        self.lanes, self.idle = min(site.lanes, len(cells)), deque(site.workers)
-        self.workers_each = len(site.workers) // self.lanes
+        self.cell_workers, self.idle = min(site.cell_workers, len(cells)), deque(site.workers)
+        self.workers_each = len(site.workers) // self.cell_workers
         """For each cell at work."""
-        self.for_lane: Queue = deque()
+        self.for_cell_worker: Queue = deque()
         self.for_worker: Queue = deque()
         self.stored: dict[Hashable, float] = {}
         self.messages = self.work = 0.0
@@ -258,18 +258,18 @@ class _Run:
         )  # fmt: skip
 
     def _cell(self, cell: _Cell) -> Process:
-        while not self.lanes:
-            yield self.for_lane
-        self.lanes -= 1
+        while not self.cell_workers:
+            yield self.for_cell_worker
+        self.cell_workers -= 1
         for step in cell.steps:
             for node in step:
                 yield from self._once(node, cell)
             for objects in (objects for node in step for objects in (node.inputs, node.outputs)):
                 yield from self._spent("sending", cell, self._send(self.site.flow, objects))
             yield from self._spent("recording", cell, _asking([(self.site.flow.cores, self.costs.record)]))
-        self.lanes += 1
+        self.cell_workers += 1
         _add(self.spent, cell.spent)
-        self._wake(self.for_lane)
+        self._wake(self.for_cell_worker)
 
     def _once(self, node: Node, cell: _Cell) -> Process:
         """Compute a node; or wait for the cell that does, with its time counted as that cell spends it."""

@@ -1,4 +1,4 @@
-"""TIME's grid: every cell a timeline with states of its own, side by side in lanes, nothing computed twice."""
+"""TIME's grid: every cell is a timeline with its own states; cells run at the same time, and equal nodes run once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.prefect import runs
 from flows.prefect import server as prefect_server
-from flows.processes.warm import Lanes
+from flows.processes.cell_workers import CellWorkers
 from flows.run import check, pending
 from tasks import progress, record
 from tasks.errors import UserError
@@ -75,7 +75,7 @@ def planned(project: Path, found: Layout) -> tuple[Plan, Estimate | None]:
     return made, estimate.estimate(made, known) if known else None
 
 
-def lanes_for(project: Path, params: Params, scheduler: str | None) -> int:
+def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:
     """One for each worker; in this machine as many as cores allow, where the params say how many threads each takes,
     else one that takes all.
 
@@ -89,10 +89,10 @@ def lanes_for(project: Path, params: Params, scheduler: str | None) -> int:
     return max(1, cores // params.threads) if params.threads else 1
 
 
-def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, scheduler: str | None = None) -> Outcome:
+def grid(project: Path, found: Layout, parallel: int, *, wait: bool = False, scheduler: str | None = None) -> Outcome:
     """Run all pending cells of a grid; one that fails does not stop the others, and the same call goes on with it.
 
-    Nodes run in the lanes, or on the workers of a Dask ``scheduler``.
+    Nodes run in the cell workers, or on the workers of a Dask ``scheduler``.
 
     Raises:
         UserError: something is wrong that concerns all cells, found as early as it can be.
@@ -105,11 +105,11 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
             progress.report("note:", 1, 1, f"{one.cell.timeline}: {warning}")
     own = sorted({path for one in found.todo for path in one.params.own_files})
     code = record.code_of(project, *own)
-    starting = "starting the store, the Prefect server and the lanes"
+    starting = "starting the store, the Prefect server and the cell workers"
     progress.report(starting, 0, 1)
     with (
         prefect_server.serving(project) as server,
-        Lanes(project, min(lanes, len(found.todo))) as ready,
+        CellWorkers(project, min(parallel, len(found.todo))) as ready,
         store.open_store(project, found.params.store.remote) as remote,
     ):
         jobs = {
@@ -117,7 +117,7 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
                 "project": str(project),
                 "code": asdict(record.with_params(project, code, one.text)),
                 "remote_name": remote.name,
-                "lanes": ready.count,
+                "parallel": ready.count,
                 "wait": wait,
                 "scheduler": scheduler,
             }
@@ -133,8 +133,8 @@ def grid(project: Path, found: Layout, lanes: int, *, wait: bool = False, schedu
         return _flow(project, found, jobs, ready)
 
 
-def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lanes: Lanes) -> Outcome:
-    """The Prefect flow of a grid: a task for each cell, whose own flow runs in a lane."""
+def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], workers: CellWorkers) -> Outcome:
+    """The Prefect flow of a grid: a task for each cell, whose own flow runs in a cell worker."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.futures import as_completed
@@ -147,11 +147,11 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lane
 
     @task(name="cell", cache_policy=NO_CACHE, persist_result=False)
     def cell(timeline: str) -> list[str]:
-        return lanes.run(timeline, jobs[timeline])
+        return workers.run(timeline, jobs[timeline])
 
     @flow(
         name="grid", flow_run_name=f"grid {found.params.timeline}", persist_result=False,
-        task_runner=ThreadPoolTaskRunner(max_workers=lanes.count),  # type: ignore[arg-type]
+        task_runner=ThreadPoolTaskRunner(max_workers=workers.count),  # type: ignore[arg-type]
     )  # fmt: skip
     def grid() -> State[Any]:
         futures = {cell.with_options(task_run_name=one).submit(one): one for one in jobs}
@@ -165,8 +165,8 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], lane
                     outcome.recorded[timeline] = result
                     progress.report(timeline, 1, 1, f"recorded up to {result[-1]}" if result else "had nothing to do")
                 progress.report("cells", number, len(futures))
-        except BaseException:  # Ctrl-C, or a polite end: Prefect waits for its tasks, and they for their lanes
-            lanes.close()
+        except BaseException:  # Ctrl-C or SIGTERM: Prefect waits for its tasks, and they wait for their cell workers
+            workers.close()
             raise
         if there := cells.recorded(project, found.cells):
             artifacts.publish(project, there)

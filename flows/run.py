@@ -99,12 +99,12 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
 
 
 def run_cell(
-    project: Path, code: Code, remote_name: str, lanes: int, *, wait: bool = False, scheduler: str | None = None
+    project: Path, code: Code, remote_name: str, parallel: int, *, wait: bool = False, scheduler: str | None = None
 ) -> list[str]:
     """Run the pending steps of the timeline that ``code`` has the params of; as `run`, within what a grid has opened.
 
-    That is: store and Prefect server, so many ``lanes`` for cells side by side; the code is taken down, and everything
-    that can be checked is.
+    The grid has started the store and the Prefect server, recorded the code and checked everything. ``parallel`` is how
+    many cells run at the same time.
     """
     params = record.params_of(project, code)
     with locks.writing(project, params.timeline, wait=wait):
@@ -119,7 +119,7 @@ def run_cell(
         with (
             notes.kept(project, params, todo.steps),
             _claimed(project, todo, remote, wait=wait),
-            pool.opened(scheduler, project, lanes),
+            pool.opened(scheduler, project, parallel),
         ):
             runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
             return _flow(project, todo, code, remote)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crashing.lab import PATIENCE, BrokenError, Lane, recorded
+from crashing.lab import PATIENCE, BrokenError, Sandbox, recorded
 from tasks import layout
 from tasks.record import names, timelines
 from tasks.storage import dvc_config, embedded, store
@@ -119,9 +119,9 @@ def intact(project: Path) -> None:
                 raise BrokenError(f"damaged in the cache: {name}")
 
 
-def nothing_left(lane: Lane) -> None:
+def nothing_left(sandbox: Sandbox) -> None:
     """No worktree, temporary file, lock or process of ours."""
-    project = lane.project
+    project = sandbox.project
     private = project / ".chronomerge"
     git_locks = [path for path in (project / ".git").rglob("*.lock") if path.parent.name != "chronomerge"]
     left = [
@@ -137,7 +137,7 @@ def nothing_left(lane: Lane) -> None:
         if name.read_text():
             raise BrokenError(f"{name.name} still names a holder")
     deadline = time.monotonic() + PATIENCE  # on a busy machine a store takes long to end
-    while running := lane.strays():
+    while running := sandbox.strays():
         if time.monotonic() > deadline:
             started = [f"{' '.join(one.cmdline()[:3])}, {time.time() - one.create_time():.0f} s old" for one in running]
             log = (private / "store/server.log").read_text(errors="replace")

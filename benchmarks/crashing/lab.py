@@ -24,7 +24,7 @@ from tests import project as projects
 from tests.project import git
 
 SIZE = "384m"
-"""Of a lane's file system."""
+"""Of a sandbox's file system."""
 
 PATIENCE = 180
 """Seconds after which a process counts as hung."""
@@ -106,7 +106,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Lane:
+class Sandbox:
     """A small file system of its own with one project in it; one case at a time."""
 
     folder: Path
@@ -131,7 +131,7 @@ class Lane:
         """Put a copy of a project here."""
         self.clear()
         subprocess.run(["cp", "-a", *template.iterdir(), self.folder], check=True)
-        (self.project / ".chronomerge/store/server.json").unlink(missing_ok=True)  # lanes have ports of their own
+        (self.project / ".chronomerge/store/server.json").unlink(missing_ok=True)  # sandboxes have ports of their own
         if (self.folder / "shared.git").exists():
             git(self.project, "remote", "set-url", "origin", str(self.folder / "shared.git"))
 
@@ -145,7 +145,7 @@ class Lane:
         return Run(process, notes)
 
     def strays(self) -> list[psutil.Process]:
-        """Processes that the programs of this lane have started, and that still run.
+        """Processes that the programs of this sandbox have started, and that still run.
 
         And a store that we have started to look into it: it works in our folder, with our environment.
         """
@@ -178,42 +178,42 @@ class Lane:
 
 
 @contextlib.contextmanager
-def lanes(work: Path, count: int, fork_server: ForkServer, prefect: Mapping[str, str]) -> Iterator[list[Lane]]:
-    """Lanes on file systems in memory, where we may mount them."""
+def sandboxes(work: Path, count: int, fork_server: ForkServer, prefect: Mapping[str, str]) -> Iterator[list[Sandbox]]:
+    """Sandboxes on file systems in memory, where we may mount them."""
     made = []
     with contextlib.ExitStack() as stack:
         for number in range(count):
-            folder = work / f"lane-{number}"
+            folder = work / f"sandbox-{number}"
             folder.mkdir()
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "chronomerge-crash", folder], check=True)
             stack.callback(subprocess.run, ["umount", "--lazy", folder], check=False)
-            made.append(Lane(folder, fork_server, prefect))
+            made.append(Sandbox(folder, fork_server, prefect))
             stack.callback(made[-1].clear)
         yield made
 
 
-def begin(lane: Lane, template: Path, until: int | None, *, shared: bool = False, **changes: Any) -> None:
-    """Make a project in a lane, run it up to a step, and keep it as a template."""
-    lane.clear()
+def begin(sandbox: Sandbox, template: Path, until: int | None, *, shared: bool = False, **changes: Any) -> None:
+    """Make a project in a sandbox, run it up to a step, and keep it as a template."""
+    sandbox.clear()
     store = {"store": {"git": "origin"}} if shared else {}
-    project = projects.make(lane.project, **changes, **store)
+    project = projects.make(sandbox.project, **changes, **store)
     if shared:
-        git(lane.folder, "init", "--quiet", "--bare", "shared.git")
-        git(project, "remote", "add", "origin", str(lane.folder / "shared.git"))
+        git(sandbox.folder, "init", "--quiet", "--bare", "shared.git")
+        git(project, "remote", "add", "origin", str(sandbox.folder / "shared.git"))
         git(project, "push", "--quiet", "origin", "HEAD:main")
     (project / "notes.txt").write_text("staged\n")
     git(project, "add", "notes.txt")
     (project / "notes.txt").write_text("not staged\n")
     (project / "mine.bin").write_bytes(b"untracked")
     if until is not None:
-        run = lane.start("run", "--until", str(until))
+        run = sandbox.start("run", "--until", str(until))
         if run.end():
             raise BrokenError(f"the undisturbed run failed: {run.errors()}")
     deadline = time.monotonic() + 20
-    while lane.strays() and time.monotonic() < deadline:
+    while sandbox.strays() and time.monotonic() < deadline:
         time.sleep(0.1)
     template.mkdir()
-    subprocess.run(["cp", "-a", *lane.folder.iterdir(), template], check=True)
+    subprocess.run(["cp", "-a", *sandbox.folder.iterdir(), template], check=True)
 
 
 def recorded(project: Path, timeline: str = "tiny") -> dict[str, Any]:
@@ -231,23 +231,23 @@ def recorded(project: Path, timeline: str = "tiny") -> dict[str, Any]:
     return found
 
 
-def in_parallel(lanes: list[Lane], work: list[Callable[[Lane], None]]) -> None:
-    """Do pieces of work, one a lane at a time."""
+def in_parallel(sandboxes: list[Sandbox], work: list[Callable[[Sandbox], None]]) -> None:
+    """Do pieces of work, one a sandbox at a time."""
     from concurrent.futures import ThreadPoolExecutor
     from queue import Queue
 
-    free: Queue[Lane] = Queue()
-    for lane in lanes:
-        free.put(lane)
+    free: Queue[Sandbox] = Queue()
+    for sandbox in sandboxes:
+        free.put(sandbox)
 
-    def do(piece: Callable[[Lane], None]) -> None:
-        lane = free.get()
+    def do(piece: Callable[[Sandbox], None]) -> None:
+        sandbox = free.get()
         try:
-            piece(lane)
+            piece(sandbox)
         finally:
-            free.put(lane)
+            free.put(sandbox)
 
-    with ThreadPoolExecutor(len(lanes)) as pool:
+    with ThreadPoolExecutor(len(sandboxes)) as pool:
         try:
             for done in [pool.submit(do, piece) for piece in work]:
                 done.result()

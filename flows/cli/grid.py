@@ -29,11 +29,11 @@ def grid(
     technique: Annotated[str | None, typer.Option(help="Merging techniques, as linear,slerp,ties.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print how much work it is, and do none of it.")] = False,
-    lanes: Annotated[
+    parallel: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Cells side by side; by default the workers, or the cores divided by `threads` of params.yaml, or 1.",
+            help="Cells that run at the same time; default: the workers, or the cores divided by `threads`, or 1.",
         ),
     ] = None,
     scheduler: Scheduler = None,
@@ -53,7 +53,7 @@ def grid(
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
     found = grids.laid_out(project, _chosen(project, init, deploy, technique, seed))
-    count = lanes or grids.lanes_for(project, found.params, scheduler)
+    count = parallel or grids.parallel_cells(project, found.params, scheduler)
     if plan:
         made, estimated = grids.planned(project, found)
         if as_json:
@@ -81,14 +81,14 @@ def grid(
         raise typer.Exit(2)
 
 
-def _run(project: Path, found: Layout, lanes: int, *, wait: bool, scheduler: str | None) -> Outcome:
+def _run(project: Path, found: Layout, parallel: int, *, wait: bool, scheduler: str | None) -> Outcome:
     from flows import grid as grids
     from tasks import console, progress
 
     with console.shown() as listener:
         progress.listen(listener)
         try:
-            return grids.grid(project, found, lanes, wait=wait, scheduler=scheduler)
+            return grids.grid(project, found, parallel, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
             errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None
@@ -128,7 +128,7 @@ def _chosen(
         ) from None
 
 
-def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int) -> dict[str, Any]:
+def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, parallel: int) -> dict[str, Any]:
     from tasks.grid.plan import KINDS
 
     counts = {
@@ -139,12 +139,12 @@ def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int)
         "cells": [one.cell.timeline for one in found.cells],
         "left_out": dict(found.left_out),
         "work": counts,
-        "lanes": lanes,
+        "parallel": parallel,
         "estimate": asdict(estimated) if estimated else None,
     }
 
 
-def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: int) -> list[str]:
+def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, parallel: int) -> list[str]:
     from tasks.units import duration, size
 
     lines = [f"{len(found.cells)} cells, {len(found.todo)} of them with steps to run"]
@@ -155,10 +155,10 @@ def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, lanes: in
     if estimated is None:
         lines.append("time and bytes: no estimate before a timeline with this model has recorded its first steps")
     else:
-        side_by_side = max(1, min(lanes, len(found.todo)))
+        side_by_side = max(1, min(parallel, len(found.todo)))
         lines.append(
             f"about {duration(estimated.seconds / side_by_side)} at the pace recorded so far, in {side_by_side} "
-            f"lane{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
+            f"cell worker{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
         if not estimated.complete:
             lines.append("  without recording: the states so far are of an older version, which did not measure it")

@@ -33,7 +33,7 @@ class Estimate:
     """Of the pending work of a grid."""
 
     seconds: float
-    """Of steps one after another; side by side in several lanes less on the clock."""
+    """Of steps one after another; less on the clock where several cell workers run side by side."""
     bytes: int
     complete: bool
     """Whether ``seconds`` counts what steps take beside their nodes."""

@@ -28,8 +28,8 @@ CONNECT_SECONDS = 10
 class Pool:
     """The workers of one scheduler; use `opened`."""
 
-    def __init__(self, client: Any, scheduler: str, lanes: int):
-        self._client, self._scheduler, self._lanes = client, scheduler, lanes
+    def __init__(self, client: Any, scheduler: str, sharing: int):
+        self._client, self._scheduler, self._sharing = client, scheduler, sharing
         self._machines: dict[int | None, dict[str, str | int]] = {}
         self._stored: set[str] = set()
         self._last: dict[int, str] = {}
@@ -77,7 +77,7 @@ class Pool:
             packed(folder, ["dvc.yaml", "params.yaml", *params.own_files]), inputs, node.outs, node.metrics, remote,
             params.threads, nodes.versions(), self.machine(params.threads), topic=f"progress-{uuid.uuid4()}",
         )  # fmt: skip
-        parts = split.divide(folder, params, self.slots // self._lanes) if split else []
+        parts = split.divide(folder, params, self.slots // self._sharing) if split else []
         self._client.subscribe_topic(job.topic, lambda event: progress(node.name, 0, 1, event[1]))
         try:
             if split and parts:
@@ -152,10 +152,10 @@ def at_hand() -> Pool | None:
 
 
 @contextmanager
-def opened(scheduler: str | None, project: Path, lanes: int = 1) -> Iterator[Pool | None]:
+def opened(scheduler: str | None, project: Path, sharing: int = 1) -> Iterator[Pool | None]:
     """Connect to a scheduler for the block, in which `at_hand` gives its workers; None: nodes run in this process.
 
-    ``lanes`` is how many share them: a node is divided among this one's part of the workers, where it can be. The
+    ``sharing`` is how many processes share the workers: a divisible node is divided among ``1 / sharing`` of them. The
     keys for tls:// are those of ``project``.
 
     Raises:
@@ -188,7 +188,7 @@ def opened(scheduler: str | None, project: Path, lanes: int = 1) -> Iterator[Poo
                 f"--scheduler {scheduler}: it has no worker; start some with `dask worker {scheduler} --nthreads 1`, "
                 "each in a clone of the project"
             ) from None
-        before = _at_hand.set(Pool(client, scheduler, lanes))
+        before = _at_hand.set(Pool(client, scheduler, sharing))
         try:
             yield at_hand()
         finally:

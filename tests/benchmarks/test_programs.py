@@ -43,7 +43,7 @@ def test_grid(tmp_path: Path) -> None:
     cells = {"init": ["zs"], "deploy": ["ema"], "technique": ["linear"], "references": []}
     folder = projects.make(tmp_path / "project", grid=cells)
     chronomerge(folder, "grid", PYTHONDONTWRITEBYTECODE="1")
-    assert "nodes" in ran("grid.py", folder, "--lanes", 1)
+    assert "nodes" in ran("grid.py", folder, "--parallel", 1)
 
 
 @pytest.mark.skipif(postgres.programs() is None, reason="no PostgreSQL")

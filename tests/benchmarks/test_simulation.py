@@ -15,8 +15,8 @@ def machine(wire: float = math.inf, cores: float = 1) -> Machine:
     return Machine(Shared(wire), Shared(cores, 1), Shared(1, 1))
 
 
-def site(costs: Costs = FREE, lanes: int = 1, workers: int = 0, store: float = math.inf, **one: Any) -> Site:
-    return Site(costs, machine(**one), Shared(store), lanes, [machine(**one) for _ in range(workers)])
+def site(costs: Costs = FREE, cell_workers: int = 1, workers: int = 0, store: float = math.inf, **one: Any) -> Site:
+    return Site(costs, machine(**one), Shared(store), cell_workers, [machine(**one) for _ in range(workers)])
 
 
 def node(name: str, seconds: float, inputs: Mapping[str, float] = {}, outputs: Mapping[str, float] = {}) -> Node:
@@ -27,31 +27,31 @@ def simulated(cells: list[list[Node]], where: Site) -> Outcome:
     return run([[step] for step in cells], where)
 
 
-def test_nodes_of_a_cell_follow_each_other_and_a_lane_takes_one_cell_at_a_time() -> None:
+def test_nodes_of_a_cell_follow_each_other_and_a_cell_worker_takes_one_cell_at_a_time() -> None:
     cells = [[node("a", 3), node("b", 4)], [node("c", 5)]]
     assert simulated(cells, site()).seconds == pytest.approx(3 + 4 + 5)
 
 
-def test_lanes_share_what_computes() -> None:
+def test_cell_workers_share_what_computes() -> None:
     # Both at half speed until c has its 5 seconds, at 10; a and b have had 5 of their 7 by then.
     cells = [[node("a", 3), node("b", 4)], [node("c", 5)]]
-    assert simulated(cells, site(lanes=2)).seconds == pytest.approx(10 + 2)
+    assert simulated(cells, site(cell_workers=2)).seconds == pytest.approx(10 + 2)
 
 
 def test_workers_run_cells_side_by_side() -> None:
     cells = [[node("a", 3), node("b", 4)], [node("c", 5)]]
-    out = simulated(cells, site(lanes=2, workers=2))
+    out = simulated(cells, site(cell_workers=2, workers=2))
     assert out.seconds == pytest.approx(7)
     assert out.work == 12
     assert out.shares["what computes"] == pytest.approx(12 / (2 * 7))
 
 
 def test_a_cell_waits_for_an_idle_worker() -> None:
-    assert simulated([[node("a", 3)], [node("b", 4)]], site(lanes=2, workers=1)).seconds == pytest.approx(7)
+    assert simulated([[node("a", 3)], [node("b", 4)]], site(cell_workers=2, workers=1)).seconds == pytest.approx(7)
 
 
 def test_equal_nodes_are_computed_once_and_waited_for() -> None:
-    out = simulated([[node("same", 3), node("a", 1)], [node("same", 3), node("b", 2)]], site(lanes=2, workers=2))
+    out = simulated([[node("same", 3), node("a", 1)], [node("same", 3), node("b", 2)]], site(cell_workers=2, workers=2))
     assert out.nodes == 3
     assert out.work == 6
     assert out.seconds == pytest.approx(5)
@@ -86,7 +86,7 @@ def test_who_uses_a_wire_at_the_same_time_shares_it() -> None:
     cells = [[node("a", 0, {"x": 100})], [node("b", 0, {"y": 300})]]
     # To the store: 5 a second each until x is there, at 20, then y's last 200 at 10 a second, until 40. From the store
     # each has its own worker's wire: y 30 seconds more.
-    out = simulated(cells, site(lanes=2, workers=2, wire=10))
+    out = simulated(cells, site(cell_workers=2, workers=2, wire=10))
     assert out.seconds == pytest.approx(40 + 30)
 
 
@@ -97,7 +97,7 @@ def divisible(name: str) -> Node:
 
 def test_workers_divide_a_node_and_each_fetches_its_share() -> None:
     costs = Costs(flow=1, worker=5, record=0, hashed=math.inf, sent=math.inf, fetched=math.inf, message=7)
-    out = simulated([[divisible("a")]], site(costs, lanes=2, workers=2, wire=10))
+    out = simulated([[divisible("a")]], site(costs, cell_workers=2, workers=2, wire=10))
     # All inputs to the store; then two pieces on one worker, while the other needs 3 + 2 seconds less for its one.
     assert out.seconds == pytest.approx(1 + 190 / 10 + (160 / 10 + 5 + 4))
     assert out.through_store == 190 + 160 + 130
@@ -109,7 +109,7 @@ def test_workers_divide_a_node_and_each_fetches_its_share() -> None:
 def test_cells_have_as_many_workers_each(cells: int, seconds: float) -> None:
     # 4 workers: 3 pieces on 3 of them; 2 + 1 on two for each cell; one for each cell; and the last one waits.
     steps = [[divisible(f"cell {number}")] for number in range(cells)]
-    assert simulated(steps, site(lanes=4, workers=4)).seconds == pytest.approx(seconds)
+    assert simulated(steps, site(cell_workers=4, workers=4)).seconds == pytest.approx(seconds)
 
 
 def test_clients_are_no_faster_than_they_are() -> None:
@@ -122,8 +122,8 @@ def test_clients_are_no_faster_than_they_are() -> None:
 def test_cores_serve_each_request_on_one() -> None:
     costs = Costs(flow=6, worker=0, record=0, hashed=math.inf, sent=math.inf, fetched=math.inf, message=0)
     cells = [[node(name, 0)] for name in "abc"]
-    assert simulated(cells, site(costs, lanes=1, cores=4)).seconds == pytest.approx(18)
-    assert simulated(cells, site(costs, lanes=3, cores=2)).seconds == pytest.approx(9)
+    assert simulated(cells, site(costs, cell_workers=1, cores=4)).seconds == pytest.approx(18)
+    assert simulated(cells, site(costs, cell_workers=3, cores=2)).seconds == pytest.approx(9)
 
 
 MODEL = Model("two parameters", 2, flops=6e12, training=0, evaluation=0)

@@ -42,18 +42,20 @@ def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) 
     """A project whose grid was killed in the middle, then run again: all is there but for a technique that fails."""
     folder = projects.make(tmp_path_factory.mktemp("grid") / "project", grid=GRID)
     (folder / "own.py").write_text(BROKEN)
-    killed = projects.start(folder, "grid", "--lanes", "2", **prefect_api)
+    killed = projects.start(folder, "grid", "--parallel", "2", **prefect_api)
     until(lambda: killed.poll() is not None or projects.tags(folder))
     assert killed.poll() is None, "ended before it recorded anything"
-    lanes = [
-        child for child in psutil.Process(killed.pid).children() if "flows.processes.warm_process" in child.cmdline()
+    workers = [
+        child
+        for child in psutil.Process(killed.pid).children()
+        if "flows.processes.cell_worker_process" in child.cmdline()
     ]
-    assert len(lanes) == 2
+    assert len(workers) == 2
     projects.kill(killed)
-    _, alive = psutil.wait_procs(lanes, timeout=60)
-    assert not alive, "lanes outlive the grid"
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "cell workers outlive the grid"
 
-    failed = chronomerge(folder, "grid", "--lanes", "2", check=False, **prefect_api)
+    failed = chronomerge(folder, "grid", "--parallel", "2", check=False, **prefect_api)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "2 cells failed" in failed.stdout
     assert "a mistake in own.py" in failed.stdout
@@ -65,15 +67,15 @@ def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> N
     """SIGTERM to the grid alone, in the middle of cells that would take their time."""
     base = {"steps": 100_000, "batch_size": 16, "lr": 1e-3}
     folder = projects.make(tmp_path / "project", grid=GRID, base={**projects.PARAMS["base"], "train": base})
-    process = projects.start(folder, "grid", "--lanes", "2", "--technique", "linear", **prefect_api)
+    process = projects.start(folder, "grid", "--parallel", "2", "--technique", "linear", **prefect_api)
     training = ".chronomerge/unfinished/*/train"
     until(lambda: process.poll() is not None or list(folder.glob(training)))
     assert process.poll() is None, "ended before it began"
-    lanes = psutil.Process(process.pid).children()
+    workers = psutil.Process(process.pid).children()
     process.terminate()
     assert process.wait(60) != 0
-    _, alive = psutil.wait_procs(lanes, timeout=60)
-    assert not [one for one in alive if "flows.processes.warm_process" in one.cmdline()]
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not [one for one in alive if "flows.processes.cell_worker_process" in one.cmdline()]
     embedded.stop_unused(folder)  # as the next run would
 
 

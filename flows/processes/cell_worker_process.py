@@ -1,6 +1,6 @@
-"""The process of a lane: one JSON request a line on stdin, JSON news and answers, a line each, on stdout.
+"""The process of a cell worker: JSON requests on stdin, JSON messages and answers on stdout, one a line.
 
-torch, open_clip and Prefect are imported once, and then cell after cell runs here as a timeline by itself would.
+It imports torch, open_clip and Prefect once, and then runs each cell as `chronomerge run` would run its timeline.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
             messages.tell(answers, tags=tags)
         except ReadableError as error:
             messages.tell(answers, error=str(error))
-        except Exception as error:  # a defect, in the log as a whole; other cells go on
+        except Exception as error:  # a defect: its traceback is in the log, and the other cells continue
             traceback.print_exc()
             messages.tell(answers, error=f"{type(error).__name__}: {error}")
 
