@@ -322,7 +322,7 @@ def validate(found: dict[str, Any]) -> None:
     alone = next(seconds for kind, count, seconds, _ in found["ran"] if (kind, count) == ("cell-workers", 1))
     cell_worker = ((alone - work) / found["cells"] - states * found["record"]) / count
     print(
-        f"beside a node: {cell_worker:.2f} s in a cell worker, {found['flow']:.2f} + {found['worker']:.2f} s on a worker"
+        f"beside a node: {cell_worker:.2f} s in a cell worker, {found['flow']:.2f} + {found['worker']:.2f} on a worker"
     )
     for kind, number, seconds, free in found["ran"]:
         shared = Shared(free, 1)

@@ -86,8 +86,8 @@ def _time_flow(report: Callable[[dict[str, Any]], object]) -> None:
 
     spans = Spans(lambda _step, name, *_: str(name), report)
     spans.outermost(timestep, "execute", "whole")
-    spans.within(pool.Pool, "run", "pool")
-    spans.within(pool.Pool, "_result", "there and back")
+    spans.within(pool.WorkerPool, "run", "pool")
+    spans.within(pool.WorkerPool, "_result", "there and back")
     spans.within(pool, "packed", "pack")
     spans.within(pool, "bring", "fetch back")
     spans.within(Dvc, "__call__", lambda _dvc, action, *_: f"dvc {action}")
@@ -104,7 +104,7 @@ def dask_setup(worker: Any) -> None:
     """Time the worker's side of nodes from now on: Dask calls this as a worker starts."""
     from tasks.storage.cache import Cache
     from tasks.storage.dvc import Dvc
-    from tasks.workers import kept
+    from tasks.workers import warm_pool
     from tasks.workers import worker as ours
 
     spans = Spans(lambda job: str(job.node), lambda found: worker.log_event(TOPIC, found))
@@ -114,8 +114,8 @@ def dask_setup(worker: Any) -> None:
     spans.within(ours, "bring", "inputs")
     spans.within(ours, "_execute", "process")
     spans.within(Cache, "put", "put")
-    spans.within(kept, "Nursery", "start")
-    spans.within(kept, "Dvc", "start")
+    spans.within(warm_pool, "WarmProcess", "start")
+    spans.within(warm_pool, "Dvc", "start")
     spans.within(Dvc, "__call__", lambda _dvc, action, *_: f"dvc {action}")
 
 

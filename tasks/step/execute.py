@@ -50,7 +50,7 @@ def execute(step: Step, name: str, given: Iterable[Inputs | Reference]) -> Execu
     entries = {path: entry for one in given for path, entry in one.outs.items()}
     if lacking := [path for path in node.data if not f"{path}/".startswith(tuple(f"{parent}/" for parent in entries))]:
         raise ValueError(f"dvc.yaml says that {name} reads {lacking[0]}, and flows/timestep.py does not pass it on")
-    workers = pool.at_hand()
+    workers = pool.current()
     machine = workers.machine(threads) if workers else models.device_facts(threads)
     key = nodes.key_of(node, folder, functools.partial(_content, step, entries), machine)
     with step.working(), one_at_a_time(step.project, key):

@@ -1,10 +1,10 @@
 """``python -m tasks.workers.child``: runs one node after another, each in a fork of itself.
 
-A fork begins with torch and open_clip imported, which takes a fresh process three seconds. A worker starts this with a
-job's own code on the path, and gives it jobs of equal code only: one JSON request a line on stdin. Answers on stdout, a
-JSON line each: what the node says on stderr (``said``) and, when it has ended, its ``status`` and ``seconds``.
+A fork starts with torch and open_clip imported, which takes a new process three seconds. A worker starts this process
+with the code of a job on the path, and sends it only jobs with equal code: JSON requests on stdin, one a line. Answers
+on stdout, one a line: each line of the node's stderr (``said``) and, when it has ended, ``status`` and ``seconds``.
 
-This process ends with the worker that started it, and a fork with this process, however they end.
+This process ends with the worker that started it, and a fork ends with this process, even after SIGKILL.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from tasks.model import models
 def main() -> None:
     processes.end_with(os.getppid(), every=0.5)
     models.preload()
-    gc.freeze()  # a collection in a fork would copy what they share
+    gc.freeze()  # a garbage collection in a fork would copy the shared memory
     code, own = os.getcwd(), os.getpid()  # noqa: PTH109
-    for line in sys.stdin:
-        request = json.loads(line)
+    for text in sys.stdin:
+        request = json.loads(text)
         reading, writing = os.pipe()
         started = time.monotonic()
         fork = os.fork()
         if not fork:
-            processes.end_with(own, every=0.5)  # threads are not forked
+            processes.end_with(own, every=0.5)  # a fork has no threads of its parent
             _settle(request["folder"], code, writing)
-            os._exit(_run(request["command"]))  # to take torch apart would cost two seconds
+            os._exit(_run(request["command"]))  # a normal exit unloads torch for two seconds
         os.close(writing)
-        with os.fdopen(reading, errors="replace") as said:
-            for sentence in said:
-                _tell(said=sentence.rstrip())
+        with os.fdopen(reading, errors="replace") as stderr:
+            for line in stderr:
+                _send(said=line.rstrip())
         _, status = os.waitpid(fork, 0)
-        _tell(status=os.waitstatus_to_exitcode(status), seconds=round(time.monotonic() - started, 3))
+        _send(status=os.waitstatus_to_exitcode(status), seconds=round(time.monotonic() - started, 3))
 
 
 def _run(command: list[str]) -> int:
@@ -61,7 +61,7 @@ def _run(command: list[str]) -> int:
 
 
 def _settle(folder: str, code: str, stderr: int) -> None:
-    """Make a fork what ``python -m`` in the job's folder would be."""
+    """Give a fork the folder, path and descriptors that ``python -m`` in the folder of the job has."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor, target in ((nothing, 0), (nothing, 1), (stderr, 2)):
         os.dup2(descriptor, target)
@@ -72,7 +72,7 @@ def _settle(folder: str, code: str, stderr: int) -> None:
     os.environ["PYTHONPATH"] = folder
 
 
-def _tell(**news: object) -> None:
+def _send(**news: object) -> None:
     print(json.dumps(news), flush=True)
 
 

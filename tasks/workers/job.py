@@ -1,4 +1,4 @@
-"""What a worker is told of a node, and what it answers."""
+"""The request that a worker gets for a node, and its answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.storage.cache import IGNORED, Entry
 
 @dataclass(frozen=True)
 class Job:
-    """A node to run: its code and its params whole, its inputs by name."""
+    """A node to run: its code and params as archives, its inputs as hashes."""
 
     node: str
     command: tuple[str, ...]
@@ -26,23 +26,23 @@ class Job:
     inputs: Mapping[str, Entry]
     """Files that the store holds: path → content."""
     outs: tuple[str, ...]
-    """What goes into the store."""
+    """Paths that go into the store."""
     metrics: tuple[str, ...]
-    """What comes back with the answer."""
+    """Paths that come back with the answer."""
     remote: str
     """The DVC remote; each machine has credentials of its own for it."""
     threads: int | None
-    """As in params.yaml; None is all that the worker's machine has."""
+    """As in params.yaml; None: all of the machine of the worker."""
     versions: Mapping[str, str]
     machine: Mapping[str, str | int]
-    """Versions, device and thread count that the key was made of: what the result is bit-exact on."""
+    """Versions, device and thread count in the key: with these the result is bit-exact."""
     topic: str
-    """Where progress is told."""
+    """The Dask topic of its progress messages."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a node left behind."""
+    """The result of a node."""
 
     outs: Mapping[str, Entry]
     metrics: Mapping[str, bytes]
@@ -62,13 +62,13 @@ def packed(folder: Path, names: Iterable[str]) -> bytes:
 
 
 def _plain(one: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Without what differs from one checkout of the same commit to another."""
+    """Remove what differs between checkouts of one commit."""
     if Path(one.name).name in IGNORED:
         return None
     return one.replace(mtime=0, uid=0, gid=0, uname="", gname="", deep=False)
 
 
 def unpack(code: bytes, folder: Path) -> None:
-    """What `packed` made, into a folder; a name that leads outside it is an error."""
+    """Extract an archive of `packed` into a folder; a name that leads outside it is an error."""
     with tarfile.open(fileobj=io.BytesIO(code)) as archive:
         archive.extractall(folder, filter="data")

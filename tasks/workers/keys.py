@@ -1,6 +1,6 @@
-"""Keys for the connections of a Dask scheduler: TLS on which every side shows the one certificate that there is.
+"""Keys for the connections of a Dask scheduler: mutual TLS with one certificate for all sides.
 
-Without them, whoever reaches the scheduler or a worker can run commands there: Dask unpickles what it is sent.
+Without them, whoever reaches the scheduler or a worker can run commands there: Dask unpickles what it receives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPEN = (
 
 
 def folder(project: Path) -> Path:
-    """Where a project, and the clone of each worker, has the keys."""
+    """The folder of the keys in a project, and in the clone of each worker."""
     return layout.private(project) / "workers-keys"
 
 
@@ -27,7 +27,7 @@ def make(project: Path) -> Path:
     """Make new keys; returns their folder, readable by its owner alone.
 
     Raises:
-        UserError: there are keys.
+        UserError: the folder exists.
     """
     layout.make_private(project)
     made = folder(project)
@@ -43,7 +43,7 @@ def make(project: Path) -> Path:
 
 
 def options(keys: Path) -> list[str]:
-    """What ``dask scheduler`` and ``dask worker`` are called with to use keys."""
+    """The options of ``dask scheduler`` and ``dask worker`` that use the keys."""
     return [
         "--tls-ca-file", str(keys / certificates.AUTHORITY), "--tls-cert", str(keys / certificates.CERTIFICATE),
         "--tls-key", str(keys / certificates.KEY),
@@ -56,7 +56,7 @@ def security(scheduler: str, project: Path) -> Any:
     None for any other address.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no keys.
     """
     if urlsplit(scheduler).scheme != "tls":
         return None

@@ -1,4 +1,4 @@
-"""The project's side: connect to a Dask scheduler, and have nodes run on its workers."""
+"""The side of the project: connect to a Dask scheduler, and run nodes on its workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tasks.workers.job import Done, Job, packed
 CONNECT_SECONDS = 10
 
 
-class Pool:
+class WorkerPool:
     """The workers of one scheduler; use `opened`."""
 
     def __init__(self, client: Any, scheduler: str, sharing: int):
@@ -33,7 +33,7 @@ class Pool:
         self._machines: dict[int | None, dict[str, str | int]] = {}
         self._stored: set[str] = set()
         self._last: dict[int, str] = {}
-        """By number of a part: the worker that ran the last such; its cache has most of what the next one reads."""
+        """Number of a part → the worker that ran it last: its cache has most of what the next step reads."""
 
     @property
     def slots(self) -> int:
@@ -41,7 +41,7 @@ class Pool:
         return sum(one["nthreads"] for one in self._client.scheduler_info(n_workers=-1)["workers"].values())
 
     def machine(self, threads: int | None) -> dict[str, str | int]:
-        """The device and the thread count of a worker; a job refuses to run on any other kind."""
+        """The device and the thread count of a worker; a job runs only on workers with the same ones."""
         if threads not in self._machines:
             self._machines[threads] = self._result(self._client.submit(worker.machine, threads, pure=False))
         return self._machines[threads]
@@ -60,14 +60,14 @@ class Pool:
         remote: str,
         dvc: Dvc,
     ) -> Reference:
-        """Run a node on a worker, or its parts on several; its outputs are in the store and in the cache then.
+        """Run a node on one worker, or its parts on several; afterwards its outputs are in the store and in the cache.
 
         ``folder`` is the step's worktree: its code and params go to the worker, its ``inputs`` (files: path → content)
-        to the store. If the worker is lost, another begins the node anew, to the same bytes.
+        to the store. If a worker is lost, another one starts the node again and makes the same bytes.
 
         Raises:
-            UserError: the node's own, a worker that would make other bytes, or no worker left.
-            RemoteError: store or scheduler cannot be reached; worth another try.
+            UserError: the error of the node, a worker that would make other bytes, or no worker is left.
+            RemoteError: store or scheduler cannot be reached; another try can help.
         """
         if absent := {entry.md5 for entry in inputs.values()} - self._stored:
             dvc("keep", folder, remote=remote, objects=sorted(absent))
@@ -84,8 +84,8 @@ class Pool:
                 done = self._divided(job, key, parts, split.result)
                 split.join(folder, params, [one.metrics[split.result] for one in done])
             else:
-                done = [self._whole(job, key, folder)]
-                bring(done[0].outs, cache, dvc, folder, f"what {node.name} made")
+                done = [self._undivided(job, key, folder)]
+                bring(done[0].outs, cache, dvc, folder, f"the outputs of {node.name}")
                 self._stored |= cache.md5s(done[0].outs.values())
         finally:
             self._client.unsubscribe_topic(job.topic)
@@ -93,7 +93,7 @@ class Pool:
         progress(node.name, 1, 1)
         return Reference(node.name, key, outs, round(sum(one.seconds for one in done), 3), job.machine)
 
-    def _whole(self, job: Job, key: str, folder: Path) -> Done:
+    def _undivided(self, job: Job, key: str, folder: Path) -> Done:
         done = self._done(self._submit(job, key, 0), 0)
         for path, content in done.metrics.items():
             (folder / path).write_bytes(content)
@@ -128,13 +128,13 @@ class Pool:
             return future.result()
         except KilledWorker as error:
             raise UserError(
-                f"{self._scheduler}: {error.task} ended worker after worker, the last at {error.last_worker.address}; "
-                "their logs say why (often too little memory)"
+                f"{self._scheduler}: {error.task} ended several workers, the last at {error.last_worker.address}; "
+                "see their logs (often too little memory)"
             ) from None
         except (TimeoutError, CancelledError, CommClosedError) as error:
-            raise RemoteError(f"the Dask scheduler {self._scheduler} is gone ({error})") from None
-        except OSError as error:  # the worker's own: a full disk, say
-            raise UserError(f"a worker of {self._scheduler} cannot go on: {error}") from None
+            raise RemoteError(f"the Dask scheduler {self._scheduler} has ended ({error})") from None
+        except OSError as error:  # of the worker: a full disk, say
+            raise UserError(f"a worker of {self._scheduler} failed: {error}") from None
 
 
 def _of_part(job: Job, part: Part, result: str) -> Job:
@@ -143,17 +143,17 @@ def _of_part(job: Job, part: Part, result: str) -> Job:
     return replace(job, command=(*job.command, "part", *part.names), inputs=inputs, metrics=(result,))
 
 
-_at_hand: ContextVar[Pool | None] = ContextVar("at_hand", default=None)
+_current: ContextVar[WorkerPool | None] = ContextVar("current_pool", default=None)
 
 
-def at_hand() -> Pool | None:
+def current() -> WorkerPool | None:
     """The pool that is open around this call, if any."""
-    return _at_hand.get()
+    return _current.get()
 
 
 @contextmanager
-def opened(scheduler: str | None, project: Path, sharing: int = 1) -> Iterator[Pool | None]:
-    """Connect to a scheduler for the block, in which `at_hand` gives its workers; None: nodes run in this process.
+def opened(scheduler: str | None, project: Path, sharing: int = 1) -> Iterator[WorkerPool | None]:
+    """Connect to a scheduler for the block, in which `current` gives its workers; None: nodes run in this process.
 
     ``sharing`` is how many processes share the workers: a divisible node is divided among ``1 / sharing`` of them. The
     keys for tls:// are those of ``project``.
@@ -188,8 +188,8 @@ def opened(scheduler: str | None, project: Path, sharing: int = 1) -> Iterator[P
                 f"--scheduler {scheduler}: it has no worker; start some with `dask worker {scheduler} --nthreads 1`, "
                 "each in a clone of the project"
             ) from None
-        before = _at_hand.set(Pool(client, scheduler, sharing))
+        before = _current.set(WorkerPool(client, scheduler, sharing))
         try:
-            yield at_hand()
+            yield current()
         finally:
-            _at_hand.reset(before)
+            _current.reset(before)

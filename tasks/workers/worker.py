@@ -1,7 +1,7 @@
-"""The worker's side: bring inputs from the store, run a node in a process of its own, send its outputs to the store.
+"""The side of the worker: fetch inputs from the store, run a node in a process of its own, push its outputs.
 
-Everything here runs in a Dask worker that was started in a clone of the project. The clone lends its DVC cache and its
-access to the store; code and params come with the job, so the clone's own may be older or newer.
+This module runs in a Dask worker that was started in a clone of the project. It uses the DVC cache and the store access
+of the clone; code and params come with the job, so those of the clone may be older or newer.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from tasks.storage.cache import Cache
 from tasks.storage.dvc_config import Remote
 from tasks.storage.fetching import bring
 from tasks.storage.git import top_level
-from tasks.workers import kept
+from tasks.workers import warm_pool
 from tasks.workers.job import Done, Job, unpack
-from tasks.workers.kept import Nursery
+from tasks.workers.warm_pool import WarmProcess
 
 _SHOWN = 5
 """Last lines of a failed node's output that its error quotes."""
 
 
 def run(job: Job) -> Done:
-    """Run a node; equal jobs leave equal bytes, on whichever worker.
+    """Run a node. Equal jobs make equal bytes on every worker.
 
     Raises:
-        UserError: what the node itself would say; or this machine would make other bytes, or lacks the project's store.
+        UserError: the error of the node; or this machine would make other bytes, or does not have the project's store.
         RemoteError: the store cannot be reached.
     """
     from distributed import get_worker
@@ -44,8 +44,8 @@ def run(job: Job) -> Done:
     store = _store(home, job.remote)
     cached = Cache(dvc_config.cache_dir(home))
     with (
-        kept.nursery(home, job.code) as nursery,
-        kept.dvc(home) as dvc,
+        warm_pool.warm_process(home, job.code) as process,
+        warm_pool.dvc(home) as dvc,
         atomic.private_folder(layout.private(home) / "workers") as made,
     ):
         folder = made.resolve()
@@ -55,7 +55,7 @@ def run(job: Job) -> Done:
         bring(job.inputs, cached, dvc, folder, f"the inputs of {job.node}")
         for path, entry in job.inputs.items():
             cached.link(entry, folder / path)
-        seconds = _execute(job, folder, nursery, get_worker())
+        seconds = _execute(job, folder, process, get_worker())
         outs = {path: cached.put(folder / path) for path in job.outs}
         dvc("keep", folder, remote=job.remote, objects=sorted(cached.md5s(outs.values())))
         metrics = {path: (folder / path).read_bytes() for path in job.metrics}
@@ -69,7 +69,7 @@ def machine(threads: int | None) -> dict[str, str | int]:
 
 @cache
 def _machine(home: Path, threads: int | None) -> dict[str, str | int]:
-    """Asked in a process of its own, which leaves torch and the GPU's memory to the nodes."""
+    """Computed in a process of its own, so that this one does not import torch or use GPU memory."""
     ask = f"import json; from tasks.model.models import device_facts; print(json.dumps(device_facts({threads!r})))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=home, capture_output=True, text=True, check=True)
     facts: dict[str, str | int] = json.loads(done.stdout)
@@ -82,9 +82,9 @@ def _home() -> Path:
 
 
 def _require_same(job: Job, home: Path) -> None:
-    here = {**nodes.versions(), **_machine(home, job.threads)}
+    own = {**nodes.versions(), **_machine(home, job.threads)}
     wanted = {**job.versions, **job.machine}
-    other = [f"{name} {here.get(name)} instead of {value}" for name, value in wanted.items() if here.get(name) != value]
+    other = [f"{name} {own.get(name)} instead of {value}" for name, value in wanted.items() if own.get(name) != value]
     if other:
         raise UserError(
             f"the worker on {socket.gethostname()} would make other bytes: it has {', '.join(other)}; give all workers "
@@ -93,7 +93,7 @@ def _require_same(job: Job, home: Path) -> None:
 
 
 def _store(home: Path, name: str) -> Remote:
-    """The worker's own way to the store; the embedded store has another address after each start."""
+    """The store as the clone of this worker reaches it; the embedded store has another address after each start."""
     try:
         return embedded.address(home) if name == dvc_config.EMBEDDED else dvc_config.remote(home, name)
     except UserError as error:
@@ -101,28 +101,28 @@ def _store(home: Path, name: str) -> Remote:
 
 
 def _workspace(folder: Path, home: Path, store: Remote) -> None:
-    """A folder that DVC takes for a project, with the clone's cache and store."""
+    """Make a folder a DVC project that uses the cache and the store of the clone."""
     dvc_config.write_workspace(folder, home, store)
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
 
-def _execute(job: Job, folder: Path, nursery: Nursery, worker: Any) -> float:
+def _execute(job: Job, folder: Path, process: WarmProcess, worker: Any) -> float:
     """Run the node's command, and return its wall time in seconds.
 
     Raises:
-        UserError: its own, or that it ended otherwise than by finishing; quotes its last lines.
+        UserError: its own error, or that it ended early, with its last lines.
     """
     where = socket.gethostname()
     lines: deque[str] = deque(maxlen=_SHOWN)
 
-    def hear(line: str) -> None:
+    def on_line(line: str) -> None:
         lines.append(line)
         worker.log_event(job.topic, f"on {where}: {line}")
 
-    status, seconds = nursery.run(folder, job.command, hear)
+    status, seconds = process.run(folder, job.command, on_line)
     if status == 2 and lines and lines[-1].startswith("error: "):
         raise UserError(lines[-1].removeprefix("error: "))
     if status:
-        quoted = " | ".join(lines) or "nothing"
-        raise UserError(f"{job.node} on {where} ended with status {status}; it said: {quoted}")
+        quoted = " | ".join(lines) or "none"
+        raise UserError(f"{job.node} on {where} ended with status {status}; its last output: {quoted}")
     return seconds

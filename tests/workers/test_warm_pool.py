@@ -1,4 +1,4 @@
-"""What a worker keeps between jobs: nodes run in forks, of the job's own code, and end when they must."""
+"""The warm process pool: nodes run in forks with the code of their job, and end with the process that runs them."""
 
 import threading
 import time
@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.workers import kept
+from tasks.workers import warm_pool
 from tasks.workers.job import packed
-from tasks.workers.kept import Nursery
+from tasks.workers.warm_pool import WarmProcess
 from tests.project import ROOT
 from tests.waiting import until
 
@@ -29,7 +29,7 @@ print("a line", file=sys.stderr, flush=True)
 
 
 def code(folder: Path, version: int = 1) -> bytes:
-    """A package that takes no time to import, with the real child process and a node."""
+    """A package that imports quickly, with the real child process and a node."""
     for name in REAL:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
@@ -41,51 +41,51 @@ def code(folder: Path, version: int = 1) -> bytes:
 
 
 @pytest.fixture
-def nursery(tmp_path: Path) -> Iterator[Nursery]:
-    made = Nursery(tmp_path / "home", code(tmp_path / "code"))
+def process(tmp_path: Path) -> Iterator[WarmProcess]:
+    made = WarmProcess(tmp_path / "home", code(tmp_path / "code"))
     (tmp_path / "job").mkdir()
     yield made
     made.close()
 
 
-def run(nursery: Nursery, folder: Path, *arguments: str) -> tuple[int, list[str]]:
-    said: list[str] = []
-    status, seconds = nursery.run(folder, ["tasks.node", *arguments], said.append)
+def run(process: WarmProcess, folder: Path, *arguments: str) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    status, seconds = process.run(folder, ["tasks.node", *arguments], lines.append)
     assert seconds > 0
-    return status, said
+    return status, lines
 
 
-def test_equal_content_is_packed_alike(tmp_path: Path) -> None:
+def test_equal_content_makes_equal_archives(tmp_path: Path) -> None:
     first = code(tmp_path / "a")
     time.sleep(1.1)  # the seconds of a time stamp
     assert code(tmp_path / "b") == first
     assert code(tmp_path / "b", version=2) != first
 
 
-def test_nodes_run_one_after_another_in_processes_that_have_imported(nursery: Nursery, tmp_path: Path) -> None:
-    found = set()
+def test_nodes_run_in_forks_of_one_process_that_has_imported(process: WarmProcess, tmp_path: Path) -> None:
+    pids = set()
     for _ in range(2):
-        assert run(nursery, tmp_path / "job", "ok", "x") == (0, ["a line"])
+        assert run(process, tmp_path / "job", "ok", "x") == (0, ["a line"])
         version, arguments, pid, loaded = (tmp_path / "job" / "made").read_text().replace("', '", "','").split()
         assert (version, arguments) == ("1", "['ok','x']")
         assert pid != loaded
-        found.add((pid, loaded))
-    assert len({pid for pid, _ in found}) == 2
-    assert len({loaded for _, loaded in found}) == 1
+        pids.add((pid, loaded))
+    assert len({pid for pid, _ in pids}) == 2
+    assert len({loaded for _, loaded in pids}) == 1
 
 
-def test_a_node_that_fails_says_so_as_a_command_would(nursery: Nursery, tmp_path: Path) -> None:
-    assert run(nursery, tmp_path / "job", "exit") == (2, ["a line"])
-    assert run(nursery, tmp_path / "job", "say") == (1, ["a line", "why"])
-    status, said = run(nursery, tmp_path / "job", "nonsense")
+def test_a_failed_node_returns_the_status_and_output_of_a_command(process: WarmProcess, tmp_path: Path) -> None:
+    assert run(process, tmp_path / "job", "exit") == (2, ["a line"])
+    assert run(process, tmp_path / "job", "say") == (1, ["a line", "why"])
+    status, lines = run(process, tmp_path / "job", "nonsense")
     assert status == 1
-    assert said[-1] == "KeyError: 'nonsense'"
-    assert run(nursery, tmp_path / "job", "ok") == (0, ["a line"])
+    assert lines[-1] == "KeyError: 'nonsense'"
+    assert run(process, tmp_path / "job", "ok") == (0, ["a line"])
 
 
-def test_a_node_ends_with_its_nursery(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_node_ends_with_its_warm_process(process: WarmProcess, tmp_path: Path) -> None:
     ended: list[int] = []
-    wait = threading.Thread(target=lambda: ended.append(run_to_the_end(nursery, tmp_path / "job")))
+    wait = threading.Thread(target=lambda: ended.append(run_to_the_end(process, tmp_path / "job")))
     wait.start()
     made = tmp_path / "job" / "made"
     until(lambda: made.exists() and made.read_text())
@@ -94,26 +94,26 @@ def test_a_node_ends_with_its_nursery(nursery: Nursery, tmp_path: Path) -> None:
     wait.join(20)
     assert ended == [-9]
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    assert not nursery.alive
+    assert not process.alive
 
 
-def run_to_the_end(nursery: Nursery, folder: Path) -> int:
-    return nursery.run(folder, ["tasks.node", "wait"], lambda _: None)[0]
+def run_to_the_end(process: WarmProcess, folder: Path) -> int:
+    return process.run(folder, ["tasks.node", "wait"], lambda _: None)[0]
 
 
-def test_a_job_gets_what_the_last_one_left_if_its_code_is_the_same_and_it_went_well(tmp_path: Path) -> None:
+def test_a_job_reuses_the_process_of_the_last_one_if_the_code_is_equal_and_that_one_succeeded(tmp_path: Path) -> None:
     home, old, new = tmp_path / "home", code(tmp_path / "code"), code(tmp_path / "code", version=2)
-    with kept.nursery(home, old) as first:
+    with warm_pool.warm_process(home, old) as first:
         pass
-    with kept.nursery(home, old) as again:
+    with warm_pool.warm_process(home, old) as again:
         assert again is first
-    with kept.nursery(home, new) as other:
+    with warm_pool.warm_process(home, new) as other:
         assert other is not first
         assert not first.alive
         (tmp_path / "job").mkdir()
         run(other, tmp_path / "job", "ok")
         assert (tmp_path / "job" / "made").read_text().startswith("2 ")
-    with pytest.raises(RuntimeError), kept.nursery(home, new) as failed:
+    with pytest.raises(RuntimeError), warm_pool.warm_process(home, new) as failed:
         raise RuntimeError
     assert failed is other
     assert not other.alive
