@@ -24,8 +24,8 @@ from tasks.workers import pool
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A grid before it runs."""
+class SelectedGrid:
+    """The cells of a grid, before it runs."""
 
     params: Params
     cells: tuple[Planned, ...]
@@ -40,44 +40,45 @@ class Layout:
 
 
 @dataclass
-class Outcome:
-    """What became of the cells."""
+class GridResult:
+    """The result of each cell."""
 
     recorded: dict[str, list[str]] = field(default_factory=dict)
-    """Timeline → tags of the states that it recorded just now."""
+    """Timeline → tags of the states that this run recorded."""
     failed: dict[str, str] = field(default_factory=dict)
     """Timeline → reason."""
 
 
-def laid_out(project: Path, chosen: Grid | None = None) -> Layout:
-    """The cells of a project's grid, or of the one ``chosen``, and what of them is still to run; no work, no server.
+def select(project: Path, chosen: Grid | None = None) -> SelectedGrid:
+    """The cells of a project's grid, or of ``chosen``, and which of them are pending. Starts no work and no server.
 
     Raises:
-        UserError: the params are wrong, or a cell's do not go on from what its timeline has recorded.
+        UserError: the params are wrong, or those of a cell differ from what its timeline was recorded with.
     """
     path = project / "params.yaml"
     params = load(path)
     fit, left_out = cells.usable(cells.expand(path.read_text(), chosen or params.grid or Grid(), project))
     unfinished = frozenset(one.cell.timeline for one in fit if pending(project, None, one.params).steps)
-    return Layout(params, tuple(fit), left_out, unfinished)
+    return SelectedGrid(params, tuple(fit), left_out, unfinished)
 
 
-def planned(project: Path, found: Layout) -> tuple[Plan, Estimate | None]:
-    """How much work a grid is, in all and still to do; and how long, where states have measured it."""
+def planned(project: Path, selected: SelectedGrid) -> tuple[Plan, Estimate | None]:
+    """The work of a grid, total and pending; and an estimate, if recorded states of its model exist."""
     recorded = {
         (one.cell.timeline, state.step)
-        for one in found.cells
+        for one in selected.cells
         for state in record.lineage(project, one.cell.timeline)
     }  # fmt: skip
-    made = plan.plan(found.cells, recorded)
-    same = [state for state in record.every(project) if state.params["base"]["model"] == found.params.base.model]
+    made = plan.plan(selected.cells, recorded)
+    same = [state for state in record.every(project) if state.params["base"]["model"] == selected.params.base.model]
     known = estimate.measured(state.manifest for state in same)
     return made, estimate.estimate(made, known) if known else None
 
 
 def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:
-    """One for each worker; in this machine as many as cores allow, where the params say how many threads each takes,
-    else one that takes all.
+    """How many cells to run at the same time: one for each Dask worker.
+
+    Without a scheduler: the cores divided by ``threads`` of the params, or one if these do not set ``threads``.
 
     Raises:
         UserError: no scheduler answers, or it has no worker.
@@ -89,51 +90,55 @@ def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:
     return max(1, cores // params.threads) if params.threads else 1
 
 
-def grid(project: Path, found: Layout, parallel: int, *, wait: bool = False, scheduler: str | None = None) -> Outcome:
-    """Run all pending cells of a grid; one that fails does not stop the others, and the same call goes on with it.
+def grid(
+    project: Path, selected: SelectedGrid, parallel: int, *, wait: bool = False, scheduler: str | None = None
+) -> GridResult:
+    """Run all pending cells of a grid. A failed cell does not stop the others; the same call runs it again.
 
     Nodes run in the cell workers, or on the workers of a Dask ``scheduler``.
 
     Raises:
-        UserError: something is wrong that concerns all cells, found as early as it can be.
+        UserError: an error that concerns all cells, reported as early as possible.
     """
-    if not found.todo:
-        return Outcome()
+    if not selected.todo:
+        return GridResult()
     record.require_same_code(project, Path(__file__).parents[1])
-    for one in found.todo:
+    for one in selected.todo:
         for warning in check(one.params, project, base=record.last(project, one.cell.timeline) is None):
             progress.report("note:", 1, 1, f"{one.cell.timeline}: {warning}")
-    own = sorted({path for one in found.todo for path in one.params.own_files})
+    own = sorted({path for one in selected.todo for path in one.params.own_files})
     code = record.code_of(project, *own)
     starting = "starting the store, the Prefect server and the cell workers"
     progress.report(starting, 0, 1)
     with (
         prefect_server.serving(project) as server,
-        CellWorkers(project, min(parallel, len(found.todo))) as ready,
-        store.open_store(project, found.params.store.remote) as remote,
+        CellWorkers(project, min(parallel, len(selected.todo))) as workers,
+        store.open_store(project, selected.params.store.remote) as remote,
     ):
         jobs = {
             one.cell.timeline: {
                 "project": str(project),
                 "code": asdict(record.with_params(project, code, one.text)),
                 "remote_name": remote.name,
-                "parallel": ready.count,
+                "parallel": workers.count,
                 "wait": wait,
                 "scheduler": scheduler,
             }
-            for one in found.todo
+            for one in selected.todo
         }
         server.wait()
         if server.private:  # no other run uses its database
-            runs.crash_dead(server, project, found.params.timeline)
-        ready.wait()
+            runs.crash_dead(server, project, selected.params.timeline)
+        workers.wait()
         if record.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")
         progress.report(starting, 1, 1)
-        return _flow(project, found, jobs, ready)
+        return _flow(project, selected, jobs, workers)
 
 
-def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], workers: CellWorkers) -> Outcome:
+def _flow(
+    project: Path, selected: SelectedGrid, jobs: Mapping[str, dict[str, Any]], workers: CellWorkers
+) -> GridResult:
     """The Prefect flow of a grid: a task for each cell, whose own flow runs in a cell worker."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
@@ -143,14 +148,14 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], work
 
     from flows.prefect import artifacts
 
-    outcome = Outcome()
+    outcome = GridResult()
 
     @task(name="cell", cache_policy=NO_CACHE, persist_result=False)
     def cell(timeline: str) -> list[str]:
         return workers.run(timeline, jobs[timeline])
 
     @flow(
-        name="grid", flow_run_name=f"grid {found.params.timeline}", persist_result=False,
+        name="grid", flow_run_name=f"grid {selected.params.timeline}", persist_result=False,
         task_runner=ThreadPoolTaskRunner(max_workers=workers.count),  # type: ignore[arg-type]
     )  # fmt: skip
     def grid() -> State[Any]:
@@ -163,13 +168,13 @@ def _flow(project: Path, found: Layout, jobs: Mapping[str, dict[str, Any]], work
                     progress.report(timeline, 1, 1, f"FAILED: {result}")
                 else:
                     outcome.recorded[timeline] = result
-                    progress.report(timeline, 1, 1, f"recorded up to {result[-1]}" if result else "had nothing to do")
+                    progress.report(timeline, 1, 1, f"recorded up to {result[-1]}" if result else "no pending steps")
                 progress.report("cells", number, len(futures))
         except BaseException:  # Ctrl-C or SIGTERM: Prefect waits for its tasks, and they wait for their cell workers
             workers.close()
             raise
-        if there := cells.recorded(project, found.cells):
-            artifacts.publish(project, there)
+        if recorded := cells.recorded(project, selected.cells):
+            artifacts.publish(project, recorded)
         if outcome.failed:
             return Failed(message=f"{len(outcome.failed)} of {len(jobs)} cells failed")
         return Completed(message=f"{len(jobs)} cells")

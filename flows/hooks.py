@@ -1,7 +1,7 @@
-"""The user's own commands, called when a state was recorded and when a run has failed (``hooks`` in params.yaml).
+"""Commands of the user that run when a state was recorded or a run has failed (``hooks`` in params.yaml).
 
-A repository that one clones may bring hooks of somebody else. So only hooks that were trusted in this very clone run;
-git's own folder remembers which (by hash), for no repository brings that along.
+A cloned repository may contain hooks of its author. So only hooks that were trusted in this clone run; their hashes are
+in the folder of git, which a clone does not copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = 300
 
 
 def trusted(project: Path, hooks: Hooks) -> bool:
-    """Whether these very commands may run in this clone; there are none, or somebody has trusted them."""
+    """Whether the hooks may run in this clone: there are none, or the user has trusted exactly these."""
     if not commands(hooks):
         return True
     try:
@@ -35,7 +35,7 @@ def trusted(project: Path, hooks: Hooks) -> bool:
 
 
 def trust(project: Path, hooks: Hooks) -> None:
-    """Let these commands run in this clone from now on."""
+    """Allow these commands to run in this clone from now on."""
     if not trusted(project, hooks):
         path = _trust_file(project)
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -44,10 +44,10 @@ def trust(project: Path, hooks: Hooks) -> None:
 
 
 def require_trusted(project: Path, hooks: Hooks) -> None:
-    """Refuse to run with commands that nobody has trusted.
+    """Check that the hooks are trusted.
 
     Raises:
-        UserError: names them, and the way out.
+        UserError: they are not; the message lists them and says how to trust or remove them.
     """
     if not trusted(project, hooks):
         raise UserError(
@@ -57,19 +57,19 @@ def require_trusted(project: Path, hooks: Hooks) -> None:
 
 
 def commands(hooks: Hooks) -> list[str]:
-    """What the hooks run, for people: ``recorded: notify-send done``."""
+    """The commands of the hooks, as shown to the user: ``recorded: notify-send done``."""
     named = {"recorded": hooks.recorded, "failed": hooks.failed}
     return [f"{name}: {one_line(shlex.join(command))}" for name, command in named.items() if command]
 
 
 def recorded(project: Path, hooks: Hooks, timeline: str, step: int, tag: str) -> None:
-    """A state was recorded."""
+    """Run the hook ``recorded``, if there is one."""
     if hooks.recorded:
         _call("recorded", hooks, hooks.recorded, project, TIMELINE=timeline, STEP=str(step), TAG=tag)
 
 
 def failed(project: Path, error: BaseException) -> None:
-    """A run has failed, for good as far as it can tell. Where params.yaml itself is wrong, no hook is known."""
+    """Run the hook ``failed``, if there is one. If params.yaml itself is wrong, no hook is known."""
     try:
         params = load(project / "params.yaml")
     except UserError:
@@ -80,9 +80,11 @@ def failed(project: Path, error: BaseException) -> None:
 
 
 def _call(outcome: str, hooks: Hooks, command: Sequence[str], project: Path, **facts: str) -> None:
-    """Run a command, without a shell, in the project's folder; whatever becomes of it is reported and stops nothing."""
+    """Run a command, without a shell, in the project's folder; its failure is reported and stops nothing."""
     if not trusted(project, hooks):
-        progress.report(f"hook {outcome}:", 1, 1, "not run, for nobody has trusted it (chronomerge run --trust)")
+        progress.report(
+            f"hook {outcome}:", 1, 1, "not run, because it is not trusted in this clone (chronomerge run --trust)"
+        )
         return
     log = layout.private(project) / "logs" / "hooks.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,7 @@ def _call(outcome: str, hooks: Hooks, command: Sequence[str], project: Path, **f
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command, cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                start_new_session=True,  # ended as a whole, where it takes too long
+                start_new_session=True,  # so that a timeout ends the whole group
             )  # fmt: skip
             why = f"ended with status {status}" if (status := process.wait(SECONDS)) else ""
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What a run leaves in a file while it lasts and when it ends: quick to read, with no server, and after a kill."""
+"""The note of a run: a file with its progress and outcome, readable without a server and after a kill."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ EVERY = 1.0
 """Seconds between two notes of progress."""
 
 FLOW_RUN = "CHRONOMERGE_FLOW_RUN"
-"""Holds the name of the Prefect flow run that a run is part of, where a schedule started it."""
+"""The environment variable with the name of the Prefect flow run, where a schedule started the run."""
 
 Outcome = Literal["recorded", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Note:
-    """The newest run of a timeline. One that was killed has no ``ended``, and nobody holds the timeline's lock."""
+class RunNote:
+    """The newest run of a timeline. A killed run has no ``ended``, and the lock of its timeline is free."""
 
     host: str
     pid: int
     stream: str
-    """`signature` of the arrivals it knew of."""
+    """`signature` of the stream at its start."""
     first: int
     last: int
-    """The steps it was to run."""
+    """The steps that were pending at its start: ``first`` to ``last``."""
     started: str
     at: str = ""
-    """What it was doing last: ``step 2: train 40/80``."""
+    """Its last progress: ``step 2: train 40/80``."""
     ended: str | None = None
     outcome: Outcome | None = None
     why: str | None = None
-    """Of a failure."""
+    """The error of a failed run."""
     flow_run: str = ""
-    """What Prefect calls the scheduled run; empty for one that a person started."""
+    """Prefect's name of the scheduled run; empty for a run that a person started."""
 
 
-def read(project: Path, timeline: str) -> Note | None:
-    """What the newest run of a timeline in this folder has left; None where none has ever run."""
+def read(project: Path, timeline: str) -> RunNote | None:
+    """The note of the newest run of a timeline in this folder; None if there was no run."""
     try:
-        return Note(**json.loads(_path(project, timeline).read_text()))
+        return RunNote(**json.loads(_path(project, timeline).read_text()))
     except FileNotFoundError:
         return None
 
 
 def signature(params: Params) -> str:
-    """Differs where the timeline, or what arrives in it, does."""
+    """A hash of the timeline's name and its arrivals, as 16 hexadecimal digits."""
     arrivals = [arrival.model_dump(mode="json") for arrival in params.stream]
     return hashlib.sha256(json.dumps([params.timeline, arrivals]).encode()).hexdigest()[:16]
 
 
 def corrected(project: Path, timeline: str, last: dict[str, str] | None) -> dict[str, str] | None:
-    """What Prefect says of the last scheduled run, put right where the run has recorded all it was to record.
+    """Prefect's state of the last scheduled run, corrected to completed if the run recorded all its steps.
 
-    Prefect calls a run cancelled or crashed that was ended between its last state and its report. What is recorded is
-    the truth.
+    If a run is ended between its last state and its report, Prefect calls it cancelled or crashed. The recorded states
+    decide.
     """
     note = read(project, timeline)
     if not (last and note and note.outcome == "recorded" and note.flow_run == last["run"]):
@@ -83,11 +83,11 @@ def corrected(project: Path, timeline: str, last: dict[str, str] | None) -> dict
 
 
 @contextmanager
-def kept(project: Path, params: Params, steps: range) -> Iterator[None]:
-    """Keep the note of a run while the block lasts. Only for who holds the timeline's lock."""
-    keeper = _Keeper(
+def recording(project: Path, params: Params, steps: range) -> Iterator[None]:
+    """Write the note of a run during the block. The caller holds the lock of the timeline."""
+    writer = _NoteWriter(
         _path(project, params.timeline),
-        Note(
+        RunNote(
             socket.gethostname(),
             os.getpid(),
             signature(params),
@@ -97,21 +97,21 @@ def kept(project: Path, params: Params, steps: range) -> Iterator[None]:
             flow_run=os.environ.get(FLOW_RUN, ""),
         ),
     )
-    keeper.write()
+    writer.write()
     try:
-        with progress.also(keeper):
+        with progress.also(writer):
             yield
     except Exception as error:
-        keeper.end("failed", " ".join(str(error).split()) or type(error).__name__)
+        writer.end("failed", " ".join(str(error).split()) or type(error).__name__)
         raise
     except BaseException:  # Ctrl-C, SIGTERM
-        keeper.end("interrupted")
+        writer.end("interrupted")
         raise
-    keeper.end("recorded")
+    writer.end("recorded")
 
 
-class _Keeper:
-    def __init__(self, path: Path, note: Note):
+class _NoteWriter:
+    def __init__(self, path: Path, note: RunNote):
         self._path, self._note = path, note
         self._written = 0.0
         self._lock = threading.Lock()

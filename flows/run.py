@@ -1,4 +1,4 @@
-"""A run as the command line sees it: checks first, then lock, store and Prefect server, then the timeline."""
+"""One run of a timeline: checks, then the lock, the store and the Prefect server, then the pending steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tasks.workers import pool
 
 @dataclass(frozen=True)
 class Pending:
-    """What a run would do: the params, the newest state, and the steps that are not recorded yet."""
+    """The work of a run: the params, the newest state, and the steps that are not recorded yet."""
 
     params: Params
     last: State | None
@@ -32,10 +32,10 @@ class Pending:
 
 
 def pending(project: Path, until: int | None = None, params: Params | None = None) -> Pending:
-    """Tell what is left to do of the project's params (or of those given); no work, no server, no network.
+    """The pending steps of the project's params, or of the given ones. Starts no work and uses no server or network.
 
     Raises:
-        UserError: the params are wrong, or do not go on from what is recorded.
+        UserError: the params are wrong, or differ from what the timeline was recorded with.
     """
     params = params or load(project / "params.yaml")
     length = len(params.stream)
@@ -49,19 +49,19 @@ def pending(project: Path, until: int | None = None, params: Params | None = Non
 
 
 def run(project: Path, until: int | None = None, *, wait: bool = False, scheduler: str | None = None) -> list[str]:
-    """Run the pending steps and return the tags of the states they became; none pending, nothing starts.
+    """Run the pending steps and return the tags of the recorded states. Starts nothing if no step is pending.
 
-    Nodes run in this process, or on the workers of a Dask ``scheduler``. The code and the params are taken down once:
-    what changes while a run lasts counts for the next run.
+    Nodes run in this process, or on the workers of a Dask ``scheduler``. The code and the params are read once, at the
+    start: a change during the run counts for the next run.
 
     Raises:
-        UserError: whatever the user can mend, found as early as it can be.
+        UserError: an error that the user can correct, reported as early as possible.
     """
     params = load(project / "params.yaml")
     hooks.require_trusted(project, params.hooks)
     if not params.store.git and not pending(project, until, params).steps:
         _tidy(project, params.timeline)
-        return []  # asks nobody, so that it answers at once
+        return []  # no network, so this is fast
     record.require_same_code(project, Path(__file__).parents[1])
     with locks.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
         record.require_not_checked_out(project, params.timeline)
@@ -73,19 +73,19 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             raise UserError(f"{project / 'params.yaml'} changed while the run was starting; run again")
         if params.store.git:
             record.synchronize(project, params.timeline, params.store.git)
-        todo = pending(project, until, params)  # again: whoever held the lock may have recorded steps
+        todo = pending(project, until, params)  # again: the last holder of the lock may have recorded steps
         if not todo.steps:
             embedded.stop_unused(project)
             return []
         for warning in check(params, project, base=todo.steps[0] == 0):
             progress.report("note:", 1, 1, warning)
-        stack.enter_context(notes.kept(project, params, todo.steps))
+        stack.enter_context(notes.recording(project, params, todo.steps))
         starting = "starting the store" + ("" if os.environ.get("PREFECT_API_URL") else " and the Prefect server")
         progress.report(starting, 0, 1)
-        server = stack.enter_context(prefect_server.serving(project))  # comes up while the imports take their time
+        server = stack.enter_context(prefect_server.serving(project))  # starts during the imports
         remote = stack.enter_context(store.open_store(project, params.store.remote))
         workers = stack.enter_context(pool.opened(scheduler, project))
-        with _claimed(project, todo, remote, wait=wait):
+        with _leased(project, todo, remote, wait=wait):
             if not workers:
                 from tasks.model import models
 
@@ -101,7 +101,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
 def run_cell(
     project: Path, code: Code, remote_name: str, parallel: int, *, wait: bool = False, scheduler: str | None = None
 ) -> list[str]:
-    """Run the pending steps of the timeline that ``code`` has the params of; as `run`, within what a grid has opened.
+    """Run the pending steps of one cell of a grid, whose params are in ``code``; as `run` for the rest.
 
     The grid has started the store and the Prefect server, recorded the code and checked everything. ``parallel`` is how
     many cells run at the same time.
@@ -117,8 +117,8 @@ def run_cell(
             return []
         remote = dvc_config.remote(project, remote_name)
         with (
-            notes.kept(project, params, todo.steps),
-            _claimed(project, todo, remote, wait=wait),
+            notes.recording(project, params, todo.steps),
+            _leased(project, todo, remote, wait=wait),
             pool.opened(scheduler, project, parallel),
         ):
             runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
@@ -126,8 +126,8 @@ def run_cell(
 
 
 @contextlib.contextmanager
-def _claimed(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Iterator[None]:
-    """Hold the timeline in its store, where machines without a git remote in common agree there."""
+def _leased(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Iterator[None]:
+    """Hold the lease of the timeline in its store, where the machines that write to it share no git remote."""
     if not lease.needed(todo.params.store, remote):
         yield
         return
@@ -150,13 +150,13 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]
         with tags(*runs.tags(project, todo.params.timeline)):
             return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
     except RemoteError as error:
-        raise UnavailableError(f"{error}; what has finished is kept, so run again when the store answers") from error
+        raise UnavailableError(f"{error}; finished nodes are stored, so run again when the store answers") from error
     finally:
         prefect_server.flush_logs()
 
 
 def _tidy(project: Path, timeline: str) -> None:
-    """Remove what a run has left that was killed when all was recorded, unless one is under way."""
+    """Remove what a run left that was killed after its last state, unless another run holds the timeline."""
     if locks.holder(project, timeline) is None:
         with locks.writing(project, timeline):
             record.clean_up(project, timeline)
@@ -164,10 +164,9 @@ def _tidy(project: Path, timeline: str) -> None:
 
 
 def check(params: Params, project: Path, *, base: bool) -> list[str]:
-    """All that params.yaml and the file system tell: sources, methods and techniques exist and fit together.
+    """Check what params.yaml and the file system show: sources, methods and techniques exist and fit together.
 
-    ``base``: whether the base is still to be made; then its model, tag or file must exist too. Returns what is worth a
-    warning.
+    ``base``: the base is not recorded yet, so its model, tag or file must exist too. Returns warnings.
 
     Raises:
         UserError: they do not.
@@ -186,15 +185,15 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
 
 
 def _continues(params: Params, last: State, project: Path) -> None:
-    """A timeline is one stream under one set of params: what made its states may not change under them.
+    """A timeline is one stream under one set of params: those that made its states must not change.
 
     Raises:
-        UserError: names the key, and the way out; or the newest state was edited.
+        UserError: a key has changed (the message names it), or the newest state was edited.
     """
     if edited := last.contradictions:
         raise UserError(
-            f"{last.tag} was edited: manifest.json and DVC's files name different content of {edited[0]}; nothing goes "
-            "on from it until its tag and branch are back at the commit that was recorded"
+            f"{last.tag} was edited: manifest.json and DVC's files name different content of {edited[0]}; no run "
+            "can continue it until its tag and branch are back at the commit that was recorded"
         )
     before = last.settings
     for key in ("seed", "base", "time"):

@@ -1,8 +1,8 @@
-"""The Prefect flow that a deployment runs: what is pending of a project's timeline, tried again where that helps.
+"""The Prefect flow that a deployment runs: the pending steps of a timeline, tried again where another try can help.
 
-Of at most one run at a time, Prefect's concurrency limit on the deployment is what people see: a run that is due while
-another lasts is cancelled at once, so that none pile up. The timeline's lock is what holds: whoever runs, by whatever
-way, one process at a time writes to a timeline, and a scheduled run waits for one that was started by hand.
+Two limits keep it to one run at a time. Prefect's concurrency limit on the deployment cancels a run that is due while
+another one lasts, so that none pile up. The lock of the timeline allows one writer, however a run was started: a
+scheduled run waits for one that was started by hand.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tasks import environment, processes, waits
 from tasks.errors import UnavailableError, UserError
 
 ENTRYPOINT = "flows.schedule.scheduled"
-"""What a served run executes, whatever its deployment says; see `flows.processes.runner_process`."""
+"""The flow that a served run executes, even if its deployment names another; see `flows.processes.runner_process`."""
 
 SERVED = "CHRONOMERGE_SERVED"
-"""Set in the environment of what `flows.serve` starts: it ends with it."""
+"""The environment variable of processes that `flows.serve` starts: they end with it."""
 
 
 @flow(name="chronomerge", validate_parameters=False)
 def scheduled(project: str = ".") -> State[Any]:
-    """Run what is pending in a project's folder as ``chronomerge run`` would, and say in one line what came of it.
+    """Run the pending steps of a project as ``chronomerge run`` would; the message of the state is the result.
 
-    The folder is that of this very code; the parameter has to name it.
+    ``project`` must be the folder of this code.
     """
     if os.environ.get(SERVED):
         processes.end_with(os.getppid(), every=0.5)
@@ -62,21 +62,21 @@ def scheduled(project: str = ".") -> State[Any]:
 
 
 def _refused(folder: Path) -> str | None:
-    """Why the run is not one of ours: who may change a deployment or start a run on a server need not be who serves."""
+    """Why the run is refused, if it is: other users of the server may change a deployment or start runs."""
     own = Path(__file__).resolve().parents[1]
     if folder != own:
-        return f"the parameter project is {folder}; this deployment runs {own} alone"
+        return f"the parameter project is {folder}; this deployment runs only {own}"
     if os.environ.get(SERVED) and deployment.id:
         steps = (Api(str(PREFECT_API_URL.value())).get(f"deployments/{deployment.id}") or {}).get("pull_steps")
         if steps:
-            return "somebody gave the deployment pull steps, which are not run; start `chronomerge serve` again"
+            return "the deployment has pull steps, which are refused; start `chronomerge serve` again to remove them"
     return None
 
 
 def _crash_predecessors(log: Callable[[str], object]) -> None:
-    """Tell Prefect which earlier runs of the deployment are dead, where its limit allows one at a time.
+    """Mark earlier runs of the deployment as crashed, if its limit allows one run at a time.
 
-    Whoever lives renews a lease on that one place; so this run would not be here if another lived.
+    A living run renews its lease on that one slot, so this run could not have started if another one lived.
     """
     if not deployment.id:
         return
@@ -86,7 +86,7 @@ def _crash_predecessors(log: Callable[[str], object]) -> None:
         if limit and limit["limit"] == 1:
             others = {"id": {"not_any_": [flow_run.id]}}
             for name in runs.crash(api, flow_runs=others, deployments={"id": {"any_": [deployment.id]}}):
-                log(f"run {name} was dead, and is marked as crashed")
+                log(f"run {name} had died and is marked as crashed")
     except UnansweredError as error:
         log(str(error))
 
@@ -97,11 +97,11 @@ def _failed(folder: Path, error: UserError) -> State[Any]:
 
 
 def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
-    """One try, in a process of its own; returns the tags of the states it recorded.
+    """One try, in a process of its own; returns the tags of the recorded states.
 
     Raises:
         UnavailableError: another try can help.
-        UserError: none can.
+        UserError: another try cannot help.
     """
     inherited = environment.for_child(**{notes.FLOW_RUN: str(flow_run.name or "")})
     variables = {name: value for name, value in inherited.items() if not name.startswith("PREFECT__")}
@@ -116,7 +116,7 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
                 raise (UnavailableError if message["may_pass"] else UserError)(message["error"])
             if message["done"] == message["total"]:
                 log(f"{message['what']} {message['note']}".rstrip())
-        raise UnavailableError(f"the run ended in the middle (status {process.wait()}): killed, or out of memory")
+        raise UnavailableError(f"the run ended early (status {process.wait()}): killed, or out of memory")
     except UserError:
         raise
     except BaseException:  # SIGTERM, or a cancellation on Prefect's pages

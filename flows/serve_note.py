@@ -1,4 +1,4 @@
-"""Who serves a project: a file that is locked while somebody does, so that nobody else does and all can tell."""
+"""The process that serves a project: a file that it locks, so that no other serves it and all can read which does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.storage import locks
 
 @dataclass(frozen=True)
 class Serving:
-    """A process that serves a project, its Prefect server, and the timeline it has found in params.yaml."""
+    """A process that serves a project, its Prefect server, and the timeline in params.yaml."""
 
     host: str
     pid: int
@@ -26,7 +26,7 @@ class Serving:
 
 
 def serving(project: Path) -> Serving | None:
-    """Who serves a project now; None where nobody does, or has not come up yet."""
+    """The process that serves a project now; None if there is none, or it has not started its server yet."""
     path = _path(project)
     if not path.exists() or not locks.is_held(path):
         return None
@@ -36,10 +36,10 @@ def serving(project: Path) -> Serving | None:
 
 @contextmanager
 def alone(project: Path) -> Iterator[TextIO]:
-    """Be the one who serves a project; the file is for `write`.
+    """Hold the lock of the process that serves a project; the yielded file is for `write`.
 
     Raises:
-        UserError: somebody else is; says who.
+        UserError: another process serves the project; the message names it.
     """
     path = _path(project)
     path.parent.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def alone(project: Path) -> Iterator[TextIO]:
         if not locks.acquire(file, wait=False):
             who = serving(project)
             by = f"process {who.pid} on {who.host} since {who.since}" if who else "another process"
-            raise UserError(f"{project} is being served by {by}; end that first")
+            raise UserError(f"{project} is served by {by}; end that process first")
         file.truncate(0)
         try:
             yield file
@@ -56,7 +56,7 @@ def alone(project: Path) -> Iterator[TextIO]:
 
 
 def write(file: TextIO, serving: Serving) -> None:
-    """Say who serves."""
+    """Write the process that serves."""
     file.truncate(0)
     json.dump(asdict(serving), file)
     file.flush()

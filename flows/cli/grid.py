@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from flows.grid import Layout, Outcome
+    from flows.grid import GridResult, SelectedGrid
     from tasks.grid.estimate import Estimate
     from tasks.grid.plan import Plan
     from tasks.params import Grid
@@ -28,7 +28,7 @@ def grid(
     deploy: Annotated[str | None, typer.Option(help="Deployments, as ft,ema,all.")] = None,
     technique: Annotated[str | None, typer.Option(help="Merging techniques, as linear,slerp,ties.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print how much work it is, and do none of it.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print how much work the grid is, and run nothing.")] = False,
     parallel: Annotated[
         int | None,
         typer.Option(
@@ -43,52 +43,52 @@ def grid(
 ) -> None:
     """Run protocols × techniques × seeds on one stream; each cell is a timeline. The same command resumes.
 
-    Ends with the report on them, in report/.
+    At the end, the command writes a report on the cells to report/.
 
-    What an option names takes the place of that list under `grid` in params.yaml.
+    An option replaces that list under `grid` in params.yaml.
     """
     from flows import grid as grids
     from tasks.grid import cells
 
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
-    found = grids.laid_out(project, _chosen(project, init, deploy, technique, seed))
-    count = parallel or grids.parallel_cells(project, found.params, scheduler)
+    selected = grids.select(project, _chosen(project, init, deploy, technique, seed))
+    count = parallel or grids.parallel_cells(project, selected.params, scheduler)
     if plan:
-        made, estimated = grids.planned(project, found)
+        made, estimated = grids.planned(project, selected)
         if as_json:
-            print_json(_plan_row(found, made, estimated, count))
+            print_json(_plan_row(selected, made, estimated, count))
         else:
-            out.print("\n".join(_plan_lines(found, made, estimated, count)), soft_wrap=True)
+            out.print("\n".join(_plan_lines(selected, made, estimated, count)), soft_wrap=True)
         return
     options.settle_trust(project, trust)
-    outcome = _run(project, found, count, wait=wait, scheduler=scheduler)
+    outcome = _run(project, selected, count, wait=wait, scheduler=scheduler)
     written = None
     if any(outcome.recorded.values()):
-        there = cells.recorded(project, found.cells)
+        recorded = cells.recorded(project, selected.cells)
         given = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
         command = f"chronomerge grid{given}"
-        written = report.write(project, there, None, command, command if given else "chronomerge report")
+        written = report.write(project, recorded, None, command, command if given else "chronomerge report")
     if as_json:
         page = str(written.page) if written else None
-        row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": found.left_out, "page": page}
+        row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": selected.left_out, "page": page}
         print_json(row)
     else:
-        out.print("\n".join(_outcome_lines(found, outcome)), soft_wrap=True)
+        out.print("\n".join(_outcome_lines(selected, outcome)), soft_wrap=True)
         if written:
             out.print("\n".join(report.lines(written)), soft_wrap=True)
     if outcome.failed:
         raise typer.Exit(2)
 
 
-def _run(project: Path, found: Layout, parallel: int, *, wait: bool, scheduler: str | None) -> Outcome:
+def _run(project: Path, selected: SelectedGrid, parallel: int, *, wait: bool, scheduler: str | None) -> GridResult:
     from flows import grid as grids
     from tasks import console, progress
 
     with console.shown() as listener:
         progress.listen(listener)
         try:
-            return grids.grid(project, found, parallel, wait=wait, scheduler=scheduler)
+            return grids.grid(project, selected, parallel, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
             errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None
@@ -101,7 +101,7 @@ def _options(given: Mapping[str, str | None]) -> str:
 def _chosen(
     project: Path, init: str | None, deploy: str | None, technique: str | None, seed: str | None
 ) -> Grid | None:
-    """The grid of params.yaml with the lists that the command line names in place of its own.
+    """The grid of params.yaml, with the lists that the command line gives in place of its own.
 
     Raises:
         UserError: a value that a list does not accept.
@@ -128,7 +128,7 @@ def _chosen(
         ) from None
 
 
-def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, parallel: int) -> dict[str, Any]:
+def _plan_row(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, parallel: int) -> dict[str, Any]:
     from tasks.grid.plan import KINDS
 
     counts = {
@@ -136,18 +136,18 @@ def _plan_row(found: Layout, plan: Plan, estimated: Estimate | None, parallel: i
         for kind in KINDS
     }
     return {
-        "cells": [one.cell.timeline for one in found.cells],
-        "left_out": dict(found.left_out),
+        "cells": [one.cell.timeline for one in selected.cells],
+        "left_out": dict(selected.left_out),
         "work": counts,
         "parallel": parallel,
         "estimate": asdict(estimated) if estimated else None,
     }
 
 
-def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, parallel: int) -> list[str]:
+def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, parallel: int) -> list[str]:
     from tasks.units import duration, size
 
-    lines = [f"{len(found.cells)} cells, {len(found.todo)} of them with steps to run"]
+    lines = [f"{len(selected.cells)} cells, {len(selected.todo)} of them with steps to run"]
     lines.append(f"{'':14}{'each by itself':>16}{'shared':>10}{'to do':>10}")
     for kind, name in (("train", "trainings"), ("deploy", "merges"), ("evaluate", "evaluations")):
         counts = (plan.separate(kind), len(plan.shared(kind)), len(plan.pending(kind)))
@@ -155,30 +155,30 @@ def _plan_lines(found: Layout, plan: Plan, estimated: Estimate | None, parallel:
     if estimated is None:
         lines.append("time and bytes: no estimate before a timeline with this model has recorded its first steps")
     else:
-        side_by_side = max(1, min(parallel, len(found.todo)))
+        side_by_side = max(1, min(parallel, len(selected.todo)))
         lines.append(
             f"about {duration(estimated.seconds / side_by_side)} at the pace recorded so far, in {side_by_side} "
             f"cell worker{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
         if not estimated.complete:
             lines.append("  without recording: the states so far are of an older version, which did not measure it")
-    return [*lines, *_left_out(found)]
+    return [*lines, *_left_out(selected)]
 
 
-def _outcome_lines(found: Layout, outcome: Outcome) -> list[str]:
+def _outcome_lines(selected: SelectedGrid, outcome: GridResult) -> list[str]:
     done, states = len(outcome.recorded), sum(map(len, outcome.recorded.values()))
     nothing = "nothing to do: all cells are recorded (chronomerge report shows them)"
     lines = [f"{done} cells recorded {states} states" if done else nothing]
     if outcome.failed:
-        lines = [f"{len(outcome.failed)} cells failed; the same command goes on with them:"]
+        lines = [f"{len(outcome.failed)} cells failed; the same command runs them again:"]
         lines += [f"  {timeline}: {reason}" for timeline, reason in sorted(outcome.failed.items())]
-    return [*lines, *_left_out(found)]
+    return [*lines, *_left_out(selected)]
 
 
-def _left_out(found: Layout) -> list[str]:
+def _left_out(selected: SelectedGrid) -> list[str]:
     """One line for each reason, with the cells that it concerns."""
     of_reason: dict[str, list[str]] = {}
-    for timeline, reason in found.left_out.items():
+    for timeline, reason in selected.left_out.items():
         of_reason.setdefault(reason, []).append(timeline)
     return [
         f"left out, {len(timelines)} cell{'s' if len(timelines) > 1 else ''}: {reason} ({', '.join(timelines)})"

@@ -24,7 +24,7 @@ def serve(
     trust: Trust = False,
 ) -> None:
     """Keep running: start what is pending at given times, or when something arrives, until Ctrl-C or SIGTERM."""
-    from flows.serve import Plan
+    from flows.serve import RunSchedule
     from flows.serve import serve as serve_project
 
     if not (cron or on_arrival):
@@ -32,9 +32,9 @@ def serve(
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
     options.settle_trust(project, trust)
-    plan = Plan(checked(cron) if cron else None, zone(timezone), on_arrival)
+    schedule = RunSchedule(checked(cron) if cron else None, zone(timezone), on_arrival)
     try:
-        serve_project(project, plan, lambda line: out.print(f"{_clock(plan.timezone)} {line}"))
+        serve_project(project, schedule, lambda line: out.print(f"{_clock(schedule.timezone)} {line}"))
     except KeyboardInterrupt:
         out.print("ended; what has finished is stored, and the next start resumes")
 

@@ -19,24 +19,24 @@ from tasks.errors import ReadableError
 def main() -> None:
     processes.end_with(os.getppid(), every=0.5)
     answers = messages.answers()
-    progress.listen(messages.Teller(answers))
+    progress.listen(messages.ProgressSender(answers))
     from flows.run import run_cell
     from tasks.model import models
     from tasks.record import Code
 
     models.preload()
-    messages.tell(answers, ready=True)
+    messages.send(answers, ready=True)
     for line in sys.stdin:
         job = json.loads(line)
         try:
             job |= {"project": Path(job["project"]), "code": Code(**job["code"])}
             tags = run_cell(**job)
-            messages.tell(answers, tags=tags)
+            messages.send(answers, tags=tags)
         except ReadableError as error:
-            messages.tell(answers, error=str(error))
+            messages.send(answers, error=str(error))
         except Exception as error:  # a defect: its traceback is in the log, and the other cells continue
             traceback.print_exc()
-            messages.tell(answers, error=f"{type(error).__name__}: {error}")
+            messages.send(answers, error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

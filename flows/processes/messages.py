@@ -1,4 +1,4 @@
-"""What a process of ours tells the one that started it: one JSON object a line, on what was its stdout."""
+"""Messages from a process to the one that started it: one JSON object a line, on its original stdout."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import time
 from typing import Any, TextIO
 
 EVERY = 0.2
-"""Seconds between two news of the same work."""
+"""Seconds between two messages about the same work."""
 
 
 def answers() -> TextIO:
-    """Take over stdout: whatever libraries print goes to stderr from now on, never among the news."""
+    """Take over stdout: from now on, what libraries print goes to stderr and not between the messages."""
     taken = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return taken
 
 
-def tell(answers: TextIO, **news: Any) -> None:
-    print(json.dumps(news), file=answers, flush=True)
+def send(answers: TextIO, **message: Any) -> None:
+    print(json.dumps(message), file=answers, flush=True)
 
 
-class Teller:
-    """Hands progress on, not more often than anybody can read."""
+class ProgressSender:
+    """Sends progress, at most one message in `EVERY` seconds for the same work."""
 
     def __init__(self, answers: TextIO):
         self._answers = answers
@@ -33,4 +33,4 @@ class Teller:
         now = time.monotonic()
         if what != self._last[0] or now - self._last[1] >= EVERY:
             self._last = (what, now)
-            tell(self._answers, what=what, done=done, total=total, note=note)
+            send(self._answers, what=what, done=done, total=total, note=note)

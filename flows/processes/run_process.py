@@ -1,6 +1,6 @@
-"""The process of one run that somebody else started: progress and outcome as JSON lines on stdout.
+"""The process of one run that a schedule or the Python API starts: progress and outcome as JSON lines on stdout.
 
-A process of its own for each try: it runs the project's code and params as they are at that moment.
+Each try has a process of its own, which runs the code and params that the project has at that time.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def main() -> None:
     options.add_argument("--no-wait", action="store_true")
     given = options.parse_args()
     processes.end_with(os.getppid(), every=0.5)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is open gets closed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the clean-up of all open blocks
     answers = messages.answers()
-    progress.listen(messages.Teller(answers))
+    progress.listen(messages.ProgressSender(answers))
     from flows.run import run
 
     try:
-        messages.tell(answers, tags=run(Path.cwd(), given.until, wait=not given.no_wait))
+        messages.send(answers, tags=run(Path.cwd(), given.until, wait=not given.no_wait))
     except Exception as error:
         traceback.print_exc()
-        messages.tell(answers, error=" ".join(str(error).split()) or type(error).__name__, may_pass=may_pass(error))
+        messages.send(answers, error=" ".join(str(error).split()) or type(error).__name__, may_pass=may_pass(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The process that keeps a timeline's deployment: registers it with Prefect, and starts its runs when they are due.
+"""The process of a timeline's deployment: registers it with Prefect, and starts its runs when they are due.
 
-Prefect's own Runner does that; each run is a process with the code that is there when it starts.
+It uses Prefect's Runner; each run is a process with the code that the project has when it starts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def main() -> None:
     processes.end_with(os.getppid(), every=0.5)
     os.environ[SERVED] = "1"
-    # Whoever may change the deployment on the server could name other code, or commands to run before it (pull steps):
-    # Prefect's engine takes this before what the deployment says.
+    # A user who may change the deployment on the server could name other code, or commands to run before it (pull
+    # steps): Prefect's engine prefers this variable to the deployment.
     os.environ["PREFECT__FLOW_ENTRYPOINT"] = ENTRYPOINT
     answers = messages.answers()
     plan = json.loads(sys.argv[1])
@@ -35,9 +35,9 @@ def main() -> None:
     runner = Runner(name=plan["name"], limit=None, pause_on_shutdown=False, query_seconds=plan["poll"])
 
     async def serve() -> None:
-        messages.tell(answers, deployment=str(await runner.aadd_deployment(await _deployment(plan))))
+        messages.send(answers, deployment=str(await runner.aadd_deployment(await _deployment(plan))))
         running = asyncio.create_task(runner.start())
-        await asyncio.sleep(0)  # it sets a handler of its own first, which ends the process and nothing of what it runs
+        await asyncio.sleep(0)  # first it sets a handler of its own, which ends the process but not its runs
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.create_task(_stop(runner)))
         await running
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 async def _stop(runner: Runner) -> None:
-    """End the runner and its runs. One that has ended by then stays what it is: Prefect would force it to cancelled."""
+    """End the runner and its runs. A run that has ended keeps its state: Prefect would force it to cancelled."""
     propose = runner._state_proposer.propose_cancelled
 
     async def cancel(flow_run: FlowRun, state_updates: dict[str, Any] | None = None) -> bool:

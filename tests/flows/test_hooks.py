@@ -95,7 +95,7 @@ def test_a_hook_that_nobody_trusted_here_does_not_run(clone: Path, heard: list[s
     trusted(clone, recorded="touch other")
     hooks.recorded(clone, brought, "tiny", 0, "state/tiny/0000")
     assert not (clone / "made").exists()
-    assert heard == ["hook recorded: not run, for nobody has trusted it (chronomerge run --trust)"]
+    assert heard == ["hook recorded: not run, because it is not trusted in this clone (chronomerge run --trust)"]
     trusted(clone, recorded="touch made")
     hooks.require_trusted(clone, brought)
     hooks.recorded(clone, brought, "tiny", 0, "state/tiny/0000")

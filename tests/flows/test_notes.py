@@ -16,7 +16,7 @@ PARSED = Params.model_validate(PARAMS)
 
 def test_a_run_notes_where_it_is_and_that_it_has_recorded(tmp_path: Path) -> None:
     assert notes.read(tmp_path, "tiny") is None
-    with notes.kept(tmp_path, PARSED, range(1, 3)):
+    with notes.recording(tmp_path, PARSED, range(1, 3)):
         progress.report("step 1: train", 1, 2)
         note = notes.read(tmp_path, "tiny")
         assert note
@@ -32,7 +32,7 @@ def test_a_run_notes_where_it_is_and_that_it_has_recorded(tmp_path: Path) -> Non
     [(UserError("no\nsuch file"), "failed", "no such file"), (KeyboardInterrupt(), "interrupted", None)],
 )
 def test_a_run_notes_how_it_failed(tmp_path: Path, error: BaseException, outcome: str, why: str | None) -> None:
-    with pytest.raises(type(error)), notes.kept(tmp_path, PARSED, range(1)):
+    with pytest.raises(type(error)), notes.recording(tmp_path, PARSED, range(1)):
         raise error
     note = notes.read(tmp_path, "tiny")
     assert note

@@ -72,7 +72,7 @@ def test_a_killed_schedule_goes_on_and_nothing_piles_up(
         until(lambda: locks.holder(folder, "nightly"), serve.told)
         serve.kill_run()
         said = serve.says("completed: recorded state/nightly/0000")
-        assert said.count("one run now") == said.count("came to nothing: once more") == 1
+        assert said.count("one run now") == said.count("recorded nothing: starting it again") == 1
         assert state_of(first)["type"] == "CRASHED"
         assert {state_of(run)["type"] for run in missed} == {"CANCELLED"}
         ran = schedules.runs(api, deployment["id"], ["COMPLETED"], "END_TIME_DESC")
@@ -156,7 +156,7 @@ def test_a_recorded_run_is_completed_though_prefect_calls_it_cancelled(
 ) -> None:
     shutil.copytree(run / ".git", tmp_path / ".git")
     monkeypatch.setenv(notes.FLOW_RUN, "brisk-fox")
-    with notes.kept(tmp_path, load(run / "params.yaml"), range(1, 3)):
+    with notes.recording(tmp_path, load(run / "params.yaml"), range(1, 3)):
         pass
     last = {"run": "brisk-fox", "state": "cancelled", "message": "Runner is shutting down.", "at": "2026-01-01"}
     shown = notes.corrected(tmp_path, "tiny", last)
@@ -165,6 +165,6 @@ def test_a_recorded_run_is_completed_though_prefect_calls_it_cancelled(
     assert shown["prefect"] == "cancelled: Runner is shutting down."
     another = {**last, "run": "calm-owl"}
     assert notes.corrected(tmp_path, "tiny", another) == another
-    with contextlib.suppress(KeyboardInterrupt), notes.kept(tmp_path, load(run / "params.yaml"), range(1, 3)):
+    with contextlib.suppress(KeyboardInterrupt), notes.recording(tmp_path, load(run / "params.yaml"), range(1, 3)):
         raise KeyboardInterrupt
     assert notes.corrected(tmp_path, "tiny", last) == last
