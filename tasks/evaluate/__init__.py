@@ -1,5 +1,5 @@
 """Zero-shot evaluation of the deployed model.
 
-`zeroshot` classifies a test set with classes, `retrieval` finds the pairs of one without, `towers` gives both their
-features and `memory` the room for it, `metrics` sums up, `node` runs it all on a project folder.
+`zeroshot` scores a test set with classes, `retrieval` one without; `towers` computes features, `memory` keeps freed
+memory for reuse, `metrics` computes the summary, `parts` divides the work, and `node` is the node ``evaluate``.
 """

@@ -1,4 +1,4 @@
-"""Activations in memory that is there already."""
+"""Reuse of freed memory for activations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's mallopt (malloc.h)."""
 MOST = 2**31 - 1
-"""Bytes: what mallopt takes at most."""
+"""Bytes: the largest value that mallopt accepts."""
 ADAPTED = 32 << 20
-"""Bytes: what glibc's own threshold grows to at most."""
+"""Bytes: the largest value of glibc's own dynamic threshold."""
 
 
 @contextmanager
 def keeping_memory() -> Iterator[None]:
-    """Have glibc keep what torch frees for what torch takes next, while the block lasts.
+    """During the block, make glibc reuse memory that torch has freed.
 
-    By itself glibc maps every large block anew, and at its first use the kernel fills it with zeros, page by page: a
-    tenth of the processor time of a ViT-B/32's image tower. With other C libraries nothing is done.
+    By default glibc maps every large block anew, and at its first use the kernel fills it with zeros, page by page: a
+    tenth of the processor time of a ViT-B/32's image tower. With other C libraries this does nothing.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

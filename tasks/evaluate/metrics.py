@@ -13,7 +13,7 @@ Recall = Mapping[str, Mapping[str, float]]
 """Direction (``image_to_text``, ``text_to_image``) → k → percent."""
 
 DIGITS = 4
-"""Decimals of every percentage: more than a test set resolves, few enough to read."""
+"""Decimals of every percentage: more than the resolution of a test set."""
 
 
 def summary(

@@ -29,15 +29,14 @@ METRICS = Path("metrics.json")
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured on test sets, by name, in percent: zero-shot top-1 where a set has classes, else recall@k in
-    both directions."""
+    """Scores of test sets by name, in percent: zero-shot top-1 if a set has classes, else recall@k in both ways."""
 
     top1: dict[str, float]
     recall: dict[str, Recall]
 
 
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
-    """Write ``metrics.json``: how the deployed model does on every test set, A_KA, A_ZS and their mean.
+    """Write ``metrics.json``: the score of the deployed model on every test set, A_KA, A_ZS and their geometric mean.
 
     Raises:
         UserError: as `measure`.
@@ -60,7 +59,7 @@ def write(project: Path, params: Params, scores: Scores) -> None:
 
 @keeping_memory()
 def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], progress: Progress = silent) -> Scores:
-    """The deployed model's scores on some test sets; that of one does not depend on which others are chosen.
+    """The scores of the deployed model on some test sets; the score of one does not depend on the others.
 
     Raises:
         UserError: damaged weights or data, or a test set with neither classes nor pairs; the message names it.
@@ -84,20 +83,20 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
     scores, done = Scores({}, {}), 0
     work = {name: len(pairs.get(name, data)) for name, data in sets.items()}
     for name, data in sets.items():
-        heard = partial(_say, progress, done, sum(work.values()), name)
+        on_done = partial(_report, progress, done, sum(work.values()), name)
         if name in pairs:
-            scores.recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, batch_size, heard)
+            scores.recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, batch_size, on_done)
         else:
             texts = tuple(prompts[name])
             if texts not in features:  # sets that share a class list share its features
                 features[texts] = text_features(model, tokens[name], batch_size)
-            hits = zeroshot.correct(model, data.images, data.labels, features[texts], preprocess, batch_size, heard)
+            hits = zeroshot.correct(model, data.images, data.labels, features[texts], preprocess, batch_size, on_done)
             scores.top1[name] = 100 * hits / len(data)
         done += work[name]
     return scores
 
 
-def _say(progress: Progress, before: int, total: int, name: str, done: int) -> None:
+def _report(progress: Progress, before: int, total: int, name: str, done: int) -> None:
     progress("evaluate", before + done, total, name)
 
 
@@ -105,7 +104,7 @@ def _labelled(name: str, data: Dataset) -> bool:
     """Whether every sample of a test set has a class, or none has.
 
     Raises:
-        UserError: some have.
+        UserError: some samples have one and others none.
     """
     without = (data.labels < 0) | (data.labels >= len(data.card.classes))
     if (data.labels < 0).all():

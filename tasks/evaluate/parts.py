@@ -1,4 +1,4 @@
-"""Evaluation divided among workers: each measures some of the test sets, to the scores that one would find alone."""
+"""Evaluation divided among workers: each scores some of the test sets, with the same result as one worker."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
 RESULT = Path("scores.json")
-"""What a part leaves behind."""
+"""The file with the scores of a part."""
 
 
 def divide(project: Path, params: Params, count: int) -> list[Part]:
-    """At most ``count`` parts, with about as many samples each; none where there is nothing to divide."""
+    """At most ``count`` parts, with about as many samples each; none if there is only one test set or worker."""
     sizes = {one.name: len(Dataset(project / SETS / one.name)) for one in params.evaluate.sets}
     count = min(count, len(sizes))
     if count < 2:
@@ -34,18 +34,18 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
 
 
 def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
-    """Measure some test sets, and write down their scores."""
+    """Score some test sets, and write their scores to `RESULT`."""
     chosen = [one for one in params.evaluate.sets if one.name in names]
     atomic.write(project / RESULT, json.dumps(asdict(measure(project, params, chosen, progress))))
 
 
 def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
-    """Write ``metrics.json`` as `tasks.evaluate.node.evaluate` would, from what the parts have left."""
+    """Write ``metrics.json`` as `tasks.evaluate.node.evaluate` would, from the results of the parts."""
     scores = Scores({}, {})
     for result in results:
-        found = Scores(**json.loads(result))
-        scores.top1.update(found.top1)
-        scores.recall.update(found.recall)
+        part = Scores(**json.loads(result))
+        scores.top1.update(part.top1)
+        scores.recall.update(part.recall)
     write(project, params, scores)
 
 

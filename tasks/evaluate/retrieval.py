@@ -1,9 +1,9 @@
-"""Retrieval: to each image its captions, and to each caption its images, out of all of a set (recall at k).
+"""Retrieval on a test set: for each image its captions, and for each caption its images (recall at k).
 
-A test set without classes is a set of pairs. Images are equal if their pixels are, captions if they read the same to
-the model, as in training; so an image of five captions is five samples of the same pixels, and any of the five is right
-for it, and two images of one caption are both right for that. Each distinct image and each distinct caption counts
-once, both as a query and as a candidate.
+A test set without classes is a set of pairs. Images are equal if their pixels are, captions if their tokens are, as in
+training. So an image with five captions is five samples with the same pixels, and all five captions are right for it;
+two images with one caption are both right for that caption. Each distinct image and each distinct caption counts once,
+both as a query and as a candidate.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Pairs:
     """Each pair once, an image's and a caption's number, by image: int64, shape (P, 2)."""
 
     def __len__(self) -> int:
-        """What there is to encode."""
+        """The number of images and captions to encode."""
         return len(self.images) + len(self.tokens)
 
 
 def pairs(name: str, data: Dataset, tokenize: Tokenizer) -> Pairs:
-    """What the samples of the evaluation set ``name`` pair.
+    """The pairs of the evaluation set ``name``.
 
     Raises:
         UserError: fewer than two images or captions that differ.
@@ -76,21 +76,21 @@ def recall(
     among: Pairs,
     preprocess: Preprocess,
     batch_size: int,
-    heard: Callable[[int], None],
+    on_done: Callable[[int], None],
 ) -> Recall:
     """recall@k in percent, both ways: the share of queries with a right candidate among the k most similar.
 
-    ``images`` are a set's, uint8 (N, H, W, 3), read ``batch_size`` at a time; ``heard`` is told how many images and
-    captions are encoded. A k beyond the number of candidates takes all of them.
+    ``images`` are those of the set, uint8 (N, H, W, 3), read ``batch_size`` at a time; ``on_done`` is called with the
+    number of encoded images and captions. A k above the number of candidates takes all of them.
     """
     count = len(among.images)
-    found = []
+    features = []
     for start in range(0, count, batch_size):
         rows = among.images[start : start + batch_size]
-        found.append(image_features(model, images[rows], preprocess))
-        heard(start + len(rows))
-    texts = text_features(model, among.tokens, batch_size, lambda done: heard(count + done))
-    by_image, by_caption = before_right(torch.cat(found), texts, among.right)
+        features.append(image_features(model, images[rows], preprocess))
+        on_done(start + len(rows))
+    texts = text_features(model, among.tokens, batch_size, lambda done: on_done(count + done))
+    by_image, by_caption = before_right(torch.cat(features), texts, among.right)
     return {"image_to_text": _shares(by_image), "text_to_image": _shares(by_caption)}
 
 
@@ -102,8 +102,8 @@ def before_right(
 
     Features are normalized, float32, shapes (I, D) and (C, D); ``right`` is as in `Pairs` and has every image and every
     caption. Cosines are exact (see `GRID`), so that the result, int64 of shapes (I,) and (C,), depends neither on
-    ``block`` nor on the order of sums. A wrong candidate that is exactly as similar comes before: a model to which all
-    is one finds nothing. So does one whose features are not numbers.
+    ``block`` nor on the order of sums. A wrong candidate that is exactly as similar comes before, and so does one with
+    NaN features: a model whose features are all equal scores zero.
 
     Memory is that of ``block``² similarities.
     """
@@ -118,7 +118,7 @@ def before_right(
             similar = queries @ _exact(captions[columns]).T
             own = paired[(paired[:, 1] >= c) & (paired[:, 1] < c + block)]
             similar[own[:, 0] - i, own[:, 1] - c] = -torch.inf
-            # "Not less" rather than "at least": of NaN neither is true.
+            # "Not less" and not "at least": with NaN both comparisons are false.
             before_image[rows] += (~(similar < of_image[rows, None])).sum(dim=1)
             before_caption[columns] += (~(similar < of_caption[columns])).sum(dim=0)
     return before_image.cpu().numpy(), before_caption.cpu().numpy()
@@ -126,12 +126,12 @@ def before_right(
 
 def _best(images: torch.Tensor, captions: torch.Tensor, right: np.ndarray, block: int) -> list[torch.Tensor]:
     """How similar the most similar right one is to each image and each caption: float64, in squared steps of `GRID`."""
-    found = [np.full(len(features), -np.inf) for features in (images, captions)]
+    most_similar = [np.full(len(features), -np.inf) for features in (images, captions)]
     for part in np.split(right, range(block, len(right), block)):
         similar = (_exact(images[part[:, 0]]) * _exact(captions[part[:, 1]])).sum(dim=1).cpu().numpy()
-        for side, best in enumerate(found):
+        for side, best in enumerate(most_similar):
             np.maximum.at(best, part[:, side], np.where(np.isfinite(similar), similar, -np.inf))
-    return [torch.from_numpy(best).to(images.device) for best in found]
+    return [torch.from_numpy(best).to(images.device) for best in most_similar]
 
 
 def _shares(before: np.ndarray) -> dict[str, float]:

@@ -23,16 +23,16 @@ def image_features(model: Clip, images: np.ndarray, preprocess: models.Preproces
 
 @torch.inference_mode()
 def text_features(
-    model: Clip, token_ids: torch.Tensor, batch_size: int, heard: Callable[[int], None] | None = None
+    model: Clip, token_ids: torch.Tensor, batch_size: int, on_done: Callable[[int], None] | None = None
 ) -> torch.Tensor:
     """Of texts' tokens, int64 (N, L), in batches: float32, shape (N, D), on the model's device.
 
-    ``heard`` is told how many are done.
+    ``on_done`` is called with the number of texts done so far.
     """
-    device, found, done = model.logit_scale.device, [], 0
+    device, features, done = model.logit_scale.device, [], 0
     for part in token_ids.split(batch_size):
-        found.append(models.text_features(model, part.to(device)))
+        features.append(models.text_features(model, part.to(device)))
         done += len(part)
-        if heard:
-            heard(done)
-    return torch.cat(found)
+        if on_done:
+            on_done(done)
+    return torch.cat(features)

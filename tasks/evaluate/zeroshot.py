@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose prompt lies nearest to the image (CLIP, arXiv 2103.00020, section 3.1)."""
+"""Zero-shot classification: the class whose prompt is nearest to the image (CLIP, arXiv 2103.00020, section 3.1)."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def tokens(name: str, texts: Sequence[str], tokenize: Tokenizer) -> torch.Tensor
     """Token ids of prompts, int64, shape (C, L).
 
     Raises:
-        UserError: two prompts read the same to the model, so that it could not tell their classes apart.
+        UserError: two prompts have the same tokens, so the model cannot distinguish their classes.
     """
-    found = tokenize(texts)
+    ids = tokenize(texts)
     seen: dict[bytes, str] = {}
-    for text, row in zip(texts, found.numpy(), strict=True):
+    for text, row in zip(texts, ids.numpy(), strict=True):
         other = seen.setdefault(row.tobytes(), text)
         if other is not text:
             raise UserError(
-                f"evaluation set {name!r}: the prompts {other!r} and {text!r} read the same to the model;"
+                f"evaluation set {name!r}: the prompts {other!r} and {text!r} have the same tokens;"
                 " rename one of the two classes"
             )
-    return found
+    return ids
 
 
 @torch.inference_mode()
@@ -55,16 +55,16 @@ def correct(
     classifier: torch.Tensor,
     preprocess: Preprocess,
     batch_size: int,
-    heard: Callable[[int], None],
+    on_done: Callable[[int], None],
 ) -> int:
     """How many uint8 images (N, H, W, 3) have their own class's row of ``classifier`` (C, D) nearest.
 
-    Images are read ``batch_size`` at a time; ``heard`` is told how many are done.
+    Images are read ``batch_size`` at a time; ``on_done`` is called with the number done so far.
     """
     hits = 0
     for start in range(0, len(images), batch_size):
         features = image_features(model, images[start : start + batch_size], preprocess)
         nearest = (features @ classifier.T).argmax(dim=1)
         hits += int((nearest.cpu().numpy() == labels[start : start + batch_size]).sum())
-        heard(min(start + batch_size, len(images)))
+        on_done(min(start + batch_size, len(images)))
     return hits

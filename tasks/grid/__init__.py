@@ -1,1 +1,1 @@
-"""TIME's grid: what its cells are (`cells`)."""
+"""TIME's grid: its cells (`cells`), the work to do (`plan`) and how long it takes (`estimate`)."""

@@ -19,13 +19,13 @@ from tasks.record import timeline_names
 
 @dataclass(frozen=True)
 class Cell:
-    """One timeline of a grid, and where it stands in it."""
+    """One timeline of a grid, and its position on the axes."""
 
     timeline: str
     init: str
     deploy: str
     technique: str
-    """The label of the merging technique; empty where none takes part (ft + ft keeps no history)."""
+    """The label of the merging technique; empty if there is none (ft + ft does not merge)."""
     seed: int
     variant: str = ""
     """The name of a variant of the params (an ordering, a budget, a model size); empty for the params as they are."""
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, and the ``params.yaml`` that its timeline would have by itself."""
+    """A cell, and the ``params.yaml`` of its timeline."""
 
     cell: Cell
     text: str
@@ -53,16 +53,16 @@ class Planned:
 def expand(text: str, grid: Grid, project: Path) -> list[Planned]:
     """All cells of a grid over the params ``text``, references first.
 
-    Cells that differ in the seed alone follow each other: side by side they have no expert in common.
+    Cells that differ only in the seed follow each other: they share no expert, so they can run at the same time.
 
     Raises:
-        UserError: the params of a cell are not valid; names the cell.
+        UserError: the params of a cell are not valid; the message names the cell.
     """
     written = YAML()
     written.preserve_quotes = True
     written.width = 4096
     content: Any = written.load(text)
-    for key in ("grid", "gate"):  # what a gate would hold is what a grid is to show
+    for key in ("grid", "gate"):  # a grid must also show states that a gate would hold
         content.pop(key, None)
     made = []
     for variant, changes in (grid.variants or {"": {}}).items():
@@ -76,7 +76,7 @@ def expand(text: str, grid: Grid, project: Path) -> list[Planned]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What makes a cell but for its seed."""
+    """A cell without its seed."""
 
     name: str
     init: str
@@ -95,7 +95,7 @@ def _kinds(grid: Grid, content: Any, where: str) -> Iterator[_Kind]:
     for init in grid.init:
         for deploy in grid.deploy:
             if (init, deploy) == ("zs", "ft"):
-                continue  # keeps no history: none of TIME's eight protocols
+                continue  # does not merge: not one of TIME's eight protocols
             if (init, deploy) == ("ft", "ft"):
                 yield _Kind("ft-ft", init, deploy, "", _axes(init, deploy))
                 continue
@@ -110,10 +110,10 @@ def _axes(init: str, deploy: str, technique: Mapping[str, Any] | None = None) ->
 
 
 def _multitask(params: Params) -> dict[str, Any]:
-    """Everything that arrives, at once, with the budget of all time steps; the buffer's share goes to the update.
+    """All arrivals at once, with the budget of all time steps; the share of the buffer goes to the update.
 
     Raises:
-        UserError: an arrival brings no data.
+        UserError: an arrival has no data.
     """
     for arrival in params.stream:
         if arrival.expert is not None:
@@ -136,7 +136,7 @@ def _multitask(params: Params) -> dict[str, Any]:
 
 
 def _no_replay(_: Params) -> dict[str, Any]:
-    """Sequential fine-tuning on what arrives alone."""
+    """Sequential fine-tuning on each arrival without the other pools."""
     return {**_axes("ft", "ft"), "train": {"mixture": {"pretraining": 0, "update": 1, "buffer": 0}}}
 
 
@@ -150,14 +150,14 @@ def _planned(written: YAML, content: Any, kind: _Kind, seed: int, variant: str, 
     own["timeline"], own["seed"] = timeline, seed
     cell = Cell(timeline, kind.init, kind.deploy, kind.technique, seed, variant, kind.reference)
     planned = Planned(cell, _dump(written, own), project)
-    planned.params  # noqa: B018  validated here, once
+    planned.params  # noqa: B018  validates once
     return planned
 
 
 def _override(content: Any, changes: Mapping[str, Any]) -> None:
-    """Put changes into params: mappings key by key, everything else whole; None takes a key away.
+    """Apply changes to params: mappings are merged key by key, other values replaced; None removes a key.
 
-    A technique is replaced whole, since the settings of one mean nothing to another.
+    A technique is replaced completely, because the settings of one do not apply to another.
     """
     for key, value in changes.items():
         if value is None:
@@ -181,12 +181,12 @@ def recorded(project: Path, planned: Iterable[Planned]) -> list[Cell]:
 
 
 def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
-    """The cells that can run, and why the others cannot: timeline → reason.
+    """The cells that can run, and the reasons why others cannot: timeline → reason.
 
-    Techniques of two models cannot merge all experts, some recursions diverge: what `tasks.merge.check` refuses.
+    `tasks.merge.check` refuses them: techniques of two models cannot merge all experts, and some recursions diverge.
 
     Raises:
-        UserError: there is no such technique, or it has no such setting; or no cell can run.
+        UserError: an unknown technique or setting, or no cell can run.
     """
     from tasks import merge
 

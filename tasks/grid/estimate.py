@@ -1,4 +1,4 @@
-"""How long a grid will take, and how much it will store, from what recorded states have measured."""
+"""How long a grid will take and how much it will store, estimated from recorded states."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tasks.record import Manifest
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCosts:
     """Medians over recorded states, in seconds and bytes."""
 
     step: float
     """One training step."""
     training: float
-    """One training, for budgets that do not say their steps."""
+    """One training, for budgets that are not given in steps."""
     deploy: float
     evaluate: float
     beside: float | None
     """All else that a step takes on the clock: inputs, preparing, hashing, the push; None of old states."""
     expert: int
     merged: int
-    """What a merge leaves: the deployed model and the running state, each content once."""
+    """The outputs of a merge: the deployed model and the running state, counted once if they are equal."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the pending work of a grid."""
+    """The cost of the pending work of a grid."""
 
     seconds: float
     """Of steps one after another; less on the clock where several cell workers run side by side."""
@@ -39,9 +39,15 @@ class Estimate:
     """Whether ``seconds`` counts what steps take beside their nodes."""
 
 
+<<<<<<< HEAD
 def measured(manifests: Iterable[Manifest]) -> Measured | None:
     """What the manifests of states say; None where no training has been recorded."""
     recorded = [one for one in manifests if one.seconds.keys() >= set(KINDS)]
+=======
+def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
+    """Medians over the manifests of states; None if no training has been recorded."""
+    recorded = list(manifests)
+>>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
     trained = [one for one in recorded if one.budget.steps]
     merged = [one for one in recorded if one.step]
     if not trained or not merged:
@@ -51,10 +57,15 @@ def measured(manifests: Iterable[Manifest]) -> Measured | None:
         return median(map(value, of))
 
     def stored(one: Manifest) -> int:
+<<<<<<< HEAD
         kept = {one.output(path).md5: one.output(path).size for path in (layout.DEPLOYED, layout.RUNNING)}
         return sum(kept.values())
+=======
+        sizes = {one.outputs[path].md5: one.outputs[path].size for path in (layout.DEPLOYED, layout.RUNNING)}
+        return sum(sizes.values())
+>>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
 
-    return Measured(
+    return MeasuredCosts(
         step=middle(trained, lambda one: one.seconds["train"] / one.budget.steps),
         training=middle(trained, lambda one: one.seconds["train"]),
         deploy=middle(merged, lambda one: one.seconds["deploy"]),
@@ -65,6 +76,7 @@ def measured(manifests: Iterable[Manifest]) -> Measured | None:
     )
 
 
+<<<<<<< HEAD
 def _beside(manifests: Iterable[Manifest]) -> float | None:
     """The median over states of what their steps took beside the `KINDS` of work that ran in them."""
     runs: set[tuple[str, float]] = set()
@@ -80,6 +92,10 @@ def _beside(manifests: Iterable[Manifest]) -> float | None:
 
 def estimate(plan: Plan, known: Measured) -> Estimate:
     """Time and bytes of what is pending."""
+=======
+def estimate(plan: Plan, known: MeasuredCosts) -> Estimate:
+    """Time and bytes of the pending work."""
+>>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
     trainings, merges, evaluations = (plan.pending(kind) for kind in ("train", "deploy", "evaluate"))
     seconds = sum(work.steps * known.step or known.training for work in trainings)
     seconds += len(merges) * known.deploy + len(evaluations) * known.evaluate

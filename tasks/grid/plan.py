@@ -1,8 +1,8 @@
-"""What a grid has to compute, found out before any work: which cells share which results.
+"""The work of a grid, computed before it runs: which cells share which results.
 
-Every model of every cell is named by what makes it: the base by the params that train it, an expert by its initial
-weights, its data, recipe and seed, a merged model by its technique and what it merges. Equal names, equal results, so
-the distinct names are what must be computed. This mirrors the keys of `tasks.nodes` without having any content yet.
+Every model of every cell has a name, made of its inputs: the base of the params that train it, an expert of its initial
+weights, data, recipe and seed, a merged model of its technique and inputs. Equal names mean equal results, so each
+distinct name is computed once. This mirrors the keys of `tasks.nodes`, without the content of files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tasks.grid.cells import Planned
 from tasks.params import Params, Train
 
 KINDS = ("train", "deploy", "evaluate")
-"""The nodes that cost: trainings, merges and evaluations."""
+"""The expensive nodes: trainings, merges and evaluations."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,40 @@ class Work:
     step: int
     kind: str
     name: int
-    """Equal for works of equal result."""
+    """Equal for works with equal results."""
     steps: int = 0
-    """Training steps, where the budget says them without being measured; else 0."""
+    """Training steps, if the budget gives them without a measurement; else 0."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All the work of a grid."""
+    """All work of a grid."""
 
     works: tuple[Work, ...]
     done: frozenset[int] = frozenset()
+<<<<<<< HEAD
     """Names of results that recorded states have."""
     states: int = 0
     """How many states are to be recorded."""
+=======
+    """Names of the results in recorded states."""
+>>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
 
     def separate(self, kind: str) -> int:
-        """How often a node would run if every cell ran by itself."""
+        """How often a node would run if cells shared nothing."""
         return sum(work.kind == kind for work in self.works)
 
     def shared(self, kind: str) -> list[Work]:
-        """The works to do where equal results are computed once, one of each name."""
+        """The works if equal results are computed once: one for each name."""
         return list({work.name: work for work in self.works if work.kind == kind}.values())
 
     def pending(self, kind: str) -> list[Work]:
-        """Those of `shared` that no recorded state has."""
+        """The works of `shared` whose result is in no recorded state."""
         return [work for work in self.shared(kind) if work.name not in self.done]
 
 
 def plan(cells: Iterable[Planned], recorded: Collection[tuple[str, int]] = ()) -> Plan:
-    """The plan of a grid; ``recorded`` are the (timeline, step) pairs that states exist of."""
+    """The plan of a grid; ``recorded`` are the (timeline, step) pairs of existing states."""
     names = _Names()
     works = tuple(work for one in cells for work in _of_cell(one, names))
     states = {(work.timeline, work.step) for work in works}
@@ -65,7 +69,7 @@ def plan(cells: Iterable[Planned], recorded: Collection[tuple[str, int]] = ()) -
 
 @dataclass
 class _Names:
-    """Gives equal things equal numbers; names of names stay short, however deep a recursion goes."""
+    """Numbers for tuples, equal for equal ones: so names that contain names stay short."""
 
     known: dict[Hashable, int] = field(default_factory=dict)
 
@@ -77,14 +81,14 @@ def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
     params, timeline = planned.params, planned.cell.timeline
     time, technique = params.time, _fingerprint(params.time.technique.model_dump(mode="json"))
     machine = names("machine", params.threads)
-    past = names("pretraining", _fingerprint([params.base.pretraining, params.seed]))
+    pools = names("pretraining", _fingerprint([params.base.pretraining, params.seed]))
     base = running = expert = names("given", _base(params))
     held = handed = names("nothing")
     experts: tuple[int, ...] = ()
     for step in range(len(params.stream) + 1):
         arrival = params.stream[step - 1] if step else None
         arrived = names("arrival", _fingerprint(arrival.model_dump(mode="json") if arrival else None), params.seed)
-        data = names("data", past, arrived, held)
+        data = names("data", pools, arrived, held)
         if arrival is None:
             trained = params.base.pretrained == "train"
             shared = params.train.model_dump(mode="json", exclude=set(Train.OF_EXPERTS))
@@ -97,7 +101,7 @@ def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
         if trained:
             yield Work(timeline, step, "train", expert, _training_steps(params, step))
         if params.train.regularizer:
-            held = expert  # what it holds important comes from the whole chain of trainings
+            held = expert  # its importances depend on all earlier trainings
         if step:
             experts = (*experts, expert)
         else:
@@ -111,11 +115,11 @@ def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
             yield Work(timeline, step, "deploy", names("deploy", handed, expert, _fingerprint(time), params.seed, step))
         yield Work(timeline, step, "evaluate", names("evaluate", deployed, _fingerprint(params.evaluate), machine))
         handed = names("handed", handed, expert, running)
-        past = names("past", past, arrived, step)
+        pools = names("past", pools, arrived, step)
 
 
 def _base(params: Params) -> str:
-    """What a base that is not trained is; one that is trained starts from the seed."""
+    """The name of a base as given; one that is trained starts from the seed."""
     return _fingerprint([params.base.model, params.base.pretrained, params.seed])
 
 

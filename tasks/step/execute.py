@@ -1,4 +1,4 @@
-"""Run a node of the step, or take what an earlier run of the same key made, once every byte of it has been checked."""
+"""Run a node of the step, or reuse the outputs of an earlier run with the same key after a check of every byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tasks.storage.cache import Cache, Entry, hash_of
 from tasks.workers import pool
 
 LOCKS = ".chronomerge/nodes"
-"""Where processes of a project wait for each other's nodes."""
+"""Lock files: processes of a project wait here for each other's nodes."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Executed:
 
 
 def execute(step: Step, name: str, given: Iterable[Inputs | Reference]) -> Executed:
-    """Have the node ``name`` done, from what other nodes and the step's inputs have ``given``.
+    """Run the node ``name``, or reuse its outputs; ``given`` are the outputs of other nodes and the inputs of the step.
 
-    Of equal nodes that several processes come to, the first runs while the others wait, and then take its result.
+    If several processes need the same node, one runs it, and the others wait and reuse its outputs.
 
     Raises:
-        UserError: the node's own; or, on workers, why none of them can run it.
-        StoppedError: the step ends.
+        UserError: the error of the node; or, on workers, why no worker can run it.
+        StoppedError: the step is ending.
     """
     if name not in step.nodes:
         raise UserError(f"dvc.yaml has no stage {name!r}; `git checkout dvc.yaml` brings back what was there")
@@ -80,7 +80,7 @@ def run(
     machine: Mapping[str, str | int],
     progress: Progress = silent,
 ) -> Reference:
-    """Run a node from a clean start and put what it made into the cache."""
+    """Remove old outputs of a node, run it, and put its outputs into the cache."""
     for path in node.outputs:
         _remove(project / path)
     nodes.start(project, node.name, key)
@@ -93,28 +93,28 @@ def run(
 
 
 def one_at_a_time(project: Path, key: str) -> AbstractContextManager[None]:
-    """The lock of a key between processes.
+    """The lock of a key, between processes.
 
-    Keys share 4096 files, so that of a hundred cells hardly two that have nothing in common wait for each other.
+    Keys share 4096 files: among a hundred cells it is rare that two unrelated nodes wait for each other.
     """
     return locks.exclusive(project / LOCKS / key[:3])
 
 
 def intact(reference: Reference, cache: Cache) -> bool:
-    """Whether all outputs are in the cache, every byte of them; damaged ones are removed from it."""
+    """Whether all outputs are in the cache with the right bytes; damaged ones are removed from it."""
     damaged = [md5 for entry in reference.outs.values() for md5 in cache.drop_damaged(entry)]
     return not damaged and not any(cache.missing(entry) for entry in reference.outs.values())
 
 
 def place(reference: Reference, project: Path, cache: Cache) -> None:
-    """Put a finished node's outputs where ``dvc.yaml`` wants them."""
+    """Link the outputs of a finished node to their paths in ``dvc.yaml``."""
     for path, entry in reference.outs.items():
         _remove(project / path)
         cache.link(entry, project / path)
 
 
 def _content(step: Step, entries: Mapping[str, Entry], path: str) -> str:
-    """The hash of a dependency: known for what the node was given, computed for code."""
+    """The hash of a dependency: known for given inputs, computed for code."""
     for parent, entry in entries.items():
         if path == parent:
             return entry.md5
@@ -126,7 +126,7 @@ def _content(step: Step, entries: Mapping[str, Entry], path: str) -> str:
 
 
 def _files(node: Node, entries: Mapping[str, Entry], cache: Cache) -> dict[str, Entry]:
-    """The files that a node reads of what it was given: path → content."""
+    """The files that a node reads among its given inputs: path → content."""
     read = tuple(f"{path}/" for path in node.deps)
     listed = {name: md5 for name, md5 in cache.files(entries).items() if f"{name}/".startswith(read)}
     return {name: Entry(md5, cache.path(md5).stat().st_size) for name, md5 in listed.items()}

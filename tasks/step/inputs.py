@@ -1,6 +1,6 @@
-"""What a step is given before its nodes run: the history of earlier steps, and raw files of arrival and test sets.
+"""The inputs of a step: the history of earlier steps, and the raw files of the arrival and of the test sets.
 
-Each function here places one of them in the step's worktree, and may be called again after an error.
+Each function places one of them in the worktree of the step, and may be called again after an error.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tasks.storage.cache import Entry
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was placed in the worktree: path → content. As a `Reference` is for outputs of nodes."""
+    """Inputs in the worktree: path → content, as a `Reference` has the outputs of nodes."""
 
     outs: Mapping[str, Entry]
 
 
 def place_history(step: Step) -> Inputs:
-    """``data/history``: what earlier states hand on; at step 0 the model, with its weights unless it is trained.
+    """``data/history``: the history of earlier states; at step 0 the model, and its weights unless it is trained.
 
-    Everything of the previous state is in the cache afterwards.
+    Afterwards, every output of the previous state is in the cache.
 
     Raises:
-        UserError: a state or the base's weights lack something, or are damaged everywhere.
+        UserError: files of a state or of the base are missing, or damaged in cache and store.
         RemoteError: the store does not answer.
     """
     if step.previous:
@@ -42,10 +42,10 @@ def place_history(step: Step) -> Inputs:
 
 
 def place_arrival(step: Step) -> Inputs:
-    """``data/raw/arrival``: the source files of what arrives, or the expert; at step 0 those of the pretraining pool.
+    """``data/raw/arrival``: the source files of the arrival, or its expert; at step 0 those of the pretraining pool.
 
     Raises:
-        UserError: something is missing, damaged or can't be downloaded.
+        UserError: a file is missing, damaged or cannot be downloaded.
         RemoteError: the store does not answer.
     """
     params, into = step.params, step.folder / layout.RAW_ARRIVAL
@@ -63,10 +63,10 @@ def place_arrival(step: Step) -> Inputs:
 def place_evaluation(step: Step) -> Inputs:
     """``data/raw/evaluation``: the source files of all test sets.
 
-    Test sets stay what they were in the previous state, whatever has become of their sources: states can be compared.
+    The files of the previous state are used again, even if the sources have changed: so states can be compared.
 
     Raises:
-        UserError: something is missing, damaged or can't be downloaded.
+        UserError: a file is missing, damaged or cannot be downloaded.
     """
     if step.previous and _same_evaluation(step.params, step.previous):
         return _place(step, layout.RAW_EVALUATION, step.previous.entries[layout.RAW_EVALUATION])
@@ -76,11 +76,11 @@ def place_evaluation(step: Step) -> Inputs:
 
 
 def _bring(step: Step, state: State, paths: Collection[str], *, trusted: bool) -> None:
-    """Have paths of a state in the cache, and unless it can be trusted every byte of them hashed."""
+    """Fetch paths of a state into the cache; hash what is there already, unless it is trusted."""
     if not trusted:
         for path, entry in state.entries.items():
             if path in paths:
-                step.cache.drop_damaged(entry)  # comes from the remote again
+                step.cache.drop_damaged(entry)  # it is fetched from the remote again
     if record.missing(state, step.cache, paths):
         with record.worktree_of_state(step.project, state, step.remote) as folder:
             record.fetch(state, step.cache, step.dvc, folder, paths)

@@ -1,4 +1,4 @@
-"""The step under way: its worktree, the states that it goes on from, and the store and the cache that it uses."""
+"""A step while it runs: its worktree, the states that it continues, and the store and cache that it uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.storage.dvc_config import Remote
 
 
 class StoppedError(ReadableError):
-    """The step ends: another of its nodes has failed, or the run was asked to end."""
+    """The step is ending: another node has failed, or the run was asked to end."""
 
 
 class Step:
@@ -41,11 +41,15 @@ class Step:
         self.project, self.number, self.code, self.tree = project, number, code, tree
         self.remote, self.dvc = remote, dvc
         self.previous, self.start = states_before
-        """The newest state, and the newest that passed the gate, from which the step starts; usually they are one."""
+        """The newest state, and the newest that passed the gate, where the step starts; usually the same one."""
         self.fresh = fresh
+<<<<<<< HEAD
         """Whether the previous state was made by this process: then its bytes in the cache need no check."""
         self.began = began
         """When the step began, by `time.monotonic`."""
+=======
+        """Whether this process made the previous state: then its bytes in the cache need no check."""
+>>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
         self.nodes = nodes.declared(tree.folder)
         self.cache = Cache(dvc_config.cache_dir(project))
         self._report = progress.of_step(number)
@@ -62,10 +66,10 @@ class Step:
         return self.tree.folder
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Report progress, with the step named first.
+        """Report progress, with the step in front.
 
         Raises:
-            StoppedError: the step ends; what calls this must end too.
+            StoppedError: the step is ending; the caller must end too.
         """
         if self._stopped:
             raise StoppedError(f"step {self.number} was stopped")
@@ -73,7 +77,7 @@ class Step:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """While the block lasts, a thread works in the step's folder; see `stop`."""
+        """During the block, this thread works in the folder of the step; see `stop`."""
         with self._changed:
             if self._stopped:
                 raise StoppedError(f"step {self.number} was stopped")
@@ -86,7 +90,7 @@ class Step:
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Have whatever still works in the step's folder end, and return when it has."""
+        """Make all threads that work in the folder of the step end, and wait for them."""
         with self._changed:
             self._stopped = True
             self._changed.wait_for(lambda: not self._working)
@@ -94,9 +98,9 @@ class Step:
 
 @contextmanager
 def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) -> Iterator[Step]:
-    """Open a step: a fresh worktree with its code and params, which goes when the block ends.
+    """Open a step: a new worktree with its code and params, which is removed at the end of the block.
 
-    What its nodes made is in the cache by then. The caller holds the timeline's lock.
+    By then, the outputs of its nodes are in the cache. The caller holds the lock of the timeline.
     """
     began = time.monotonic()
     params = record.params_of(project, code)
@@ -114,7 +118,7 @@ def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) 
 
 
 def _arrival(params: Params, step: int) -> Arrival | None:
-    """What arrives at a step; at step 0 the pretraining pool, if there is one."""
+    """The arrival of a step; at step 0 the pretraining pool, if there is one."""
     if step:
         return params.stream[step - 1]
     return Arrival(name="base", update=params.base.pretraining) if params.base.pretraining else None

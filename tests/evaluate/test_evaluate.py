@@ -92,7 +92,7 @@ def test_progress_counts_images_over_all_sets(folder: Path) -> None:
     [
         (("one",), "has 1 classes"),
         (("red", " "), "class without a name"),
-        (("Red", "blue", "red"), "read the same to the model; rename one of"),
+        (("Red", "blue", "red"), "have the same tokens; rename one of"),
     ],
 )
 def test_class_lists_that_cannot_be_told_apart_are_refused(classes: tuple[str, ...], says: str, folder: Path) -> None:
