@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import notes, serve_note
-from flows.notes import Note
+from flows.notes import RunNote
 from flows.prefect import schedules, server
 from flows.prefect.api import Api, UnansweredError
 from flows.run import pending
@@ -40,7 +40,7 @@ def gather(project: Path) -> dict[str, Any]:
     }
 
 
-def _ended(note: Note | None, holder: str | None) -> dict[str, Any] | None:
+def _ended(note: RunNote | None, holder: str | None) -> dict[str, Any] | None:
     """The newest run that has ended; one that was killed could not say when."""
     if note is None or (holder and not note.ended):
         return None

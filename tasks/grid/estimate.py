@@ -39,15 +39,9 @@ class Estimate:
     """Whether ``seconds`` counts what steps take beside their nodes."""
 
 
-<<<<<<< HEAD
-def measured(manifests: Iterable[Manifest]) -> Measured | None:
-    """What the manifests of states say; None where no training has been recorded."""
-    recorded = [one for one in manifests if one.seconds.keys() >= set(KINDS)]
-=======
 def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
     """Medians over the manifests of states; None if no training has been recorded."""
-    recorded = list(manifests)
->>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
+    recorded = [one for one in manifests if one.seconds.keys() >= set(KINDS)]
     trained = [one for one in recorded if one.budget.steps]
     merged = [one for one in recorded if one.step]
     if not trained or not merged:
@@ -57,13 +51,8 @@ def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
         return median(map(value, of))
 
     def stored(one: Manifest) -> int:
-<<<<<<< HEAD
-        kept = {one.output(path).md5: one.output(path).size for path in (layout.DEPLOYED, layout.RUNNING)}
-        return sum(kept.values())
-=======
-        sizes = {one.outputs[path].md5: one.outputs[path].size for path in (layout.DEPLOYED, layout.RUNNING)}
+        sizes = {one.output(path).md5: one.output(path).size for path in (layout.DEPLOYED, layout.RUNNING)}
         return sum(sizes.values())
->>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
 
     return MeasuredCosts(
         step=middle(trained, lambda one: one.seconds["train"] / one.budget.steps),
@@ -76,26 +65,21 @@ def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
     )
 
 
-<<<<<<< HEAD
 def _beside(manifests: Iterable[Manifest]) -> float | None:
     """The median over states of what their steps took beside the `KINDS` of work that ran in them."""
     runs: set[tuple[str, float]] = set()
-    found = []
+    seconds_beside = []
     for one in sorted(manifests, key=lambda one: one.recorded.at):
         # Runs have no name of their own; two of one node do not take equal milliseconds.
         ran = {(kind, one.seconds[kind]) for kind in KINDS} - runs
         runs |= ran
         if one.elapsed is not None:
-            found.append(max(0.0, one.elapsed - sum(seconds for _, seconds in ran)))
-    return median(found) if found else None
+            seconds_beside.append(max(0.0, one.elapsed - sum(seconds for _, seconds in ran)))
+    return median(seconds_beside) if seconds_beside else None
 
 
-def estimate(plan: Plan, known: Measured) -> Estimate:
-    """Time and bytes of what is pending."""
-=======
 def estimate(plan: Plan, known: MeasuredCosts) -> Estimate:
     """Time and bytes of the pending work."""
->>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
     trainings, merges, evaluations = (plan.pending(kind) for kind in ("train", "deploy", "evaluate"))
     seconds = sum(work.steps * known.step or known.training for work in trainings)
     seconds += len(merges) * known.deploy + len(evaluations) * known.evaluate

@@ -37,13 +37,9 @@ class Plan:
 
     works: tuple[Work, ...]
     done: frozenset[int] = frozenset()
-<<<<<<< HEAD
-    """Names of results that recorded states have."""
+    """Names of the results in recorded states."""
     states: int = 0
     """How many states are to be recorded."""
-=======
-    """Names of the results in recorded states."""
->>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
 
     def separate(self, kind: str) -> int:
         """How often a node would run if cells shared nothing."""

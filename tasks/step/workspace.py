@@ -43,13 +43,9 @@ class Step:
         self.previous, self.start = states_before
         """The newest state, and the newest that passed the gate, where the step starts; usually the same one."""
         self.fresh = fresh
-<<<<<<< HEAD
-        """Whether the previous state was made by this process: then its bytes in the cache need no check."""
+        """Whether this process made the previous state: then its bytes in the cache need no check."""
         self.began = began
         """When the step began, by `time.monotonic`."""
-=======
-        """Whether this process made the previous state: then its bytes in the cache need no check."""
->>>>>>> 8594f4c (Grid, evaluation and step in plain words; MeasuredCosts)
         self.nodes = nodes.declared(tree.folder)
         self.cache = Cache(dvc_config.cache_dir(project))
         self._report = progress.of_step(number)

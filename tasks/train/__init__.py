@@ -1,12 +1,12 @@
-"""Expert training: where a time step starts (`tasks.train.node.initialize`) and how it learns (`….node.train`).
+"""Expert training: initial weights of a time step (`tasks.train.node.initialize`) and its training (`….node.train`).
 
-The modules are one idea each: `pools` what can be drawn, `mixture` which samples make batch number i, `augment`
+One module has one subject: `pools` the samples, `mixture` which of them are in batch number i, `augment`
 random crops, `features` both towers, `vocabulary` the token embedding cut down to what occurs, `loss` the losses,
-`schedule` the learning rate, `optimizer` AdamW and what it decays, `method` and `methods` what trains of the model,
-`regularizer` and `regularizers` what pulls it towards earlier steps, `importance` what these hand on, `budget` and
+`schedule` the learning rate, `optimizer` AdamW, `method` and `methods` the trained parameters, `regularizer` and
+`regularizers` the penalties across steps, `importance` the values that these pass on, `budget` and
 `measure` how many steps there are, `recipe` every setting of the loop, `loop` the training loop, `saved` its
-checkpoints, `nonfinite` how it fails, `world` and `launch` several processes. None but `node`, `importance`, `budget`,
-`saved`, `nonfinite` and `launch` knows of folders, files or params.
+checkpoints, `nonfinite` its errors, `world` and `launch` several processes. Only `node`, `importance`, `budget`,
+`saved`, `nonfinite` and `launch` know folders, files or params.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tasks.params import Params, Train
 
 
 def check(train: Train) -> None:
-    """Refuse what cannot be trained, before any work.
+    """Check method and regularizer before any work.
 
     Raises:
-        UserError: an unknown method or regularizer, a setting that it does not accept, or two that do not go together.
+        UserError: an unknown method, regularizer or setting, or two that cannot be combined.
     """
     from tasks.train import method, regularizer  # they import torch
 

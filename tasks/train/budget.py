@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one optimizer step takes."""
+    """The cost of one optimizer step."""
 
     flops: int
     """Forward and backward: matrix products, convolutions, attention, as torch's `FlopCounterMode` counts them."""
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Price:
-    """What one optimizer step takes out of a budget of MAFs."""
+    """The cost of one optimizer step in a budget of MAFs."""
 
     flops: int
     memory: float
@@ -62,7 +62,7 @@ class Price:
 
 
 Measure = Callable[[Method, Regularizer | None], int]
-"""Trains with a method and a regularizer on the GPU for a moment and returns the peak memory, in bytes.
+"""Trains with a method and a regularizer on the GPU for two steps and returns the peak memory, in bytes.
 
 Raises:
     torch.OutOfMemoryError: it does not fit.
@@ -75,7 +75,7 @@ def steps(given: Budget, batch_size: int, price: Callable[[], Price], extra: int
     ``extra`` batches are computed after training (a regularizer's); a budget of MAFs pays for them too.
 
     Raises:
-        UserError: it does not buy one.
+        UserError: it does not buy one step.
     """
     if given.steps is not None:
         return given.steps
@@ -103,7 +103,7 @@ def price(
     measure: Measure | None = None,
     device: Mapping[str, object] | None = None,
 ) -> Price:
-    """What a step of a method takes, looked up where it was found out before.
+    """The cost of a step of a method, from a file of an earlier call if there is one.
 
     With ``measure`` memory is measured on ``device`` (what the measurement depends on beside the other arguments),
     unless full fine-tuning does not fit there.
@@ -118,14 +118,14 @@ def price(
         "version": 1,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    kept = _cache() / f"{key}.json"
+    stored = _cache() / f"{key}.json"
     try:
-        return Price(**json.loads(kept.read_text()))
-    except (OSError, ValueError, TypeError):  # not there, or damaged: find out again
-        found = _price(folder, method, regularizer, batch_size, measure)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(kept, json.dumps(asdict(found)) + "\n")
-    return found
+        return Price(**json.loads(stored.read_text()))
+    except (OSError, ValueError, TypeError):  # missing or damaged: compute it again
+        computed = _price(folder, method, regularizer, batch_size, measure)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(stored, json.dumps(asdict(computed)) + "\n")
+    return computed
 
 
 def _price(
@@ -194,7 +194,7 @@ def _loss(model: Clip, folder: Path, batch_size: int) -> torch.Tensor:
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """On the meta device torch takes attention apart; a GPU does not."""
+    """Count attention as one fused kernel, as on a GPU; on the meta device torch decomposes it."""
     usual = functional.scaled_dot_product_attention
 
     def attention(

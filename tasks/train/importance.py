@@ -1,9 +1,9 @@
-"""A regularizer's `Importance` on disk: a folder that states hand on, with or without one in it.
+"""A regularizer's `Importance` on disk: a folder that is passed from state to state, and may be empty of one.
 
 ``regularizer.json``
-    ``{"name": ...}``: which regularizer it is of, or null.
+    ``{"name": ...}``: the name of the regularizer, or null.
 ``importance.safetensors``, ``anchor.safetensors``
-    Where there is one: `Importance`, both as plain weights.
+    If there is a regularizer: its `Importance`, both as plain weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOTE = "regularizer.json"
 
 
 def read(folder: Path, name: str) -> Importance | None:
-    """What earlier steps hold important to the regularizer ``name``; None where they had none, or another.
+    """The importance of earlier steps for the regularizer ``name``; None if they had none, or another one.
 
     Raises:
         UserError: the folder is damaged.
@@ -35,24 +35,24 @@ def read(folder: Path, name: str) -> Importance | None:
     return Importance(*(checkpoints.load(folder / f"{part}.safetensors") for part in ("importance", "anchor")))
 
 
-def write(folder: Path, name: str | None, found: Importance | None) -> None:
-    """Leave in ``folder`` what the next step reads.
+def write(folder: Path, name: str | None, importance: Importance | None) -> None:
+    """Write the folder that the next step reads.
 
     Raises:
         UserError: an importance is not finite; nothing is written.
     """
-    for parameter, tensor in (found.importance if found else {}).items():
+    for parameter, tensor in (importance.importance if importance else {}).items():
         if not tensor.isfinite().all():
             raise UserError(f"train.regularizer: {name}'s importance of {parameter!r} is not finite; lower train.lr")
     shutil.rmtree(folder, ignore_errors=True)  # in a restored state its files are links into the cache
     folder.mkdir(parents=True)
-    if found is not None:
-        checkpoints.save(folder / "importance.safetensors", found.importance)
-        checkpoints.save(folder / "anchor.safetensors", found.anchor)
-    (folder / NOTE).write_text(json.dumps({"name": name if found else None}) + "\n")
+    if importance is not None:
+        checkpoints.save(folder / "importance.safetensors", importance.importance)
+        checkpoints.save(folder / "anchor.safetensors", importance.anchor)
+    (folder / NOTE).write_text(json.dumps({"name": name if importance else None}) + "\n")
 
 
-def hand_on(source: Path, target: Path) -> None:
-    """A step that trains nothing changes nothing of it."""
+def pass_on(source: Path, target: Path) -> None:
+    """Copy the folder unchanged, for a step that trains nothing."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)

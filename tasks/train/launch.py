@@ -1,9 +1,9 @@
-"""Training in several processes on this machine, which end with the one that asked for them.
+"""Training in several processes on this machine, which end with the process that started them.
 
-The processes meet in a file (a ``FileStore`` in a folder that only the user can open), so nothing listens for them:
-torchrun's own meeting point accepts anybody on every interface, and unpickles what it is sent. What they exchange while
-they train are numbers: gloo's or NCCL's connections, on the loopback interface alone. These have no sign-in; another
-user of this machine who finds a port could disturb the training, but can have no code run.
+Their rendezvous is a file (a ``FileStore`` in a folder that only the user can open), so no port is open for it:
+torchrun's rendezvous accepts every client on every interface, and unpickles what it receives. During training they
+exchange only numbers, over connections of gloo or NCCL on the loopback interface. These have no sign-in: another user
+of this machine who finds a port could disturb the training, but cannot run code.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tasks.progress import Progress
 
 CODE = Path(__file__).parents[2]
 LOOK_SECONDS = 0.2
-"""Between two looks whether a process has ended."""
+"""Between two checks whether a process has ended."""
 END_SECONDS = 5.0
-"""What processes get to end by themselves when one of them has failed."""
+"""How long processes may take to end after one of them has failed."""
 
 
 def launch(project: Path, params: Params, count: int, threads: int, progress: Progress) -> None:
@@ -36,12 +36,12 @@ def launch(project: Path, params: Params, count: int, threads: int, progress: Pr
 
     Raises:
         UserError: as training in one process.
-        RuntimeError: a process ended otherwise; with the end of what they wrote on stderr.
+        RuntimeError: a process ended early; the message has the end of their stderr.
     """
     with tempfile.TemporaryDirectory(prefix="chronomerge-") as folder, tempfile.TemporaryFile("w+") as log:
         (Path(folder) / "params.json").write_text(params.model_dump_json())
         with _started(project, Path(folder), count, threads, log) as (ranks, messages):
-            error = _listen(ranks, messages, progress)
+            error = _forward(ranks, messages, progress)
         if error:
             raise UserError(error)
         if failed := [rank.returncode for rank in ranks if rank.returncode]:
@@ -53,7 +53,7 @@ def launch(project: Path, params: Params, count: int, threads: int, progress: Pr
 def _started(
     project: Path, folder: Path, count: int, threads: int, log: IO[str]
 ) -> Iterator[tuple[Sequence[subprocess.Popen[bytes]], int]]:
-    """The processes, and the descriptor on which their messages arrive; those that still run are ended afterwards."""
+    """The processes, and the descriptor on which their messages arrive; running ones are ended afterwards."""
     path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
     reading, writing = os.pipe()
@@ -80,8 +80,8 @@ def _started(
             os.close(writing)
 
 
-def _listen(ranks: Sequence[subprocess.Popen[bytes]], messages: int, progress: Progress) -> str:
-    """Pass on what the processes report until all have ended, or one has failed; the first error, or nothing."""
+def _forward(ranks: Sequence[subprocess.Popen[bytes]], messages: int, progress: Progress) -> str:
+    """Forward progress until all processes have ended or one has failed; returns the first error, or ``""``."""
     error, buffered = "", b""
     with selectors.DefaultSelector() as selector:
         selector.register(messages, selectors.EVENT_READ)
@@ -103,7 +103,7 @@ def _listen(ranks: Sequence[subprocess.Popen[bytes]], messages: int, progress: P
 
 
 def worker(folder: Path, rank: int, count: int, parent: int) -> None:
-    """One of the processes."""
+    """The main function of one process."""
     processes.end_with(parent, every=LOOK_SECONDS)
     from tasks.train.node import train_expert
     from tasks.train.world import joined
@@ -113,17 +113,17 @@ def worker(folder: Path, rank: int, count: int, parent: int) -> None:
 
         def progress(what: str, done: int, total: int, note: str = "") -> None:
             if world.rank == 0:
-                _tell(what=what, done=done, total=total, note=note)
+                _send(what=what, done=done, total=total, note=note)
 
         try:
             train_expert(Path(), params, world, progress)
         except UserError as error:
-            _tell(error=str(error))
+            _send(error=str(error))
             sys.exit(2)
 
 
-def _tell(**message: Any) -> None:
-    """In one write: all processes share the pipe."""
+def _send(**message: Any) -> None:
+    """Send a message in one write, because all processes share the pipe."""
     os.write(1, json.dumps(message).encode() + b"\n")
 
 

@@ -32,12 +32,12 @@ MAX_LOG_SCALE = math.log(100)
 """Largest log-temperature, as in CLIP."""
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LEAST_SCALE = 1e-3
-"""A loss scale below this says that float16 overflows whatever the scale."""
+"""Below this loss scale, float16 overflows at every scale."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process sees of a training step, still on the CPU and undecided about device or precision."""
+    """The part of a training step that one process computes, on the CPU and in the stored precision."""
 
     images: np.ndarray
     """uint8, shape (n, H, W, 3): this process's part."""
@@ -48,7 +48,7 @@ class Batch:
     captions: torch.Tensor
     """int64, shape (N,), of the whole batch: equal where two captions read the same."""
     ids: Callable[[], list[str]]
-    """Names of the whole batch's samples, asked for only when something is wrong with them."""
+    """Names of the whole batch's samples, called only for an error message."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class Point:
 
 @dataclass
 class Training:
-    """Everything that changes while an expert is trained; `Saved` keeps it, so that a killed run goes on from there."""
+    """Everything that changes during training; `Saved` stores it, so that a killed run can resume."""
 
     model: Clip
     recipe: Recipe
     preprocess: Preprocess
     seed: int
-    """Of what modules drop at random, if they do."""
+    """The seed of dropout."""
     world: World = ALONE
     pull: Pull | None = None
 
     done: int = 0
-    """Training steps that are over."""
+    """Finished training steps."""
     skipped: int = 0
     """Steps among them that were skipped for a loss that is not finite."""
     decay: float = 1.0
@@ -100,7 +100,7 @@ class Training:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     def step(self, batch: Batch) -> bool:
-        """One training step; False where loss or gradient is not finite, with model and optimizer as they were."""
+        """One training step; False where loss or gradient is not finite, with model and optimizer unchanged."""
         lr = self.schedule(self.done)
         loss = self.gradients(batch)
         if self.pull:
@@ -175,13 +175,13 @@ def fit(
     every: float,
     progress: Progress = silent,
 ) -> None:
-    """Train to the end of the recipe, from where ``saved`` has it; ``batch(i)`` must depend on i alone.
+    """Train to the end of the recipe, from the checkpoint in ``saved``; ``batch(i)`` must depend only on i.
 
     The training is saved about every ``every`` seconds.
 
     Raises:
-        UserError: the loss or the gradient is not finite, and more often than the recipe lets pass; names the training
-            step, its samples and where the last good state is.
+        UserError: the loss or the gradient is not finite, more often than the recipe allows; the message names the
+            training step, its samples and the last good checkpoint.
     """
     recipe, world = training.recipe, training.world
     saved.load(training)
@@ -204,7 +204,7 @@ def fit(
 
 
 def _ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """Batches ``start`` to ``stop``, each read while the one before is worked on."""
+    """Batches ``start`` to ``stop``, each read during the computation of the one before."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(batch, start) if start < stop else None
         for index in range(start, stop):
@@ -218,6 +218,6 @@ def _refuse_batch_norm(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"train: the model normalizes over the batch ({name}), so parts of a batch are not it, and a bad "
-                "one leaves its mark; train it with accumulate: 1, processes: 1 and on_nonfinite: stop"
+                f"train: the model normalizes over the batch ({name}), so its result depends on "
+                "all of a batch; train it with accumulate: 1, processes: 1 and on_nonfinite: stop"
             )

@@ -10,7 +10,7 @@ import torch
 from tasks.errors import UserError
 
 _OF_THE_PROCESSOR = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
-"""How torch's errors begin to say it where no GPU is at work; it has no class for them."""
+"""Parts of torch's messages for too little memory on the CPU; it has no error class for it."""
 
 
 @contextmanager

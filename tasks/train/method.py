@@ -1,4 +1,4 @@
-"""What a training method is: which parameters an expert's training changes, or what it trains in their place."""
+"""Training methods: which parameters of the model are trained, or which adapters in their place."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tasks.choice import Choice, create
 from tasks.params import Named
 
 Draw = Callable[[str], np.random.Generator]
-"""The random generator for one purpose, the same whenever it is asked for."""
+"""Purpose → its random generator, the same in every call."""
 
 
 class Method(Choice):
     """A training method; its fields are its settings. One file in `tasks.train.methods` defines one, or a family.
 
-    It is applied to a model once its weights are loaded, on whatever device they are, ``meta`` included.
+    It is applied to a model after its weights are loaded, on any device, ``meta`` included.
     """
 
     key: ClassVar[str] = "train.method"
@@ -29,29 +29,29 @@ class Method(Choice):
 
     @abstractmethod
     def start(self, model: nn.Module, draw: Draw) -> None:
-        """Leave ``requires_grad`` on exactly what trains, having put in what has to be.
+        """Insert adapters, if any, and set ``requires_grad`` on exactly the parameters that are trained.
 
         Raises:
             UserError: the model has nothing that this method trains.
         """
 
     def finish(self, model: nn.Module) -> None:
-        """Give the model its own tensors back, trained: the names and shapes that it had before `start`."""
+        """Give the model trained tensors with the names and shapes that it had before `start`."""
 
 
 def chosen(named: Named) -> Method:
     """The method of ``train.method``.
 
     Raises:
-        UserError: there is none of that name, or a setting is wrong.
+        UserError: an unknown name, or a wrong setting.
     """
     return create(Method, named)  # type: ignore[type-abstract]
 
 
 def freeze(model: nn.Module, trains: Callable[[str], bool]) -> int:
-    """Turn off the gradient of every parameter but those whose name ``trains``; returns how many are left.
+    """Turn off the gradient of every parameter except those whose name ``trains`` accepts; returns how many remain.
 
-    A batch norm that is frozen whole keeps its statistics too.
+    A batch norm whose parameters are all frozen also keeps its statistics.
     """
     left = 0
     for name, parameter in model.named_parameters():

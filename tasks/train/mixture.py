@@ -1,4 +1,4 @@
-"""Which samples make batch number i: a pure function of seed, time step and i, whatever ran before."""
+"""Which samples are in batch number i: a pure function of seed, time step and i."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tasks import randomness
 def counts(shares: Sequence[float], sizes: Sequence[int], batch_size: int) -> list[int]:
     """Samples of each pool (pretraining, update, buffer) in a batch, summing to ``batch_size`` exactly.
 
-    Shares are rounded down, and what is left goes to the first pools, one sample each: TIME's 169, 175 and 168 of 512.
-    What an empty pool would have had is split evenly between the other pools with a share, odd samples to the update:
+    Shares are rounded down, and the remainder goes to the first pools, one sample each: TIME's 169, 175 and 168 of 512.
+    The part of an empty pool is split evenly between the other pools with a share, odd samples to the update:
     so TIME's first step splits the buffer between pretraining and update. At least one pool with a share must have
     samples.
     """
@@ -35,10 +35,10 @@ def counts(shares: Sequence[float], sizes: Sequence[int], batch_size: int) -> li
 
 
 class Draws(Protocol):
-    """An endless sequence of a pool's rows, each place of it known without the ones before."""
+    """An endless sequence of a pool's rows, each position computed without the ones before."""
 
     def __call__(self, start: int, count: int) -> np.ndarray:
-        """The rows at places ``start`` to ``start + count``, int64."""
+        """The rows at positions ``start`` to ``start + count``, int64."""
 
 
 class Shuffled:
@@ -81,7 +81,7 @@ class Balanced:
 
 
 class Order:
-    """What each batch draws from each pool."""
+    """The rows of each pool in each batch."""
 
     def __init__(self, draws: Sequence[Draws], per_batch: Sequence[int]):
         self._draws = list(draws)
@@ -98,8 +98,8 @@ class Order:
 def reservoir(seed: int, names: Sequence[str], sizes: Sequence[int], bound: int) -> np.ndarray:
     """At most ``bound`` rows of pools laid end to end, int64, ascending: a uniform sample of all that came so far.
 
-    Every sample has a random rank of its own, and the lowest are kept (Vitter, 1985, in the form that a stream can be
-    cut anywhere): a sample that was let go when an earlier pool ended is never wanted again.
+    Every sample has a random rank of its own, and the lowest ranks are selected (Vitter, 1985, in the form that
+    allows a stream in pieces): a sample that was dropped after an earlier pool is never selected later.
     """
     ranks = np.concatenate(
         [

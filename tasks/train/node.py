@@ -71,19 +71,18 @@ def random_weights(model: Path, seed: int) -> checkpoints.Weights:
 
 
 def train(project: Path, params: Params, progress: Progress = silent) -> None:
-    """Write ``data/step/expert.safetensors`` and ``data/step/training``: the expert, and how it was made.
+    """Write ``data/step/expert.safetensors`` and ``data/step/training``: the expert, and a report on its training.
 
-    And ``data/step/regularizer``: what the next step's training is pulled towards, where a regularizer is chosen.
+    With a regularizer also ``data/step/regularizer``: its importances and anchors for the next step.
 
-    Trains on the mixture of update, buffer and pretraining pools, from where a killed run of the same key stopped.
-    Nothing is trained where the arrival is an expert of its own, or at step 0 where the base comes with its weights:
-    then the expert is what was given.
+    Trains on the mixture of update, buffer and pretraining pools, and resumes a killed run of the same key. Trains
+    nothing if the arrival is an expert, or at step 0 if the base has weights: then the expert is the given one.
 
     Raises:
         UserError: damaged inputs, an expert of another architecture, or a loss that is not finite.
     """
     if _give(project, params):
-        importance.hand_on(project / PAST_IMPORTANCE, project / IMPORTANCE)
+        importance.pass_on(project / PAST_IMPORTANCE, project / IMPORTANCE)
         _report(project / TRAINING, [], {"trained": False, "steps": 0, "samples": 0})
         progress("train", 1, 1)
         return
@@ -91,17 +90,17 @@ def train(project: Path, params: Params, progress: Progress = silent) -> None:
     require_enough(_size_key(params), _size(params).batch_size, count, params.step or 0)
     processes = _processes(params)
     if processes > 1:
-        _within_budget(project, params)  # found out once, for all of them
+        _within_budget(project, params)  # computed once, for all processes
         launch(project, params, processes, _threads(params, processes), progress)
     else:
         train_expert(project, params, ALONE, progress)
 
 
 def train_expert(project: Path, params: Params, world: World, progress: Progress) -> None:
-    """One process's part in `train`; the first of them writes what was made.
+    """The part of one process in `train`; rank 0 writes the outputs.
 
     Raises:
-        UserError: as `train`; or there is too little memory.
+        UserError: as `train`, or there is too little memory.
     """
     with memory.named(_size_key(params)):
         _train_expert(project, params, world, progress)
@@ -121,7 +120,7 @@ def _train_expert(project: Path, params: Params, world: World, progress: Progres
         mixture.counts(shares, [len(pool) for pool in pools], recipe.batch_size),
     )
     captions = Captions([pool.captions for pool in pools], models.tokenizer(project / MODEL))
-    # A regularizer pulls at the rows of tokens that do not occur, too.
+    # A regularizer also pulls on the rows of tokens that do not occur.
     vocabulary = Vocabulary(model, captions.tokens) if Vocabulary.serves(model) and not regularizer else None
     if vocabulary:
         captions.tokens = vocabulary.renumber(captions.tokens)
@@ -129,7 +128,7 @@ def _train_expert(project: Path, params: Params, world: World, progress: Progres
     pull = None
     if regularizer:
         pull = regularizer.begin(model, importance.read(project / PAST_IMPORTANCE, regularizer.name))
-    # torch's global generator serves only modules that drop at random; none is left to chance.
+    # Only dropout uses torch's global generator; `Training` seeds it for each part of a batch.
     with torch.random.fork_rng(devices=[]):
         dropout = randomness.derive(seed, step, "dropout")
         training = Training(model, recipe, models.preprocess(project / MODEL), dropout, world, pull)
@@ -141,10 +140,10 @@ def _train_expert(project: Path, params: Params, world: World, progress: Progres
             training.gradients(batch(recipe.steps + number))
             training.scaler.update()
 
-        held = pull.finish(beyond, recipe.batch_size) if pull else None
+        importances = pull.finish(beyond, recipe.batch_size) if pull else None
     if world.rank:
         return
-    importance.write(project / IMPORTANCE, regularizer.name if regularizer else None, held)
+    importance.write(project / IMPORTANCE, regularizer.name if regularizer else None, importances)
     drawn = {pool.name: count * recipe.steps for pool, count in zip(pools, order.per_batch, strict=True)}
     summary = {"trained": True, "steps": recipe.steps, "samples": recipe.steps * recipe.batch_size, "drawn": drawn}
     how = {"method": _described(method), "regularizer": _described(regularizer), "recipe": asdict(recipe)}
@@ -168,35 +167,35 @@ def recipe_of(params: Params, steps: int) -> Recipe:
 
 
 def method_of(params: Params) -> Method:
-    """What trains in a step; the base is trained in full.
+    """The training method of a step; the base is trained in full.
 
     Raises:
-        UserError: no such method, or settings that it does not accept.
+        UserError: unknown method or setting.
     """
     return Full() if params.step == 0 else chosen(params.train.method)
 
 
 def regularizer_of(params: Params) -> Regularizer | None:
-    """What pulls a step's training towards earlier ones, and gathers for the next; the base's gathers too.
+    """The regularizer of a step, which also collects importances for the next one; at the base too.
 
     Raises:
-        UserError: no such regularizer, or settings that it does not accept.
+        UserError: unknown regularizer or setting.
     """
     return regularizers.chosen(params.train.regularizer) if params.train.regularizer else None
 
 
 def _size(params: Params) -> BaseTraining | Train:
-    """Whose batch size, learning rate and budget a step has."""
+    """The section of the params with the batch size, learning rate and budget of a step."""
     return params.base.train if params.step == 0 and params.base.train else params.train
 
 
 def _size_key(params: Params) -> str:
-    """What params.yaml calls `_size`."""
+    """The key of `_size` in params.yaml."""
     return "base.train" if params.step == 0 and params.base.train else "train"
 
 
 def _within_budget(project: Path, params: Params) -> tuple[Recipe, dict[str, object]]:
-    """The recipe with as many steps as the budget buys; and for the report, what was given and is spent.
+    """The recipe with the steps that the budget buys; and for the report, the given and the spent budget.
 
     Raises:
         UserError: the budget does not buy one step.
@@ -236,9 +235,9 @@ class Captions:
 
     def __init__(self, of_pools: Sequence[Sequence[str]], tokenize: models.Tokenizer):
         texts = sorted({caption for captions in of_pools for caption in captions})
-        # Captions are equal if they read the same to the model: case and what lies beyond its context do not count.
+        # Captions are equal if their tokens are: case and text beyond the context do not count.
         self.tokens, same = torch.unique(tokenize(texts), dim=0, return_inverse=True)
-        """int64, one row for each caption that reads differently."""
+        """int64, one row for each caption with other tokens."""
         index_of = dict(zip(texts, same.tolist(), strict=True))
         self.of_pools = [np.array([index_of[c] for c in captions], dtype=np.int64) for captions in of_pools]
         """For each pool the row of each sample's caption, int64."""
@@ -267,24 +266,24 @@ def batches(
 
 
 def _processes(params: Params) -> int:
-    """As many as the params say, or one for each GPU."""
+    """The processes of the params, or one for each GPU."""
     if params.train.processes:
         return params.train.processes
     gpus = max(torch.cuda.device_count(), 1)
     try:
         require_parts(_size(params).batch_size, gpus, params.train.accumulate)
     except ValueError as error:
-        raise UserError(f"train.{error} (one for each GPU here); set train.processes or the batch size") from None
+        raise UserError(f"train.{error} (one for each GPU); set train.processes or the batch size") from None
     return gpus
 
 
 def _threads(params: Params, processes: int) -> int:
-    """Of each process."""
+    """The threads of each process."""
     return max((params.threads or len(os.sched_getaffinity(0))) // processes, 1)
 
 
 def _draws(pool: Pool, params: Params) -> mixture.Draws:
-    """How a pool is gone through; the buffer as ``train.buffer`` says, the others sample by sample."""
+    """The order of a pool: the buffer by ``train.buffer``, the others by sample."""
     purpose = (params.seed, params.step or 0, "order", pool.name)
     by = params.train.buffer.uniform_by
     if pool.name == "buffer" and by != "sample":
@@ -304,10 +303,10 @@ def _start(weights: Path, params: Params) -> Path | None:
 
 
 def _give(project: Path, params: Params) -> bool:
-    """Write the expert where there is nothing to train: the base came with weights, or an expert arrives. Else False.
+    """Write the expert if nothing is to be trained: the base has weights, or an expert arrives. Else return False.
 
     Raises:
-        UserError: the expert that arrives does not fit the model.
+        UserError: the arriving expert does not fit the model.
     """
     arrived = project / ARRIVAL / "expert.safetensors"
     if params.step == 0 and params.base.train is None:
@@ -322,19 +321,19 @@ def _give(project: Path, params: Params) -> bool:
 def _adopt(arrived: Path, like: Path, target: Path) -> None:
     """Write an expert trained elsewhere with the names, shapes and dtypes of other weights of the timeline.
 
-    A scalar may be 0-d or of one element: it takes the other's shape.
+    A scalar may have shape () or (1,): it gets the shape of the other.
 
     Raises:
-        UserError: names the file and the tensor that is missing, extra, of another shape, or not finite.
+        UserError: a tensor is missing, extra, of another shape, or not finite; the message names it and the file.
     """
-    checkpoints.check_compatible(arrived, like)  # from the headers alone, before anything is loaded
+    checkpoints.check_compatible(arrived, like)  # reads only the headers, before any load
     ours = checkpoints.load(like)
     weights = models.conform(checkpoints.load(arrived), ours, str(arrived))
     checkpoints.save(target, {name: tensor.to(ours[name].dtype) for name, tensor in weights.items()})
 
 
 def _pools(project: Path, params: Params) -> tuple[list[Pool], list[float]]:
-    """The pools of a step and their shares; the base sees what arrives, alone."""
+    """The pools of a step and their shares; the base trains only on the arrival."""
     update = Pool("update", [Dataset(project / ARRIVAL)])
     if params.step == 0:
         return [update], [1.0]
@@ -371,7 +370,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _report(folder: Path, curve: Sequence[Point], summary: dict[str, object]) -> None:
-    """``curve.csv`` and ``training.json``: facts that a rerun repeats, so no wall times."""
+    """Write ``curve.csv`` and ``training.json``: values that a rerun repeats, so no wall times."""
     shutil.rmtree(folder, ignore_errors=True)  # in a restored state its files are links into the cache
     folder.mkdir(parents=True)
     names = [field.name for field in fields(Point)]

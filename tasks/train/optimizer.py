@@ -1,4 +1,4 @@
-"""AdamW as open_clip trains with it: one fused optimizer, and what it does not decay."""
+"""AdamW as open_clip trains with it: one fused optimizer, with weight decay only on matrices."""
 
 from __future__ import annotations
 

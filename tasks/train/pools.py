@@ -12,7 +12,7 @@ from tasks.model.datasets import Card
 
 
 class Samples(Protocol):
-    """What a pool needs of a data set; `tasks.model.datasets.Dataset` has it."""
+    """The part of a data set that a pool uses; `tasks.model.datasets.Dataset` provides it."""
 
     folder: Path
     card: Card
@@ -69,11 +69,11 @@ class Pool:
     def images(self, rows: np.ndarray) -> np.ndarray:
         """uint8 images of some rows, in their order, shape (len(rows), H, W, 3)."""
         parts, local = self._locate(rows)
-        found = np.empty((len(rows), *self._parts[0].images.shape[1:]), dtype=np.uint8)
+        images = np.empty((len(rows), *self._parts[0].images.shape[1:]), dtype=np.uint8)
         for part in np.unique(parts):
-            here = parts == part
-            found[here] = self._parts[part].images[local[here]]
-        return found
+            inside = parts == part
+            images[inside] = self._parts[part].images[local[inside]]
+        return images
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Sample ids of some rows, each with the name of the pool before it."""
@@ -81,6 +81,6 @@ class Pool:
         return [f"{self.name}/{self._parts[p].ids[i]}" for p, i in zip(parts, local, strict=True)]
 
     def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        kept = self._keep[rows]
-        parts = np.searchsorted(self._starts, kept, side="right") - 1
-        return parts, kept - self._starts[parts]
+        own = self._keep[rows]
+        parts = np.searchsorted(self._starts, own, side="right") - 1
+        return parts, own - self._starts[parts]

@@ -12,7 +12,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """TIME's recipe (arXiv 2412.06712, section 4) and what is free in it."""
+    """TIME's recipe (arXiv 2412.06712, section 4) and its free settings."""
 
     steps: int
     batch_size: int
@@ -32,12 +32,12 @@ class Recipe:
     precision: Precision = "float32"
     """Of both towers' arithmetic; weights, loss and optimizer stay in float32."""
     checkpointing: bool = False
-    """Whether activations are computed again in the backward pass instead of kept."""
+    """Whether activations are computed again in the backward pass instead of stored."""
     accumulate: int = 1
     """Parts that a batch is computed in, for less memory; the loss is that of the whole batch."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     skip_at_most: int = 10
-    """Training steps that may be skipped before training stops after all."""
+    """Training steps that may be skipped before training stops."""
 
     @property
     def schedule(self) -> Schedule:

@@ -1,7 +1,7 @@
-"""What a regularizer across time steps is: a quadratic pull towards what earlier steps hold important.
+"""Regularizers across time steps: a quadratic penalty on changes of parameters that were important to earlier steps.
 
-The penalty is factor · Σ_k Ω_k (θ_k − a_k)², with one importance Ω and one anchor a for each parameter, whatever the
-number of steps before. Its gradient is added in closed form after the loss's own.
+The penalty is factor · Σ_k Ω_k (θ_k − a_k)², with one importance Ω and one anchor a for each parameter, for
+any number of earlier steps. Its gradient is added in closed form after the loss's own.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Gradients = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Importance:
-    """What one time step hands on to the next; every tensor float32, by the name and of the shape of its parameter."""
+    """What one time step passes to the next; every tensor float32, with the name and the shape of its parameter."""
 
     importance: Weights
-    """Ω, not negative; a parameter that is not there has none."""
+    """Ω, not negative; zero for a parameter that is missing."""
     anchor: Weights
     """a, for the same parameters."""
 
 
 class Pull(ABC):
-    """A regularizer at work in one training: the penalty, and what is gathered for the next step's."""
+    """A regularizer during one training: the penalty, and the values collected for the next step."""
 
     factor: float
 
@@ -48,7 +48,7 @@ class Pull(ABC):
 
     @torch.no_grad()
     def penalty(self) -> float:
-        """The penalty where the parameters are now."""
+        """The penalty at the current parameters."""
         held = [self.parameters[name] for name in self._held]
         pairs = zip(self._importance, held, self._anchor, strict=True)
         return self.factor * sum(float((weight * (p - a).square()).sum()) for weight, p, a in pairs)
@@ -61,19 +61,19 @@ class Pull(ABC):
             pull = weight * (p - anchor)
             p.grad = pull.mul_(2 * self.factor) if p.grad is None else p.grad.add_(pull, alpha=2 * self.factor)
 
-    def after_step(self) -> None:  # noqa: B027 - nothing to gather, unless a regularizer says so
-        """The optimizer has moved the parameters."""
+    def after_step(self) -> None:  # noqa: B027 - most regularizers collect nothing here
+        """Called after the optimizer has changed the parameters."""
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """What has been gathered so far: a training that goes on from a checkpoint needs it."""
+        """The values collected so far, which a training checkpoint stores."""
         return {}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
-        """Go on with what `tensors` gave."""
+        """Resume with the values of `tensors`."""
 
     @abstractmethod
     def finish(self, gradients: Gradients, samples: int) -> Importance:
-        """What the next time step is pulled by; called once, with the parameters as training left them.
+        """The importances for the next time step; called once, with the trained parameters.
 
         A batch of ``gradients`` has ``samples`` samples.
         """
@@ -89,7 +89,7 @@ class Regularizer(Choice):
 
     @property
     def extra(self) -> int:
-        """Batches whose gradient it asks for after training."""
+        """Batches whose gradient it needs after training."""
         return 0
 
     @abstractmethod
@@ -101,6 +101,6 @@ def chosen(named: Named) -> Regularizer:
     """The regularizer of ``train.regularizer``.
 
     Raises:
-        UserError: there is none of that name, or a setting is wrong.
+        UserError: an unknown name, or a wrong setting.
     """
     return create(Regularizer, named)  # type: ignore[type-abstract]

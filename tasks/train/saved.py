@@ -24,7 +24,7 @@ class Saved:
         self.path = folder / "training.safetensors"
 
     def save(self, training: Training) -> None:
-        """Keep ``training`` as it is between two steps, in place of what was kept before."""
+        """Store ``training`` between two steps, in place of the last checkpoint."""
         tensors = {f"weights.{name}": t for name, t in training.model.state_dict().items()}
         for name, parameter in training.model.named_parameters():
             for key, value in training.optimizer.state.get(parameter, {}).items():
@@ -41,12 +41,12 @@ class Saved:
         checkpoints.save(self.path, tensors, {"training": json.dumps(facts)})
 
     def load(self, training: Training) -> None:
-        """Bring ``training`` to where it was saved; where nothing (whole) is, it stays at its beginning."""
+        """Load the checkpoint into ``training``, which stays at its start if that is missing or damaged."""
         from tasks.train.loop import Point
 
         try:
             tensors = checkpoints.load(self.path)
-        except UserError:  # missing or damaged: what is lost is time
+        except UserError:  # missing or damaged: training starts again
             return
         facts = json.loads(checkpoints.metadata(self.path)["training"])
         training.model.load_state_dict(

@@ -23,7 +23,7 @@ class World:
     size: int = 1
 
     def part(self, count: int) -> slice:
-        """The places of a batch of ``count`` samples that are this process's; ``size`` divides ``count``."""
+        """The positions of this process in a batch of ``count`` samples; ``size`` divides ``count``."""
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
@@ -46,7 +46,7 @@ class World:
             gradient.copy_(total.view_as(gradient))
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             distributed.barrier()
 
@@ -56,9 +56,9 @@ ALONE = World()
 
 @contextmanager
 def joined(rendezvous: Path, rank: int, size: int) -> Iterator[World]:
-    """The world of ``size`` processes that meet in a file, which none of them must find there from before.
+    """The world of ``size`` processes with a rendezvous file, which must not exist before.
 
-    Each has the GPU of its rank, where there are GPUs. They talk over the loopback interface alone.
+    Each uses the GPU of its rank, if there are GPUs. They communicate only over the loopback interface.
     """
     gpus = torch.cuda.is_available()
     if gpus:
@@ -74,7 +74,7 @@ def joined(rendezvous: Path, rank: int, size: int) -> Iterator[World]:
 
 
 def _loopback() -> str:
-    """The name of the network interface that leads nowhere but to this machine.
+    """The name of the loopback interface.
 
     Raises:
         UserError: there is none.
@@ -83,6 +83,6 @@ def _loopback() -> str:
         if any(one.address == "127.0.0.1" for one in addresses):
             return name
     raise UserError(
-        "train.processes: this machine has no loopback interface, over which the processes talk; bring it up "
+        "train.processes: this machine has no loopback interface, which the processes need; bring it up "
         "(ip link set lo up), or set train.processes: 1"
     )

@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(tmp_path: Path) 
     training, saved = poisoned(RECIPE), Saved(tmp_path)
     with pytest.raises(UserError, match=r"training step 2: loss nan .* on samples s0, s1, s2, s3, … ") as stopped:
         fit(training, batch, saved, every=1e9)
-    assert f"(all 12 in {tmp_path}/nonfinite.json); the last good state is {saved.path}; " in str(stopped.value)
+    assert f"(all 12 in {tmp_path}/nonfinite.json); the last good checkpoint is {saved.path}; " in str(stopped.value)
     report = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (report["step"], report["loss"], len(report["samples"])) == ("2", "nan", 12)
     good = Training(model(), RECIPE, PREPROCESS, seed=0)

@@ -21,7 +21,7 @@ from tasks.model import checkpoints, models, torchvision_shim
 from tasks.model.checkpoints import Weights
 from tasks.params import Named, Train
 from tasks.train.method import Method, chosen
-from tasks.train.methods.adapters import Adapter
+from tasks.train.methods.adapters import AdapterMethod
 from tasks.train.node import EXPERT, INIT, TRAINING, initialize
 from tasks.train.node import train as train_node
 from tests.train.project import CONFIG, dataset, params, project
@@ -230,4 +230,4 @@ def test_settings_reach_the_method_and_the_report(step_one: Path) -> None:
     before, after = checkpoints.load(step_one / INIT), checkpoints.load(step_one / EXPERT)
     assert {n.rpartition("attn.")[2] for n in before if not torch.equal(before[n], after[n])} == {"out_proj.weight"}
     assert json.loads((step_one / TRAINING / "training.json").read_text())["method"] == {**lora, "alpha": None}
-    assert isinstance(chosen(settings.train.method), Adapter)
+    assert isinstance(chosen(settings.train.method), AdapterMethod)

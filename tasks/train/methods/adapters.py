@@ -1,4 +1,4 @@
-"""LoRA, DoRA and VeRA: a weight stays as it is, and a change of low rank beside it is trained.
+"""LoRA, DoRA and VeRA: a weight is frozen, and a low-rank change of it is trained.
 
 Adapters are parametrizations (`torch.nn.utils.parametrize`) of any 2-d weight, because ``peft`` (0.21) does not serve
 the packed attention of open_clip's towers: its LoRA adds its update to ``in_proj_weight`` before each forward and
@@ -76,13 +76,13 @@ class Scaled(nn.Module):
             return weight + (self.b.unsqueeze(1) * self.up) @ (self.d.unsqueeze(1) * self.down)
 
 
-class Adapter(Method):
-    """What the three have in common: on which weights they are, and that these end as plain merged weights."""
+class AdapterMethod(Method):
+    """The common part of the three: which weights they adapt, and that they end as plain merged weights."""
 
     adapts: ClassVar[bool] = True
 
     targets: tuple[Target, ...] = ("qkv", "fc")
-    """On which weights. TIME's material does not say, but its FLOPs per step come out with these to 0.02 percent."""
+    """The adapted weights. TIME's material does not name them; with these, its FLOPs per step agree to 0.02 percent."""
     rank: int = Field(default=4, gt=0)
 
     @field_validator("targets", mode="before")
@@ -121,10 +121,10 @@ class Adapter(Method):
 
     @abstractmethod
     def changes(self, weights: dict[str, nn.Parameter], draw: Draw) -> dict[str, nn.Module]:
-        """For each weight the module that makes the trained weight of it."""
+        """For each weight, the module that computes the trained weight from it."""
 
 
-class Lora(Adapter):
+class Lora(AdapterMethod):
     """W = W_0 + (alpha / rank)·B·A, with B = 0 at first."""
 
     name: ClassVar[str] = "lora"
@@ -147,7 +147,7 @@ class Dora(Lora):
     change: ClassVar[type[LowRank]] = Directed
 
 
-class Vera(Adapter):
+class Vera(AdapterMethod):
     """W = W_0 + diag(b)·B·diag(d)·A, with B and A random, frozen and shared by all weights; b = 0 at first."""
 
     name: ClassVar[str] = "vera"

@@ -16,4 +16,4 @@ class Full(Method):
     source: ClassVar[str] = "Radford et al. 2021 (arXiv 2103.00020)"
 
     def start(self, model: nn.Module, draw: Draw) -> None:
-        """Nothing to do."""
+        """All parameters have gradients already."""

@@ -32,10 +32,10 @@ class Ewc(Regularizer):
         return self.batches
 
     def begin(self, model: nn.Module, before: Importance | None) -> Pull:
-        return _Pull(self, model, before)
+        return _EwcPull(self, model, before)
 
 
-class _Pull(Pull):
+class _EwcPull(Pull):
     def __init__(self, settings: Ewc, model: nn.Module, before: Importance | None):
         super().__init__(model, before)
         self.factor = settings.weight / 2
@@ -51,10 +51,10 @@ class _Pull(Pull):
         importance = dict(self.before.importance) if self.before else {}
         anchor = dict(self.before.anchor) if self.before else {}
         for name, p in self.parameters.items():
-            new, here = fisher[name].cpu(), p.detach().cpu()
+            new, current = fisher[name].cpu(), p.detach().cpu()
             old = importance.get(name, torch.zeros_like(new))
             total = importance[name] = old + new
-            # The mean of the anchors, weighted with their importance; where nothing is important, any will do.
+            # The mean of the anchors, weighted with their importance; if all are zero, any anchor is right.
             share = torch.where(total > 0, new / total, 1.0)
-            anchor[name] = torch.lerp(anchor.get(name, here), here, share)
+            anchor[name] = torch.lerp(anchor.get(name, current), current, share)
         return Importance(importance, anchor)

@@ -28,10 +28,10 @@ class Si(Regularizer):
     """Bounds Ω where a parameter has hardly moved."""
 
     def begin(self, model: nn.Module, before: Importance | None) -> Pull:
-        return _Pull(self, model, before)
+        return _SiPull(self, model, before)
 
 
-class _Pull(Pull):
+class _SiPull(Pull):
     def __init__(self, settings: Si, model: nn.Module, before: Importance | None):
         super().__init__(model, before)
         self.factor, self._xi = settings.weight, settings.xi
@@ -56,16 +56,16 @@ class _Pull(Pull):
         return start | {f"path.{name}": tensor for name, tensor in self._path.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        for kept, prefix in ((self._start, "start"), (self._path, "path")):
-            for name, tensor in kept.items():
+        for target, prefix in ((self._start, "start"), (self._path, "path")):
+            for name, tensor in target.items():
                 tensor.copy_(tensors[f"{prefix}.{name}"])
 
     def finish(self, gradients: Gradients, samples: int) -> Importance:  # noqa: ARG002 - the path is known already
         importance = dict(self.before.importance) if self.before else {}
         anchor = dict(self.before.anchor) if self.before else {}
         for name, p in self.parameters.items():
-            here = p.detach()
-            gained = self._path[name].clamp_min(0) / ((here - self._start[name]).square() + self._xi)
+            current = p.detach()
+            gained = self._path[name].clamp_min(0) / ((current - self._start[name]).square() + self._xi)
             importance[name] = gained.cpu() + importance.get(name, 0)
-            anchor[name] = here.cpu().clone()
+            anchor[name] = current.cpu().clone()
         return Importance(importance, anchor)
