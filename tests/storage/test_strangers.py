@@ -5,6 +5,8 @@ import os
 import socket
 import ssl
 import stat
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,3 +193,29 @@ def test_a_port_whose_socket_another_user_made_is_not_taken(tmp_path: Path, monk
     monkeypatch.setattr(seaweedfs, "_is_free", lambda _: True)
     (tmp_path / "s3.grpc-21002").symlink_to("nowhere")
     assert seaweedfs._free_ports() == {"s3": 21_001, "s3.grpc": 21_003}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_reads_nothing_of_a_project_whose_folder_is_open_to_all() -> None:
+    """As user 65534 (nobody), in a folder that everybody may enter, while the store is up."""
+    with tempfile.TemporaryDirectory() as name:
+        project = Path(name)
+        project.chmod(0o755)
+        (project / ".dvc").mkdir()
+
+        def reachable(condition: str) -> list[str]:
+            """The paths below the project that nobody can read or write, as nobody's own ``find`` says."""
+            found = subprocess.run(
+                ["find", name, "-mindepth", "1", condition], user=65534, group=65534, extra_groups=[],
+                capture_output=True, text=True, cwd="/",
+            )  # fmt: skip
+            return found.stdout.split()
+
+        with store.open_store(project, "embedded") as remote:
+            store.client(remote).put_object(Bucket=remote.bucket, Key="states/secret", Body=b"secret")
+            assert (project / ".chronomerge" / "store" / "s3.json").exists()
+            assert not [
+                path for path in reachable("-readable") if ".chronomerge/" in path or path.endswith("config.local")
+            ]
+            assert reachable("-writable") == []
+            assert str(project / ".chronomerge") not in reachable("-readable")
