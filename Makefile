@@ -63,7 +63,8 @@ check: $(TESTED)
 test: check
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# What takes longer than all others together: thirty nights, a sample of the crash matrix, every benchmark run small.
+# What takes longer than all others together: thirty nights, a sample of the crash matrix, every benchmark run small, and
+# an hour of random inputs (CHRONOMERGE_FUZZ_MINUTES sets how many minutes).
 test-long: $(TESTED)
 	$(BIN)/pytest -m long
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import UserError
 
@@ -30,6 +32,65 @@ _HARMLESS = {
     "text_cfg": {"pool_type": "argmax", "hf_tokenizer_name": "", "embed_cls": False, "no_causal_mask": False},
 }
 """Settings that transformers has no words for, at the values that mean what it does anyway."""
+
+
+_Size = Annotated[int, Field(gt=0, le=1 << 24)]
+_Layers = Annotated[int, Field(gt=0, le=1000)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Tower(_Checked):
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Layers = 12
+    num_attention_heads: _Size
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+class _Vision(_Tower):
+    hidden_size: _Size = 768
+    intermediate_size: _Size = 3072
+    num_attention_heads: _Size = 12
+    image_size: _Size = 224
+    patch_size: _Size = 32
+
+
+class _Text(_Tower):
+    hidden_size: _Size = 512
+    intermediate_size: _Size = 2048
+    num_attention_heads: _Size = 8
+    vocab_size: _Size = 49408
+    max_position_embeddings: _Size = 77
+
+
+class _Clip(_Checked):
+    """transformers' config.json. Saved configurations leave out what has its default in transformers."""
+
+    projection_dim: _Size = 512
+    vision_config: _Vision | None = None
+    text_config: _Text | None = None
+
+
+_C = TypeVar("_C", bound=_Checked)
+_Three = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class _Processor(_Checked):
+    image_mean: _Three | None = None
+    image_std: _Three | None = None
+
+
+def _checked(model: type[_C], content: Mapping[str, Any], path: Path) -> _C:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg']}, not {first['input']!r:.60}") from None
 
 
 def of_folder(folder: Path) -> dict[str, Any] | None:
@@ -108,36 +169,36 @@ def _from_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any
     if kind == "clip_vision_model":
         raise UserError(f"{path}: a vision model alone; give the model that its text tower is from (--base)")
     if kind != "clip":
-        raise UserError(f"{path}: models of type {kind!r} are not converted, only clip; see docs/guides/models.md")
-    # Saved configurations leave out what has its default in transformers.
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-              "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-              **(config.get("vision_config") or {})}  # fmt: skip
-    text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
-            "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-            **(config.get("text_config") or {})}  # fmt: skip
-    activations = {vision["hidden_act"], text["hidden_act"]}
+        raise UserError(f"{path}: models of type {kind!r:.60} are not converted, only clip; see docs/guides/models.md")
+    checked, how = _checked(_Clip, config, path), _checked(_Processor, preprocessor, path.with_name(PREPROCESSOR))
+    vision, text = checked.vision_config or _Vision(), checked.text_config or _Text()
+    if vision.hidden_size % vision.num_attention_heads:
+        raise UserError(
+            f"{path}: hidden_size {vision.hidden_size} is no multiple of {vision.num_attention_heads} heads"
+        )
+    activations = {vision.hidden_act, text.hidden_act}
     if activations not in ({"quick_gelu"}, {"gelu"}):
-        raise UserError(f"{path}: open_clip has no model with the activations {', '.join(sorted(activations))}")
-    if {vision["layer_norm_eps"], text["layer_norm_eps"]} != {1e-5}:
+        names = ", ".join(f"{name:.60}" for name in sorted(activations))
+        raise UserError(f"{path}: open_clip has no model with the activations {names}")
+    if {vision.layer_norm_eps, text.layer_norm_eps} != {1e-5}:
         raise UserError(f"{path}: layer_norm_eps is not 1e-5, which open_clip's CLIP has")
     settings: dict[str, Any] = {
-        "mean": preprocessor.get("image_mean", list(_MEAN)), "std": preprocessor.get("image_std", list(_STD)),
+        "mean": how.image_mean or list(_MEAN), "std": how.image_std or list(_STD),
         "resize_mode": "shortest" if preprocessor.get("do_center_crop", True) else "squash",
         "interpolation": next((n for n, i in _RESAMPLE.items() if i == preprocessor.get("resample", 3)), "bicubic"),
     }  # fmt: skip
     return {
         "model_cfg": {
-            "embed_dim": config.get("projection_dim", 512), "quick_gelu": "quick_gelu" in activations,
+            "embed_dim": checked.projection_dim, "quick_gelu": "quick_gelu" in activations,
             "vision_cfg": {
-                "image_size": vision["image_size"], "layers": vision["num_hidden_layers"],
-                "width": vision["hidden_size"], "head_width": vision["hidden_size"] // vision["num_attention_heads"],
-                "patch_size": vision["patch_size"], "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+                "image_size": vision.image_size, "layers": vision.num_hidden_layers,
+                "width": vision.hidden_size, "head_width": vision.hidden_size // vision.num_attention_heads,
+                "patch_size": vision.patch_size, "mlp_ratio": vision.intermediate_size / vision.hidden_size,
             },
             "text_cfg": {
-                "context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"],
-                "width": text["hidden_size"], "heads": text["num_attention_heads"],
-                "layers": text["num_hidden_layers"], "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
+                "context_length": text.max_position_embeddings, "vocab_size": text.vocab_size,
+                "width": text.hidden_size, "heads": text.num_attention_heads,
+                "layers": text.num_hidden_layers, "mlp_ratio": text.intermediate_size / text.hidden_size,
             },
         },
         "preprocess_cfg": settings,

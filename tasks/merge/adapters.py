@@ -85,6 +85,11 @@ class Adapter:
     """Name → (dtype, values) of tensors that were trained as they are: ``modules_to_save``, ``bias``."""
 
 
+_LARGEST_ALPHA = 1e30
+_LONGEST_MODULE = 255
+"""Characters of a module's name that patterns are matched with."""
+
+
 def is_adapter(path: Path) -> bool:
     """Whether this folder holds a PEFT adapter."""
     return (path / CONFIG).is_file()
@@ -123,7 +128,7 @@ def read_adapter(folder: Path) -> Adapter:
     for module, parts in factors.items():
         turned = "embedding_A" in parts
         down, up = (parts.get(f"embedding_{x}" if turned else x) for x in "AB")
-        if down is None or up is None or up.shape[1] != len(down):
+        if down is None or up is None or not _fit(down, up):
             raise UserError(f"{folder}: the adapter's factors of {module!r} are not complete, or do not fit together")
         rank = len(down)
         alpha = _of_pattern(config["alpha_pattern"], module.removesuffix(".out_proj"), config["lora_alpha"])
@@ -295,20 +300,34 @@ def _config(folder: Path) -> dict[str, Any]:
             "path_initial_model_for_weight_conversion, or merge it with merge_and_unload"
         )
     config = {"alpha_pattern": {}, "use_rslora": False, "fan_in_fan_out": False, "lora_alpha": 8, **raw}
-    alphas = [config["lora_alpha"], *(config["alpha_pattern"] or {}).values()]
-    if not all(isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a) for a in alphas):
+    patterns = config["alpha_pattern"] or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{path}: alpha_pattern should be a mapping of patterns to numbers")
+    for pattern in patterns:
+        # Such a pattern can keep Python's matcher busy for years.
+        if re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2:
+            raise UserError(f"{path}: alpha_pattern: {pattern!r:.100} repeats too much; name the modules one by one")
+    alphas = [config["lora_alpha"], *patterns.values()]
+    if not all(isinstance(a, int | float) and not isinstance(a, bool) and abs(a) < _LARGEST_ALPHA for a in alphas):
         raise UserError(f"{path}: lora_alpha and the values of alpha_pattern should be numbers")
-    return {**config, "alpha_pattern": config["alpha_pattern"] or {}}
+    return {**config, "alpha_pattern": patterns}
+
+
+def _fit(down: Floats, up: Floats) -> bool:
+    """Whether ``up`` (out × rank) can be multiplied by ``down`` (rank × in, …); a convolution's ends in axes of 1."""
+    return min(down.ndim, up.ndim) >= 2 and 0 < len(down) == up.shape[1] and up.size == len(up) * len(down)
 
 
 def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
     """The value of the first pattern that is the end of a module's name, as PEFT matches them."""
+    if patterns and len(module) > _LONGEST_MODULE:
+        raise UserError(f"alpha_pattern: {module[:60]!r}… has more than {_LONGEST_MODULE} characters")
     for pattern, value in patterns.items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error:
-            raise UserError(f"alpha_pattern: {pattern!r} is not a regular expression") from None
+            raise UserError(f"alpha_pattern: {pattern!r:.100} is not a regular expression") from None
     return default
 
 

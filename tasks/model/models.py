@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import platform
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -278,21 +279,47 @@ def read_checkpoint(path: Path) -> Weights:
     if path.suffix == ".safetensors":
         raw: Any = checkpoints.load(path)
     else:
+        _require_plain_zip(path)
         try:
             raw = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise UserError(f"{path}: no such checkpoint") from None
         except pickle.UnpicklingError:
             raise UserError(f"{path}: not a file of plain weights; save its state_dict as safetensors") from None
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError) as error:
+        except Exception as error:  # on damaged bytes, torch raises errors of any type
             raise UserError(f"{path}: not a readable checkpoint, perhaps truncated ({_one_line(error)})") from None
         if isinstance(raw, dict) and isinstance(raw.get("state_dict"), dict):
             raw = raw["state_dict"]
     if not isinstance(raw, dict) or not raw or not all(isinstance(t, torch.Tensor) for t in raw.values()):
         raise UserError(f"{path}: holds no named tensors, neither at its top level nor under 'state_dict'")
+    for name, tensor in raw.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: the name of a tensor is {name!r:.60}, which is not text")
+        _require_plain_tensor(tensor, f"{path}: {name!r:.200}")
     if all(name.startswith("module.") for name in raw):
         raw = {name.removeprefix("module."): tensor for name, tensor in raw.items()}
     return dict(raw)
+
+
+def _require_plain_zip(path: Path) -> None:
+    """Refuse a torch file that takes more memory than it has bytes: torch itself stores its members uncompressed."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return  # torch's older format, or damaged: torch says what
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise UserError(f"{path}: its members are compressed or overlap, which torch.save never writes; save it anew")
+
+
+def _require_plain_tensor(tensor: torch.Tensor, what: str) -> None:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
+        raise UserError(f"{what} is sparse, nested, quantized or without values; save it as a dense tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UserError(f"{what} is an expanded view, larger than what is stored; save it with .contiguous()")
 
 
 def device() -> torch.device:

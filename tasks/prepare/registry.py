@@ -45,7 +45,7 @@ def parse(spec: SourceSpec, where: str) -> Source:
         kind = settings.pop("source", None)
         if kind is None:
             raise UserError(f"{where}: {spec!r} lacks the key source; known sources: {', '.join(kinds())}")
-    if kind not in kinds():
+    if not isinstance(kind, str) or kind not in kinds():
         raise UserError(f"{where}: unknown source {kind!r} in {spec!r}; known sources: {', '.join(kinds())}")
     source = kinds()[kind]
     try:

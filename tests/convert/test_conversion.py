@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,33 @@ def test_what_is_wrong_is_named_and_nothing_is_left(saved: Path, tmp_path: Path)
     (tmp_path / "full" / "mine").write_text("mine")
     with pytest.raises(UserError, match="exists; choose a new folder"):
         convert(saved, "open_clip", tmp_path / "full")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "words"),
+    [
+        ("config.json", "vision_config", 3, "config.json: vision_config: "),
+        ("config.json", "text_config.hidden_size", [], "config.json: text_config.hidden_size: "),
+        ("config.json", "text_config.hidden_size", 0, "config.json: text_config.hidden_size: "),
+        ("config.json", "vision_config.hidden_act", {}, "config.json: vision_config.hidden_act: "),
+        ("config.json", "vision_config.num_hidden_layers", 10**9, "config.json: vision_config.num_hidden_layers: "),
+        ("config.json", "vision_config.num_attention_heads", 1 << 20, "is no multiple of 1048576 heads"),
+        ("config.json", "projection_dim", "x" * 5000, "config.json: projection_dim: "),
+        ("preprocessor_config.json", "image_mean", 0.5, "preprocessor_config.json: image_mean: "),
+    ],
+)
+def test_settings_that_no_model_has_are_named(
+    saved: Path, tmp_path: Path, file: str, key: str, value: Any, words: str
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        convert(folder, "transformers", tmp_path / "out")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500

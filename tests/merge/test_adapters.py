@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tasks.errors import UserError
 from tasks.merge.adapters import adapted, is_adapter, read_adapter
@@ -148,12 +149,25 @@ def changed(folder: Path, **settings: Any) -> Path:
         ({"init_lora_weights": "pissa_niter_4"}, "initialized by pissa_niter_4, which changes the base's weights"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "LoRA with replicated layers is not supported"),
         ({"lora_alpha": "8"}, "lora_alpha and the values of alpha_pattern should be numbers"),
+        ({"alpha_pattern": 3}, "alpha_pattern should be a mapping"),
+        ({"alpha_pattern": {"(a+)+": 3}}, "repeats too much"),
+        ({"alpha_pattern": {".*.*.*": 3}}, "repeats too much"),
+        ({"lora_alpha": 10**400}, "lora_alpha and the values of alpha_pattern should be numbers"),
         ({"alpha_pattern": {"(": 3}}, r"alpha_pattern: '\(' is not a regular expression"),
     ],
 )
 def test_what_is_not_supported_is_named(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_adapter(changed(folder, **settings))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (0, 4), (3, 0)])
+def test_factors_that_cannot_be_multiplied_are_named(folder: Path, shape: tuple[int, ...]) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_A" in name)
+    save_file({**weights, name: torch.zeros(shape)}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="are not complete, or do not fit together"):
+        read_adapter(folder)
 
 
 def test_an_adapter_for_another_base_is_refused(folder: Path) -> None:
@@ -173,8 +187,6 @@ def test_an_adapter_without_weights_is_named(folder: Path) -> None:
 
 def test_merging_takes_adapters_and_models_of_other_dialects(tmp_path: Path) -> None:
     """Beside a base with open_clip's names: a transformers folder, an adapter, a torch file with wrapped names."""
-    from safetensors.torch import load_file
-
     from tasks.merge import merge
     from tasks.merge.translated import to_open_clip
     from tasks.model import dialects

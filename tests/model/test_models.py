@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,3 +180,51 @@ def test_tokenizer_has_the_models_context(tiny: Path) -> None:
     tokens = models.tokenizer(tiny / "model")(["a red square", "word " * 40])
     assert tokens.shape == (2, 12)
     assert tokens.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: torch.zeros(1).expand(1 << 35), "is an expanded view"),
+        (lambda: torch.eye(2).to_sparse(), "is sparse, nested, quantized or without values"),
+        (lambda: torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), "is sparse, nested, quantized"),
+        (lambda: torch.empty(1 << 40, device="meta"), "is sparse, nested, quantized or without values"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]), "is sparse, nested, quantized"),
+    ],
+)
+def test_tensors_of_torch_files_are_dense_and_stored_in_full(
+    tmp_path: Path, made: Callable[[], Any], words: str
+) -> None:
+    torch.save({"w": made()}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match=words):
+        models.read_checkpoint(tmp_path / "m.pt")
+
+
+def test_names_of_tensors_are_text(tmp_path: Path) -> None:
+    torch.save({3: torch.ones(1)}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match="the name of a tensor is 3, which is not text"):
+        models.read_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_compressed_torch_file_is_refused_unread(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, tmp_path / "m.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "m.pt") as old,
+        zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match="its members are compressed or overlap"):
+        models.read_checkpoint(tmp_path / "c.pt")
+
+
+def test_damaged_torch_files_are_refused_whatever_torch_raises(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "m.pt").read_bytes()
+    for at in range(0, len(content), 3):
+        (tmp_path / "m.pt").write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        try:
+            weights = models.read_checkpoint(tmp_path / "m.pt")
+        except UserError:
+            continue
+        assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())

@@ -37,6 +37,7 @@ def test_short_and_mapping_form_mean_the_same(short: str, mapping: dict[str, Any
     [
         ("food", ["not of the form kind:what"]),
         ("icons:", ["not of the form kind:what"]),
+        ({"source": ["table"], "path": "x"}, ["unknown source ['table']"]),
         ("pictures:food", ["unknown source 'pictures'", "icons, images, table, webdataset"]),
         ({"category": "food"}, ["lacks the key source"]),
         ({"source": "icons"}, ["category is missing"]),
