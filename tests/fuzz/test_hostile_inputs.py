@@ -98,7 +98,7 @@ def _run(root: Path, kind: str, first: int, end: float, findings: dict[int, str]
             if (taken := psutil.Process(process.pid).memory_info().rss) > BYTES:
                 findings[number] = f"takes {taken} bytes of memory"
                 return number + 1
-            if time.monotonic() > end or len(findings) >= ENOUGH:
+            if (time.monotonic() > end and number > first) or len(findings) >= ENOUGH:
                 return number
     finally:
         process.kill()
