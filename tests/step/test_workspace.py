@@ -15,7 +15,7 @@ from tests.project import ROOT
 def step(tmp_path: Path) -> Step:
     nothing: Any = SimpleNamespace(folder=ROOT, params=None)
     (tmp_path / ".dvc").mkdir()
-    return Step(tmp_path, 1, nothing, nothing, (None, None), nothing, nothing, fresh=False)
+    return Step(tmp_path, 1, nothing, nothing, (None, None), nothing, nothing, fresh=False, began=0.0)
 
 
 def test_stop_ends_a_node_in_another_thread_and_returns_when_it_has_ended(step: Step) -> None:
