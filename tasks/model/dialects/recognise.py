@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from tasks.model.dialects.rules import PREFIXES
+
 UNKNOWN = "unknown"
 
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|state_dict)\.)+")
-"""What DataParallel, torch.compile and trainers put before every name."""
+_WRAPPERS = re.compile(f"^(?:{'|'.join(map(re.escape, PREFIXES))})+")
 
 _NAMINGS = (
     # Most particular first: the first of which some name is like decides.

@@ -104,7 +104,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
 
 
-_PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 """What DataParallel, torch.compile and trainers put before every name."""
 
 
@@ -112,7 +112,7 @@ def unwrapped(names: Iterable[str]) -> Mapping[str, str]:
     """Plain name → name in the checkpoint: without the prefixes that every name has."""
     plain = {name: name for name in names}
     while True:
-        prefix = next((p for p in _PREFIXES if plain and all(name.startswith(p) for name in plain)), None)
+        prefix = next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None)
         if prefix is None:
             return plain
         plain = {name.removeprefix(prefix): original for name, original in plain.items()}
