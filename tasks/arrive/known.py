@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import layout, prepare
-from tasks.arrive.samples import digest
 from tasks.errors import UserError
-from tasks.model.datasets import Dataset
+from tasks.model.datasets import Dataset, digest
 from tasks.params import Params
 from tasks.prepare.node import prepare_evaluation
 from tasks.prepare.source import Context, Outside

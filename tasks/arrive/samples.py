@@ -6,25 +6,18 @@ model's size), are hashed. So a copy is found in whatever file it comes, and ano
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from tasks.arrive.verdict import Findings, few
 from tasks.errors import UserError
+from tasks.model.datasets import digest
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.source import Example, Reading, Source
 from tasks.progress import Progress
 
 REPORT_EVERY = 50
 """Samples between two calls of the progress callback."""
-
-
-def digest(image: np.ndarray) -> bytes:
-    """The hash of a prepared image, uint8 of shape (H, W, 3)."""
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def check(

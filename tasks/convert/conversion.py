@@ -100,11 +100,7 @@ def _in(to: Library, source: TensorSource) -> TensorSource:
         return to_open_clip(source, theirs) if theirs else source
     if theirs:
         return source
-    fitting = next((d for d in dialects.available().values() if d.speaks_open_clip(source.entries)), None)
-    if fitting is None or fitting.name != "transformers CLIPModel":
-        plain = dialects.available()["transformers_clip"]
-        return from_open_clip(source, plain)  # which names what does not fit
-    return from_open_clip(source, fitting)
+    return from_open_clip(source, dialects.available()["transformers_clip"])  # which names what does not fit
 
 
 def _completed(source: TensorSource, base: TensorSource, notes: list[str]) -> TensorSource:

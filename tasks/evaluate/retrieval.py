@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import image_features, text_features
-from tasks.model.datasets import Dataset
+from tasks.model.datasets import Dataset, digest
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def pairs(name: str, data: Dataset, tokenize: Tokenizer) -> Pairs:
         UserError: fewer than two images or captions that differ.
     """
     numbers: dict[bytes, int] = {}
-    image_of = np.array([numbers.setdefault(_digest(image), len(numbers)) for image in data.images])
+    image_of = np.array([numbers.setdefault(digest(image), len(numbers)) for image in data.images])
     texts = list(dict.fromkeys(data.captions))
     tokens, same = torch.unique(tokenize(texts), dim=0, return_inverse=True)
     if len(numbers) < 2 or len(tokens) < 2:
@@ -140,7 +139,3 @@ def _shares(before: np.ndarray) -> dict[str, float]:
 
 def _exact(features: torch.Tensor) -> torch.Tensor:
     return (features.double() * GRID).round()
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return blake2b(image.tobytes(), digest_size=16).digest()

@@ -9,13 +9,11 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.merge.adapters import adapted, is_adapter, read_adapter
-from tasks.merge.sources import DictSource, FileSource, TensorSource
+from tasks.merge.sources import TORCH_STARTS, DictSource, FileSource, TensorSource
 from tasks.merge.translated import as_the_base
 
 _TORCH_NAMES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 """What a folder may hold instead of safetensors."""
-_TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")
-"""How torch's files begin: archives, and the pickles of older versions."""
 
 
 def open_model(
@@ -59,4 +57,4 @@ def _torch_file(path: Path) -> Path | None:
     if not path.is_file() or path.suffix == ".safetensors":
         return None
     with path.open("rb") as file:
-        return path if file.read(4).startswith(_TORCH_STARTS) else None
+        return path if file.read(4).startswith(TORCH_STARTS) else None

@@ -25,7 +25,7 @@ _SINGLE = ("model.safetensors", "open_clip_model.safetensors")
 """What transformers and open_clip call the weights in a model's folder."""
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-_TORCH = (b"PK\x03\x04", b"\x80\x02")
+TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")
 """How torch's files begin: archives, and the pickles of older versions."""
 _LFS = b"version https://git-lfs"
 _HASHED_AT_ONCE = 1 << 20
@@ -266,7 +266,7 @@ def _header(path: Path, descriptor: int) -> dict[str, tuple[TensorEntry, int]]:
 
 def _what_else(path: Path, start: bytes, size: int, error: Exception) -> str:
     """What a file is that is not a readable safetensors file."""
-    if start.startswith(_TORCH):
+    if start.startswith(TORCH_STARTS):
         return "a torch file; save its tensors with safetensors.torch.save_file first"
     if start.startswith(_LFS):
         return "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"

@@ -5,7 +5,6 @@ What the model sees is compared: decoded, upright, at the model's size. So a cop
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.model.datasets import Dataset
+from tasks.model.datasets import Dataset, digest
 from tasks.params import Params
 from tasks.progress import Progress
 
@@ -123,7 +122,7 @@ class _Looks:
             images = np.asarray(data.images[start : start + _AT_ONCE])
             thumbnails[start : start + len(images)] = _fields(images)
             for i, image in enumerate(images, start):
-                digests.setdefault(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest(), i)
+                digests.setdefault(digest(image), i)
         return cls(digests, thumbnails, thumbnails.mean(axis=1))
 
 
@@ -140,7 +139,7 @@ def _fields(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _between(arrival: Dataset, trained: _Looks, test: Dataset) -> Overlap | None:
     tested = _Looks.of(test)
-    equal = {i: trained.digests[digest] for digest, i in tested.digests.items() if digest in trained.digests}
+    equal = {i: trained.digests[key] for key, i in tested.digests.items() if key in trained.digests}
     similar = _similar(arrival, trained, test, tested, set(equal))
     pairs = {**equal, **similar}
     if not pairs:
