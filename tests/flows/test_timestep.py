@@ -1,5 +1,6 @@
 """The graph of a time step, as Prefect's server has it."""
 
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,18 @@ PLACED = {
 @pytest.fixture
 def graph(run: Path, prefect_api: dict[str, str]) -> dict[str, dict[str, Any]]:
     """The task runs of step 1 of the session's timeline, by name; ``inputs`` are the names of those before it."""
-    assert run.exists()
-    asked = {"flow_runs": {"name": {"any_": ["step 1"]}}, "flows": {"name": {"any_": ["timestep"]}}}
     api = Api(prefect_api["PREFECT_API_URL"], sign_in=prefect_api["PREFECT_API_AUTH_STRING"])
-    rows = api.post("task_runs/filter", asked)
-    newest = max(rows, key=lambda row: row["start_time"])["flow_run_id"]
-    rows = [row for row in rows if row["flow_run_id"] == newest]
+    flow_runs = api.post(
+        "flow_runs/filter", {"flow_runs": {"name": {"any_": ["step 1"]}}, "flows": {"name": {"any_": ["timestep"]}}}
+    )
+    [flow_run] = [row["id"] for row in flow_runs if row["parameters"]["project"] == str(run)]
+    deadline = time.monotonic() + 60  # the server writes down task runs from events, some time after they ended
+    while True:
+        rows = api.post("task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+        if any(row["name"] == "record-1" for row in rows) and all(row["end_time"] for row in rows):
+            break
+        assert time.monotonic() < deadline, sorted((row["name"], row["state_type"]) for row in rows)
+        time.sleep(0.2)
     name_of = {row["id"]: row["name"].removesuffix("-1") for row in rows}
     for row in rows:
         row["inputs"] = {name_of[one["id"]] for given in row["task_inputs"].values() for one in given if "id" in one}

@@ -9,8 +9,9 @@ from playwright.sync_api import Browser, sync_playwright
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium, for the tests of one file: Playwright's event loop must not run beside tests of other files."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine; Debian's package `chromium` brings one")
     quiet = ("first-run", "default-browser-check")
