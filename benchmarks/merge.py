@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tasks.merge.sinks import FileSink
-from tasks.merge.sources import TensorEntry
+from tasks.model.sinks import FileSink
+from tasks.model.sources import TensorEntry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = "mergekit==0.1.5"

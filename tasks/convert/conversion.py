@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from tasks.convert import configurations, tokenizer
 from tasks.errors import UserError
-from tasks.merge.adapters import is_adapter
-from tasks.merge.dtypes import FLOATS, decode, encode, fits, stored_as, width
-from tasks.merge.inputs import open_model
 from tasks.merge.layout import require_model
-from tasks.merge.sinks import SHARD_BYTES, FileSink
-from tasks.merge.sources import TensorEntry, TensorSource, raw_bytes
-from tasks.merge.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
 from tasks.model import dialects
+from tasks.model.adapters import is_adapter
+from tasks.model.dtypes import FLOATS, decode, encode, fits, stored_as, width
+from tasks.model.inputs import open_model
+from tasks.model.sinks import SHARD_BYTES, FileSink
+from tasks.model.sources import TensorEntry, TensorSource, raw_bytes
+from tasks.model.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 

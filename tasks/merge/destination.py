@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.merge.sinks import INDEX, FileSink
-from tasks.merge.sources import TensorEntry
+from tasks.model.sinks import INDEX, FileSink
+from tasks.model.sources import TensorEntry
 
 _SHARD = re.compile(r"(.+)-\d{5,}-of-\d{5,}\.safetensors")
 

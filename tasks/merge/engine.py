@@ -19,19 +19,19 @@ from tasks.errors import UserError
 from tasks.merge import running
 from tasks.merge.destination import Destination
 from tasks.merge.device import Device, find_device
-from tasks.merge.dtypes import as_given
 from tasks.merge.infinities import with_equal_infinities
-from tasks.merge.inputs import open_model
 from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate
-from tasks.merge.sinks import SHARD_BYTES, DictSink, FileSink
-from tasks.merge.sources import FileSource, TensorSource, content_hash
 from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
 from tasks.merge.threads import Workers
+from tasks.model.dtypes import as_given
+from tasks.model.inputs import open_model
+from tasks.model.sinks import SHARD_BYTES, DictSink, FileSink
+from tasks.model.sources import FileSource, TensorSource, content_hash
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from tasks.merge.dtypes import FLOATS, decode, stored_as
-from tasks.merge.sources import NotFiniteError, TensorSource, equal, read
+from tasks.merge.reading import NotFiniteError, read
+from tasks.model.dtypes import FLOATS, decode, stored_as
+from tasks.model.sources import TensorSource, equal
 
 Result = TypeVar("Result")
 

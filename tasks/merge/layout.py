@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import UserError
-from tasks.merge.dtypes import FLOATS, INTEGERS
-from tasks.merge.sources import TensorEntry, TensorSource, equal
 from tasks.merge.tied import find_tied
-from tasks.merge.translated import Translated
 from tasks.merge.types import Scope
 from tasks.model import dialects
+from tasks.model.dtypes import FLOATS, INTEGERS
+from tasks.model.sources import TensorEntry, TensorSource, equal
+from tasks.model.translated import Translated
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.merge.dtypes import encode, fits, width
 from tasks.merge.layout import MergeLayout
-from tasks.merge.sinks import Sink
-from tasks.merge.sources import TensorSource, raw_bytes
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Technique
 from tasks.merge.types import Array
+from tasks.model.dtypes import encode, fits, width
+from tasks.model.sinks import Sink
+from tasks.model.sources import TensorSource, raw_bytes
 
 _COPIED_AT_ONCE = 1 << 22
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tasks.merge.layout import MergeLayout, listed
-from tasks.merge.sources import TensorSource
 from tasks.merge.statistics import note
 from tasks.merge.technique import Technique
+from tasks.model.sources import TensorSource
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.merge.layout import MergeLayout
+from tasks.merge.reading import read
 from tasks.merge.sequential import Accumulator, RunningState
-from tasks.merge.sinks import FileSink
-from tasks.merge.sources import FileSource, TensorEntry, read
 from tasks.merge.statistics import TOTAL, Moments
+from tasks.model.sinks import FileSink
+from tasks.model.sources import FileSource, TensorEntry
 from tasks.storage import atomic
 
 _FORMAT = 1

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge import select
-from tasks.merge.sinks import FileSink
-from tasks.merge.sources import TensorEntry, TensorSource, read
+from tasks.merge.reading import read
 from tasks.merge.stream import Piece, Window, square
 from tasks.merge.technique import Technique
 from tasks.merge.types import Array
+from tasks.model.sinks import FileSink
+from tasks.model.sources import TensorEntry, TensorSource
 
 State = dict[str, Array]
 """The running state of a sequential form: arrays of one piece's shape, changed in place."""

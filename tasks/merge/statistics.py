@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.errors import UserError
-from tasks.merge.dtypes import FLOATS, encode, fits, stored_as
-from tasks.merge.sinks import Sink
-from tasks.merge.sources import TensorEntry, TensorSource, read
+from tasks.merge.reading import read
 from tasks.merge.types import Float64
+from tasks.model.dtypes import FLOATS, encode, fits, stored_as
+from tasks.model.sinks import Sink
+from tasks.model.sources import TensorEntry, TensorSource
 
 TOTAL = "total weight"
 """What a stored state calls the sum of the weights; no tensor has a name with a space."""

@@ -20,8 +20,9 @@ import numpy as np
 
 from tasks.merge.device import Device
 from tasks.merge.layout import Tensor
-from tasks.merge.sources import TensorSource, read
+from tasks.merge.reading import read
 from tasks.merge.types import Array, Float64, Unit
+from tasks.model.sources import TensorSource
 
 Result = TypeVar("Result")
 _GRAM_STRIP = 4096

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tasks.merge.dtypes import FLOATS, width
-from tasks.merge.sources import TensorSource, equal, raw_bytes
+from tasks.model.dtypes import FLOATS, width
+from tasks.model.sources import TensorSource, equal, raw_bytes
 
 _SAMPLED = 4096
 """Bytes in the middle of a tensor that are compared first."""

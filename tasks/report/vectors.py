@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import layout
-from tasks.merge.dtypes import FLOATS
-from tasks.merge.sources import FileSource, TensorSource, read
+from tasks.merge.reading import read
+from tasks.model.dtypes import FLOATS
+from tasks.model.sources import FileSource, TensorSource
 from tasks.progress import Progress, silent
 from tasks.record import let_go
 from tasks.report.records import Record, Records

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModel
 
 from tasks.convert import convert
 from tasks.errors import UserError
-from tests.merge.test_translated import clip_config
+from tests.model.test_translated import clip_config
 
 
 def words() -> Any:

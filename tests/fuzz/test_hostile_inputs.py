@@ -18,7 +18,7 @@ from transformers import CLIPModel
 
 from tests.arrive.conftest import PARAMS
 from tests.fuzz import inputs
-from tests.merge.test_translated import clip_config
+from tests.model.test_translated import clip_config
 from tests.project import ROOT, make
 
 MINUTES = float(os.environ.get("CHRONOMERGE_FUZZ_MINUTES", "60"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.merge.dtypes import BITS
+from tasks.model.dtypes import BITS
 
 Item = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape."""

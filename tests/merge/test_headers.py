@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from tasks.errors import UserError
 from tasks.merge import merge
-from tasks.merge.dtypes import BITS
-from tasks.merge.sources import FileSource
+from tasks.model.dtypes import BITS
+from tasks.model.sources import FileSource
 from tests.merge.raw import write_header
 
 NUMBERS = st.one_of(

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tasks.errors import UserError
 from tasks.merge import advance, available, create, merge
-from tasks.merge.dtypes import BITS, FLOATS, INTEGERS
+from tasks.model.dtypes import BITS, FLOATS, INTEGERS
 from tests.merge.models import Model, base, close, experts, same
 from tests.merge.raw import write_raw
 
@@ -150,7 +150,7 @@ def test_every_dtype_of_the_format_is_copied_if_equal(dtype: str, tmp_path: Path
 
 
 def _odd(path: Path, dtype: str) -> bytes:
-    from tasks.merge.sources import FileSource, raw_bytes
+    from tasks.model.sources import FileSource, raw_bytes
 
     with FileSource(path) as source:
         assert source.entries["odd"].dtype == dtype

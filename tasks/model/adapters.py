@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.merge.dtypes import decode, encode, stored_as, width
-from tasks.merge.sources import FileSource, TensorEntry, TensorSource, raw_bytes
-from tasks.merge.translated import from_open_clip, to_open_clip
 from tasks.model import dialects
+from tasks.model.dtypes import decode, encode, stored_as, width
+from tasks.model.sources import FileSource, TensorEntry, TensorSource, raw_bytes
+from tasks.model.translated import from_open_clip, to_open_clip
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.merge.dtypes import BITS, stored_as
-from tasks.merge.sources import TensorEntry
+from tasks.model.dtypes import BITS, stored_as
+from tasks.model.sources import TensorEntry
 from tasks.storage import atomic
 
 INDEX = ".index.json"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.merge.adapters import adapted, is_adapter, read_adapter
-from tasks.merge.sources import TORCH_STARTS, DictSource, FileSource, TensorSource
-from tasks.merge.translated import as_the_base
+from tasks.model.adapters import adapted, is_adapter, read_adapter
+from tasks.model.sources import TORCH_STARTS, DictSource, FileSource, TensorSource
+from tasks.model.translated import as_the_base
 
 _TORCH_NAMES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 """What a folder may hold instead of safetensors."""

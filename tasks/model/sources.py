@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from tasks.errors import UserError
-from tasks.merge.device import HOST, Device
-from tasks.merge.dtypes import BITS, as_numpy, decode, stored_as
+from tasks.model.dtypes import BITS, as_numpy
 
 _SINGLE = ("model.safetensors", "open_clip_model.safetensors")
 """What transformers and open_clip call the weights in a model's folder."""
@@ -59,38 +58,6 @@ class TensorSource(Protocol):
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         """Fill ``buffer`` with the raw bytes of a tensor, from byte ``start`` on."""
-
-
-class NotFiniteError(UserError):
-    """A tensor holds NaN or infinity."""
-
-    def __init__(self, source: TensorSource, name: str) -> None:
-        super().__init__(
-            f"{source.label}: tensor {name!r} holds NaN or infinity; a model that diverged cannot be merged"
-        )
-        self.name = name
-
-
-def read(
-    source: TensorSource,
-    name: str,
-    start: int,
-    stop: int,
-    device: Device = HOST,
-    precision: type[np.floating[Any]] = np.float32,
-) -> NDArray[Any]:
-    """Entries [start, stop) of a flattened tensor as floats, new memory on ``device`` (within `Device.active`).
-
-    Raises:
-        NotFiniteError: one of them is NaN or infinite.
-    """
-    dtype = source.entries[name].dtype
-    stored = np.empty(stop - start, stored_as(dtype))
-    source.read_into(name, start * stored.itemsize, stored)
-    x = decode(device.put(stored), dtype, precision)  # half precision crosses in half the time
-    if not np.isfinite(x).all():
-        raise NotFiniteError(source, name)
-    return x
 
 
 def raw_bytes(source: TensorSource, name: str, start: int, count: int) -> NDArray[np.uint8]:

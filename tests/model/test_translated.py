@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tasks.errors import UserError
-from tasks.merge.sources import DictSource, FileSource, TensorSource, raw_bytes
-from tasks.merge.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
 from tasks.model import dialects
+from tasks.model.sources import DictSource, FileSource, TensorSource, raw_bytes
 from tasks.model.torchvision_shim import ensure
+from tasks.model.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
 
 ensure()
 import open_clip  # noqa: E402

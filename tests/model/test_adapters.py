@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import UserError
-from tasks.merge.adapters import adapted, is_adapter, read_adapter
-from tasks.merge.sources import raw_bytes
-from tests.merge.test_translated import CLIPModel, clip_config, open_clip_model, source, tensors
+from tasks.model.adapters import adapted, is_adapter, read_adapter
+from tasks.model.sources import raw_bytes
+from tests.model.test_translated import CLIPModel, clip_config, open_clip_model, source, tensors
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ["q_proj", "v_proj", "fc1", "fc2"]},
@@ -91,8 +91,8 @@ def test_packed_attention_computes_as_the_model_that_was_trained(tmp_path: Path)
 
 
 def test_an_adapter_of_transformers_fits_a_base_with_open_clips_names(tmp_path: Path) -> None:
-    from tasks.merge.translated import to_open_clip
     from tasks.model import dialects
+    from tasks.model.translated import to_open_clip
 
     torch.manual_seed(0)
     model = CLIPModel(clip_config())
@@ -188,8 +188,8 @@ def test_an_adapter_without_weights_is_named(folder: Path) -> None:
 def test_merging_takes_adapters_and_models_of_other_dialects(tmp_path: Path) -> None:
     """Beside a base with open_clip's names: a transformers folder, an adapter, a torch file with wrapped names."""
     from tasks.merge import merge
-    from tasks.merge.translated import to_open_clip
     from tasks.model import dialects
+    from tasks.model.translated import to_open_clip
 
     torch.manual_seed(0)
     clip = CLIPModel(clip_config())

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
-from tasks.merge.dtypes import BITS, stored_as
-from tasks.merge.sources import TensorEntry, TensorSource, raw_bytes
 from tasks.model import dialects
 from tasks.model.dialects import Change, Dialect, Rule
+from tasks.model.dtypes import BITS, stored_as
+from tasks.model.sources import TensorEntry, TensorSource, raw_bytes
 
 
 @dataclass(frozen=True, slots=True)
