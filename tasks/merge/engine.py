@@ -23,7 +23,7 @@ from tasks.merge.infinities import with_equal_infinities
 from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.report import Report, report_of
-from tasks.merge.sequential import Accumulator, accumulate
+from tasks.merge.sequential import Accumulator, accumulate, state_entries
 from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
@@ -206,8 +206,8 @@ def advance(
             weight = technique.weights(earlier.count + 1)[earlier.count]
             with _all_or_none([], out) as opened, Workers(threads or where.threads) as pool:
                 arrays: dict[str, FileSink] = {}
-                for name in technique.state:
-                    arrays[name] = FileSink(state / f"{name}.safetensors", running.state_entries(plan))
+                for name, entries in state_entries(technique, plan.merged).items():
+                    arrays[name] = FileSink(state / f"{name}.safetensors", entries)
                     opened.append(arrays[name])
                 sink = FileSink(out, plan.entries)
                 opened.append(sink)

@@ -83,7 +83,7 @@ def report_of(
         parameters=sum(t.size for t in plan.merged),
         kept=dict(plan.kept),
         dropped=dict(plan.dropped),
-        read_bytes=sum(s.entries[t.name].bytes for s in inputs for t in plan.merged),
+        read_bytes=sum(s.entries[t.name].bytes for s in inputs for t in plan.merged if t.name in s.entries),
         hashes=hashes,
         statistics=list(plan.statistics),
         tied={alias: tensor.name for tensor in plan.merged for alias in tensor.tied},

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.merge.layout import MergeLayout
 from tasks.merge.reading import read
-from tasks.merge.sequential import Accumulator, RunningState
+from tasks.merge.sequential import Accumulator, RunningState, state_entries
 from tasks.merge.statistics import TOTAL, Moments
 from tasks.model.sinks import FileSink
 from tasks.model.sources import FileSource, TensorEntry
@@ -20,11 +20,6 @@ from tasks.storage import atomic
 _FORMAT = 1
 _SCALARS = "state.json"
 _STATISTICS = "statistics.safetensors"
-
-
-def state_entries(plan: MergeLayout) -> dict[str, TensorEntry]:
-    """The tensors of each array of the state."""
-    return {t.name: TensorEntry(t.state_dtype, t.shape) for t in plan.merged}
 
 
 def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: ExitStack) -> RunningState:
@@ -54,9 +49,9 @@ def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: 
     earlier.arrays = {
         array: stack.enter_context(FileSource(folder / f"{array}.safetensors")) for array in technique.state
     }
-    wanted = state_entries(plan)
-    for source in earlier.arrays.values():
-        if source.entries != wanted:
+    wanted = state_entries(technique, plan.merged)
+    for array, source in earlier.arrays.items():
+        if source.entries != wanted[array]:
             raise UserError(
                 f"{source.label}: the running state is of another architecture, or of an earlier version that merged "
                 "other tensors; start a new timeline"

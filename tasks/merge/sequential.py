@@ -5,25 +5,31 @@ Both run the same code on the same numbers, so they give the same bits.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import UserError
 from tasks.merge import select
+from tasks.merge.layout import Tensor
 from tasks.merge.reading import read
 from tasks.merge.stream import Piece, Window, square
 from tasks.merge.technique import Technique
 from tasks.merge.types import Array
+from tasks.model.dtypes import FLOATS, INTEGERS, stored_as
 from tasks.model.sinks import FileSink
 from tasks.model.sources import TensorEntry, TensorSource
 
-State = dict[str, Array]
-"""The running state of a sequential form: arrays of one piece's shape, changed in place."""
+_KEPT = ("F32", "F64", *INTEGERS)
+"""Dtypes that a state's arrays may have."""
+
+State = dict[str, NDArray[Any]]
+"""The running state of a sequential form: arrays of one piece's shape, or of their own, changed in place."""
 
 
 class Accumulator(Technique):
@@ -41,6 +47,14 @@ class Accumulator(Technique):
     @property
     def sequential(self) -> bool:
         return self.lines is None or self.lines.alpha != "norm"
+
+    def kept_as(self, array: str, tensor: Tensor) -> TensorEntry | None:  # noqa: ARG002
+        """Shape and dtype of one array of the state for one tensor; None where the tensor has no such array.
+
+        By default the tensor's own, in the precision it is computed in. An array of another shape (a Gram matrix, a
+        sum by class) needs whole tensors (``unit = "tensor"``); dtypes are safetensors' names, F32, F64 and integers.
+        """
+        return TensorEntry(tensor.state_dtype, tensor.shape)
 
     def ranks(self, size: int) -> tuple[int, ...]:  # noqa: ARG002
         """Ranks r (1 ≤ r ≤ size) of magnitudes wanted: `Expert.thresholds` holds each r-th largest |x| of the group."""
@@ -129,24 +143,84 @@ class RunningState:
     arrays: Mapping[str, TensorSource] = field(default_factory=dict)
 
     def state(self, technique: Accumulator, piece: Piece) -> State:
-        if not self.arrays:
-            return {array: piece.zeros() for array in technique.state}
+        """The arrays for one piece: zero where there is no earlier state.
+
+        Raises:
+            UserError: one holds NaN or infinity.
+        """
         name, device = piece.tensor.name, piece.window.device
-        return {
-            array: read(self.arrays[array], name, piece.start, piece.stop, device, piece.tensor.precision).reshape(
-                piece.shape
+        state: State = {}
+        for array, entry in arrays_of(technique, piece.tensor).items():
+            shape, start = _part(entry, piece)
+            if not self.arrays:
+                state[array] = np.zeros(shape, stored_as(entry.dtype), like=device.like)
+            elif entry.dtype in FLOATS:
+                precision = np.float64 if entry.dtype == "F64" else np.float32
+                stop = start + math.prod(shape)
+                state[array] = read(self.arrays[array], name, start, stop, device, precision).reshape(shape)
+            else:
+                raw = np.empty(shape, stored_as(entry.dtype))
+                self.arrays[array].read_into(name, start * raw.itemsize, raw)
+                state[array] = device.put(raw)
+        return state
+
+
+def arrays_of(technique: Accumulator, tensor: Tensor) -> dict[str, TensorEntry]:
+    """How each array of a technique's state is kept for one tensor.
+
+    Raises:
+        UserError: the technique cuts tensors into pieces, and an array has another shape than they.
+    """
+    entries: dict[str, TensorEntry] = {}
+    for array in technique.state:
+        entry = technique.kept_as(array, tensor)
+        if entry is None:
+            continue
+        if entry.dtype not in _KEPT:
+            raise UserError(
+                f"{technique.name}: its state keeps {array!r} as {entry.dtype}; a state holds {', '.join(_KEPT)}"
             )
-            for array in technique.state
-        }
+        if technique.unit != "tensor" and entry.shape != tensor.shape:
+            raise UserError(
+                f"{technique.name}: its state keeps {array!r} in a shape of its own, {list(entry.shape)} for "
+                f'{list(tensor.shape)}; that needs unit = "tensor"'
+            )
+        entries[array] = entry
+    return entries
+
+
+def _part(entry: TensorEntry, piece: Piece) -> tuple[tuple[int, ...], int]:
+    """The shape of a piece of a kept array, and the entry it starts at."""
+    if entry.shape == piece.tensor.shape:
+        return piece.shape, piece.start
+    return entry.shape, 0
+
+
+def _require_kept(technique: Accumulator, array: str, entry: TensorEntry, stored: NDArray[Any], piece: Piece) -> None:
+    """Refuse an array that an update left in another shape or dtype than it is kept in."""
+    shape, _ = _part(entry, piece)
+    if stored.shape != shape or stored.dtype != np.dtype(stored_as(entry.dtype)):
+        raise UserError(
+            f"{technique.name}: for {piece.tensor.name!r} its update left {array!r} as {stored.dtype} "
+            f"{list(stored.shape)}, and the state keeps {entry.dtype} {list(shape)}; change the array in place"
+        )
+
+
+def state_entries(technique: Accumulator, tensors: Iterable[Tensor]) -> dict[str, dict[str, TensorEntry]]:
+    """Of each array of a state, the tensors in its file."""
+    entries: dict[str, dict[str, TensorEntry]] = {array: {} for array in technique.state}
+    for tensor in tensors:
+        for array, entry in arrays_of(technique, tensor).items():
+            entries[array][tensor.name] = entry
+    return entries
 
 
 def batch_plan(technique: Accumulator, window: Window) -> Callable[[Piece], Array]:
     """The batch form. Where the outcome needs the finished state's norm, the state waits in a temporary file."""
     if not technique.state_norms:
         return accumulate(technique, window, RunningState(), {})
-    entries = {t.name: TensorEntry(t.state_dtype, t.shape) for t in window.tensors}
     sinks: dict[str, FileSink] = {}
-    for array in technique.state:
+    for array, entries in state_entries(technique, window.tensors).items():
         sinks[array] = FileSink(window.scratch / f"{array}.safetensors", entries)
         window.cleanup.callback(sinks[array].abandon)
     return accumulate(technique, window, RunningState(), sinks)
@@ -186,9 +260,10 @@ def accumulate(
                 key=window.keys(i, piece.tensor.name),
             )
             technique.update(state, piece.vector(i), expert)
-        for array, sink in sinks.items():
+        for array, entry in arrays_of(technique, piece.tensor).items() if sinks else ():
             stored = window.device.get(state[array])
-            sink.write(piece.tensor.name, piece.start * stored.itemsize, stored)
+            _require_kept(technique, array, entry, stored, piece)
+            sinks[array].write(piece.tensor.name, _part(entry, piece)[1] * stored.itemsize, stored)
         return state
 
     def summary(piece: Piece, squares: Mapping[str, float]) -> Summary:
@@ -207,9 +282,10 @@ def accumulate(
 
     def finished(piece: Piece) -> Array:
         state: State = {}
-        for array in technique.state:
-            values = np.empty(piece.shape, piece.tensor.precision)
-            sinks[array].read_back(piece.tensor.name, piece.start * values.itemsize, values)
+        for array, entry in arrays_of(technique, piece.tensor).items():
+            shape, start = _part(entry, piece)
+            values = np.empty(shape, stored_as(entry.dtype))
+            sinks[array].read_back(piece.tensor.name, start * values.itemsize, values)
             state[array] = window.device.put(values)
         of_group = dict(zip(technique.state_norms, squares[piece.tensor.group].tolist(), strict=True))
         return technique.finalise(state, summary(piece, of_group))
