@@ -168,6 +168,8 @@ def become(call: dict[str, Any], streams: Sequence[int]) -> None:
     sys.modules.pop("tests", None)
     sys.path[0] = call["cwd"]
     importlib.invalidate_caches()
+    if "huggingface_hub.constants" in sys.modules:
+        importlib.reload(sys.modules["huggingface_hub.constants"])  # it has read the environment
     sys.argv = ["", *call["arguments"]]
     runpy.run_module(call["module"], run_name="__main__", alter_sys=True)
 
