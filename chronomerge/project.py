@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.processes import messages
 from tasks import layout, processes
-from tasks.errors import UnavailableError, UserError
+from tasks.errors import UnavailableError
 from tasks.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -46,26 +45,18 @@ def run(
     with path.open("a") as log:
         process = processes.start("flows.processes.run_process", *options, folder=folder, log=log)
         try:
-            tags = _outcome(process, path, progress)
+            assert process.stdout
+            tags = messages.outcome(process.stdout, progress)
+            if tags is None:
+                raise UnavailableError(
+                    f"the run was killed, perhaps out of memory (status {process.wait()}); its log is {path}"
+                )
         except BaseException:
             process.terminate()
             raise
         finally:
             processes.see_end(process, within=30)
     return [find(tag, folder) for tag in tags]
-
-
-def _outcome(process: subprocess.Popen[str], log: Path, progress: Progress) -> list[str]:
-    """What a run reports at its end: the tags of its states."""
-    assert process.stdout
-    for line in process.stdout:
-        message = json.loads(line)
-        if "tags" in message:
-            return list(message["tags"])
-        if "error" in message:
-            raise (UnavailableError if message["may_pass"] else UserError)(message["error"])
-        progress(message["what"], message["done"], message["total"], message["note"])
-    raise UnavailableError(f"the run was killed, perhaps out of memory (status {process.wait()}); its log is {log}")
 
 
 def advance(project: Folder = ".", *, wait: bool = False, progress: Progress = silent) -> State | None:

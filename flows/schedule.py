@@ -7,7 +7,6 @@ scheduled run waits for one that was started by hand.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from prefect.states import Completed, Failed, State
 from flows import hooks, notes
 from flows.prefect import runs
 from flows.prefect.api import Api, UnansweredError
+from flows.processes import messages
 from tasks import environment, processes, waits
 from tasks.errors import UnavailableError, UserError
 
@@ -105,17 +105,17 @@ def _run(folder: Path, log: Callable[[str], object]) -> list[str]:
     """
     inherited = environment.for_child(**{notes.FLOW_RUN: str(flow_run.name or "")})
     variables = {name: value for name, value in inherited.items() if not name.startswith("PREFECT__")}
+
+    def finished(what: str, done: int, total: int, note: str = "") -> None:
+        if done == total:
+            log(f"{what} {note}".rstrip())
+
     process = processes.start("flows.processes.run_process", folder=folder, log=None, variables=variables)
     try:
         assert process.stdout
-        for line in process.stdout:
-            message = json.loads(line)
-            if "tags" in message:
-                return list(message["tags"])
-            if "error" in message:
-                raise (UnavailableError if message["may_pass"] else UserError)(message["error"])
-            if message["done"] == message["total"]:
-                log(f"{message['what']} {message['note']}".rstrip())
+        tags = messages.outcome(process.stdout, finished)
+        if tags is not None:
+            return tags
         raise UnavailableError(f"the run ended early (status {process.wait()}): killed, or out of memory")
     except UserError:
         raise

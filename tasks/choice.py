@@ -1,4 +1,4 @@
-"""What is chosen by name: merging techniques, training methods, regularizers, stream orderings.
+"""What is chosen by name: data sources, merging techniques, training methods, regularizers, stream orderings.
 
 One file each, in a package of the kind; some kinds also take a class in a file of the user's own.
 """
@@ -33,7 +33,7 @@ class Choice(Settings, ABC):
     """Whether a class of the user's own can be chosen, as ``file.py:Class``."""
     name: ClassVar[str]
     source: ClassVar[str]
-    """The paper that it is from."""
+    """The paper that a method is from."""
 
 
 Kind = TypeVar("Kind", bound=Choice)

@@ -23,18 +23,20 @@ def start(
     folder: Path,
     log: IO[Any] | None,
     requests: bool = False,
+    answers: int = subprocess.PIPE,
     variables: Mapping[str, str] | None = None,
     own_session: bool = False,
 ) -> subprocess.Popen[str]:
     """Start ``python -m module`` in a folder; its stdout is a pipe, and with ``requests`` its stdin too.
 
-    ``log`` takes its stderr; None passes it on to this process's own. ``variables`` are its environment, by default
+    ``answers`` is the descriptor of a pipe that several children share, in place of one of its own. ``log`` takes its
+    stderr; None passes it on to this process's own. ``variables`` are its environment, by default
     `tasks.environment.for_child`. A child with ``own_session`` gets no Ctrl-C from the terminal: its parent ends it.
     """
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder, env=dict(environment.for_child() if variables is None else variables), text=True,
-        stdin=subprocess.PIPE if requests else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+        stdin=subprocess.PIPE if requests else subprocess.DEVNULL, stdout=answers, stderr=log,
         start_new_session=own_session,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flows.processes import messages
 from tasks import layout, processes, progress
 from tasks.errors import UserError
 
@@ -52,16 +53,20 @@ class CellWorker:
             print(json.dumps(job), file=self._process.stdin, flush=True)
         except BrokenPipeError:
             raise self._gone() from None
-        while True:
-            message = self._next()
-            if "tags" in message:
-                tags: list[str] = message["tags"]
-                return tags
-            if "error" in message:
-                raise UserError(message["error"])
-            if message["done"] < message["total"]:
-                at = f"{name} {message['what']} {message['note']}".rstrip()
-                progress.report(f"cell worker {self.number}:", message["done"], message["total"], at)
+        assert self._process.stdout
+        tags = messages.outcome(iter(self._process.stdout.readline, ""), self._told(name))
+        if tags is None:
+            raise self._gone()
+        return tags
+
+    def _told(self, name: str) -> progress.Progress:
+        """How progress in the cell ``name`` is reported; that its work has ended, its states say."""
+
+        def told(what: str, done: int, total: int, note: str = "") -> None:
+            if done < total:
+                progress.report(f"cell worker {self.number}:", done, total, f"{name} {what} {note}".rstrip())
+
+        return told
 
     def end(self) -> None:
         """Ask it to end, even in the middle of a cell: the next run reuses finished nodes and removes the rest."""

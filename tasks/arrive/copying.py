@@ -131,7 +131,7 @@ class Copying:
                     given, self.request, self.project, downloads, self.progress, self.params.limits,
                     self.findings.complain,
                 )  # fmt: skip
-                raw = self.scratch / f"raw-{number}" / found.source.kind
+                raw = self.scratch / f"raw-{number}" / found.source.name
                 raw.mkdir(parents=True)
                 with self._complaining(found.shown):
                     complain, note = self._complain(found.shown), self._note(found.shown)

@@ -96,7 +96,7 @@ def located(
         source = parse(spec, where)
         if not isinstance(source, Photographs):
             return LocatedSource(source, spec)
-        spec = {"source": source.kind, **source.model_dump(mode="json", exclude_defaults=True)}
+        spec = {"source": source.name, **source.model_dump(mode="json", exclude_defaults=True)}
     path = spec.get("path")
     if not isinstance(path, str):
         return LocatedSource(parse(spec, where), spec)

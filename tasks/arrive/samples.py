@@ -80,4 +80,4 @@ def _require_all_classes(source: Source, reading: Reading, findings: Findings) -
     if isinstance(source, Photographs):
         for name in source.classes:
             if name not in reading.classes and (not source.only or name in source.only):
-                findings.complain(f"{source.kind}: {source.path}: the class {name!r} has no sample; leave it out")
+                findings.complain(f"{source.name}: {source.path}: the class {name!r} has no sample; leave it out")

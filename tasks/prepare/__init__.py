@@ -135,12 +135,12 @@ def looked_into(
         for source in sources:
             source.check(outside.project)
         _fetch(sources, raw, outside)
-        yield [(source, source.read(raw / source.kind, own)) for source in sources]
+        yield [(source, source.read(raw / source.name, own)) for source in sources]
 
 
 def _fetch(sources: Sequence[Source], folder: Path, outside: Outside) -> None:
     for source in dict.fromkeys(sources):  # several may be the same
-        raw = folder / source.kind
+        raw = folder / source.name
         raw.mkdir(exist_ok=True)
         source.fetch(raw, outside)
 
@@ -154,7 +154,7 @@ def _fetch_noting(sources: Sequence[Source], folder: Path, outside: Outside, nam
         context = replace(context, note=notes.setdefault)
         for source in sources:
             if isinstance(source, Photographs):
-                source.read(folder / source.kind, context)
+                source.read(folder / source.name, context)
     for note in notes:
         outside.progress(f"note on {name}: {note}", 1, 1)
     if notes:

@@ -94,7 +94,7 @@ def _prepare(
     """Read some sources into one data set; classes of the same name are one class."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".scratch-") as scratch:
         context = replace(context, scratch=Path(scratch))
-        readings = [source.read(raw / source.kind, context) for source in sources]
+        readings = [source.read(raw / source.name, context) for source in sources]
         classes = tuple(sorted({c for reading in readings for c in reading.classes}))
         card = Card(
             name=name,

@@ -147,7 +147,7 @@ class Photographs(Source):
         if not path.exists():
             pointer = captured.pointer(project, self.path)
             wanted = f"; `dvc pull {pointer.relative_to(project)}` brings it" if pointer else ""
-            raise UserError(f"{self.kind}: {self.path}: no such file or folder{wanted}")
+            raise UserError(f"{self.name}: {self.path}: no such file or folder{wanted}")
         return path
 
     def check(self, project: Path) -> None:
@@ -176,7 +176,7 @@ class Photographs(Source):
         regular = []
         for file in found:
             if problem := listing.fault(file):
-                complain(f"{self.kind}: {self.shown(file, path)}: {problem}")
+                complain(f"{self.name}: {self.shown(file, path)}: {problem}")
             else:
                 regular.append(file)
         return regular
@@ -209,7 +209,7 @@ class Photographs(Source):
         (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n")
         sentence = listing.left_out(file for file in selection.left_out if os.path.realpath(file) not in more)
         for note in (*selection.notes, *([sentence] if sentence else ())):
-            outside.note(f"{self.kind}: {self.path}: {note}")
+            outside.note(f"{self.name}: {self.path}: {note}")
 
     def moved(self, raw: Path, folder: Path, path: str) -> Photographs:
         """Move the raw copies that `fetch` left in ``raw`` to ``folder``, which a project has at ``path``.
@@ -235,7 +235,7 @@ class Photographs(Source):
 
     def read(self, raw: Path, context: Context) -> Reading:
         listed = self._listing(raw)
-        what = f"{self.kind}: {self.path}"
+        what = f"{self.name}: {self.path}"
         home = (raw / self.store).absolute()  # as the paths that come back out of a table are
         table = self.rows(home, [home / name for name in listed.files], context)
         for note in table.notes:
@@ -298,7 +298,7 @@ class Photographs(Source):
 def part_of_files(found: list[Path], source: Photographs) -> Selection:
     """Those of some files whose names begin with the part that was asked for; what is in no part is left out."""
     parts, of_file = parts_of_files(found)
-    what = f"{source.kind}: {source.path}"
+    what = f"{source.name}: {source.path}"
     name = parts.pick(source.split, what)
     if name is None:
         return Selection(found)

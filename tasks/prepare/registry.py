@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from tasks import choice
 from tasks.errors import UserError
 from tasks.params import SourceSpec
-from tasks.prepare import sources
 from tasks.prepare.source import Source
 
 
-@cache
-def kinds() -> dict[str, type[Source]]:
-    """Every kind of source there is: one per module of `tasks.prepare.sources`."""
-    found: dict[str, type[Source]] = {}
-    for module in pkgutil.iter_modules(sources.__path__):
-        members = vars(importlib.import_module(f"{sources.__name__}.{module.name}")).values()
-        for member in members:
-            if isinstance(member, type) and issubclass(member, Source) and "kind" in vars(member):
-                found[member.kind] = member
-    return found
+def kinds() -> Mapping[str, type[Source]]:
+    """Every kind of source there is, by name."""
+    return choice.available(Source)
 
 
 def parse(spec: SourceSpec, where: str) -> Source:
@@ -63,11 +53,11 @@ def recognised(path: Path, shown: str) -> str:
     Raises:
         UserError: none, or several.
     """
-    found = [kind for kind, source in kinds().items() if source.recognises(path)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        said = " or ".join(f"{kind}:{shown}" for kind in found)
+    matching = [kind for kind, source in kinds().items() if source.recognises(path)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        said = " or ".join(f"{kind}:{shown}" for kind in matching)
         raise UserError(f"{shown}: could be read in several ways; say {said}")
     raise UserError(f"{shown}: holds nothing that is read: images, tables (CSV, TSV, JSON lines, Parquet) or tar files")
 
@@ -77,8 +67,8 @@ def written(source: Source) -> SourceSpec:
     settings = source.model_dump(mode="json", exclude_defaults=True)
     if set(settings) <= {"path", "split"} and "path" in settings:
         split = f"#{settings['split']}" if "split" in settings else ""
-        return f"{source.kind}:{settings['path']}{split}"
-    return {"source": source.kind, **settings}
+        return f"{source.name}:{settings['path']}{split}"
+    return {"source": source.name, **settings}
 
 
 def parse_all(specs: Sequence[SourceSpec], where: str) -> list[Source]:
@@ -87,9 +77,9 @@ def parse_all(specs: Sequence[SourceSpec], where: str) -> list[Source]:
 
 
 def _sentence(error: Any, source: type[Source]) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or source.kind
+    key = ".".join(str(part) for part in error["loc"]) or source.name
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}; {source.kind} accepts {', '.join(source.model_fields)}"
+        return f"unknown key {key}; {source.name} accepts {', '.join(source.model_fields)}"
     if error["type"] == "missing":
         return f"{key} is missing"
     return f"{key}: {error['msg'].removeprefix('Value error, ')}"

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import field_validator
 
+from tasks.choice import Choice
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
-from tasks.params import Limits, Settings
+from tasks.params import Limits
 from tasks.progress import Progress
 
 Complain = Callable[[str], None]
@@ -100,13 +101,14 @@ class Reading:
     """Caption and class of every example, known without decoding it."""
 
 
-class Source(Settings):
+class Source(Choice):
     """Settings of one source, and how it is fetched and read.
 
-    A subclass has a ``kind`` (the word before the colon in ``kind:what``) and its settings as fields.
+    Its ``name`` is its kind: the word before the colon in ``kind:what``.
     """
 
-    kind: ClassVar[str]
+    key: ClassVar[str] = "source"
+    package: ClassVar[str] = "tasks.prepare.sources"
 
     only: tuple[str, ...] = ()
     """The classes that are read, by name; by default all."""

@@ -176,4 +176,4 @@ def _pairs(one: DataSet, found: Sequence[tuple[Source, Reading]]) -> list[Pair]:
 
 def _alone(source: Source, name: str) -> dict[str, Any]:
     given = source.model_dump(mode="json", exclude_defaults=True)
-    return {"source": source.kind, **given, "only": [name]}
+    return {"source": source.name, **given, "only": [name]}

@@ -19,12 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tasks import processes
+from tasks import environment, processes
 from tasks.errors import UserError
 from tasks.params import Params
 from tasks.progress import Progress
 
-CODE = Path(__file__).parents[2]
 LOOK_SECONDS = 0.2
 """Between two checks whether a process has ended."""
 END_SECONDS = 5.0
@@ -52,20 +51,19 @@ def launch(project: Path, params: Params, count: int, threads: int, progress: Pr
 @contextmanager
 def _started(
     project: Path, folder: Path, count: int, threads: int, log: IO[str]
-) -> Iterator[tuple[Sequence[subprocess.Popen[bytes]], int]]:
+) -> Iterator[tuple[Sequence[subprocess.Popen[str]], int]]:
     """The processes, and the descriptor on which their messages arrive; running ones are ended afterwards."""
-    path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
     reading, writing = os.pipe()
-    ranks: list[subprocess.Popen[bytes]] = []
+    ranks: list[subprocess.Popen[str]] = []
     try:
         for rank in range(count):
-            command = [sys.executable, "-m", "tasks.train.launch", str(folder), str(rank), str(count), str(os.getpid())]
             ranks.append(
-                subprocess.Popen(
-                    command, cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=writing, stderr=log
+                processes.start(
+                    "tasks.train.launch", str(folder), str(rank), str(count), str(os.getpid()),
+                    folder=project, log=log, answers=writing,
+                    variables=environment.for_child(OMP_NUM_THREADS=str(threads)),
                 )
-            )
+            )  # fmt: skip
         os.close(writing)
         writing = -1
         yield ranks, reading
@@ -80,7 +78,7 @@ def _started(
             os.close(writing)
 
 
-def _forward(ranks: Sequence[subprocess.Popen[bytes]], messages: int, progress: Progress) -> str:
+def _forward(ranks: Sequence[subprocess.Popen[str]], messages: int, progress: Progress) -> str:
     """Forward progress until all processes have ended or one has failed; returns the first error, or ``""``."""
     error, buffered = "", b""
     with selectors.DefaultSelector() as selector:

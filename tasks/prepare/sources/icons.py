@@ -40,7 +40,7 @@ BASE_SHARE = 1 / 3
 class Icons(Source):
     """See the module's docstring."""
 
-    kind: ClassVar[str] = "icons"
+    name: ClassVar[str] = "icons"
 
     category: tuple[str, ...]
     concepts: Literal["all", "base", "new"] = "all"
@@ -76,18 +76,18 @@ class Icons(Source):
         # All sets, whatever is selected: names are told apart by looking at all of them, and as the files are the
         # same for every arrival, the store keeps them once.
         fetched = npm.fetch(
-            [style.pin for style in sets.styles().values()], outside.cache / self.kind, outside.progress
+            [style.pin for style in sets.styles().values()], outside.cache / self.name, outside.progress
         )
         for pin, path in fetched.items():
             files.copy(path, into / pin.filename)
 
     def read(self, raw: Path, context: Context) -> Reading:
-        if self.kind not in context.memo:
+        if self.name not in context.memo:
             read = [sets.read(style, raw) for style in sets.styles().values()]
-            context.memo[self.kind] = {one.style.name: one for one in read}, concepts(read)
+            context.memo[self.name] = {one.style.name: one for one in read}, concepts(read)
         by_style: dict[str, sets.IconSet]
         known: list[Concept]
-        by_style, known = context.memo[self.kind]
+        by_style, known = context.memo[self.name]
         found = select(known, self)
         names = self.selected((concept.name for concept in found), f"icons: {'+'.join(self.category)}")
         drawings = [

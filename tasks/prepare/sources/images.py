@@ -25,7 +25,7 @@ FILE_COLUMNS = ("file_name", "image_file_name", *tables.IMAGE)
 class Images(Photographs):
     """See the module's docstring."""
 
-    kind: ClassVar[str] = "images"
+    name: ClassVar[str] = "images"
 
     class_level: Literal["first", "last"] | None = None
 

@@ -28,7 +28,7 @@ from tasks.prepare.tables import FORMATS, Table
 class TableSource(Photographs):
     """See the module's docstring."""
 
-    kind: ClassVar[str] = "table"
+    name: ClassVar[str] = "table"
 
     image: str | None = None
     split_column: str | None = None

@@ -31,7 +31,7 @@ CLASS_FILES = ("classnames.txt", "classes.txt")
 class WebDataset(Photographs):
     """See the module's docstring."""
 
-    kind: ClassVar[str] = "webdataset"
+    name: ClassVar[str] = "webdataset"
 
     image: str | None = None
 
