@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.cli.options import Library
 from flows.cli.terminal import errors
 from flows.cli.terminal import out as terminal
-
-
-class Library(StrEnum):
-    """Whose folder is written."""
-
-    open_clip = "open_clip"
-    transformers = "transformers"
 
 
 def convert(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from flows.cli import options
-from flows.cli.options import AsJson, Name, Timeline
-from flows.cli.terminal import out, print_json
+from flows.cli.options import AsJson, Library, Name, Timeline
+from flows.cli.terminal import errors, out, print_json
 
 Reason = Annotated[str | None, typer.Option(help="Why; recorded with your name, the host and the time.")]
 
@@ -43,20 +43,26 @@ def _decide(name: str, timeline: str | None, reason: str | None, *, promoted: bo
 def fetch(
     _deployed: Annotated[bool, typer.Option("--deployed", help="The deployed state: where deployed/TIMELINE is.")],
     to: Annotated[Path, typer.Option(help="A folder; files of other names in it stay.")],
+    library: Annotated[Library, typer.Option("--format", help="The library that is to load it.")] = Library.open_clip,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [the state's].")] = None,
     as_json: AsJson = False,
     timeline: Timeline = None,
 ) -> None:
-    """Bring the deployed weights, and no more of the state, to a folder that open_clip loads; verified by hash."""
-    from tasks import record
+    """Bring the deployed model, and no more of the state, to a folder that open_clip or transformers loads."""
+    from tasks import console, record
     from tasks.units import size
 
     project = options.project()
-    done = record.fetch_deployed(project, options.timeline(project, timeline), to)
+    form = record.Form(library.value, dtype)
+    with console.shown() as progress:
+        done = record.fetch_model(project, options.timeline(project, timeline), to, form=form, progress=progress)
+    for note in done.notes:
+        errors.print(f"note: {note}")
     if as_json:
         row = {"tag": done.state.tag, "folder": str(done.folder), "new": done.new, "fetched": done.fetched}
         print_json(row)
     elif done.new:
         source = f"{size(done.fetched)} fetched from the remote" if done.fetched else "all from the cache"
-        out.print(f"{done.state.tag} is in {done.folder} ({record.DELIVERED_WEIGHTS}, {source})")
+        out.print(f"{done.state.tag} is in {done.folder} ({form.library}, {source})")
     else:
         out.print(f"nothing to do: {done.folder} has {done.state.tag}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,13 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process w
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the commands under hooks in params.yaml, in this clone, from now on.")
 ]
+
+
+class Library(StrEnum):
+    """Whose folder is written."""
+
+    open_clip = "open_clip"
+    transformers = "transformers"
 
 
 def project() -> Path:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tasks.convert.conversion import Converted, convert
+from tasks.convert.conversion import DTYPES, LIBRARIES, Converted, Library, convert
 
-__all__ = ["Converted", "convert"]
+__all__ = ["DTYPES", "LIBRARIES", "Converted", "Library", "convert"]

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.convert import configurations, tokenizer
+from tasks.convert import configurations
 from tasks.errors import UserError
 from tasks.merge.layout import require_model
-from tasks.model import dialects
+from tasks.model import dialects, tokenizers
 from tasks.model.adapters import is_adapter
 from tasks.model.dtypes import FLOATS, decode, encode, fits, stored_as, width
 from tasks.model.inputs import open_model
@@ -26,6 +26,7 @@ from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
 Library = Literal["open_clip", "transformers"]
+LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 WEIGHTS: Mapping[str, str] = {"open_clip": "open_clip_model.safetensors", "transformers": "model.safetensors"}
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -188,9 +189,8 @@ def _write(source: TensorSource, entries: Mapping[str, TensorEntry], path: Path,
                 done += stop - start
                 progress("writing the weights", done, total)
         sink.finish()
-    except BaseException:
-        sink.abandon()
-        raise
+    finally:
+        sink.abandon()  # what is unfinished, and the private folders
 
 
 def _recoded(raw: NDArray[np.uint8], dtype: str, wanted: str, name: str) -> NDArray[Any]:
@@ -214,12 +214,12 @@ def _write_rest(to: Library, config: dict[str, Any], made: Path, sources: list[P
     for name, content in files.items():
         (made / name).write_text(json.dumps(content, indent=1) + "\n")
     for path in sources:
-        if names := tokenizer.copy(path if path.is_dir() else path.parent, made):
+        if names := tokenizers.copy(path if path.is_dir() else path.parent, made):
             return [f"tokenizer: {', '.join(names)} of {path}"]
     if to == "open_clip":
         return []  # open_clip has its own
-    if text.get("vocab_size", tokenizer.CLIP_WORDS) == tokenizer.CLIP_WORDS:
-        tokenizer.write_clip(made, text.get("context_length", 77))
+    if text.get("vocab_size", tokenizers.CLIP_WORDS) == tokenizers.CLIP_WORDS:
+        tokenizers.write_clip(made, text.get("context_length", 77))
         return ["tokenizer: CLIP's own"]
     return [f"no tokenizer: none is beside the model, and {text['vocab_size']} words are not CLIP's vocabulary"]
 

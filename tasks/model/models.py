@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
+from tasks.model import tokenizers
 from tasks.model.torchvision_shim import ensure as ensure_torchvision
 from tasks.params import Base
 from tasks.storage import atomic
@@ -178,27 +179,21 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], so
 def tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that the model was made for, with its context length.
 
-    open_clip's own ships with the package; one of the Hugging Face hub is fetched by open_clip when first used.
+    Raises:
+        UserError: as `tokenizers.load`.
+    """
+    return tokenizers.load(folder, _read_json(folder / "model.json")["model_cfg"]["text_cfg"])
+
+
+def fetch_tokenizer(base: Base, project: Path, folder: Path) -> None:
+    """Save the tokenizer's files into a model folder that `resolve` has written, where it is none of open_clip's own.
 
     Raises:
-        UserError: the tokenizer of the hub cannot be had.
+        UserError: as `tokenizers.fetch`.
     """
-    ensure_torchvision()
-    import open_clip
-
     text = _read_json(folder / "model.json")["model_cfg"]["text_cfg"]
-    settings = dict(text.get("tokenizer_kwargs") or {})
-    length = text["context_length"]
-    name = text.get("hf_tokenizer_name")
-    if not name:
-        simple: Tokenizer = open_clip.SimpleTokenizer(context_length=length, **settings)
-        return simple
-    mode = text.get("tokenizer_mode")
-    try:
-        hub: Tokenizer = open_clip.HFTokenizer(name, context_length=length, tokenizer_mode=mode, **settings)
-    except (OSError, ImportError) as error:
-        raise UserError(f"the model's tokenizer {name!r} cannot be had: {_one_line(error)}") from None
-    return hub
+    beside = (project / base.model).parent if base.model.endswith(".json") else None
+    tokenizers.fetch(folder, text, project, beside)
 
 
 def preprocess(folder: Path) -> Preprocess:

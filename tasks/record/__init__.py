@@ -5,7 +5,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | subject | names |
 |---|---|
 | find | `State`, `Manifest`, `states`, `lineage`, `timeline_names`, `every`, `find`, `last`, `deployed`, `start_of` |
-| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_deployed`, `Delivered`, `leave` |
+| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_model`, `Form`, `Delivered`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
 | maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `SweepPlan`, `let_go` |
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.record.decisions import Decision, decided
-    from tasks.record.delivery import WEIGHTS as DELIVERED_WEIGHTS
-    from tasks.record.delivery import Delivered, fetch_deployed
+    from tasks.record.delivery import Delivered, Form, fetch_model
     from tasks.record.diagnosis import Diagnosis, Finding, Visit, doctor
     from tasks.record.difference import Difference, compare
     from tasks.record.garbage import SweepPlan
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "project_code": ("Code", "code_of", "params_of", "require_same_code", "with_params"),
     "decisions": ("Decision", "decided"),
-    "delivery": ("DELIVERED_WEIGHTS=WEIGHTS", "Delivered", "fetch_deployed"),
+    "delivery": ("Delivered", "Form", "fetch_model"),
     "diagnosis": ("Diagnosis", "Finding", "Visit", "doctor"),
     "difference": ("Difference", "compare"),
     "garbage": ("SweepPlan",),

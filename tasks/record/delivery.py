@@ -1,6 +1,7 @@
-"""Bring the weights of a state to where a server picks them up: a folder that open_clip loads as ``local-dir:FOLDER``.
+"""Bring the model of a state to where others pick it up: a folder that open_clip or transformers loads.
 
-Three files, each replaced as a whole, the note last: so what the note names lies there. Other files in the folder stay.
+Each file is replaced as a whole, the note last: so what the note names lies there. Files that an earlier note names and
+the new one does not are removed, where they still have the bytes of that note. Other files in the folder stay.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks import layout
+from tasks.convert import DTYPES, LIBRARIES, Library, convert
 from tasks.errors import UserError
+from tasks.model import tokenizers
 from tasks.params import load
+from tasks.progress import Progress, silent
 from tasks.record import restoration, retention, sharing, stores, timelines
 from tasks.record.state import State
 from tasks.scores import MEANS
@@ -29,24 +33,51 @@ from tasks.storage.objects import Depot
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 NOTE = "state.json"
-"""Which state this is, its scores, and the md5 of its weights."""
+"""Which state this is, its scores, and the md5 of its weights and of every other file."""
+_ENDING = ".safetensors"
+"""Of the file that has the weights."""
+TOKENIZER = f"model/{tokenizers.FOLDER}/"
+"""Where the tokenizer's files are in the history of a state; a state of before there were any has none."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is written: for which library, and with which floating type (None: the state's own)."""
+
+    library: Library = "open_clip"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.library not in LIBRARIES:
+            raise UserError(f"unknown format {self.library!r}; there are {', '.join(LIBRARIES)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """The deployed state in a folder: new there or not, and how many bytes came from the remote."""
+    """A state's model in a folder: new there or not, how many bytes came from the remote, and what to tell of it."""
 
     state: State
     folder: Path
     new: bool
     fetched: int
+    notes: tuple[str, ...] = ()
 
 
-def fetch_deployed(project: Path, timeline: str, to: Path) -> Delivered:
-    """Have the weights of the deployed state in a folder.
+def fetch_model(
+    project: Path,
+    timeline: str,
+    to: Path,
+    *,
+    form: Form = Form(),
+    progress: Progress = silent,
+) -> Delivered:
+    """Have the model of the deployed state in a folder.
 
     Raises:
-        UserError: no state is deployed, its weights cannot be had, or the folder is one of ours.
+        UserError: no state is deployed, its weights cannot be had, the library has no such architecture, or the
+            folder is one of ours.
         RemoteError: the store breaks off.
     """
     folder = to.resolve()
@@ -59,51 +90,87 @@ def fetch_deployed(project: Path, timeline: str, to: Path) -> Delivered:
         raise UserError(
             f"timeline {timeline!r} has no deployed state in this clone; `git fetch --tags --force` brings it"
         )
-    if is_there(state, folder):
+    if is_there(state, folder, form):
         return Delivered(state, folder, new=False, fetched=0)
+    return deliver(state, folder, form, progress)
+
+
+def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress = silent) -> Delivered:
+    """Put a state's model and the note into a folder, which may have an earlier one.
+
+    Raises:
+        UserError: as `gather`.
+        RemoteError: the store breaks off.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.private_folder(folder / ".chronomerge.part") as part:
+        made, fetched, notes = gather(state, part, form, progress)
+        note = {**_facts(state, form), **_hashes(made)}
+        (made / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        _show(made, folder, note["files"])
+    return Delivered(state, folder, new=True, fetched=fetched, notes=notes)
+
+
+def gather(state: State, part: Path, form: Form, progress: Progress = silent) -> tuple[Path, int, tuple[str, ...]]:
+    """Make the model's folder in the private folder ``part``: weights, configuration, tokenizer.
+
+    What comes from the cache or the store is hashed. Returns the folder, how many bytes came from the store, and notes.
+
+    Raises:
+        UserError: neither cache nor store has the right bytes, or the library has no such architecture.
+        RemoteError: the store breaks off.
+    """
+    project = state.project
     cache = Cache(dvc_config.cache_dir(project))
     cache.drop_damaged(state.entries[layout.DEPLOYED])  # comes from the remote
     with stores.opened_for(project, [(state, (layout.DEPLOYED, layout.HISTORY))]) as remote:
         if remote is None:
-            return Delivered(state, folder, new=True, fetched=deliver(state, folder, cache, None))
+            return _gather(state, cache, None, part, form, progress)
         with Dvc(project) as dvc:
-            depot = Depot(project, cache, remote, dvc)
             try:
-                return Delivered(state, folder, new=True, fetched=deliver(state, folder, cache, depot))
+                return _gather(state, cache, Depot(project, cache, remote, dvc), part, form, progress)
             except UserError:
                 retention.require_weights(state)
                 raise
 
 
-def is_there(state: State, folder: Path) -> bool:
-    """Whether a folder has the weights of a state already; they are hashed."""
+def _gather(
+    state: State, cache: Cache, depot: Depot | None, part: Path, form: Form, progress: Progress
+) -> tuple[Path, int, tuple[str, ...]]:
+    made = part / "model"
+    made.mkdir()
+    source = _Source(state, cache, depot, part)
+    source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED).rename(made / WEIGHTS)
+    files = source.listing(state.entries[layout.HISTORY].md5)
+    config = _config(state, source, files)
+    (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    tokenizer = [name for name in tokenizers.FILES if f"{TOKENIZER}{name}" in files]
+    for name in tokenizer:
+        source.get(files[f"{TOKENIZER}{name}"], f"{layout.HISTORY}/{TOKENIZER}{name}").rename(made / name)
+    notes: list[str] = []
+    if (wanted := config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")) and not tokenizer:
+        notes.append(
+            f"{state.tag} was recorded without its tokenizer's files; save those of {wanted!r} in the folder yourself"
+        )
+    if form != Form():
+        done = convert(made, form.library, part / "converted", dtype=form.dtype, progress=progress)
+        made = done.folder
+        notes += done.notes
+    return made, source.fetched, tuple(notes)
+
+
+def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
+    """Whether a folder has the model of a state in that form already; every file is hashed."""
     try:
         noted = json.loads((folder / NOTE).read_text())
-        same = md5_of(folder / WEIGHTS) == state.entries[layout.DEPLOYED].md5
-    except (OSError, ValueError):
+        files = {str(name): md5_of(folder / name) for name in noted["files"] if Path(name).name == name}
+    except (OSError, ValueError, TypeError, KeyError):
         return False
-    return bool(noted == _note(state) and same and (folder / CONFIG).exists())
-
-
-def deliver(state: State, folder: Path, cache: Cache, depot: Depot | None) -> int:
-    """Write a state's deployed weights and its model's configuration; returns how many bytes came from the remote.
-
-    ``depot`` may be None where the cache has what is needed. What comes from either is hashed before it is shown.
-
-    Raises:
-        UserError: neither has the right bytes.
-        RemoteError: the remote cannot be reached.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic.private_folder(folder / ".chronomerge.part") as part:
-        source = _Source(state, cache, depot, part)
-        weights = source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED).rename(part / WEIGHTS)
-        made = [weights]
-        for name, content in ((CONFIG, _config(state, source)), (NOTE, _note(state))):
-            made.append(part / name)
-            made[-1].write_text(json.dumps(content, indent=1) + "\n")
-        _show(made, folder)
-    return source.fetched
+    if not any(name.endswith(_ENDING) for name in files):
+        return False
+    if form == Form() and files.get(WEIGHTS) != state.entries[layout.DEPLOYED].md5:
+        return False
+    return bool(files == noted["files"] and noted == {**_facts(state, form), **_hashes(folder, files)})
 
 
 class _Source:
@@ -137,9 +204,8 @@ class _Source:
         return found[md5]
 
 
-def _config(state: State, source: _Source) -> dict[str, Any]:
+def _config(state: State, source: _Source, files: Mapping[str, str]) -> dict[str, Any]:
     """The model in open_clip's own format; see `tasks.model.models` for what lies in the history."""
-    files = source.listing(state.entries[layout.HISTORY].md5)
     found = []
     for name, wanted in (("model.json", "model_cfg"), ("preprocess.json", "image_size")):
         path = f"{layout.HISTORY}/model/{name}"
@@ -150,11 +216,12 @@ def _config(state: State, source: _Source) -> dict[str, Any]:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{state.tag}: {path} is damaged ({reason}); `chronomerge doctor` says more") from None
     (model, _), (size, preprocess) = found
+    if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict):
+        raise UserError(f"{state.tag}: {layout.HISTORY}/model/model.json is damaged (it has no text_cfg)")
     return {"model_cfg": model, "preprocess_cfg": {"size": size, **preprocess}}
 
 
-def _note(state: State) -> dict[str, Any]:
-    weights = state.entries[layout.DEPLOYED]
+def _facts(state: State, form: Form) -> dict[str, Any]:
     return {
         "timeline": state.timeline,
         "step": state.step,
@@ -162,19 +229,44 @@ def _note(state: State) -> dict[str, Any]:
         "commit": state.commit,
         "arrival": state.manifest.arrival,
         "model": state.params["base"]["model"],
-        "weights": {"file": WEIGHTS, "md5": weights.md5, "size": weights.size},
+        "format": form.library,
+        "dtype": form.dtype,
         "metrics": {name: state.metrics[name] for name in MEANS},
     }
 
 
-def _show(made: Sequence[Path], folder: Path) -> None:
+def _hashes(folder: Path, files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The md5 of each of our files in a folder, and which of them has the weights."""
+    if files is None:
+        files = {path.name: md5_of(path) for path in sorted(folder.iterdir())}
+    weights = next(name for name in files if name.endswith(_ENDING))
+    return {
+        "weights": {"file": weights, "md5": files[weights], "size": (folder / weights).stat().st_size},
+        "files": dict(files),
+    }
+
+
+def _show(made: Path, folder: Path, files: Mapping[str, str]) -> None:
     """Put finished files into ``folder``, their bytes on the disk before their names; not while another does so."""
-    for path in made:
+    for path in made.iterdir():
         atomic.sync(path)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in made:
-            path.replace(folder / path.name)
+        left = _left_behind(folder, files)
+        for name in (*files, NOTE):
+            (made / name).replace(folder / name)
+        for path in left:
+            path.unlink(missing_ok=True)
     finally:
         os.close(lock)
+
+
+def _left_behind(folder: Path, files: Mapping[str, str]) -> Sequence[Path]:
+    """Files of an earlier delivery that this one does not replace: the weights of another state would still load."""
+    try:
+        noted = dict(json.loads((folder / NOTE).read_text())["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    left = [folder / name for name in noted if name not in files and Path(name).name == name]
+    return [path for path in left if path.is_file() and md5_of(path) == noted[path.name]]

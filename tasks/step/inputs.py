@@ -91,6 +91,7 @@ def _first_history(step: Step) -> Entry:
     shutil.rmtree(seed, ignore_errors=True)
     seed.mkdir()
     models.resolve(base, step.project, seed / "model")
+    models.fetch_tokenizer(base, step.project, seed / "model")
     weights = None
     if base.pretrained != "train":
         models.fetch_base(base, step.project, seed)

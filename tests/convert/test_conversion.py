@@ -51,6 +51,7 @@ def test_a_transformers_model_loads_in_open_clip_and_goes_back_with_the_same_bit
     assert "16" in str(preprocess)
 
     convert(tmp_path / "oc", "transformers", tmp_path / "hf")
+    assert not [path.name for path in (tmp_path / "hf").iterdir() if path.name.startswith(".")]
     before, after = load_file(saved / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -94,14 +94,14 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     (folder / delivery.WEIGHTS).write_text("an older one")
-    done = delivery.fetch_deployed(gated, "tiny", folder)
+    done = delivery.fetch_model(gated, "tiny", folder)
     assert (done.state, done.new, done.fetched) == (two, True, 0)
     assert {path.name for path in folder.iterdir()} == {
         "mine.txt", delivery.WEIGHTS, delivery.CONFIG, delivery.NOTE,
     }  # fmt: skip
     assert hash_of(folder / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     before = (folder / delivery.NOTE).stat()
-    assert not delivery.fetch_deployed(gated, "tiny", folder).new
+    assert not delivery.fetch_model(gated, "tiny", folder).new
     assert (folder / delivery.NOTE).stat().st_mtime_ns == before.st_mtime_ns
     assert json.loads((folder / delivery.NOTE).read_text())["tag"] == "state/tiny/0002"
 
@@ -128,15 +128,15 @@ def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_pa
     git(tmp_path, "clone", "--quiet", str(gated), "clone")
     assert heads.local(clone, "tiny") == heads.Heads(None, two.commit, None)
     chronomerge(clone, "remote", "use", str(gated))
-    done = delivery.fetch_deployed(clone, "tiny", tmp_path / "serving")
+    done = delivery.fetch_model(clone, "tiny", tmp_path / "serving")
     assert done.new
     assert two.entries[layout.DEPLOYED].size < done.fetched < two.entries[layout.DEPLOYED].size + 4000
     assert hash_of(tmp_path / "serving" / delivery.WEIGHTS).md5 == two.entries[layout.DEPLOYED].md5
     assert not list((clone / ".dvc" / "cache").glob("files/md5/*/*"))
     with pytest.raises(UserError, match="not for you to keep things in"):
-        delivery.fetch_deployed(clone, "tiny", clone / ".git" / "x")
+        delivery.fetch_model(clone, "tiny", clone / ".git" / "x")
     with pytest.raises(UserError, match="timeline 'other' has no deployed state in this clone"):
-        delivery.fetch_deployed(clone, "other", tmp_path / "serving")
+        delivery.fetch_model(clone, "other", tmp_path / "serving")
 
 
 def test_what_was_skipped_has_left_no_trace(gated: Path, prefect_api: dict[str, str]) -> None:

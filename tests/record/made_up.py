@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,11 @@ def project(folder: Path, remote: Remote, shared: str | None = None) -> Path:
     return folder
 
 
-def record(project: Path, remote: Remote, dvc: Dvc, expert: int = 5000) -> State:
+def record(
+    project: Path, remote: Remote, dvc: Dvc, expert: int = 5000, instead: Mapping[str, bytes] | None = None
+) -> State:
     """Record the next step of timeline ``x``: seeded bytes (``expert`` of them in the largest file), the
-    test sets and the first weights as ever."""
+    test sets and the first weights as ever, and ``instead`` of those (or beside them) what is given by path."""
     code = project_code.code_of(project)
     params = project_code.params_of(project, code)
     previous = timelines.last(project, "x")
@@ -61,6 +64,7 @@ def record(project: Path, remote: Remote, dvc: Dvc, expert: int = 5000) -> State
             layout.EXPERT: noise(step, 6, expert),
             f"{layout.TRAINING}/training.json": json.dumps({"steps": step}).encode(),
             layout.DEPLOYED: noise(step, 7, 5000),
+            **(instead or {}),
         }
         for path, data in content.items():
             (tree.folder / path).parent.mkdir(parents=True, exist_ok=True)

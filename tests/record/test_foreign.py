@@ -63,7 +63,7 @@ def set_params(project: Path, **changes: Any) -> None:
 ASKING: dict[str, Callable[[Path], object]] = {
     "doctor": diagnosis.doctor,
     "gc": lambda project: pruning.prune(project),
-    "fetch": lambda project: delivery.fetch_deployed(project, "x", project.parent / "serving"),
+    "fetch": lambda project: delivery.fetch_model(project, "x", project.parent / "serving"),
     "promote": lambda project: promotion.promote(project, "x", "0"),
     "hold": lambda project: promotion.hold(project, "x", "0"),
     "rollback": lambda project: rollbacks.rollback(project, "x", "0", wait=False),

@@ -1,0 +1,69 @@
+"""Tokenizers of the Hugging Face hub travel as files, and run no code of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.model import models
+from tasks.model import tokenizers as ours
+from tests import tokenizers
+from tests.model.test_models import base
+from tests.train.project import CONFIG
+
+
+def config(**text: Any) -> dict[str, Any]:
+    return {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "context_length": 8, **text}}
+
+
+def resolved(project: Path, **text: Any) -> Path:
+    """The model folder of a configuration with these settings, with its tokenizer."""
+    (project / "tiny.json").write_text(json.dumps(config(**text)))
+    given = base("tiny.json", "train")
+    models.resolve(given, project, project / "model")
+    models.fetch_tokenizer(given, project, project / "model")
+    return project / "model"
+
+
+def test_a_model_folder_keeps_the_files_and_needs_nothing_else(tmp_path: Path) -> None:
+    tokenizers.save(tmp_path / "words")
+    folder = resolved(tmp_path, hf_tokenizer_name="words")
+    assert {path.name for path in (folder / ours.FOLDER).iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    (tmp_path / "words").rename(tmp_path / "gone")
+    assert models.tokenizer(folder)(["a red square", "a purple circle"]).tolist() == [
+        [2, 5, 9, 12, 0, 0, 0, 0], [2, 1, 10, 12, 0, 0, 0, 0],
+    ]  # fmt: skip
+
+
+def test_files_beside_the_configuration_come_first(tmp_path: Path) -> None:
+    tokenizers.save(tmp_path)
+    assert models.tokenizer(resolved(tmp_path, hf_tokenizer_name="org/not-there"))(["red"]).tolist()[0][:2] == [5, 12]
+
+
+def test_open_clips_own_tokenizer_leaves_no_files(tmp_path: Path) -> None:
+    assert not (resolved(tmp_path) / ours.FOLDER).exists()
+
+
+def test_a_tokenizer_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^the model's tokenizer 'org/none' cannot be had: [^\n]+$"):
+        resolved(tmp_path, hf_tokenizer_name="org/none")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"^the model's tokenizer '.*words' cannot be had: [^\n]+$"):
+        resolved(tmp_path, hf_tokenizer_name="words")
+
+
+def test_code_of_a_tokenizer_never_runs(tmp_path: Path) -> None:
+    folder = tokenizers.save(tmp_path / "words")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="cannot be had"):
+        resolved(tmp_path, hf_tokenizer_name="words", tokenizer_kwargs={"trust_remote_code": True})
+    assert not (tmp_path / "ran").exists()
