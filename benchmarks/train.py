@@ -261,7 +261,6 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
 
     from tasks.evaluate import zeroshot
     from tasks.evaluate.memory import keeping_memory
-    from tasks.evaluate.towers import text_features
     from tasks.model import models
     from tasks.model.datasets import Dataset
 
@@ -291,8 +290,8 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
         zeroshot.correct(model, data.images, data.labels, classifier, how, 256, lambda _done: None)
 
     def own_classes() -> None:
-        texts = zeroshot.prompts("blots", data.card.classes, data.card.prompt)
-        text_features(model, zeroshot.tokens("blots", texts, tokenize), 256)
+        texts = zeroshot.prompts("blots", data.card.classes, [data.card.prompt])
+        zeroshot.classifier(model, zeroshot.tokens("blots", texts, tokenize), 256)
 
     def their_classes() -> None:
         prompt = [lambda name: data.card.prompt.replace("{}", name)]

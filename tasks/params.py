@@ -262,6 +262,10 @@ class Train(Settings):
         return self
 
 
+PROMPT_SETS = ("openai", "simple")
+"""Names of prompt ensembles: open_clip's 80 ImageNet templates, and the 7 of them that OpenAI found enough."""
+
+
 class EvaluationSet(Settings):
     """One test set: its name in tables, and the sources it is made of."""
 
@@ -269,15 +273,32 @@ class EvaluationSet(Settings):
     """Its name in tables and metrics; unique."""
     test: list[SourceSpec] = Field(min_length=1)
     """Data sources of the test images."""
-    prompt: str | None = None
-    """The primer prompt, with ``{}`` for the class name; by default the data's own (icons) or "a photo of a {}."."""
+    prompt: str | tuple[str, ...] | None = None
+    """The primer prompt, with ``{}`` for the class name; by default the data's own (icons) or "a photo of a {}.".
 
-    @field_validator("prompt")
+    Several, as a list, are an ensemble: a class is then the mean of its normalized text features, normalized again.
+    ``openai`` is open_clip's ensemble of 80 templates for ImageNet, ``simple`` its 7 simple ones.
+    """
+    classnames: str | None = Field(default=None, min_length=1)
+    """What classes are called in prompts: ``imagenet`` (open_clip's names, for WordNet ids or numbers from 0), or a
+    file: a JSON object from class to name, or one name a line, for numbers from 0 or for all classes in sorted order.
+    """
+
+    @field_validator("prompt", mode="before")
     @classmethod
-    def _has_place(cls, value: str | None) -> str | None:
-        if value is not None and value.count("{}") != 1:
-            raise ValueError(f"a prompt holds {{}} once, where the class name goes; got {value!r}")
-        return value
+    def _has_place(cls, value: Any) -> Any:
+        if value is None or value in PROMPT_SETS:
+            return value
+        templates = value if isinstance(value, (list, tuple)) else [value]
+        if not templates:
+            raise ValueError("an ensemble of prompts needs one at least; leave prompt out for the default")
+        for template in templates:
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise ValueError(
+                    f"a prompt holds {{}} once, where the class name goes, or is a set of them"
+                    f" ({', '.join(PROMPT_SETS)}); got {template!r:.80}"
+                )
+        return value if isinstance(value, str) else tuple(templates)
 
 
 class Evaluate(Settings):

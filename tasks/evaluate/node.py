@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from tasks.errors import UserError
-from tasks.evaluate import metrics, retrieval, zeroshot
+from tasks.evaluate import metrics, prompts, retrieval, zeroshot
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import Recall
-from tasks.evaluate.towers import text_features
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Dataset
 from tasks.params import EvaluationSet, Params
@@ -68,18 +67,18 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
     batch_size, tokenize = params.evaluate.batch_size, models.tokenizer(project / MODEL)
     sets = {one.name: Dataset(project / SETS / one.name) for one in chosen}
     pairs = {name: retrieval.pairs(name, data, tokenize) for name, data in sets.items() if not _labelled(name, data)}
-    prompts = {
-        one.name: zeroshot.prompts(one.name, sets[one.name].card.classes, one.prompt or sets[one.name].card.prompt)
+    texts = {
+        one.name: zeroshot.prompts(one.name, sets[one.name].card.classes, _templates(one, sets[one.name]))
         for one in chosen
         if one.name not in pairs
     }
-    tokens = {name: zeroshot.tokens(name, texts, tokenize) for name, texts in prompts.items()}
+    tokens = {name: zeroshot.tokens(name, own, tokenize) for name, own in texts.items()}
     preprocess = models.preprocess(project / MODEL)
     model = models.build(project / MODEL)
     models.load_weights(model, checkpoints.load(project / DEPLOYED), project / DEPLOYED)
     model.to(models.device()).eval()
 
-    features: dict[tuple[str, ...], torch.Tensor] = {}
+    classifiers: dict[tuple[tuple[str, ...], ...], torch.Tensor] = {}
     scores, done = Scores({}, {}), 0
     work = {name: len(pairs.get(name, data)) for name, data in sets.items()}
     for name, data in sets.items():
@@ -87,10 +86,10 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
         if name in pairs:
             scores.recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, batch_size, on_done)
         else:
-            texts = tuple(prompts[name])
-            if texts not in features:  # sets that share a class list share its features
-                features[texts] = text_features(model, tokens[name], batch_size)
-            hits = zeroshot.correct(model, data.images, data.labels, features[texts], preprocess, batch_size, on_done)
+            own = tuple(map(tuple, texts[name]))
+            if own not in classifiers:  # sets that share class list and templates share the classifier
+                classifiers[own] = zeroshot.classifier(model, tokens[name], batch_size)
+            hits = zeroshot.correct(model, data.images, data.labels, classifiers[own], preprocess, batch_size, on_done)
             scores.top1[name] = 100 * hits / len(data)
         done += work[name]
     return scores
@@ -98,6 +97,11 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
 
 def _report(progress: Progress, before: int, total: int, name: str, done: int) -> None:
     progress("evaluate", before + done, total, name)
+
+
+def _templates(one: EvaluationSet, data: Dataset) -> tuple[str, ...]:
+    """Those that the params say, or else those of the data."""
+    return prompts.templates(one.prompt or data.card.templates or data.card.prompt)
 
 
 def _labelled(name: str, data: Dataset) -> bool:

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 
 from tasks.errors import UserError
-from tasks.evaluate.towers import image_features
+from tasks.evaluate.prompts import PLACE
+from tasks.evaluate.towers import image_features, text_features
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
     from tasks.model.models import Clip
 
 
-def prompts(name: str, classes: Sequence[str], prompt: str) -> list[str]:
-    """One primer prompt per class of the data set ``name``.
+def prompts(name: str, classes: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """For each class of the data set ``name`` its prompts, one a template.
 
     Raises:
         UserError: fewer than two classes, or one without a name.
@@ -26,25 +27,45 @@ def prompts(name: str, classes: Sequence[str], prompt: str) -> list[str]:
         raise UserError(f"evaluation set {name!r} has {len(classes)} classes; zero-shot classification needs two")
     if not all(c.strip() for c in classes):
         raise UserError(f"evaluation set {name!r} has a class without a name")
-    return [prompt.replace("{}", c) for c in classes]
+    return [[template.replace(PLACE, c) for template in templates] for c in classes]
 
 
-def tokens(name: str, texts: Sequence[str], tokenize: Tokenizer) -> torch.Tensor:
-    """Token ids of prompts, int64, shape (C, L).
+def tokens(name: str, texts: Sequence[Sequence[str]], tokenize: Tokenizer) -> torch.Tensor:
+    """Token ids of the prompts of classes, int64, shape (C, T, L) for C classes of T prompts each.
+
+    Two classes of the same name (ImageNet has some) have the same tokens.
 
     Raises:
-        UserError: two prompts have the same tokens, so the model cannot distinguish their classes.
+        UserError: all prompts of two classes of different names have the same tokens, so the model cannot distinguish
+            the classes.
     """
-    ids = tokenize(texts)
+    ids = tokenize([text for own in texts for text in own]).unflatten(0, (len(texts), len(texts[0])))
     seen: dict[bytes, str] = {}
-    for text, row in zip(texts, ids.numpy(), strict=True):
-        other = seen.setdefault(row.tobytes(), text)
-        if other is not text:
+    for own, rows in zip(texts, ids.numpy(), strict=True):
+        other = seen.setdefault(rows.tobytes(), own[0])
+        if other != own[0]:
             raise UserError(
-                f"evaluation set {name!r}: the prompts {other!r} and {text!r} have the same tokens;"
+                f"evaluation set {name!r}: the prompts {other!r} and {own[0]!r} have the same tokens;"
                 " rename one of the two classes"
             )
     return ids
+
+
+@torch.inference_mode()
+def classifier(model: Clip, token_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """A unit vector for each class, float32 of shape (C, D), from tokens of shape (C, T, L).
+
+    The normalized features of its prompts; of several the mean, normalized again, as open_clip's
+    ``build_zero_shot_classifier`` has it. About ``batch_size`` prompts are encoded at a time.
+    """
+    count = token_ids.shape[1]
+    if count == 1:
+        return text_features(model, token_ids[:, 0], batch_size)
+    means = [
+        text_features(model, part.flatten(0, 1), batch_size).unflatten(0, (len(part), count)).mean(dim=1)
+        for part in token_ids.split(max(1, batch_size // count))
+    ]
+    return torch.nn.functional.normalize(torch.cat(means), dim=1)
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,13 @@ class Card:
     origins: tuple[Origin, ...] = ()
     size: int = 0
     """Number of samples."""
+    templates: tuple[str, ...] = ()
+    """The prompt ensemble that the data come with, as several prompts like ``prompt``; empty where that is all."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``dataset.json``."""
+        content = asdict(self)
+        return content if self.templates else {key: value for key, value in content.items() if key != "templates"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Dataset:
             raw = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
             raw["origins"] = tuple(Origin(**o) for o in raw["origins"])
             raw["classes"] = tuple(raw["classes"])
+            raw["templates"] = tuple(raw.get("templates", ()))
             self.card = Card(**raw)
             self.images: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
             with pa.memory_map(str(folder / "samples.arrow")) as source:
@@ -134,7 +143,7 @@ def write(folder: Path, card: Card, samples: Iterable[Sample], count: int) -> Ca
     with pa.OSFile(str(folder / "samples.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.table(rows, schema=SCHEMA))
     card = replace(card, size=count)
-    atomic.write(folder / "dataset.json", json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n")
+    atomic.write(folder / "dataset.json", json.dumps(card.as_dict(), indent=1, ensure_ascii=False) + "\n")
     return card
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.params import Arrival, Params, SourceSpec
-from tasks.prepare import captured, experts
+from tasks.prepare import captured, classnames, experts
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
@@ -45,6 +45,8 @@ def check(params: Params, project: Path = Path()) -> None:
     for arrival in params.stream:
         if arrival.expert is not None:
             experts.check(arrival.expert, project)
+    for one in params.evaluate.sets:
+        classnames.check(one, project)
 
 
 def check_overlap(arrival: Path, evaluation: Path, params: Params, progress: Progress = silent) -> list[Overlap]:
@@ -115,6 +117,8 @@ def fetch_evaluation(
     with atomic.made_folder(into) as folder:
         outside = Outside(project, cache, params.seed, progress, limits=params.limits)
         _fetch_noting(sources, folder, outside, "test sets")
+        for one in evaluation_sets:
+            classnames.fetch(one, folder, project)
 
 
 @contextmanager

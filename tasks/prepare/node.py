@@ -15,7 +15,7 @@ from tasks.errors import UserError
 from tasks.model import datasets
 from tasks.model.datasets import Card, Sample
 from tasks.params import EvaluationSet, Params
-from tasks.prepare import experts
+from tasks.prepare import classnames, experts
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Reading, Source
 from tasks.progress import Progress, silent
@@ -75,9 +75,10 @@ def _check_classes(one: EvaluationSet, data: datasets.Dataset) -> None:
             f"evaluation set {one.name!r}: sample {data.ids[int(without.argmax())]!r} has no class, and others have; a"
             " test set needs classes for all, from folders or a label column, or captions for all and no class"
         )
-    if without.all() and one.prompt is not None:
+    if without.all() and (one.prompt is not None or one.classnames is not None):
+        key = "classnames" if one.prompt is None else "prompt"
         raise UserError(
-            f"evaluation set {one.name!r}: prompt is for classes, and its samples have none; leave it out, or name"
+            f"evaluation set {one.name!r}: {key} is for classes, and its samples have none; leave it out, or name"
             " the column of classes with label"
         )
 
@@ -99,8 +100,9 @@ def _prepare(
         card = Card(
             name=name,
             image_size=context.image_size,
-            classes=classes,
+            classes=classnames.named(evaluation, raw, classes) if evaluation else classes,
             prompt=_prompt(name, readings, evaluation),
+            templates=_templates(name, readings, evaluation),
             origins=tuple(dict.fromkeys(origin for reading in readings for origin in reading.origins)),
         )
         count = sum(reading.count for reading in readings)
@@ -120,12 +122,24 @@ def _samples(
 
 
 def _prompt(name: str, readings: Sequence[Reading], evaluation: EvaluationSet | None) -> str:
-    if evaluation is not None and evaluation.prompt is not None:
+    if evaluation is not None and isinstance(evaluation.prompt, str) and "{}" in evaluation.prompt:
         return evaluation.prompt
+    if evaluation is not None and evaluation.prompt is not None:  # an ensemble
+        return readings[0].prompt
     prompts = sorted({reading.prompt for reading in readings})
     if evaluation is not None and len(prompts) > 1:
         raise UserError(f"evaluation set {name!r}: its sources' prompts differ ({', '.join(prompts)}); give prompt")
     return readings[0].prompt
+
+
+def _templates(name: str, readings: Sequence[Reading], evaluation: EvaluationSet | None) -> tuple[str, ...]:
+    """The prompt ensemble that a test set's sources come with; none where the params say the prompts."""
+    if evaluation is None or evaluation.prompt is not None:
+        return ()
+    ensembles = sorted({reading.templates for reading in readings})
+    if len(ensembles) > 1:
+        raise UserError(f"evaluation set {name!r}: its sources come with different prompt ensembles; give prompt")
+    return ensembles[0]
 
 
 def _context(project: Path, params: Params) -> Context:

@@ -99,6 +99,8 @@ class Reading:
     examples: Iterator[Example] = field(repr=False)
     texts: tuple[tuple[str, str | None], ...] = field(repr=False)
     """Caption and class of every example, known without decoding it."""
+    templates: tuple[str, ...] = ()
+    """The prompt ensemble that the data come with, if any; each of the form of ``prompt``."""
 
 
 class Source(Choice):

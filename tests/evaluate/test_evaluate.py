@@ -14,7 +14,7 @@ import torch
 from ruamel.yaml import YAML
 
 from tasks.errors import UserError
-from tasks.evaluate import metrics, node
+from tasks.evaluate import metrics, zeroshot
 from tasks.evaluate.node import DEPLOYED, METRICS, evaluate
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Card, Dataset, Sample, write
@@ -59,8 +59,8 @@ def test_batch_size_does_not_change_the_result(folder: Path) -> None:
 
 def test_sets_that_share_a_class_list_share_its_features(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    original = node.text_features
-    monkeypatch.setattr(node, "text_features", lambda *a: asked.append(len(a[1])) or original(*a))
+    original = zeroshot.classifier
+    monkeypatch.setattr(zeroshot, "classifier", lambda *a: asked.append(len(a[1])) or original(*a))
     dataset(folder / "data/step/evaluation/again", 4, noise=3)
     sets = {
         "adaptation": [{"name": "seen", "test": ["x"]}, {"name": "again", "test": ["x"]}],

@@ -59,8 +59,8 @@ def prepare(project: Path, downloads: Path) -> Callable[..., Dataset]:
 def prepare_test(project: Path, downloads: Path) -> Callable[..., Dataset]:
     """Fetch and prepare some sources as an evaluation set."""
 
-    def run(*specs: Any, prompt: str | None = None) -> Dataset:
-        settings = params(evaluate=evaluation(*specs, prompt=prompt))
+    def run(*specs: Any, **settings_of_set: Any) -> Dataset:
+        settings = params(evaluate=evaluation(*specs, **settings_of_set))
         fetch_evaluation(settings, project / "data/raw/evaluation", downloads, project=project)
         node.prepare_evaluation(project, settings)
         return Dataset(project / "data/step/evaluation/one")
@@ -83,9 +83,10 @@ def arrival(*specs: Any) -> Arrival:
     return Arrival(name="new", update=list(specs))
 
 
-def evaluation(*specs: Any, prompt: str | None = None) -> dict[str, Any]:
-    other = {"name": "other", "test": list(specs), "prompt": prompt}
-    return {"adaptation": [{"name": "one", "test": list(specs), "prompt": prompt}], "retention": [other]}
+def evaluation(*specs: Any, **settings: Any) -> dict[str, Any]:
+    """Two sets of the same sources; ``settings`` are further keys of both."""
+    one, other = ({"name": name, "test": list(specs), **settings} for name in ("one", "other"))
+    return {"adaptation": [one], "retention": [other]}
 
 
 def picture(number: int, width: int = 48, height: int = 40) -> Image.Image:
