@@ -135,8 +135,10 @@ def _shown(annotation: Any) -> str:
         return " or ".join(dict.fromkeys("null" if part is type(None) else _shown(part) for part in parts))
     if origin is Literal:
         return ", ".join(f"`{part}`" for part in parts)
-    if origin in (list, tuple):
-        return f"list of {_shown(parts[0])}" if origin is list else " and ".join(_shown(part) for part in parts)
+    if origin is list or (origin is tuple and parts[-1] is ...):
+        return f"list of {_shown(parts[0])}"
+    if origin is tuple:
+        return " and ".join(_shown(part) for part in parts)
     if origin is dict or annotation is dict:
         return "mapping"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
