@@ -39,6 +39,14 @@ def merge(
         Path | None,
         typer.Option("--out", "-o", help="A safetensors file, or NAME.safetensors.index.json for shards."),
     ] = None,
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--statistics",
+            metavar="FILE",
+            help="What an expert's own data says, of `chronomerge measure`; once for each expert, in their order.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the technique; repeatable.")
     ] = None,
@@ -73,8 +81,10 @@ def merge(
         raise UserError(f"--shard-size is in gigabytes and more than 0, got {shard_size:g}")
     warnings: tuple[str, ...] = ()
     if config is not None:
-        if technique or expert or base or settings:
-            raise UserError("--config says what to merge and how; leave out --technique, --base, --expert and --set")
+        if technique or expert or base or statistics or settings:
+            raise UserError(
+                "--config says what to merge and how; leave out --technique, --base, --expert, --statistics and --set"
+            )
         read = mergekit.load(config)
         arguments: dict[str, Any] = {
             "technique": read.technique,
@@ -94,6 +104,7 @@ def merge(
             "base": base,
             "settings": parse_settings(settings or []),
             "weights": weights,
+            "statistics": statistics,
         }
     report: Report = run(
         **arguments,
@@ -199,9 +210,11 @@ def _describe(technique: Any) -> dict[str, Any]:
     fewest, most = technique.models
     count = f"exactly {fewest} models" if fewest == most else "any number of models"
     needs = [count]
-    if technique.relative:
-        needs.append("the base")
     default = technique()
+    if default.needs_base:
+        needs.append("the base")
+    if technique.statistics:
+        needs.append(f"statistics of each expert's data ({', '.join(technique.statistics)})")
     if default.sequential:
         needs.append("a running state for deploy: all (one expert a time step)")
     return {
@@ -223,7 +236,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = ["| technique | formula | settings | needs | running state | source |", "|---|---|---|---|---|---|"]
     for row in rows:
         settings = _settings({key: value for key, value in row["settings"].items() if key != "lines"})
-        needs = ", ".join(n for n in row["needs"] if n == "the base" or n.startswith("exactly"))
+        needs = ", ".join(n for n in row["needs"] if n == "the base" or n.startswith(("exactly", "statistics")))
         cells = [f"`{row['name']}`", row["formula"], f"`{settings}`" if settings else "", needs]
         cells += ["yes" if row["sequential"] else "", row["source"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -10,6 +10,7 @@ Importing it, and merging, needs NumPy, safetensors and pydantic alone.
 from __future__ import annotations
 
 from tasks.merge.engine import Merged, advance, merge
+from tasks.merge.measured import Statistics
 from tasks.merge.protocol import check, has_sequential_form
 from tasks.merge.report import Report
 from tasks.merge.sequential import Accumulator
@@ -19,6 +20,7 @@ __all__ = [
     "Accumulator",
     "Merged",
     "Report",
+    "Statistics",
     "Technique",
     "advance",
     "available",

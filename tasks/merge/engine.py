@@ -19,8 +19,10 @@ from tasks.errors import UserError
 from tasks.merge import running
 from tasks.merge.destination import Destination
 from tasks.merge.device import Device, find_device
+from tasks.merge.fitness import check_statistics, require_count
 from tasks.merge.infinities import with_equal_infinities
 from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
+from tasks.merge.measured import Statistics, open_statistics
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate, state_entries
@@ -58,6 +60,7 @@ def merge(
     *,
     settings: Mapping[str, Any] | None = None,
     weights: Sequence[float] | None = None,
+    statistics: Sequence[Path | str | Statistics] | None = None,
     dtype: str | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -80,6 +83,8 @@ def merge(
             16 bits.
         settings: the technique's settings, where it is given by name.
         weights: one an expert; by default the technique's own.
+        statistics: one file an expert, in their order, for a technique that looks at the experts' data
+            (`tasks.model.statistics` says what is in it).
         dtype: of the merged tensors in the output: float32, bfloat16, float16 or float64; by default the base's.
             Arithmetic is in float64 where an input is float64, else in float32.
         seed: of techniques that drop at random.
@@ -98,6 +103,7 @@ def merge(
     """
     chosen = create(technique, settings or {}) if isinstance(technique, str) else technique
     _check_count(chosen, len(experts), base is not None)
+    require_count(chosen, len(experts), len(statistics or []))
     used = _weights(chosen, len(experts), weights)
     where = find_device(device)
     with ExitStack() as stack:
@@ -108,6 +114,7 @@ def merge(
             sources.append(open_model(model, f"expert {i + 1}", stack, named_like))
         reference = base_source or sources[0]
         others = {f"expert {i + 1}": s for i, s in enumerate(sources) if s is not reference}
+        measured = open_statistics(statistics or [], stack)
         inputs = [*sources, *([base_source] if base_source is not None and chosen.needs_base else [])]
         hashes = _hashes(chosen, sources, threads) if not dry_run else []
         where_to = Destination(Path(out), shard_bytes, overwrite) if out is not None else None
@@ -121,11 +128,13 @@ def merge(
                 copied=copied,
             )
             plan = layout(reference, others, inputs, rules)
-            report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes)
+            plan = check_statistics(chosen, measured, plan, sources, reference)
+            report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes, measured)
             if where_to is not None:
                 where_to.check(plan.entries)
             if dry_run:
                 return Merged(report)
+            data_weights = [chosen.data_weight(one, plan.merged) for one in measured]
             scratch = _scratch(where_to, stack) if _needs_scratch(chosen) else Path()
             sink = DictSink(plan.entries) if where_to is None else where_to.open(plan.entries)
             with _all_or_none([sink], out), Workers(threads or where.threads) as pool:
@@ -145,6 +154,8 @@ def merge(
                             device=where,
                             scratch=scratch,
                             cleanup=cleanup,
+                            measured=measured,
+                            data_weights=data_weights,
                         )
                         write_merged(window, chosen, chosen.plan(window), sink, slice_entries, tick)
                 moments = Moments()
@@ -168,6 +179,7 @@ def advance(
     state: Path,
     out: Path,
     *,
+    statistics: Path | Statistics | None = None,
     seed: int = 0,
     threads: int | None = None,
     device: str | Device = "cpu",
@@ -184,6 +196,7 @@ def advance(
         previous: the folder of the state so far; None where this is the first expert.
         state: the folder for the new state: ``state.json``, and one checkpoint (float32) an array.
         out: where the merge of all experts so far goes.
+        statistics: the expert's statistics file, for a technique that needs one.
 
     Raises:
         UserError: the technique has no sequential form; the state is of another technique, other settings or another
@@ -191,19 +204,23 @@ def advance(
     """
     if not technique.sequential:
         raise UserError(f"{technique.name} has no sequential form with these settings; merge all experts at once")
+    require_count(technique, 1, int(statistics is not None))
     where = find_device(device)
     with ExitStack() as stack:
+        measured = open_statistics([statistics] if statistics is not None else [], stack)
         source, reference = stack.enter_context(FileSource(expert)), stack.enter_context(FileSource(base))
         inputs = [source, *([reference] if technique.needs_base else [])]
         hashes = _hashes(technique, [source], threads)
 
         def attempt(copied: Mapping[str, str]) -> Report:
             plan = layout(reference, {"the expert": source}, inputs, Rules(technique.grouping, copied=copied))
+            plan = check_statistics(technique, measured, plan, [source], reference)
             earlier = running.load(technique, previous, plan, stack)
             moments = running.load_statistics(previous, plan)
             read = [*inputs, *earlier.arrays.values()]
-            report = report_of(technique, plan, read, "sequential", where.name, earlier.count + 1, hashes)
+            report = report_of(technique, plan, read, "sequential", where.name, earlier.count + 1, hashes, measured)
             weight = technique.weights(earlier.count + 1)[earlier.count]
+            data_weights = [technique.data_weight(one, plan.merged) for one in measured]
             with _all_or_none([], out) as opened, Workers(threads or where.threads) as pool:
                 arrays: dict[str, FileSink] = {}
                 for name, entries in state_entries(technique, plan.merged).items():
@@ -226,6 +243,8 @@ def advance(
                         device=where,
                         scratch=Path(),
                         cleanup=stack,
+                        measured=measured,
+                        data_weights=data_weights,
                     )
                     compute = accumulate(technique, window, earlier, arrays)
                     write_merged(window, technique, compute, sink, slice_entries, tick)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.merge.tied import find_tied
-from tasks.merge.types import Scope
+from tasks.merge.types import GramForm, Scope
 from tasks.model import dialects
 from tasks.model.dtypes import FLOATS, INTEGERS
 from tasks.model.sources import TensorEntry, TensorSource, equal
@@ -42,6 +42,8 @@ class Tensor:
     """What it is computed in: float64 where an input is."""
     tied: tuple[str, ...] = ()
     """Other names of the same tensor."""
+    gram: GramForm | None = None
+    """How the experts' statistics hold its Gram matrix, where the technique asks for those."""
 
     @property
     def size(self) -> int:

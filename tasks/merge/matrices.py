@@ -15,6 +15,9 @@ from tasks.merge.types import Array, Float64
 
 _ROWS = 1024
 _NOISE = 1e-7
+_BLOCK = 256
+_SINGULAR = 10
+"""A pivot below so many roundings, of a matrix with a unit diagonal, is none."""
 
 
 def product(x: Array, y: Array) -> Float64:
@@ -79,6 +82,52 @@ def subtract_product(x: Array, y: Array, by: Float64) -> None:
     factor = by.astype(x.dtype)
     for rows in _blocks(x):
         x[rows] -= y[rows] @ factor
+
+
+def solve(system: Float64, right: Array, noise: float) -> Float64:
+    """Y (n, m) with S Y = B, S (n, n) symmetric and positive semidefinite; ``system`` is used up.
+
+    Where S is singular, Y is zero along the directions that S does not know, as with a vanishing ridge: those whose
+    eigenvalues are below n · ``noise`` of the largest.
+    """
+    result = np.zeros(right.shape, like=system)
+    known = np.diagonal(system) > 0
+    if not known.all():
+        if known.any():
+            result[known] = solve(system[known][:, known], right[known], noise)
+        return result
+    length = np.sqrt(np.diagonal(system))
+    factor = _cholesky(system / length[:, None] / length)
+    if factor is not None and float(np.diagonal(factor).min()) ** 2 > _SINGULAR * noise:
+        result[...] = right / length[:, None]
+        _substitute(factor, result)
+        result /= length[:, None]
+        return result
+    values, vectors = np.linalg.eigh(system)
+    kept = values > len(values) * noise * values[-1]
+    vectors = vectors[:, kept]
+    projected: Float64 = (vectors / values[kept]) @ (vectors.T @ right.astype(np.float64))
+    return projected
+
+
+def _cholesky(system: Float64) -> Float64 | None:
+    """L with L Lᵀ = S; None where S is not positive definite."""
+    try:
+        factor = np.linalg.cholesky(system).astype(np.float64, copy=False)
+    except np.linalg.LinAlgError:
+        return None
+    return factor if np.isfinite(np.diagonal(factor)).all() else None  # CuPy raises nothing
+
+
+def _substitute(factor: Float64, x: Float64) -> None:
+    """X ← (L Lᵀ)⁻¹ X in place, by blocks."""
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(factor), _BLOCK)]
+    for at in blocks:
+        x[at] -= factor[at, : at.start] @ x[: at.start]
+        x[at] = np.linalg.solve(factor[at, at], x[at])
+    for at in blocks[::-1]:
+        x[at] -= factor[at.stop :, at].T @ x[at.stop :]
+        x[at] = np.linalg.solve(factor[at, at].T, x[at])
 
 
 def _blocks(x: Array) -> Iterator[slice]:

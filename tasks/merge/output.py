@@ -42,7 +42,7 @@ def write_merged(
         merged = compute(piece).astype(tensor.precision, copy=False).reshape(-1)
         for part in piece.parts():
             x = merged[part.start - piece.start : part.stop - piece.start]
-            if technique.needs_base:
+            if technique.relative or lines is not None:
                 base = part.base.reshape(-1)
                 if not technique.relative:
                     x = x - base

@@ -33,6 +33,11 @@ def check(time: Time, steps: int) -> list[str]:
             diverges.
     """
     technique = create(time.technique.name, time.technique.settings)
+    if technique.statistics:
+        raise UserError(
+            f"{technique.name} needs statistics of each expert's own data, which a timeline does not measure; merge "
+            "with `chronomerge merge --statistics`, or choose another technique"
+        )
     fewest, most = technique.models
     warnings: list[str] = []
     if time.deploy == "all":

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tasks.merge.layout import MergeLayout, listed
+from tasks.merge.measured import Measured
 from tasks.merge.statistics import note
 from tasks.merge.technique import Technique
 from tasks.model.sources import TensorSource
@@ -41,12 +42,14 @@ class Report:
     """BatchNorm's running statistics, averaged by the models' weights."""
     tied: dict[str, str] = field(default_factory=dict)
     """Other names of tied tensors → the name under which each was merged."""
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    """Of each expert whose data was looked at: the statistics file, its samples, estimator and pool."""
     notes: list[str] = field(default_factory=list)
     """What the user should know."""
 
     def as_json(self) -> dict[str, Any]:
         """For a manifest. Statistics, ties and notes are there where there are any."""
-        optional = ("statistics", "tied", "notes")
+        optional = ("statistics", "tied", "measured", "notes")
         return {key: value for key, value in asdict(self).items() if value or key not in optional}
 
     def summary(self) -> list[str]:
@@ -67,7 +70,7 @@ class Report:
 
 def report_of(
     technique: Technique, plan: MergeLayout, inputs: Sequence[TensorSource], form: str, device: str, experts: int,
-    hashes: list[str],
+    hashes: list[str], measured: Sequence[Measured] = (),
 ) -> Report:  # fmt: skip
     """The report of a merge that reads ``inputs``."""
     notes = [*dict.fromkeys(text for source in inputs for text in source.notes), *plan.notes]
@@ -87,6 +90,7 @@ def report_of(
         hashes=hashes,
         statistics=list(plan.statistics),
         tied={alias: tensor.name for tensor in plan.merged for alias in tensor.tied},
+        measured=[{"file": one.label, **one.facts.as_json()} for one in measured],
         notes=notes,
     )
 

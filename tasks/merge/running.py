@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: 
         raise UserError(f"{path}: no such running state; the earlier time step should have left it") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a running state") from None
-    if made_by != (_FORMAT, technique.name, technique.model_dump(mode="json")):
+    if made_by[:2] != (_FORMAT, technique.name) or _lasting(technique, made_by[2]) != _lasting(technique):
         raise UserError(
             f"{path}: the running state was made by {made_by[1]} with {made_by[2]}; it cannot be continued "
             f"by {technique.name} with other settings; start a new timeline, or keep its technique"
@@ -52,11 +53,20 @@ def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: 
     wanted = state_entries(technique, plan.merged)
     for array, source in earlier.arrays.items():
         if source.entries != wanted[array]:
+            alike = ", or was made with statistics of another form" if technique.statistics else ""
             raise UserError(
                 f"{source.label}: the running state is of another architecture, or of an earlier version that merged "
-                "other tensors; start a new timeline"
+                f"other tensors{alike}; start a new timeline"
             )
     return earlier
+
+
+def _lasting(technique: Accumulator, settings: Any = None) -> Any:
+    """Settings without those that only the output depends on; by default the technique's own."""
+    every = technique.model_dump(mode="json") if settings is None else settings
+    if not isinstance(every, dict):
+        return every
+    return {key: value for key, value in every.items() if key not in technique.output_settings}
 
 
 def save(technique: Accumulator, earlier: RunningState, folder: Path) -> None:

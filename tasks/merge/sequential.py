@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tasks.errors import UserError
 from tasks.merge import select
 from tasks.merge.layout import Tensor
+from tasks.merge.measured import Measured
 from tasks.merge.reading import read
 from tasks.merge.stream import Piece, Window, square
 from tasks.merge.technique import Technique
@@ -43,6 +44,8 @@ class Accumulator(Technique):
     """Names of the arrays of the running state, all zero at first."""
     state_norms: ClassVar[tuple[str, ...]] = ()
     """Arrays whose squared norm `finalise` needs (`Summary.squares`): over `grouping`, after the last update."""
+    output_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings that `finalise` alone reads: they may change from one time step to the next."""
 
     @property
     def sequential(self) -> bool:
@@ -94,6 +97,10 @@ class Expert:
     """‖x‖ over the group, where `Accumulator.needs_norms`."""
     key: int
     """128-bit key of this expert's random numbers in this tensor."""
+    measured: Measured | None = None
+    """Its statistics, where the technique needs them."""
+    data_weight: float = 1.0
+    """`Technique.data_weight`."""
 
     @property
     def share(self) -> float:
@@ -258,6 +265,8 @@ def accumulate(
                 thresholds=[float(t) for t in thresholds[group][i]] if thresholds else (),
                 norm=float(norms[group][i]) if norms else 0.0,
                 key=window.keys(i, piece.tensor.name),
+                measured=window.measured[i] if window.measured else None,
+                data_weight=window.data_weights[i] if window.data_weights else 1.0,
             )
             technique.update(state, piece.vector(i), expert)
         for array, entry in arrays_of(technique, piece.tensor).items() if sinks else ():

@@ -20,6 +20,7 @@ import numpy as np
 
 from tasks.merge.device import Device
 from tasks.merge.layout import Tensor
+from tasks.merge.measured import Gram, Measured
 from tasks.merge.reading import read
 from tasks.merge.types import Array, Float64, Unit
 from tasks.model.sources import TensorSource
@@ -89,6 +90,14 @@ class Piece:
     def _part(self) -> int:
         return max(_PART, self.window.device.slice_entries)
 
+    def fisher(self, measured: Measured) -> Array:
+        """A model's diagonal Fisher, of the piece's shape (`Measured.fisher`)."""
+        return measured.fisher(self.tensor, self.start, self.stop, self.window.device).reshape(self.shape)
+
+    def gram(self, measured: Measured) -> Gram | None:
+        """A model's Gram matrix of the whole tensor's inputs (`Measured.gram`)."""
+        return measured.gram(self.tensor, self.window.device)
+
     def zeros(self) -> Array:
         """Zeros of the piece's shape and precision, where its arrays are."""
         return np.zeros(self.shape, self.tensor.precision, like=self.window.device.like)
@@ -118,6 +127,10 @@ class Window:
     pool: ThreadPoolExecutor | None
     threads: int
     device: Device
+    measured: Sequence[Measured] = ()
+    """The statistics of each expert, for a technique that needs them."""
+    data_weights: Sequence[float] = ()
+    """`Technique.data_weight` of each expert."""
 
     def on(self, device: Device) -> Window:
         """The same, its arrays on another device."""

@@ -7,7 +7,7 @@ before any work, and then hands it float32 pieces of the models.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks import choice
 from tasks.choice import Choice
 from tasks.errors import UserError
+from tasks.merge.layout import Tensor
+from tasks.merge.measured import Measured
 from tasks.merge.stream import Piece, Window
 from tasks.merge.types import Array, Scope, Unit
 from tasks.params import Named
@@ -67,6 +69,9 @@ class Technique(Choice):
     random: ClassVar[bool] = False
     """Whether it draws random numbers, so that the models' content hashes are needed."""
 
+    statistics: ClassVar[tuple[str, ...]] = ()
+    """What it needs to know of each expert's own data: ``fisher``, ``gram`` (`tasks.model.statistics`)."""
+
     lines: Lines | None = None
     """LiNeS on the merged task vector."""
 
@@ -93,6 +98,10 @@ class Technique(Choice):
     def weights(self, count: int) -> list[float]:
         """The weight of each of ``count`` models, where the caller gives none."""
         return [1.0] * count
+
+    def data_weight(self, measured: Measured, tensors: Sequence[Tensor]) -> float:  # noqa: ARG002
+        """What an expert weighs by its statistics over the whole model, a factor beside its weight."""
+        return 1.0
 
     def recursion(self, trained_from_running: bool) -> list[str]:  # noqa: ARG002
         """What is worth knowing before an EMA recursion EMA_t = f([θ_t, EMA_{t-1}]) with these settings.
@@ -128,19 +137,13 @@ def create(name: str, settings: Mapping[str, Any]) -> Technique:
     return choice.create(Technique, chosen)  # type: ignore[type-abstract]
 
 
-class Weighted(Technique):
-    """The settings of techniques that weigh experts."""
+class Weighing(Technique):
+    """The setting of techniques that weigh experts."""
 
     weighted: ClassVar[bool] = True
 
     weight: Share | None = None
     """Of two models, the share of the first: in an EMA recursion, of the new expert. By default all weigh the same."""
-    normalize: bool = False
-    """Divide by the sum of the weights."""
-
-    @property
-    def normalizes(self) -> bool:
-        return self.normalize
 
     def weights(self, count: int) -> list[float]:
         if self.weight is None:
@@ -151,3 +154,14 @@ class Weighted(Technique):
                 "give each its own as FILE:WEIGHT"
             )
         return [self.weight, 1 - self.weight]
+
+
+class Weighted(Weighing):
+    """The settings of techniques that weigh experts, and may divide by the sum of the weights."""
+
+    normalize: bool = False
+    """Divide by the sum of the weights."""
+
+    @property
+    def normalizes(self) -> bool:
+        return self.normalize

@@ -25,7 +25,8 @@ UFUNCS = frozenset(
 )
 FUNCTIONS = frozenset(
     {"argmax", "argsort", "ascontiguousarray", "bincount", "broadcast_to", "clip", "concatenate", "count_nonzero"}
-    | {"cumsum", "diag", "einsum", "empty_like", "linalg.eigh", "linalg.norm", "max", "mean", "min", "partition"}
+    | {"cumsum", "diag", "diagonal", "einsum", "empty_like", "fill_diagonal", "linalg.cholesky", "linalg.eigh"}
+    | {"linalg.norm", "linalg.solve", "max", "mean", "min", "partition"}
     | {"put_along_axis", "sort", "split", "stack", "sum", "take_along_axis", "where", "zeros_like"}
 )
 CREATION = frozenset({"arange", "array", "asarray", "empty", "full", "ones", "zeros"})

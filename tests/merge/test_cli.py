@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from flows.cli import merge as cli_merge
 from tasks.errors import UserError
 from tasks.merge import merge, mergekit
-from tests.merge.models import base, experts, same
+from tests.merge.models import base, experts, same, statistics_of
 
 app = typer.Typer()
 app.command()(cli_merge.merge)
@@ -133,18 +133,24 @@ def test_the_documents_commands_run(folder: Path) -> None:
     blocks = re.findall(r"```(\w*)\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     (own,) = (code for kind, code in blocks if kind == "python" and "class" in code)
     (folder / "mine.py").write_text(own)
+    for name, expert in zip("ab", experts(2), strict=True):
+        one = statistics_of(expert)
+        facts = {"samples": "10", "estimator": '"expected"', "pool": '"random"'}
+        save_file(dict(one.arrays), folder / f"{name}.stats.safetensors", metadata=facts)
     models = [{"model": f"{name}.safetensors", "parameters": {"weight": 1}} for name in "ab"]
     config = {"merge_method": "ties", "base_model": "base.safetensors", "models": models}
     (folder / "mergekit.yml").write_text(json.dumps(config))
     text = "\n".join(code for kind, code in blocks if not kind).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("chronomerge ")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         if "--device" not in command:
             run(*command)
-    (script,) = (code for kind, code in blocks if kind == "python" and "class" not in code)
+    scripts = [code for kind, code in blocks if kind == "python" and "class" not in code]
+    assert len(scripts) == 2
     a, b = experts(2)
-    exec(script, {"a": a, "b": b})
+    for script in scripts:
+        exec(script, {"a": a, "b": b})
 
 
 CONFIGURATIONS: list[tuple[dict[str, Any], str, dict[str, Any], list[float] | None]] = [

@@ -17,7 +17,7 @@ from tasks.errors import UserError
 from tasks.merge import Accumulator, advance, available, create, merge
 from tasks.merge.device import Cuda, Device, find_device
 from tests.merge import strict
-from tests.merge.models import Model, base, close, experts, same
+from tests.merge.models import Model, base, close, experts, same, seen, statistics_of
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in sorted(available())),
@@ -29,7 +29,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("sce", {"scope": "model", "density": 0.3}),
     ("pcb", {"scope": "tensor", "density": 0.1}),
 ]
-EXACT = {"linear", "task_arithmetic", "ties", "magmax", "consensus"} | {
+EXACT = {"linear", "fisher", "task_arithmetic", "ties", "magmax", "consensus"} | {
     name for name in available() if name.startswith(("dare", "della", "breadcrumbs"))
 }
 """Elementwise, in the same order: the same bits."""
@@ -58,8 +58,9 @@ def count_of(name: str) -> int:
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_a_device_gives_what_the_cpu_gives(name: str, settings: dict[str, Any], threads: int, device: Device) -> None:
     models = experts(count_of(name))
-    outcome = merge(name, models, base(), settings=settings, device=device, threads=threads)
-    expected = merge(name, models, base(), settings=settings).tensors
+    given = seen(name, models)
+    outcome = merge(name, models, base(), settings=settings, device=device, threads=threads, **given)
+    expected = merge(name, models, base(), settings=settings, **given).tensors
     assert outcome.tensors is not None
     assert expected is not None
     assert outcome.report.device == device.name != "cpu"
@@ -89,10 +90,11 @@ def test_a_running_state_on_a_device(name: str, device: Device, tmp_path: Path) 
         save_file(model, tmp_path / "expert.safetensors")
         state = tmp_path / f"state-{t}"
         files = tmp_path / "expert.safetensors", tmp_path / "base.safetensors"
-        report = advance(technique, *files, previous, state, tmp_path / "out.safetensors", device=device)
+        given = {"statistics": statistics_of(model)} if technique.statistics else {}
+        report = advance(technique, *files, previous, state, tmp_path / "out.safetensors", device=device, **given)
         previous = state
     assert report.device == device.name
-    expected = merge(name, experts(3), base()).tensors
+    expected = merge(name, experts(3), base(), **seen(name, experts(3))).tensors
     assert expected is not None
     close(load_file(tmp_path / "out.safetensors"), expected, 2e-4)
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tasks.errors import UserError
 from tasks.merge import advance, available, create, merge
 from tasks.model.dtypes import BITS, FLOATS, INTEGERS
-from tests.merge.models import Model, base, close, experts, same
+from tests.merge.models import Model, base, close, experts, same, seen
 from tests.merge.raw import write_raw
 
 
@@ -25,7 +25,7 @@ def wide(model: Model) -> Model:
 def test_a_float64_model_merged_with_itself_is_itself(technique: str) -> None:
     """Copies are promised bit for bit by linear; task vectors of zero add nothing."""
     one = {**wide(base()), "counter": np.array([16777217.0])}
-    tensors = merge(technique, [one, one], one).tensors
+    tensors = merge(technique, [one, one], one, **seen(technique, [one, one])).tensors
     assert tensors is not None
     if technique in ("slerp", "karcher"):  # weights of a half each, and a norm divided by itself
         for name in one:
@@ -39,12 +39,12 @@ def test_a_float64_model_merged_with_itself_is_itself(technique: str) -> None:
 def test_float64_is_merged_as_float32_is_and_keeps_more_digits(technique: str, scope: str) -> None:
     settings = {"scope": scope} if "scope" in available()[technique].model_fields else {}
     models, zero = [wide(e) for e in experts(2)], wide(base())
-    tensors = merge(technique, models, zero, settings=settings).tensors
+    tensors = merge(technique, models, zero, settings=settings, **seen(technique, models)).tensors
     assert tensors is not None
     assert all(value.dtype == np.float64 for value in tensors.values())
     if technique.startswith(("dare", "della")):
         return  # draws follow the content
-    narrow = merge(technique, experts(2), base(), settings=settings).tensors
+    narrow = merge(technique, experts(2), base(), settings=settings, **seen(technique, models)).tensors
     assert narrow is not None
     close({n: v.astype("f4") for n, v in tensors.items()}, narrow, tolerance=1e-4)
     assert any((value != value.astype("f4")).any() for value in tensors.values())

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tasks.errors import UserError
 from tasks.merge import Accumulator, advance, available, create, has_sequential_form, merge
-from tests.merge.models import Model, base, experts, same
+from tests.merge.models import Model, base, experts, same, seen, statistics_of
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("linear", {}),
@@ -30,6 +30,10 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"iterations": 0}),
     ("iso_c", {}),
     ("opcm", {}),
+    ("fisher", {}),
+    ("fisher", {"normalize": "none", "floor": 0.3, "prior": 0.5, "forgetting": 0.7}),
+    ("regmean", {}),
+    ("regmean", {"offdiagonal": 0.5, "ridge": 0.1, "lines": {}}),
 ]
 
 
@@ -42,6 +46,7 @@ def sequence(folder: Path, name: str, settings: dict[str, Any], models: list[Mod
     for t, model in enumerate(models, 1):
         save_file(model, folder / "expert.safetensors")
         state = folder / f"state-{t}"
+        given = {"statistics": statistics_of(model)} if technique.statistics else {}
         report = advance(
             technique,
             folder / "expert.safetensors",
@@ -50,6 +55,7 @@ def sequence(folder: Path, name: str, settings: dict[str, Any], models: list[Mod
             state,
             folder / "out.safetensors",
             seed=7,
+            **given,
             **arguments,
         )
         assert (report.form, report.experts) == ("sequential", t)
@@ -64,7 +70,7 @@ def test_it_gives_the_bits_of_the_batch_form(name: str, settings: dict[str, Any]
     models = [experts(4)[i] for i in random.permutation(4)]
     length = int(random.integers(1, 300))
     one_by_one = sequence(tmp_path, name, settings, models, slice_entries=length, threads=2)
-    together = merge(name, models, base(), settings=settings, seed=7, threads=1).tensors
+    together = merge(name, models, base(), settings=settings, seed=7, threads=1, **seen(name, models)).tensors
     assert together is not None
     assert same(one_by_one, together)
     assert has_sequential_form(name, settings)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tasks.errors import UserError
 from tasks.merge import advance, available, create, merge
-from tests.merge.models import Model, same
+from tests.merge.models import Model, same, seen
 
 LAYER = "visual.bn1"
 
@@ -56,7 +56,7 @@ def close_to(result: Model, wanted: Model) -> None:
 
 
 def merged(technique: str, models: list[Model], **arguments: Any) -> Model:
-    tensors = merge(technique, models, base(), **arguments).tensors
+    tensors = merge(technique, models, base(), **seen(technique, models), **arguments).tensors
     assert tensors is not None
     return tensors
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tasks.merge import available, merge
-from tests.merge.models import Model, base, experts
+from tests.merge.models import Model, base, experts, seen
 
 EMBEDDING, HEAD = "token_embedding.weight", "lm_head.weight"
 
@@ -20,12 +20,13 @@ def tied(model: Model) -> Model:
 
 @pytest.mark.parametrize("technique", sorted(available()))
 def test_tensors_that_are_one_in_all_models_are_one_in_the_output(technique: str) -> None:
-    outcome = merge(technique, [tied(e) for e in experts(2)], tied(base()))
+    models = [tied(e) for e in experts(2)]
+    outcome = merge(technique, models, tied(base()), **seen(technique, models))
     assert outcome.tensors is not None
     assert outcome.tensors[EMBEDDING].tobytes() == outcome.tensors[HEAD].tobytes()
     assert outcome.report.tied == {EMBEDDING: HEAD}
     assert outcome.report.merged == len(base())
-    untied = merge(technique, experts(2), base()).tensors
+    untied = merge(technique, experts(2), base(), **seen(technique, experts(2))).tensors
     assert untied is not None
     if technique not in ("dare_linear", "dare_ties", "della", "della_linear"):  # they draw by name
         assert outcome.tensors[EMBEDDING].tobytes() == untied[EMBEDDING].tobytes()
