@@ -63,7 +63,7 @@ def statistics_of(model: Model, samples: int = 10) -> Statistics:
             continue
         seed = int.from_bytes(hashlib.sha256(weight.astype("f4").tobytes()).digest()[:8], "little")
         random = np.random.default_rng(seed)
-        arrays[f"fisher/{name}"] = np.square(random.standard_normal(weight.shape)).astype("f4")
+        arrays[f"fisher/{name}"] = np.asarray(np.square(random.standard_normal(weight.shape)), "f4")
         if weight.ndim < 2:
             continue
         if name.startswith(("token_embedding", "lm_head")):
