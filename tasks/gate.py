@@ -60,10 +60,10 @@ def parse(text: str) -> Condition:
     Raises:
         ValueError: it is none; says what it should be.
     """
-    found = _FORM.fullmatch(text)
-    if not found:
+    match = _FORM.fullmatch(text)
+    if not match:
         raise ValueError(f"a condition is NAME OP NUMBER, such as retention_drop <= 2%; OP is {', '.join(OPERATORS)}")
-    name, op, number, percent = found.groups()
+    name, op, number, percent = match.groups()
     if name not in (*MEANS, *DIFFERENCES) and not name.startswith(SCORE):
         raise ValueError(f"no value is called {name}; there are {', '.join((*MEANS, *DIFFERENCES))} and {SCORE}SET")
     bound = Decimal(number) / 100 if percent else Decimal(number)

@@ -116,8 +116,8 @@ def status(as_json: AsJson = False) -> None:
     """What runs now, what is recorded, what is pending."""
     from flows.cli import status as status_view
 
-    found = status_view.gather(options.project())
-    print_json(found) if as_json else out.print(status_view.text(found), soft_wrap=True)
+    facts = status_view.gather(options.project())
+    print_json(facts) if as_json else out.print(status_view.text(facts), soft_wrap=True)
 
 
 app.command()(arrive.arrive)

@@ -85,12 +85,12 @@ def inbox(
 
     def look(*, everything: bool) -> Scan:
         with console.shown() as progress:
-            found = inboxes.scan(project, where, progress, dry_run=dry_run)
+            scanned = inboxes.scan(project, where, progress, dry_run=dry_run)
         if as_json:
-            typer.echo(json.dumps(found.as_dict()))  # on one line: a program may read them as they come
+            typer.echo(json.dumps(scanned.as_dict()))  # on one line: a program may read them as they come
         else:
-            _print(found, everything=everything)
-        return found
+            _print(scanned, everything=everything)
+        return scanned
 
     if watch is None:
         raise typer.Exit(2 if look(everything=True).refused else 0)
@@ -106,15 +106,20 @@ def inbox(
         raise typer.Exit(130) from None
 
 
-def _print(found: Scan, *, everything: bool) -> None:
+def _print(scanned: Scan, *, everything: bool) -> None:
     """What a look came to; of many looks, only what is new."""
-    for one in [*found.taken, *found.refused]:
+    for one in [*scanned.taken, *scanned.refused]:
         assert one.verdict
         for line in one.verdict.lines():
             out.print(line)
     if everything:
-        for one in [*found.changed, *found.known, *found.waiting]:
+        for one in [*scanned.changed, *scanned.known, *scanned.waiting]:
             out.print(f"{one.name}: {one.why}")
-        counts = {"taken": found.taken, "refused": found.refused, "changed": found.changed, "known": found.known}
-        said = ", ".join(f"{len(drops)} {kind}" for kind, drops in {**counts, "waiting": found.waiting}.items())
-        out.print(f"{found.where}: {said}")
+        counts = {
+            "taken": scanned.taken,
+            "refused": scanned.refused,
+            "changed": scanned.changed,
+            "known": scanned.known,
+        }
+        said = ", ".join(f"{len(drops)} {kind}" for kind, drops in {**counts, "waiting": scanned.waiting}.items())
+        out.print(f"{scanned.where}: {said}")

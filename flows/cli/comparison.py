@@ -14,47 +14,52 @@ from tasks.storage.cache import Entry
 from tasks.units import size
 
 
-def row(found: Difference) -> dict[str, Any]:
+def row(difference: Difference) -> dict[str, Any]:
     def content(entry: Entry | None) -> dict[str, Any] | None:
         return entry.as_dict() if entry else None
 
     return {
-        "old": found.old.tag,
-        "new": found.new.tag,
-        "params": {key: {"old": was, "new": now} for key, (was, now) in found.params.items()},
-        "data": {path: {"old": content(was), "new": content(now)} for path, (was, now) in found.data.items()},
+        "old": difference.old.tag,
+        "new": difference.new.tag,
+        "params": {key: {"old": was, "new": now} for key, (was, now) in difference.params.items()},
+        "data": {path: {"old": content(was), "new": content(now)} for path, (was, now) in difference.data.items()},
         "code": {
-            "old": found.old.manifest.code.as_dict(),
-            "new": found.new.manifest.code.as_dict(),
-            "files": [{"path": file.path, "added": file.added, "removed": file.removed} for file in found.files],
+            "old": difference.old.manifest.code.as_dict(),
+            "new": difference.new.manifest.code.as_dict(),
+            "files": [{"path": file.path, "added": file.added, "removed": file.removed} for file in difference.files],
         },
-        "machine": {name: {"old": was, "new": now} for name, (was, now) in found.machine.items()},
+        "machine": {name: {"old": was, "new": now} for name, (was, now) in difference.machine.items()},
         "metrics": {
-            name: {"old": was, "new": now, "difference": _gain(was, now)} for name, (was, now) in found.metrics.items()
+            name: {"old": was, "new": now, "difference": _gain(was, now)}
+            for name, (was, now) in difference.metrics.items()
         },
     }
 
 
-def table(found: Difference) -> RenderableType:
+def table(difference: Difference) -> RenderableType:
     """A section for each kind of change; a kind without changes is one line."""
-    return Group(f"from {found.old.tag} to {found.new.tag}", *_sections(found))
+    return Group(f"from {difference.old.tag} to {difference.new.tag}", *_sections(difference))
 
 
-def _sections(found: Difference) -> Iterator[RenderableType]:
-    states = (found.old, found.new)
-    alike = found.old.timeline == found.new.timeline
+def _sections(difference: Difference) -> Iterator[RenderableType]:
+    states = (difference.old, difference.new)
+    alike = difference.old.timeline == difference.new.timeline
     old, new = (state.name if alike else state.tag for state in states)
     yield _section("metrics", [
         (name, _number(was), _number(now), "" if (gain := _gain(was, now)) is None else f"{gain:+.2f}")
-        for name, (was, now) in found.metrics.items()
+        for name, (was, now) in difference.metrics.items()
     ], old, new, "difference")  # fmt: skip
-    yield _section("params", [(key, _value(was), _value(now)) for key, (was, now) in found.params.items()], old, new)
-    yield _section("data", [(path, _content(was), _content(now)) for path, (was, now) in found.data.items()], old, new)
+    yield _section(
+        "params", [(key, _value(was), _value(now)) for key, (was, now) in difference.params.items()], old, new
+    )
+    yield _section(
+        "data", [(path, _content(was), _content(now)) for path, (was, now) in difference.data.items()], old, new
+    )
     commits = [state.manifest.code.label for state in states]
-    changed = [(file.path, _lines(file.removed), _lines(file.added)) for file in found.files]
+    changed = [(file.path, _lines(file.removed), _lines(file.added)) for file in difference.files]
     yield _section(f"code ({' → '.join(dict.fromkeys(commits))})", changed, "removed", "added")
     yield _section(
-        "machine", [(name, _value(was), _value(now)) for name, (was, now) in found.machine.items()], old, new
+        "machine", [(name, _value(was), _value(now)) for name, (was, now) in difference.machine.items()], old, new
     )
 
 

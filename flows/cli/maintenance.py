@@ -71,46 +71,46 @@ def gc(
     from tasks.storage.git import top_level
 
     project = top_level(Path.cwd())
-    found = prune(project, keep_last=keep_last, keep_tags=keep_tag or (), delete=delete, everywhere=remote)
+    plan = prune(project, keep_last=keep_last, keep_tags=keep_tag or (), delete=delete, everywhere=remote)
     url = dvc_config.remote(project, load(project / "params.yaml").store.remote).url
     if as_json:
-        print_json(_as_dict(found, deleted=delete))
+        print_json(_as_dict(plan, deleted=delete))
         return
-    for line in _lines(found, str(dvc_config.cache_dir(project)), url, delete=delete, everywhere=remote):
+    for line in _lines(plan, str(dvc_config.cache_dir(project)), url, delete=delete, everywhere=remote):
         out.print(line)
 
 
-def _as_dict(found: SweepPlan, *, deleted: bool) -> dict[str, object]:
+def _as_dict(plan: SweepPlan, *, deleted: bool) -> dict[str, object]:
     return {
         "deleted": deleted,
-        "cache": dict(found.cache),
-        "remote": dict(found.remote),
-        "letting_go": [state.tag for state in found.letting_go],
-        "staying": list(found.staying),
-        "kept": {"unfinished": dict(found.unfinished), "young": dict(found.young), "only_here": dict(found.only_here)},
+        "cache": dict(plan.cache),
+        "remote": dict(plan.remote),
+        "letting_go": [state.tag for state in plan.letting_go],
+        "staying": list(plan.staying),
+        "kept": {"unfinished": dict(plan.unfinished), "young": dict(plan.young), "only_here": dict(plan.only_here)},
     }
 
 
-def _lines(found: SweepPlan, cache: str, url: str, *, delete: bool, everywhere: bool) -> Iterator[str]:
+def _lines(plan: SweepPlan, cache: str, url: str, *, delete: bool, everywhere: bool) -> Iterator[str]:
     freed = "freed" if delete else "can be freed"
     where = "lets its weights go for good" if everywhere else "keeps its weights in the store alone"
-    for state in found.letting_go:
+    for state in plan.letting_go:
         yield f"{state.tag} {where}"
-    yield from found.staying
-    yield f"cache   {_count(found.cache)} {freed} ({cache})"
-    yield f"store   {_count(found.remote)} {freed if everywhere else 'can be freed with --remote'} ({url})"
-    if found.unfinished:
-        yield f"stays   {_count(found.unfinished)} that finished nodes of an interrupted run made; `run` takes them up"
-    if found.only_here:
-        yield f"stays   {_count(found.only_here)} of older states that the store lacks; `chronomerge doctor --repair`"
-    if found.young:
-        yield f"stays   {_count(found.young)} in the store that are less than a day old: another machine may want them"
+    yield from plan.staying
+    yield f"cache   {_count(plan.cache)} {freed} ({cache})"
+    yield f"store   {_count(plan.remote)} {freed if everywhere else 'can be freed with --remote'} ({url})"
+    if plan.unfinished:
+        yield f"stays   {_count(plan.unfinished)} that finished nodes of an interrupted run made; `run` takes them up"
+    if plan.only_here:
+        yield f"stays   {_count(plan.only_here)} of older states that the store lacks; `chronomerge doctor --repair`"
+    if plan.young:
+        yield f"stays   {_count(plan.young)} in the store that are less than a day old: another machine may want them"
     if everywhere and not delete:
-        for md5, size in sorted(found.remote.items()):
+        for md5, size in sorted(plan.remote.items()):
             yield f"  {md5[:2]}/{md5[2:]} {size}"
     if everywhere:
         yield f"this assumes that only this repository and those it pushes states to keep anything in {url}"
-    if not delete and (found.cache or found.remote):
+    if not delete and (plan.cache or plan.remote):
         yield "nothing was touched; --delete deletes"
 
 

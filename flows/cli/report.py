@@ -82,12 +82,12 @@ def row(written: Written) -> dict[str, object]:
 def lines(written: Written) -> list[str]:
     """What was written, for people."""
     folder = written.page.parent
-    found = [
+    said = [
         f"{written.page}",
         f"beside it: {', '.join(path.name for path in written.tables)}, and {len(written.figures)} files in "
         f"{folder.name}/figures",
     ]
     for missing in written.left_out:
         brings = f"; this brings them: {missing.command}" if missing.command else ""
-        found.append(f"left out: task vectors of {missing.timeline}: {missing.reason}{brings}")
-    return found
+        said.append(f"left out: task vectors of {missing.timeline}: {missing.reason}{brings}")
+    return said

@@ -27,8 +27,8 @@ def states(
     project = options.project()
     name = options.timeline(project, timeline)
     if diff:
-        found = record.compare(*(record.find(project, name, one) for one in diff))
-        print_json(comparison.row(found)) if as_json else out.print(comparison.table(found))
+        difference = record.compare(*(record.find(project, name, one) for one in diff))
+        print_json(comparison.row(difference)) if as_json else out.print(comparison.table(difference))
     elif as_json:
         print_json(tables.states_rows(project, name, all_lines=all_lines))
     else:

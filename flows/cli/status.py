@@ -56,41 +56,41 @@ def _schedule(project: Path, timeline: str) -> dict[str, Any]:
     serving = serve_note.serving(project)
     users = os.environ.get("PREFECT_API_URL")
     url = users or (serving.url if serving else None)
-    found: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "served": f"process {serving.pid} on {serving.host}" if serving else None,
         "server": redacted(url) if url else None,
     }
     if url is None:
-        return found
+        return shown
     sign_in = None if users else server.sign_in(project)
-    found |= {
+    shown |= {
         "page": redacted(url).removesuffix("/api"), "sign_in": str(server.sign_in_file(project)) if sign_in else None
     }  # fmt: skip
     try:
         facts = schedules.facts(Api(url, patience=2, sign_in=sign_in), timeline)
     except UnansweredError as error:
-        return {**found, "error": str(error)}
+        return {**shown, "error": str(error)}
     if facts is None:
-        return found
+        return shown
     return {
-        **found, "cron": facts.cron, "timezone": facts.timezone, "next": facts.next.isoformat() if facts.next else None,
+        **shown, "cron": facts.cron, "timezone": facts.timezone, "next": facts.next.isoformat() if facts.next else None,
         "running": facts.running, "last": notes.corrected(project, timeline, facts.last),
     }  # fmt: skip
 
 
-def text(found: dict[str, Any]) -> str:
-    steps = ", ".join(f"{p['step']} ({p['arrival']})" for p in found["pending"])
-    ended, schedule = found["ended"], found["schedule"]
-    lines = [f"timeline {found['timeline']}", f"  running   {found['running'] or _starting(schedule)}"]
-    if found["at"]:
-        lines.append(f"            {found['at']}")
+def text(facts: dict[str, Any]) -> str:
+    steps = ", ".join(f"{p['step']} ({p['arrival']})" for p in facts["pending"])
+    ended, schedule = facts["ended"], facts["schedule"]
+    lines = [f"timeline {facts['timeline']}", f"  running   {facts['running'] or _starting(schedule)}"]
+    if facts["at"]:
+        lines.append(f"            {facts['at']}")
     if ended:
         lines.append(f"  last run  {_ended_text(ended)}")
-    held = " (held)" if found["last"] and not found["last_promoted"] else ""
-    start = f", from {found['starts_from']}" if found["starts_from"] != found["last"] else ""
+    held = " (held)" if facts["last"] and not facts["last_promoted"] else ""
+    start = f", from {facts['starts_from']}" if facts["starts_from"] != facts["last"] else ""
     lines += [
-        f"  last      {found['last'] or 'no state yet'}{held}",
-        f"  deployed  {found['deployed'] or 'nothing yet'}",
+        f"  last      {facts['last'] or 'no state yet'}{held}",
+        f"  deployed  {facts['deployed'] or 'nothing yet'}",
         f"  pending   {steps + start if steps else 'nothing'}",
     ]
     return "\n".join([*lines, *(f"  schedule  {line}" for line in _schedule_lines(schedule))])

@@ -55,7 +55,7 @@ def cut(
         progress.listen(listener)
         model = material.resolved(params.base, project, Path(folder) / "model")
         seed = params.seed if seed is None else seed
-        found = material.gather(
+        gathered = material.gather(
             data_sets,
             params.base.pretraining,
             lambda: material.base(model, params.base, project, weights or _trained(project, params)),
@@ -63,14 +63,14 @@ def cut(
             Context(seed, model.preprocess.image_size, model.preprocess.interpolation,
                     model.preprocess.resize_mode == "squash", Path(folder)),
         )  # fmt: skip
-        indices = chosen.order(found)
+        indices = chosen.order(gathered)
     if reverse:
         indices.reverse()
     name = order + ("-reversed" if reverse else "")
-    stream = cutting.arrivals(found.pairs, indices, steps, name)
+    stream = cutting.arrivals(gathered.pairs, indices, steps, name)
     shown = " ".join(f"--set {pair}" for pair in settings or [])
     remarks = [
-        f"{len(found.pairs)} classes of {len(data_sets)} data sets, cut into {steps} time steps by",
+        f"{len(gathered.pairs)} classes of {len(data_sets)} data sets, cut into {steps} time steps by",
         f"chronomerge stream cut {data or ''} --steps {steps} --order {order} {shown} --seed {seed}"
         + (" --reverse" if reverse else ""),
     ]
@@ -79,7 +79,9 @@ def cut(
         terminal.out.print(content, end="")
     else:
         atomic.write(out, content)
-        terminal.out.print(f"{out}: {len(found.pairs)} classes in {steps} time steps; put its stream: into params.yaml")
+        terminal.out.print(
+            f"{out}: {len(gathered.pairs)} classes in {steps} time steps; put its stream: into params.yaml"
+        )
 
 
 @app.command()

@@ -12,58 +12,58 @@ SHOWN = 10
 """Findings of a kind that people get to see; programs get all."""
 
 
-def recomputed_row(found: Verification) -> dict[str, Any]:
+def recomputed_row(result: Verification) -> dict[str, Any]:
     return {
-        "tag": found.state.tag,
-        "same": found.same,
+        "tag": result.state.tag,
+        "same": result.same,
         "nodes": [
             {
                 "node": check.node,
                 "same": not check.differing,
                 "outputs": {path: {"recorded": was, "now": now} for path, (was, now) in check.outputs.items()},
             }
-            for check in found.nodes
+            for check in result.nodes
         ],
-        "first_to_differ": found.first.node if found.first else None,
-        "reasons": list(found.reasons),
-        "not_from_previous": list(found.history),
-        "contradictions": list(found.contradictions),
-        "failure": found.failure,
-        "damaged": list(found.damaged),
-        "stored": {"intact": found.objects[0], "objects": found.objects[1]},
-        "seconds": found.seconds,
+        "first_to_differ": result.first.node if result.first else None,
+        "reasons": list(result.reasons),
+        "not_from_previous": list(result.history),
+        "contradictions": list(result.contradictions),
+        "failure": result.failure,
+        "damaged": list(result.damaged),
+        "stored": {"intact": result.objects[0], "objects": result.objects[1]},
+        "seconds": result.seconds,
     }
 
 
-def recomputed_lines(found: Verification) -> Iterator[str]:
+def recomputed_lines(result: Verification) -> Iterator[str]:
     """One line where all is as recorded, else what differs, node by node, and why it may."""
-    if found.same:
-        yield f"{found.state.tag}: all {len(found.nodes)} nodes make the same bytes again ({found.seconds:.0f} s)"
-        yield f"  {_stored(found)}"
+    if result.same:
+        yield f"{result.state.tag}: all {len(result.nodes)} nodes make the same bytes again ({result.seconds:.0f} s)"
+        yield f"  {_stored(result)}"
         return
-    if found.first or found.history or found.contradictions:
+    if result.first or result.history or result.contradictions:
         verdict = "NOT as recorded"
     else:
-        verdict = "could not be run again" if found.failure else "the same bytes again, but the stored ones are wrong"
-    yield f"{found.state.tag}: {verdict} ({found.seconds:.0f} s)"
-    for check in found.nodes:
+        verdict = "could not be run again" if result.failure else "the same bytes again, but the stored ones are wrong"
+    yield f"{result.state.tag}: {verdict} ({result.seconds:.0f} s)"
+    for check in result.nodes:
         yield f"  {check.node:<20} {'differs: ' + _differing(check) if check.differing else 'same'}"
-    if found.failure:
-        yield f"  {found.failure}"
-    if found.first:
-        yield f"  first to differ: {found.first.node}; the nodes after it read what it made. It may be because:"
-        yield from (f"  - {reason}" for reason in found.reasons)
-    if found.history:
-        start = start_of(found.state)
-        yield f"  data/history does not follow from {start.tag if start else 'nothing'}: {', '.join(found.history)}"
-    if found.contradictions:
-        yield f"  manifest.json and DVC's files name different content for {', '.join(found.contradictions)}"
-    for path in found.damaged:
+    if result.failure:
+        yield f"  {result.failure}"
+    if result.first:
+        yield f"  first to differ: {result.first.node}; the nodes after it read what it made. It may be because:"
+        yield from (f"  - {reason}" for reason in result.reasons)
+    if result.history:
+        start = start_of(result.state)
+        yield f"  data/history does not follow from {start.tag if start else 'nothing'}: {', '.join(result.history)}"
+    if result.contradictions:
+        yield f"  manifest.json and DVC's files name different content for {', '.join(result.contradictions)}"
+    for path in result.damaged:
         yield f"  {path}: the bytes in the cache are damaged; `chronomerge doctor --repair` repairs that"
 
 
-def _stored(found: Verification) -> str:
-    intact, objects = found.objects
+def _stored(result: Verification) -> str:
+    intact, objects = result.objects
     rest = "" if intact == objects else f"; {objects - intact} are not in the cache"
     return f"{intact} of {objects} stored objects read in the cache, all intact{rest} (--quick reads the store too)"
 
@@ -76,7 +76,7 @@ def _differing(check: NodeCheck) -> str:
     )
 
 
-def stored_rows(found: Mapping[str, Integrity]) -> list[dict[str, Any]]:
+def stored_rows(checked: Mapping[str, Integrity]) -> list[dict[str, Any]]:
     return [
         {
             "store": name,
@@ -85,7 +85,7 @@ def stored_rows(found: Mapping[str, Integrity]) -> list[dict[str, Any]]:
             "cache": _place_row(one.cache),
             "remote": _place_row(one.remote),
         }
-        for name, one in found.items()
+        for name, one in checked.items()
     ]
 
 
@@ -104,9 +104,9 @@ def _place_row(place: Holding) -> dict[str, Any]:
     }
 
 
-def stored_lines(found: Mapping[str, Integrity]) -> Iterator[str]:
+def stored_lines(checked: Mapping[str, Integrity]) -> Iterator[str]:
     """A line for each place, then one for each object that is damaged or missing; a cache may lack what a store has."""
-    for name, one in found.items():
+    for name, one in checked.items():
         lost = {finding.md5 for finding in (*one.remote.damaged, *one.remote.missing)}
         nowhere = [finding for finding in one.cache.missing if finding.md5 in lost]
         yield f"the cache: {one.cache.intact} of {one.objects} objects are intact ({size(one.cache.bytes)} read)"

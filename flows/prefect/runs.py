@@ -50,8 +50,8 @@ def crash(api: Api, *, flow_runs: dict[str, Any], **others: Any) -> list[str]:
     state = {"type": "CRASHED", "name": "Crashed", "message": "its process was gone: killed, or the machine went down"}
     crashed: dict[str, str] = {}
     while True:
-        found = api.post("flow_runs/filter", {"flow_runs": {**flow_runs, "state": _UNENDED}, **others})
-        left = {run["id"]: run["name"] for run in found if run["id"] not in crashed}
+        unended = api.post("flow_runs/filter", {"flow_runs": {**flow_runs, "state": _UNENDED}, **others})
+        left = {run["id"]: run["name"] for run in unended if run["id"] not in crashed}
         if not left:
             return list(crashed.values())
         for one in _task_runs(api, list(left)):

@@ -41,18 +41,18 @@ def facts(api: Api, timeline: str) -> Facts | None:
     Raises:
         UnansweredError: no answer.
     """
-    found = deployment(api, timeline)
-    if found is None:
+    deployed = deployment(api, timeline)
+    if deployed is None:
         return None
-    schedule: dict[str, Any] = next((one["schedule"] for one in found["schedules"] if one["active"]), {})
+    schedule: dict[str, Any] = next((one["schedule"] for one in deployed["schedules"] if one["active"]), {})
     cron, timezone = schedule.get("cron"), schedule.get("timezone") or ("UTC" if schedule.get("cron") else None)
     zone = ZoneInfo(timezone or "UTC")
-    due = next(runs(api, found["id"], ["SCHEDULED"], "NEXT_SCHEDULED_START_TIME_ASC"), None)
-    running = next(runs(api, found["id"], ["RUNNING", "PENDING"], "START_TIME_DESC"), None)
-    ended = runs(api, found["id"], ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"], "END_TIME_DESC")
+    due = next(runs(api, deployed["id"], ["SCHEDULED"], "NEXT_SCHEDULED_START_TIME_ASC"), None)
+    running = next(runs(api, deployed["id"], ["RUNNING", "PENDING"], "START_TIME_DESC"), None)
+    ended = runs(api, deployed["id"], ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"], "END_TIME_DESC")
     last = next((run for run in ended if run["state"]["message"] != _PASSED_OVER), None)
     return Facts(
-        found["id"], cron, timezone,
+        deployed["id"], cron, timezone,
         datetime.fromisoformat(due["next_scheduled_start_time"]).astimezone(zone) if due else None,
         running["name"] if running else None,
         _ended(last, zone) if last else None,
@@ -61,8 +61,8 @@ def facts(api: Api, timeline: str) -> Facts | None:
 
 def deployment(api: Api, timeline: str) -> dict[str, Any] | None:
     """The deployment of a timeline as the server has it."""
-    found: dict[str, Any] | None = api.get(f"deployments/name/{FLOW}/{timeline}")
-    return found
+    known: dict[str, Any] | None = api.get(f"deployments/name/{FLOW}/{timeline}")
+    return known
 
 
 def runs(api: Api, deployment: str, types: list[str], sort: str) -> Iterator[dict[str, Any]]:

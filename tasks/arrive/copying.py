@@ -127,18 +127,18 @@ class Copying:
         for number, given in enumerate(self.request.data):
             with self._complaining():
                 downloads = self.scratch / f"download-{number}"
-                found = located(
+                source = located(
                     given, self.request, self.project, downloads, self.progress, self.params.limits,
                     self.findings.complain,
                 )  # fmt: skip
-                raw = self.scratch / f"raw-{number}" / found.source.name
+                raw = self.scratch / f"raw-{number}" / source.source.name
                 raw.mkdir(parents=True)
-                with self._complaining(found.shown):
-                    complain, note = self._complain(found.shown), self._note(found.shown)
-                    found.source.fetch(raw, replace(outside, complain=complain, note=note))
+                with self._complaining(source.shown):
+                    complain, note = self._complain(source.shown), self._note(source.shown)
+                    source.source.fetch(raw, replace(outside, complain=complain, note=note))
                     hearing = replace(context, complain=complain, note=note)
-                    readings.append((found.source, found.source.read(raw, hearing)))
-                copied.append((found, raw))
+                    readings.append((source.source, source.source.read(raw, hearing)))
+                copied.append((source, raw))
         samples.check(self.request.name, readings, self._tests(), self.findings, self.progress)
         self._compare(replace(outside, progress=silent), context)
         if self.findings.problems:
@@ -148,12 +148,12 @@ class Copying:
     def _moved(self, copied: list[tuple[LocatedSource, Path]], folder: Path) -> list[SourceSpec]:
         """The sources that read what was copied, from where the project is to have it."""
         specs: list[SourceSpec] = []
-        for number, (found, raw) in enumerate(copied, start=1):
-            if isinstance(found.source, Photographs):
+        for number, (source, raw) in enumerate(copied, start=1):
+            if isinstance(source.source, Photographs):
                 own = f"/{number}" if len(copied) > 1 else ""
-                specs.append(written(found.source.moved(raw, Path(f"{folder}{own}"), f"{self._path}{own}")))
+                specs.append(written(source.source.moved(raw, Path(f"{folder}{own}"), f"{self._path}{own}")))
             else:
-                specs.append(found.given)
+                specs.append(source.given)
         return specs
 
     def _tests(self) -> Mapping[bytes, str]:

@@ -36,13 +36,13 @@ def test_images(project: Path, params: Params, scratch: Path, progress: Progress
         downloads = layout.private(project) / "downloads"
         prepare.fetch_evaluation(params, scratch / layout.RAW_EVALUATION, downloads, progress, project)
         prepare_evaluation(scratch, params, progress)
-    found: dict[bytes, str] = {}
+    known: dict[bytes, str] = {}
     for role in ROLES:
         for one in getattr(params.evaluate, role):
             data = Dataset(folder / one.name)
             for id_, image in zip(data.ids, data.images, strict=True):
-                found.setdefault(digest(image), f"{id_} of the {role} set {one.name!r}")
-    return found
+                known.setdefault(digest(image), f"{id_} of the {role} set {one.name!r}")
+    return known
 
 
 def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None:
@@ -66,8 +66,8 @@ def classes(project: Path, params: Params, outside: Outside, context: Context) -
         if entry and not cache.missing(entry):
             card = cache.members(entry)["dataset.json"]
             yield one.name, set(json.loads(cache.path(card).read_bytes())["classes"])
-        elif found := prepare.pointers(one, project):
-            yield one.name, {name for pointer in found for name in pointers.read(pointer)[1].get("classes", ())}
+        elif tracked := prepare.pointers(one, project):
+            yield one.name, {name for pointer in tracked for name in pointers.read(pointer)[1].get("classes", ())}
         else:
             try:
                 with prepare.looked_into(one.update, f"arrival {one.name}", outside, context) as readings:

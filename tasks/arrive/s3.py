@@ -63,16 +63,16 @@ def download(
         UserError: there is nothing, a key that is no path below the folder, or more than the limits allow.
         UnreachableError: no access, or no answer, or it breaks off.
     """
-    found = {name: about for name, about in objects(address).items() if name not in ignored}
-    if not found:
+    wanted = {name: about for name, about in objects(address).items() if name not in ignored}
+    if not wanted:
         raise UserError(f"{address}: nothing is stored there")
     if limits:
-        total = sum(about.size for about in found.values())
-        for name, about in found.items():
+        total = sum(about.size for about in wanted.values())
+        for name, about in wanted.items():
             drops.require_within(limits, total, about.size, f"{address}/{name}", address)
     bucket, key = _split(address)
     home = into / (PurePosixPath(key).name or bucket)
-    for name in found:
+    for name in wanted:
         if name and (name.startswith("/") or {"..", "."} & set(PurePosixPath(name).parts) or "//" in name):
             raise UserError(f"{address}: holds the key {name!r}, which is no path of a file")
     client = store.client(Remote("s3", address))
@@ -83,8 +83,8 @@ def download(
         client.download_file(bucket, f"{key.rstrip('/')}/{name}".lstrip("/") if name else key, str(target))
 
     with _complaints(address), ThreadPoolExecutor(JOBS) as pool:
-        for done, _ in enumerate(pool.map(fetch, found), start=1):
-            progress(f"downloading {address}", done, len(found))
+        for done, _ in enumerate(pool.map(fetch, wanted), start=1):
+            progress(f"downloading {address}", done, len(wanted))
     return home
 
 

@@ -114,9 +114,9 @@ def _check_values(name: str, key: str, tensor: torch.Tensor, findings: Findings)
 def _check_form(
     name: str, key: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, findings: Findings
 ) -> bool:
-    found = tuple(tensor.shape)
-    if found != shape and {found, shape} != {(), (1,)}:  # both are in use for a scalar
-        findings.complain(f"{name}: {key!r} has shape {list(found)}, the base has {list(shape)}")
+    own = tuple(tensor.shape)
+    if own != shape and {own, shape} != {(), (1,)}:  # both are in use for a scalar
+        findings.complain(f"{name}: {key!r} has shape {list(own)}, the base has {list(shape)}")
         return False
     if tensor.is_floating_point() != dtype.is_floating_point:
         findings.complain(f"{name}: {key!r} holds {_kind(tensor.dtype)}, the base has {_kind(dtype)}")

@@ -157,8 +157,8 @@ class _Prefix(Inbox):
         return any(marker in self._objects[name] for marker in MARKERS)
 
     def content(self, name: str) -> str:
-        found = self._objects[name].items()
-        return _hash({file: [about.size, about.tag] for file, about in found if file != READY})
+        objects = self._objects[name].items()
+        return _hash({file: [about.size, about.tag] for file, about in objects if file != READY})
 
     def manifest(self, name: str) -> str | None:
         if MANIFEST not in self._objects[name]:

@@ -317,15 +317,15 @@ def _hashes(technique: Technique, sources: Sequence[TensorSource], threads: int 
     if not technique.random:
         return []
     with Workers(threads) as pool:
-        found = []
+        digests = []
         for source in sources:
             names = sorted(source.entries)
             run = map if pool.executor is None else pool.executor.map
             digest = hashlib.sha256()
             for name, one in zip(names, run(partial(content_hash, source), names), strict=True):
                 digest.update(repr(name).encode() + one)
-            found.append(digest.hexdigest())
-    return found
+            digests.append(digest.hexdigest())
+    return digests
 
 
 def _keys(technique: Technique, hashes: Sequence[str], seed: int) -> Callable[[int, str], int]:

@@ -71,7 +71,7 @@ def _norm_ratio(window: Window, technique: Technique, compute: Callable[[Piece],
     """‖Σ τ_k‖ / (N ‖τ‖) over the window, in L1 norms: LiNeS's alpha."""
 
     def lengths(piece: Piece) -> NDArray[np.float64]:
-        merged, found = compute(piece).reshape(-1), np.zeros(2)
+        merged, sums = compute(piece).reshape(-1), np.zeros(2)
         for part in piece.parts():
             tau = merged[part.start - piece.start : part.stop - piece.start]
             total = part.vector(0)
@@ -80,8 +80,8 @@ def _norm_ratio(window: Window, technique: Technique, compute: Callable[[Piece],
             if not technique.relative:
                 tau = tau - part.base.reshape(-1)
                 total -= piece.count * part.base
-            found += [float(np.abs(x).sum(dtype=np.float64)) for x in (total, tau)]
-        return found
+            sums += [float(np.abs(x).sum(dtype=np.float64)) for x in (total, tau)]
+        return sums
 
     total, merged = sum(window.reduce(lengths, unit=technique.unit).values())
     return float(total / merged / len(window.experts)) if merged else 0.0

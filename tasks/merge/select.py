@@ -42,12 +42,12 @@ def largest(
     ``values`` gives those rows of a piece that are asked for, (rows, entries); ``ranks`` has the r's (1 ≤ r ≤ size) of
     each group. Returns (rows, ranks) per group.
     """
-    found: dict[str, list[list[float | None]]] = {}
+    answers_of: dict[str, list[list[float | None]]] = {}
     for first in range(0, rows, _ROWS):
         some = range(first, min(rows, first + _ROWS))
         for group, searches in _search(window, partial(_of, values, some), ranks).items():
-            found.setdefault(group, []).extend([s.answer for s in row] for row in searches)
-    return {group: np.array(answers, window.precisions[group]) for group, answers in found.items()}
+            answers_of.setdefault(group, []).extend([s.answer for s in row] for row in searches)
+    return {group: np.array(answers, window.precisions[group]) for group, answers in answers_of.items()}
 
 
 def _of(values: Callable[[Piece, Sequence[int]], Array], rows: Sequence[int], piece: Piece) -> Array:
@@ -92,15 +92,15 @@ def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]
             start = (size - _RUN) * i // (runs - 1)
             pieces.append(Piece(on_host, tensor, start, start + _RUN, (_RUN,)))
         stands[tensor.name] = size / (runs * _RUN)
-    found: dict[str, list[tuple[Array, float]]] = {}
+    sampled: dict[str, list[tuple[Array, float]]] = {}
 
     def use(piece: Piece, value: Array) -> None:
-        found.setdefault(piece.tensor.group, []).append((value, stands[piece.tensor.name]))
+        sampled.setdefault(piece.tensor.group, []).append((value, stands[piece.tensor.name]))
 
     window.each(lambda piece: window.device.get(values(piece)), pieces, use)
     searches: _Searches = {}
-    for group in list(found):
-        samples, size = found.pop(group), window.sizes[group]
+    for group in list(sampled):
+        samples, size = sampled.pop(group), window.sizes[group]
         stands_for = np.concatenate([np.full(v.shape[1], share) for v, share in samples])
         spread = float(np.square(stands_for[stands_for > 1]).sum())
         searches[group] = [
@@ -155,8 +155,8 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
             above = [int(np.count_nonzero(row)) for row in beyond]
             counts = [int(np.count_nonzero(row)) for row in mask]
             narrow = max(counts) <= max(1024, x.shape[1] // 4)
-            found = np.split(get(x[mask]), np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
-            for result, row, k, n, part in zip(results, rows, above, counts, found, strict=True):
+            chosen = np.split(get(x[mask]), np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
+            for result, row, k, n, part in zip(results, rows, above, counts, chosen, strict=True):
                 result.append((k, n, part.copy() if part is not None and row[j].low < row[j].high else None))
         return results
 
@@ -193,14 +193,14 @@ def _count(window: Window, values: _Rows, searches: _Searches) -> None:
         pieces = [p for p in _pieces(window) if p.tensor.group == group]
         precision = np.dtype(window.precisions[group])
         bits = np.dtype(f"u{precision.itemsize}")
-        found, rest = 0, rank
+        prefix, rest = 0, rank
         for shift in range(8 * precision.itemsize - 16, -1, -16):
-            counts = _histogram(window, values, pieces, i, (precision, bits, shift, found))
+            counts = _histogram(window, values, pieces, i, (precision, bits, shift, prefix))
             from_top = np.cumsum(counts[::-1])
             place = int(np.searchsorted(from_top, rest))
             rest -= int(from_top[place - 1]) if place else 0
-            found = found << 16 | (len(counts) - 1 - place)
-        search.answer = float(np.array(found, bits).view(precision))
+            prefix = prefix << 16 | (len(counts) - 1 - place)
+        search.answer = float(np.array(prefix, bits).view(precision))
 
 
 def _pieces(window: Window) -> Iterator[Piece]:
@@ -214,14 +214,14 @@ def _histogram(
     row: int,
     digit: tuple[np.dtype[Any], np.dtype[Any], int, int],
 ) -> NDArray[np.int64]:
-    """Counts of the 16 bits from ``shift`` on, of values whose higher bits are ``found``."""
-    precision, bits, shift, found = digit
+    """Counts of the 16 bits from ``shift`` on, of values whose higher bits are ``prefix``."""
+    precision, bits, shift, prefix = digit
     total = np.zeros(1 << 16, np.int64)
 
     def count(piece: Piece) -> NDArray[np.int64]:
         keys = np.ascontiguousarray(values(piece)[row].astype(precision, copy=False)).view(bits)
         if shift + 16 < 8 * bits.itemsize:
-            keys = keys[(keys >> bits.type(shift + 16)) == bits.type(found)]
+            keys = keys[(keys >> bits.type(shift + 16)) == bits.type(prefix)]
         bins = ((keys >> bits.type(shift)) & bits.type(0xFFFF)).astype(np.int64)
         return window.device.get(np.bincount(bins, minlength=1 << 16))
 

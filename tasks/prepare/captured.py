@@ -13,5 +13,5 @@ def pointer(project: Path, path: str) -> Path | None:
     depth = len(FOLDER.parts)
     if parts[:depth] != FOLDER.parts or len(parts) == depth:
         return None
-    found = project / FOLDER / f"{parts[depth]}.dvc"
-    return found if found.is_file() else None
+    own = project / FOLDER / f"{parts[depth]}.dvc"
+    return own if own.is_file() else None

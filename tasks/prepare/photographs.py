@@ -164,17 +164,17 @@ class Photographs(Source):
             UserError: there are none, or there are parts and none was picked.
         """
 
-    def sound(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:  # noqa: ARG002 - most kinds agree
+    def sound(self, path: Path, files: list[Path], complain: Complain) -> list[Path]:  # noqa: ARG002 - most kinds agree
         """Those of the files found at the user's ``path`` that can be read as what they are; the rest is complained of.
 
         What `only` leaves out need not be among them.
         """
-        return found
+        return files
 
-    def _regular(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:
+    def _regular(self, path: Path, files: list[Path], complain: Complain) -> list[Path]:
         """Those of some files that are regular files of readable names; the rest is complained of."""
         regular = []
-        for file in found:
+        for file in files:
             if problem := listing.fault(file):
                 complain(f"{self.name}: {self.shown(file, path)}: {problem}")
             else:
@@ -186,26 +186,26 @@ class Photographs(Source):
         return Path(self.path).as_posix() if file == path else (Path(self.path) / file.relative_to(path)).as_posix()
 
     @abstractmethod
-    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
-        """All rows of the raw copies of the files found.
+    def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
+        """All rows of the raw copies of the given files.
 
         ``home`` is the raw copy's root. Loads no images.
         """
 
-    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
-        """Copy what the files found refer to; returns the files copied."""
+    def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
+        """Copy what the fetched files refer to; returns the files copied."""
         return ()
 
     def fetch(self, into: Path, outside: Outside) -> None:
         path = self.location(outside.project)
         selection = self.find(path)
-        found = self.sound(path, self._regular(path, selection.files, outside.complain), outside.complain)
+        usable = self.sound(path, self._regular(path, selection.files, outside.complain), outside.complain)
         home = path if path.is_dir() else path.parent
-        for done, file in enumerate(found, start=1):
+        for done, file in enumerate(usable, start=1):
             files.copy(file, into / self.store / file.relative_to(home))
-            outside.progress(f"copying {self.path}", done, len(found))
-        more = {os.path.realpath(file) for file in self.fetch_more(home, found, into / self.store, outside)}
-        record = _Listing(given=selection.given, files=[file.relative_to(home).as_posix() for file in found])
+            outside.progress(f"copying {self.path}", done, len(usable))
+        more = {os.path.realpath(file) for file in self.fetch_more(home, usable, into / self.store, outside)}
+        record = _Listing(given=selection.given, files=[file.relative_to(home).as_posix() for file in usable])
         (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n")
         sentence = listing.left_out(file for file in selection.left_out if os.path.realpath(file) not in more)
         for note in (*selection.notes, *([sentence] if sentence else ())):
@@ -295,16 +295,16 @@ class Photographs(Source):
                         yield Example(row.id, image, self._caption(row), row.class_name)
 
 
-def part_of_files(found: list[Path], source: Photographs) -> Selection:
+def part_of_files(files: list[Path], source: Photographs) -> Selection:
     """Those of some files whose names begin with the part that was asked for; what is in no part is left out."""
-    parts, of_file = parts_of_files(found)
+    parts, of_file = parts_of_files(files)
     what = f"{source.name}: {source.path}"
     name = parts.pick(source.split, what)
     if name is None:
-        return Selection(found)
-    outside_parts = [file for file in found if of_file[file] is None]
+        return Selection(files)
+    outside_parts = [file for file in files if of_file[file] is None]
     return Selection(
-        [file for file in found if of_file[file] == name],
+        [file for file in files if of_file[file] == name],
         given=True,
         notes=(*other_parts(parts), *(f"left out: {file.name}, which is of no part" for file in outside_parts)),
     )

@@ -126,10 +126,10 @@ class Source(Choice):
         Raises:
             UserError: `only` names one that is not; ``what`` is the source as messages call it.
         """
-        found = frozenset(there)
-        if missing := [name for name in self.only if name not in found]:
+        names = frozenset(there)
+        if missing := [name for name in self.only if name not in names]:
             raise UserError(f"{what}: only names the class {missing[0]!r}, and there is none of that name")
-        return frozenset(self.only) if self.only else found
+        return frozenset(self.only) if self.only else names
 
     @classmethod
     @abstractmethod

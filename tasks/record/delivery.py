@@ -196,26 +196,26 @@ class _Source:
         raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` says more")
 
     def listing(self, md5: str) -> dict[str, str]:
-        found = objects.members_in_cache([md5], self._cache)
-        if md5 not in found and self._depot:
-            found = objects.members([md5], self._depot)
-        if md5 not in found:
+        listed = objects.members_in_cache([md5], self._cache)
+        if md5 not in listed and self._depot:
+            listed = objects.members([md5], self._depot)
+        if md5 not in listed:
             raise UserError(f"the list of files in {layout.HISTORY} of {self._state.tag} cannot be had (object {md5})")
-        return found[md5]
+        return listed[md5]
 
 
 def _config(state: State, source: _Source, files: Mapping[str, str]) -> dict[str, Any]:
     """The model in open_clip's own format; see `tasks.model.models` for what lies in the history."""
-    found = []
+    parts = []
     for name, wanted in (("model.json", "model_cfg"), ("preprocess.json", "image_size")):
         path = f"{layout.HISTORY}/model/{name}"
         try:
             content = dict(json.loads(source.get(files[f"model/{name}"], path).read_text(encoding="utf-8")))
-            found.append((content.pop(wanted), content))
+            parts.append((content.pop(wanted), content))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{state.tag}: {path} is damaged ({reason}); `chronomerge doctor` says more") from None
-    (model, _), (size, preprocess) = found
+    (model, _), (size, preprocess) = parts
     if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict):
         raise UserError(f"{state.tag}: {layout.HISTORY}/model/model.json is damaged (it has no text_cfg)")
     return {"model_cfg": model, "preprocess_cfg": {"size": size, **preprocess}}

@@ -98,12 +98,12 @@ class Visit:
     @cached_property
     def damaged(self) -> set[str]:
         """Objects of the cache whose bytes are not their own; every byte is read."""
-        found = set()
+        bad = set()
         for done, md5 in enumerate(sorted(self.here), start=1):
             if not self.cache.intact(objects.one(md5)):
-                found.add(md5)
+                bad.add(md5)
             self.progress("reading the cache", done, len(self.here))
-        return found
+        return bad
 
     @cached_property
     def wanted(self) -> dict[str, list[str]]:
@@ -112,13 +112,13 @@ class Visit:
         held = {state: retention.held(state, gone) for state in self.states}
         folders = {entry.md5 for entries in held.values() for entry in entries.values() if entry.is_folder}
         listed = objects.members(folders, self.depot) if self.depot else objects.members_in_cache(folders, self.cache)
-        found: dict[str, list[str]] = {}
+        places: dict[str, list[str]] = {}
         for state, entries in held.items():
             for path, entry in entries.items():
-                found.setdefault(entry.md5, []).append(f"{state.tag} {path}")
+                places.setdefault(entry.md5, []).append(f"{state.tag} {path}")
                 for name, md5 in listed.get(entry.md5, {}).items():
-                    found.setdefault(md5, []).append(f"{state.tag} {path}/{name}")
-        return found
+                    places.setdefault(md5, []).append(f"{state.tag} {path}/{name}")
+        return places
 
     def free(self, timeline: str) -> bool:
         """Whether nobody writes to a timeline now; who does owns what lies about it, and that is said once."""
@@ -178,8 +178,8 @@ def doctor(
     """
     from tasks.record.checks import CHECKS
 
-    found = []
+    findings = []
     with Visit(project, load(project / "params.yaml").store.remote, progress) as visit:
         for finding in examine(visit, [*CHECKS, *also]):
-            found.append(repair_one(project, finding) if repair else (finding, finding.remedy))
-        return Diagnosis(found, visit.skipped)
+            findings.append(repair_one(project, finding) if repair else (finding, finding.remedy))
+        return Diagnosis(findings, visit.skipped)

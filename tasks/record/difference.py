@@ -105,11 +105,11 @@ def _files(old: State, new: State) -> tuple[FileChange, ...]:
         ".",
         *without,
     )
-    found = []
+    changes = []
     for row in rows.split("\0")[:-1]:
         added, removed, path = row.split("\t", 2)
-        found.append(FileChange(path, *(None if count == "-" else int(count) for count in (added, removed))))
-    return tuple(found)
+        changes.append(FileChange(path, *(None if count == "-" else int(count) for count in (added, removed))))
+    return tuple(changes)
 
 
 def _machine(state: State) -> dict[str, Any]:

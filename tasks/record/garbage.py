@@ -92,7 +92,7 @@ def plan(depot: Depot, *, keep_last: int | None, keep_tags: Collection[str], eve
     )
 
 
-def sweep(depot: Depot, found: SweepPlan, shared: Iterable[str], *, everywhere: bool) -> None:
+def sweep(depot: Depot, plan: SweepPlan, shared: Iterable[str], *, everywhere: bool) -> None:
     """Delete what a plan found: from the cache, and with ``everywhere`` from the remote too.
 
     Which states let their weights go is noted, and pushed, first. So whenever this is killed, the store holds all that
@@ -103,12 +103,12 @@ def sweep(depot: Depot, found: SweepPlan, shared: Iterable[str], *, everywhere: 
         RemoteError: the remote does not delete; the cache is as it was.
     """
     if everywhere:
-        retention.note(depot.project, found.letting_go)
+        retention.note(depot.project, plan.letting_go)
         for remote in shared:
             retention.push_notes(depot.project, remote)
-        if found.remote:
-            depot.discard(found.remote)
-    for md5 in sorted(found.cache, key=lambda md5: not md5.endswith(".dir")):
+        if plan.remote:
+            depot.discard(plan.remote)
+    for md5 in sorted(plan.cache, key=lambda md5: not md5.endswith(".dir")):
         depot.cache.path(md5).unlink(missing_ok=True)
 
 
@@ -138,10 +138,10 @@ def _listed(wanted: Mapping[State, Mapping[str, Entry]], depot: Depot) -> dict[s
 
 
 def _objects(listed: Mapping[str, set[str]], entries: Iterable[Entry]) -> set[str]:
-    found: set[str] = set()
+    named: set[str] = set()
     for entry in entries:
-        found |= {entry.md5, *listed.get(entry.md5, ())}
-    return found
+        named |= {entry.md5, *listed.get(entry.md5, ())}
+    return named
 
 
 def _metrics(recorded: Iterable[State]) -> set[str]:
@@ -159,11 +159,11 @@ def _used(depot: Depot, recorded: Iterable[State]) -> set[str]:
         name for kind, name, ref in rows if kind == "commit" and not ref.startswith(("refs/notes/", "refs/decisions/"))
     }
     revisions = sorted(commits - known)
-    found: set[str] = set()
+    used: set[str] = set()
     for tree in worktrees.folders(project):
         ask = revisions if tree == project else []
-        found |= set(depot.dvc("used", tree, remote=depot.remote.name, revisions=ask)["objects"])
-    return found
+        used |= set(depot.dvc("used", tree, remote=depot.remote.name, revisions=ask)["objects"])
+    return used
 
 
 def _unfinished(depot: Depot, recorded: Iterable[State]) -> set[str]:

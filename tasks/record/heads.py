@@ -31,8 +31,8 @@ def local(project: Path, timeline: str) -> Heads:
     """The heads as this repository has them."""
     refs = _refs(timeline)
     rows = git(project, "for-each-ref", "--format=%(objectname) %(refname)", *refs).splitlines()
-    found = {name: value for value, name in (row.split(" ") for row in rows)}
-    return Heads(*(found.get(ref) for ref in refs))
+    commits = {name: value for value, name in (row.split(" ") for row in rows)}
+    return Heads(*(commits.get(ref) for ref in refs))
 
 
 def shared(project: Path, timeline: str, remote: str) -> Heads:
@@ -45,8 +45,8 @@ def shared(project: Path, timeline: str, remote: str) -> Heads:
     require_remote(project, remote)
     refs = _refs(timeline)
     rows = git(project, "ls-remote", "--", remote, *refs).splitlines()
-    found = {name: value for value, name in (row.split("\t") for row in rows)}
-    return Heads(*(found.get(ref) for ref in refs))
+    commits = {name: value for value, name in (row.split("\t") for row in rows)}
+    return Heads(*(commits.get(ref) for ref in refs))
 
 
 def move(project: Path, timeline: str, old: Heads, new: Heads, *, creating: tuple[str, str] | None = None) -> None:

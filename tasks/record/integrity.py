@@ -132,27 +132,27 @@ class _PlaceReader:
 
     def read(self, objects: Sequence[str]) -> None:
         with ThreadPoolExecutor(JOBS) as pool:
-            for done, (md5, found) in enumerate(zip(objects, pool.map(self._digest, objects), strict=True), 1):
-                self._found[md5] = found
+            for done, (md5, digest) in enumerate(zip(objects, pool.map(self._digest, objects), strict=True), 1):
+                self._found[md5] = digest
                 self._progress(f"reading {self._name}", done, len(objects))
 
     def text(self, md5: str) -> str | None:
-        found = self._intact(md5)
-        return found.text if found else None
+        digest = self._intact(md5)
+        return digest.text if digest else None
 
     def _intact(self, md5: str) -> Digest | None:
-        found = self._found[md5]
-        return found if found and found.md5 == md5.removesuffix(".dir") else None
+        digest = self._found[md5]
+        return digest if digest and digest.md5 == md5.removesuffix(".dir") else None
 
     def against(self, uses: Mapping[str, Sequence[tuple[str, str]]]) -> Holding:
-        intact = [found for md5 in uses if (found := self._intact(md5))]
+        intact = [digest for md5 in uses if (digest := self._intact(md5))]
         missing = [md5 for md5 in uses if self._found[md5] is None]
         damaged = [md5 for md5 in uses if self._found[md5] and not self._intact(md5)]
 
         def findings(objects: Sequence[str]) -> tuple[DamagedObject, ...]:
             return tuple(DamagedObject(md5, tuple(uses[md5])) for md5 in objects)
 
-        return Holding(len(intact), sum(found.size for found in intact), findings(damaged), findings(missing))
+        return Holding(len(intact), sum(digest.size for digest in intact), findings(damaged), findings(missing))
 
 
 def _of_cache(cache: Cache, md5: str) -> Digest | None:
@@ -180,10 +180,10 @@ def _of_remote(s3: S3Client, remote: Remote, md5: str) -> Digest | None:
 
 
 def _digest(md5: str, blocks: Iterable[bytes]) -> Digest:
-    found, size, text = hashlib.md5(usedforsecurity=False), 0, bytearray()
+    hashed, size, text = hashlib.md5(usedforsecurity=False), 0, bytearray()
     for block in blocks:
-        found.update(block)
+        hashed.update(block)
         size += len(block)
         if md5.endswith(".dir"):
             text += block
-    return Digest(found.hexdigest(), size, text.decode(errors="replace") if md5.endswith(".dir") else None)
+    return Digest(hashed.hexdigest(), size, text.decode(errors="replace") if md5.endswith(".dir") else None)

@@ -37,26 +37,26 @@ def reference(
 
     ``sets`` is the new state's ``data/step/evaluation``; ``bring`` puts an object of the store into the cache.
     """
-    found = timelines.promoted_state(project, timeline, heads.local(project, timeline).decisions)
-    if found is None:
+    state = timelines.promoted_state(project, timeline, heads.local(project, timeline).decisions)
+    if state is None:
         return None
-    theirs = found.entries[layout.EVALUATION]
+    theirs = state.entries[layout.EVALUATION]
     if not cache.path(theirs.md5).exists():
         bring(theirs.md5)
-    before = _contents(found.settings.evaluate, cache.members(theirs))
+    before = _contents(state.settings.evaluate, cache.members(theirs))
     now = _contents(evaluate, cache.members(sets))
-    return gate.GateReference(found.tag, found.metrics, [role for role in ROLES if before[role] == now[role]])
+    return gate.GateReference(state.tag, state.metrics, [role for role in ROLES if before[role] == now[role]])
 
 
 def _contents(evaluate: Evaluate, files: Mapping[str, str]) -> dict[str, dict[str, dict[str, str]]]:
     """Role → set → relative path → md5; ``files`` are those of ``data/step/evaluation``."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    contents: dict[str, dict[str, dict[str, str]]] = {}
     for role in ROLES:
         names = [one.name for one in getattr(evaluate, role)]
-        found[role] = {
+        contents[role] = {
             name: {path: md5 for path, md5 in files.items() if path.startswith(f"{name}/")} for name in sorted(names)
         }
-    return found
+    return contents
 
 
 @dataclass(frozen=True)

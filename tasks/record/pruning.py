@@ -71,10 +71,10 @@ def prune(
         with depot(project, name) as opened:
             if everywhere:
                 _require_no_strangers(opened)
-            found = garbage.plan(opened, keep_last=keep_last, keep_tags=keep_tags, everywhere=everywhere)
+            plan = garbage.plan(opened, keep_last=keep_last, keep_tags=keep_tags, everywhere=everywhere)
             if delete:
-                garbage.sweep(opened, found, shared, everywhere=everywhere)
-            return found
+                garbage.sweep(opened, plan, shared, everywhere=everywhere)
+            return plan
 
 
 def _require_no_strangers(opened: Depot) -> None:

@@ -45,8 +45,8 @@ def repro(folder: Path, scratch: Path, logs: Path, progress: Progress) -> tuple[
         with (logs / "verify.log").open("w") as log:
             for line in process.stdout:
                 log.write(line)
-                if found := re.match(r"Running stage '(.+)':", line):
-                    started.append(found[1])
+                if stage := re.match(r"Running stage '(.+)':", line):
+                    started.append(stage[1])
                     progress(started[-1], len(started) - 1, total)
                 elif line.lower().startswith("error: ") and not reason.startswith("error: "):  # a node's own goes first
                     reason = line.strip()

@@ -54,11 +54,11 @@ def let_go(project: Path) -> dict[str, LetGo]:
         UserError: a note is damaged.
     """
     rows = git(project, "notes", f"--ref={NOTES}", "list").splitlines()
-    found = {}
+    notes = {}
     for row in rows:
         blob, commit = row.split()
         try:
-            found[commit] = _LET_GO.validate_json(
+            notes[commit] = _LET_GO.validate_json(
                 git(project, "cat-file", "blob", blob).partition("\n")[0], strict=True
             )
         except ValidationError as error:
@@ -66,7 +66,7 @@ def let_go(project: Path) -> dict[str, LetGo]:
                 f"{NOTES}: the note on {commit[:10]} is damaged ({error.errors()[0]['msg']}); "
                 f"`git notes --ref={NOTES} remove {commit[:10]}` drops it"
             ) from None
-    return found
+    return notes
 
 
 def note(project: Path, going: Iterable[State]) -> None:

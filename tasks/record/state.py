@@ -157,14 +157,14 @@ class State:
             "params.yaml": lambda: self.params,
             "dvc.lock": lambda: self.entries,
         }
-        found = {}
+        errors = {}
         for name, read in readers.items():
             try:
                 read()
             except Exception as error:  # whatever a damaged file makes a parser raise
                 kind = "" if isinstance(error, ReadableError) else f"{type(error).__name__}: "
-                found[name] = f"{kind}{error}".splitlines()[0]
-        return found
+                errors[name] = f"{kind}{error}".splitlines()[0]
+        return errors
 
 
 class _Out(TypedDict):

@@ -17,8 +17,8 @@ def states(project: Path, timeline: str) -> list[State]:
     """Every state of a timeline in the order they were recorded: line by line, each by step."""
     pattern = f"{names.tags(timeline)}*"
     rows = git(project, "for-each-ref", "--format=%(refname) %(objectname)", pattern).splitlines()
-    found = ((names.parse(name), commit) for name, commit in (row.split() for row in rows))
-    places = sorted((place, commit) for place, commit in found if place)
+    tagged = ((names.parse(name), commit) for name, commit in (row.split() for row in rows))
+    places = sorted((place, commit) for place, commit in tagged if place)
     return [State(project, timeline, place.step, commit, place.line) for place, commit in places]
 
 
@@ -32,12 +32,12 @@ def lineage(project: Path, timeline: str) -> list[State]:
     if not recorded or recorded[-1].line == 1:
         return recorded
     by_tag = {state.tag: state for state in recorded}
-    found = [recorded[-1]]
-    while previous := found[-1].manifest.previous:
+    line = [recorded[-1]]
+    while previous := line[-1].manifest.previous:
         if previous not in by_tag:
-            raise UserError(f"{found[-1].tag} goes back to {previous}, which is missing; `git fetch --tags` brings it")
-        found.append(by_tag[previous])
-    return found[::-1]
+            raise UserError(f"{line[-1].tag} goes back to {previous}, which is missing; `git fetch --tags` brings it")
+        line.append(by_tag[previous])
+    return line[::-1]
 
 
 def timeline_names(project: Path) -> list[str]:
@@ -105,13 +105,13 @@ def deployed(project: Path, timeline: str) -> State | None:
     Raises:
         UserError: it is at no state of the timeline, which only a hand can have done.
     """
-    found = heads.local(project, timeline)
-    if found.pointer is None:
-        return promoted_state(project, timeline, found.decisions)
-    at = [state for state in states(project, timeline) if state.commit == found.pointer]
+    refs = heads.local(project, timeline)
+    if refs.pointer is None:
+        return promoted_state(project, timeline, refs.decisions)
+    at = [state for state in states(project, timeline) if state.commit == refs.pointer]
     if not at:
         raise UserError(
-            f"tag deployed/{timeline} is at {found.pointer[:10]}, which is no state of the timeline; "
+            f"tag deployed/{timeline} is at {refs.pointer[:10]}, which is no state of the timeline; "
             "`chronomerge doctor --repair` puts it back; in a clone, `git fetch --tags --force` may bring what it lacks"
         )
     return at[0]

@@ -117,9 +117,9 @@ def verify(project: Path, state: State, progress: Progress) -> Verification:
     stored = Verification(state)
     try:
         cache = Cache(dvc_config.cache_dir(project))
-        found = {path: cache.condition(entry) for path, entry in state.entries.items()}
-        objects = {md5: intact for each in found.values() for md5, intact in each.items()}
-        damaged = tuple(path for path, each in found.items() if False in each.values())
+        conditions = {path: cache.condition(entry) for path, entry in state.entries.items()}
+        objects = {md5: intact for each in conditions.values() for md5, intact in each.items()}
+        damaged = tuple(path for path, each in conditions.items() if False in each.values())
         stored = replace(stored, damaged=damaged, objects=(sum(map(bool, objects.values())), len(objects)))
         wanted = needs(state)
         for one, paths in wanted:
@@ -171,8 +171,8 @@ def recompute(project: Path, state: State, remote: Remote | None, progress: Prog
             for name in (ran[:-1] if failure else ran)
         ]
     seconds = round(time.monotonic() - started, 1)
-    found = Verification(state, tuple(checks), broken, state.contradictions, failure, seconds=seconds)
-    return replace(found, reasons=_reasons(state, found.first.node)) if found.first else found
+    verdict = Verification(state, tuple(checks), broken, state.contradictions, failure, seconds=seconds)
+    return replace(verdict, reasons=_reasons(state, verdict.first.node)) if verdict.first else verdict
 
 
 def unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]:
@@ -236,7 +236,7 @@ def _reasons(state: State, node: str) -> tuple[str, ...]:
     """What is not as it was when a node was recorded, as far as its manifest tells."""
     then, recorded = state.manifest.versions, state.manifest.recorded
     here = nodes.versions()
-    found = [
+    reasons = [
         f"{name} was {then.get(name, 'not there')}, here it is {here.get(name, 'not there')}"
         for name in sorted({*then, *here})
         if then.get(name) != here.get(name)
@@ -244,10 +244,10 @@ def _reasons(state: State, node: str) -> tuple[str, ...]:
     device = state.manifest.device.get(node)
     now = models.device_facts(device.threads if device else None)
     if device and device.name not in (None, now["name"]):
-        found.append(f"it ran on {device.name}, here on {now['name']}")
+        reasons.append(f"it ran on {device.name}, here on {now['name']}")
     if recorded.host != socket.gethostname():
-        found.append(f"it was recorded on {recorded.host}: another processor may round otherwise")
-    return tuple(found) or (
+        reasons.append(f"it was recorded on {recorded.host}: another processor may round otherwise")
+    return tuple(reasons) or (
         f"versions, device, threads and host are those recorded: {node} depends on something else than its params and "
         "inputs (an unseeded choice, the time, a file elsewhere), or the recorded bytes never came from this code",
     )

@@ -63,10 +63,10 @@ def headline(table: pd.DataFrame) -> list[Fact]:
 def _of_one(table: pd.DataFrame) -> list[Fact]:
     first, last = (table[table["step"] == step].set_index("metric")["value"] for step in (0, last_step(table)))
     names = {"A_KA": "accumulation, A_KA", "A_ZS": "retention, A_ZS", _MEAN: "geometric mean"}
-    found = [Fact(name, f"{last[key]:.1f} %", f"base {first[key]:.1f} %") for key, name in names.items()]
+    facts = [Fact(name, f"{last[key]:.1f} %", f"base {first[key]:.1f} %") for key, name in names.items()]
     if "BWT" in last:
-        found.append(Fact("backward transfer", f"{last['BWT']:+.1f}".replace("-", "−"), f"ACC {last['ACC']:.1f} %"))
-    return found
+        facts.append(Fact("backward transfer", f"{last['BWT']:+.1f}".replace("-", "−"), f"ACC {last['ACC']:.1f} %"))
+    return facts
 
 
 def _of_many(table: pd.DataFrame) -> list[Fact]:
@@ -74,16 +74,16 @@ def _of_many(table: pd.DataFrame) -> list[Fact]:
     table = table[table["variant"] == best["variant"]]  # each variant has a base and references of its own
     last = final(table)
     start = table[(table["step"] == 0) & (table["reference"] == "")]
-    found = [_fact("best cell", _chosen(last, best), str(best["cell"]))]
+    facts = [_fact("best cell", _chosen(last, best), str(best["cell"]))]
     plain = last[(last["init"] == "ft") & (last["deploy"] == "ft")]
     if len(plain):
-        found.append(_fact("replay baseline", plain, "ft + ft"))
-    found.append(_fact("base", start.drop_duplicates(["seed", "metric", "dataset"]), "before any arrival"))
+        facts.append(_fact("replay baseline", plain, "ft + ft"))
+    facts.append(_fact("base", start.drop_duplicates(["seed", "metric", "dataset"]), "before any arrival"))
     for name, label in REFERENCES.items():
         each = table[table["reference"] == name]
         if len(each):
-            found.append(_fact(label, each[each["step"] == each["step"].max()], "reference"))
-    return found
+            facts.append(_fact(label, each[each["step"] == each["step"].max()], "reference"))
+    return facts
 
 
 def _chosen(rows: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:

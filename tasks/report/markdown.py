@@ -21,10 +21,10 @@ def summary(table: pd.DataFrame) -> str:
         f"| {' | '.join(markdown(part) for part in (fact.name, fact.value, fact.note))} |"
         for fact in facts.headline(table)
     ]
-    found = effects(table, "geometric_mean")
-    if len(found):
+    factors = effects(table, "geometric_mean")
+    if len(factors):
         lines += ["", "| factor | level | final geometric mean | points from the average |", "|---|---|---|---|"]
-        for row in found.to_dict("records"):
+        for row in factors.to_dict("records"):
             half = f" ± {row['half']:.2f}" if row["half"] == row["half"] else ""
             name = f"{markdown(row['factor'])} | {markdown(str(row['level']))}"
             lines.append(f"| {name} | {row['mean']:.2f} | {row['difference']:+.2f}{half} |")

@@ -27,11 +27,11 @@ def cells(project: Path, timelines: Sequence[str]) -> list[Cell]:
         UserError: a timeline has no states.
     """
     params = {name: lineage(project, name)[-1].params for name in dict.fromkeys(timelines)}
-    found = [_cell(name, each, _ambiguous(params)) for name, each in params.items()]
+    made = [_cell(name, each, _ambiguous(params)) for name, each in params.items()]
     experiments = [{key: value for key, value in each.items() if key not in _OWN} for each in params.values()]
     one_experiment = all(each == experiments[0] for each in experiments)
-    unlike = len({replace(cell, timeline="") for cell in found}) == len(found)
-    return found if one_experiment and unlike else [replace(cell, variant=cell.timeline) for cell in found]
+    unlike = len({replace(cell, timeline="") for cell in made}) == len(made)
+    return made if one_experiment and unlike else [replace(cell, variant=cell.timeline) for cell in made]
 
 
 def _ambiguous(params: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:

@@ -56,11 +56,11 @@ def of(records: Records, example: str, made_by: str, drawn_by: str) -> Provenanc
 
 
 def _code(manifests: Iterable[Manifest]) -> tuple[str, ...]:
-    found = {
+    commits = {
         each.code.commit[:12] + (" with changes, which the states hold" if each.code.dirty else "")
         for each in manifests
     }
-    return tuple(sorted(found))
+    return tuple(sorted(commits))
 
 
 def _devices(manifests: Iterable[Manifest]) -> tuple[str, ...]:

@@ -61,11 +61,11 @@ def lineage(project: Path, timeline: str) -> list[State]:
     Raises:
         UserError: it has none.
     """
-    found = recorded_lineage(project, timeline)
-    if not found:
+    states = recorded_lineage(project, timeline)
+    if not states:
         others = ", ".join(timeline_names(project)) or "none; in a clone, `git fetch --tags` brings them"
         raise UserError(f"timeline {timeline!r} has no states to report on (recorded timelines: {others})")
-    return found
+    return states
 
 
 class _Set(TypedDict):
@@ -91,19 +91,19 @@ def _record(state: State, texts: Mapping[str, str]) -> Record:
         outputs = _outputs(pipeline)
     except UserError as error:
         raise UserError(f"{state.tag}: {error}") from None
-    found = Record(
+    record = Record(
         state, read_manifest(manifest, state.tag), metrics_of(metrics, state.tag), _params(params, state), outputs
     )
     damaged = f"{state.tag}: its files contradict each other ({{}}); `chronomerge doctor` says more"
-    if lacking := found.manifest.seconds.keys() - outputs:
+    if lacking := record.manifest.seconds.keys() - outputs:
         raise UserError(damaged.format(f"manifest.json names the node {min(lacking)}, and dvc.yaml does not"))
-    made = [path for node in found.manifest.seconds for path in outputs[node]]
-    if lacking := {*RAW, *made} - found.manifest.contents.keys():
+    made = [path for node in record.manifest.seconds for path in outputs[node]]
+    if lacking := {*RAW, *made} - record.manifest.contents.keys():
         raise UserError(damaged.format(f"manifest.json does not name {min(lacking)}"))
-    named = {one["name"] for role in ROLES for one in found.params["evaluate"][role]}
-    if lacking := {*found.metrics["top1"], *found.metrics.get("recall", {})} - named:
+    named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
+    if lacking := {*record.metrics["top1"], *record.metrics.get("recall", {})} - named:
         raise UserError(damaged.format(f"metrics.json names the set {min(lacking)}, and params.yaml does not"))
-    return found
+    return record
 
 
 def _params(text: str, state: State) -> Mapping[str, Any]:

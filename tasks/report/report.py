@@ -53,12 +53,12 @@ def report(
     Raises:
         UserError: a timeline has no states, or a checkpoint in the cache is damaged.
     """
-    found = records.read(project, cells)
-    geometry = vectors.of(project, found, progress)
+    lineages = records.read(project, cells)
+    geometry = vectors.of(project, lineages, progress)
     known = {name: experts.geometry for experts in geometry.known for name in experts.timelines}
-    table = tidy.table(found, known)
+    table = tidy.table(lineages, known)
     best = str(best_cell(table)["timeline"])
-    return write(table, geometry, provenance.of(found, best, made_by, drawn_by), to, progress)
+    return write(table, geometry, provenance.of(lineages, best, made_by, drawn_by), to, progress)
 
 
 def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, progress: Progress = silent) -> Written:

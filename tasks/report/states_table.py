@@ -87,11 +87,11 @@ def build(table: pd.DataFrame) -> States:
     states = named(table.drop_duplicates("tag")).set_index("tag", drop=False).join(values)
     newest = states.groupby("timeline")["step"].transform("max") == states["step"]
     columns = tuple(c for c in COLUMNS if c.key in states and (c.key not in _CELL or states[c.key].nunique() > 1))
-    found = [
+    rows = [
         Row(tuple(_cell(column, state) for column in columns), last)
         for state, last in zip(states.to_dict("records"), newest, strict=True)
     ]
-    return States(columns, tuple(found))
+    return States(columns, tuple(rows))
 
 
 def _cell(column: Column, state: Mapping[Any, Any]) -> CellText:

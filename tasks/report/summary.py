@@ -37,12 +37,12 @@ def over_seeds(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """
     rows = table[table["metric"].isin(metrics)]
     groups = rows.groupby([*KEYS, "step", "metric", "dataset", "role"], sort=False, observed=True)
-    found = groups["value"].agg(mean="mean", deviation="std", seeds="count").reset_index()
-    quantile = found["seeds"].map(lambda n: t_quantile(n - 1) if n > 1 else np.nan)
-    found["half"] = quantile * found["deviation"] / np.sqrt(found["seeds"])
-    found["low"], found["high"] = found["mean"] - found["half"], found["mean"] + found["half"]
+    summary = groups["value"].agg(mean="mean", deviation="std", seeds="count").reset_index()
+    quantile = summary["seeds"].map(lambda n: t_quantile(n - 1) if n > 1 else np.nan)
+    summary["half"] = quantile * summary["deviation"] / np.sqrt(summary["seeds"])
+    summary["low"], summary["high"] = summary["mean"] - summary["half"], summary["mean"] + summary["half"]
     arrivals = groups["arrival"].agg(_one_or_none).reset_index(drop=True)
-    return found.assign(arrival=arrivals).drop(columns="deviation")
+    return summary.assign(arrival=arrivals).drop(columns="deviation")
 
 
 def _one_or_none(names: pd.Series[str]) -> str:

@@ -63,12 +63,12 @@ def _of_cell(
     cell: Cell, lineage: Sequence[Record], geometry: Mapping[str, Geometry], ledger: Ledger
 ) -> Iterator[tuple[Any, ...]]:
     named = tuple(getattr(cell, column) for column in CELL)
-    found = [scores(record.metrics) for record in lineage]
-    streamed = _of_stream(lineage, found)
+    scored = [scores(record.metrics) for record in lineage]
+    streamed = _of_stream(lineage, scored)
     vectors = geometry.get(cell.timeline)
     for index, record in enumerate(lineage):
         rows = [
-            *_measured(record, found[index]),
+            *_measured(record, scored[index]),
             *((name, "", "", values[index]) for name, values in streamed.items() if math.isfinite(values[index])),
             *_spent(record),
             *ledger.rows(record),

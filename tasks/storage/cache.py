@@ -55,7 +55,7 @@ def files_in(folder: Path) -> list[str]:
     Raises:
         UserError: a symbolic link, which could lead outside the folder when it is restored.
     """
-    found = []
+    files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if f not in IGNORED]
         for name in (*names, *folders):
@@ -63,8 +63,8 @@ def files_in(folder: Path) -> list[str]:
             if path.is_symlink():
                 raise UserError(f"{path}: is a symbolic link; put the file itself there")
             if name in names:
-                found.append(path.relative_to(folder).as_posix())
-    return sorted(found)
+                files.append(path.relative_to(folder).as_posix())
+    return sorted(files)
 
 
 def _folder_object(listing: dict[str, str]) -> bytes:
@@ -221,10 +221,10 @@ class Cache:
 
     def md5s(self, entries: Iterable[Entry]) -> set[str]:
         """The objects that entries are made of, the listings of folders among them."""
-        found = set()
+        hashes = set()
         for entry in entries:
-            found |= {entry.md5, *(self.members(entry).values() if entry.is_folder else ())}
-        return found
+            hashes |= {entry.md5, *(self.members(entry).values() if entry.is_folder else ())}
+        return hashes
 
     def missing(self, entry: Entry) -> list[str]:
         """The objects of an entry that are not in the cache, by md5; files in the cache are not read, but listings are:

@@ -197,10 +197,10 @@ def _listed(address: Address, commit: str) -> set[str]:
     except CachedRepoTreeNotFoundError:
         name = repo_folder_name(repo_id=address.repository, repo_type=address.kind)
         folder = Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
-        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        if not found:
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        if not files:
             raise unreachable from None
-        return found
+        return files
 
 
 def _is_inside(path: str) -> bool:

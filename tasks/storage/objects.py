@@ -52,16 +52,16 @@ def is_object(name: str) -> bool:
 
 def in_cache(cache: Cache) -> tuple[dict[str, StoredObject], list[Path]]:
     """The objects of a cache, and the other files beside them, which an interrupted write leaves."""
-    found, strays = {}, []
+    stored, strays = {}, []
     objects = cache.folder / "files" / "md5"
     for path in sorted([*objects.glob("*/*"), *objects.glob(".*")]):
         name = path.parent.name + path.name
         if is_object(name):
             about = path.stat()
-            found[name] = StoredObject(about.st_size, about.st_mtime)
+            stored[name] = StoredObject(about.st_size, about.st_mtime)
         else:
             strays.append(path)
-    return found, strays
+    return stored, strays
 
 
 def in_remote(depot: Depot) -> dict[str, StoredObject]:
@@ -83,12 +83,12 @@ def members_in_cache(listings: Iterable[str], cache: Cache) -> dict[str, dict[st
 def members(listings: Iterable[str], depot: Depot) -> dict[str, dict[str, str]]:
     """What folders list, out of the cache or else the remote; without those that are whole in neither."""
     wanted = set(listings)
-    found = members_in_cache(wanted, depot.cache)
-    if elsewhere := wanted - found.keys():
+    listed = members_in_cache(wanted, depot.cache)
+    if elsewhere := wanted - listed.keys():
         with tempfile.TemporaryDirectory() as folder:
             taken = Cache(Path(folder))
             for md5 in depot.take(elsewhere, Path(folder)):
                 taken.path(md5).parent.mkdir(parents=True, exist_ok=True)
                 Path(folder, md5).rename(taken.path(md5))
-            found |= members_in_cache(elsewhere, taken)
-    return found
+            listed |= members_in_cache(elsewhere, taken)
+    return listed

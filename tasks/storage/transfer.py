@@ -147,8 +147,8 @@ def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path, exp
         expected = upload.tag_of_parts(sent, calculate_chunksize(size))
     if tag in (digest, expected):
         return True
-    found = hashlib.md5()
+    digested = hashlib.md5()
     with store.fs.open(store.oid_to_path(md5), "rb") as file:
         while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest() == digest
+            digested.update(part)
+    return digested.hexdigest() == digest

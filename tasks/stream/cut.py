@@ -28,22 +28,22 @@ def read(path: Path) -> list[DataSet]:
     listed = raw.get("stream") if isinstance(raw, dict) else raw
     if not isinstance(listed, list) or not listed:
         raise UserError(f'{path}: lists no data sets; write each as {{name: birds, update: ["images:data/birds"]}}')
-    found = []
+    sets = []
     for number, one in enumerate(listed, start=1):
         if isinstance(one, dict) and isinstance(one.get("date"), int):
             one = {**one, "date": str(one["date"])}
         elif isinstance(one, dict) and hasattr(one.get("date"), "isoformat"):
             one = {**one, "date": one["date"].isoformat()}
         try:
-            found.append(DataSet.model_validate(one))
+            sets.append(DataSet.model_validate(one))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise UserError(f"{path}: data set {number}: {key}: {first['msg']}; experts cannot be cut") from None
-    names = [one.name for one in found]
+    names = [one.name for one in sets]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: two data sets are named {repeated[0]!r}")
-    return found
+    return sets
 
 
 def groups(order: Sequence[int], steps: int) -> list[list[int]]:

@@ -62,8 +62,8 @@ class Base:
         with torch.inference_mode():
             parts = self.tokenize(texts).split(BATCH)
             features = [self.model.encode_text(p.to(models.device()), normalize=True) for p in parts]
-            found: np.ndarray = torch.cat(features).float().cpu().numpy()
-        return found
+            joined: np.ndarray = torch.cat(features).float().cpu().numpy()
+        return joined
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """Normalized features of uint8 images (N, H, W, 3), float32, shape (N, D)."""
@@ -71,8 +71,8 @@ class Base:
 
         with torch.inference_mode():
             pixels: torch.Tensor = models.normalize(images, self.preprocess, models.device())
-            found: np.ndarray = self.model.encode_image(pixels, normalize=True).float().cpu().numpy()
-        return found
+            encoded: np.ndarray = self.model.encode_image(pixels, normalize=True).float().cpu().numpy()
+        return encoded
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def base(model: Model, given: params.Base, project: Path, weights: Path | None) 
         weights = model.folder / "base.safetensors"
     models.configure(None)
     built = models.build(model.folder)
-    found = checkpoints.load(weights) if not weights.suffix else models.read_checkpoint(weights)  # or in the cache
-    models.load_weights(built, found, weights)
+    read = checkpoints.load(weights) if not weights.suffix else models.read_checkpoint(weights)  # or in the cache
+    models.load_weights(built, read, weights)
     return Base(built.to(models.device()).eval(), models.tokenizer(model.folder), model.preprocess)
 
 
@@ -141,27 +141,27 @@ def gather(
 
     @contextmanager
     def readings(one: DataSet) -> Iterator[list[tuple[Source, Reading]]]:
-        with prepare.looked_into(one.update, f"data set {one.name}", outside, replace(context, memo={})) as found:
-            yield found
+        with prepare.looked_into(one.update, f"data set {one.name}", outside, replace(context, memo={})) as read:
+            yield read
 
     def captions() -> Iterator[str]:
-        with prepare.looked_into(pretraining, "base.pretraining", outside, replace(context, memo={})) as found:
-            for _, reading in found:
+        with prepare.looked_into(pretraining, "base.pretraining", outside, replace(context, memo={})) as read:
+            for _, reading in read:
                 yield from (caption for caption, _ in reading.texts)
 
     pairs: list[Pair] = []
     for one in data_sets:
-        with readings(one) as found:
-            pairs += _pairs(one, found)
+        with readings(one) as known:
+            pairs += _pairs(one, known)
     return Material(
         tuple(pairs), tuple(data_sets), outside.seed, outside.project, captions, functools.cache(base), readings
     )
 
 
-def _pairs(one: DataSet, found: Sequence[tuple[Source, Reading]]) -> list[Pair]:
+def _pairs(one: DataSet, readings: Sequence[tuple[Source, Reading]]) -> list[Pair]:
     captions: dict[str, dict[str, None]] = {}
     having: dict[str, list[Source]] = {}
-    for source, reading in found:
+    for source, reading in readings:
         for caption, name in reading.texts:
             if name is None:
                 raise UserError(f"data set {one.name}: the sample {caption!r} has no class; a stream is cut by class")

@@ -38,11 +38,11 @@ class Pcb(Scoped):
         pairs = [(i, j) for i in range(n) for j in range(i, n)]
 
         def extremes(piece: Piece) -> NDArray[np.float64]:
-            x, found = piece.vectors(), np.zeros((2, n, n))
+            x, bounds = piece.vectors(), np.zeros((2, n, n))
             for i, j in pairs:
                 product = x[i] * x[j]
-                found[:, i, j] = float(product.min()), -float(product.max())
-            return found
+                bounds[:, i, j] = float(product.min()), -float(product.max())
+            return bounds
 
         ranges: dict[str, tuple[Float64, Float64]] = {}
         for group, (low, negative_high) in window.reduce(extremes, np.minimum).items():
@@ -60,12 +60,12 @@ class Pcb(Scoped):
             return np.exp(product, out=product)
 
         def sums(piece: Piece) -> NDArray[np.float64]:
-            x, found = piece.vectors(), np.zeros((2, n, n))
+            x, totals = piece.vectors(), np.zeros((2, n, n))
             for i, j in pairs:
-                found[0, i, j] = float(exponential(piece, x, i, j).sum(dtype=np.float64))
+                totals[0, i, j] = float(exponential(piece, x, i, j).sum(dtype=np.float64))
             for i in range(n):
-                found[1, i, i] = float(exponential(piece, x, i, i, times=n).sum(dtype=np.float64))
-            return found
+                totals[1, i, i] = float(exponential(piece, x, i, i, times=n).sum(dtype=np.float64))
+            return totals
 
         shares: dict[str, Float64] = {}
         for group, total in window.reduce(sums).items():

@@ -39,8 +39,8 @@ class Sce(Scoped):
             moved = window.reduce(lambda piece: np.count_nonzero(_variance(piece.vectors())))
             ranks = {group: (int(self.density * count),) if count else () for group, count in moved.items()}
             ranks = {group: wanted if wanted and wanted[0] else () for group, wanted in ranks.items()}
-            found = select.largest(window, lambda piece, _: _variance(piece.vectors())[None], ranks, rows=1)
-            thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in found.items()}
+            largest = select.largest(window, lambda piece, _: _variance(piece.vectors())[None], ranks, rows=1)
+            thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in largest.items()}
 
         def selected(piece: Piece) -> Array:
             x = piece.vectors()

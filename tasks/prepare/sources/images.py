@@ -40,21 +40,21 @@ class Images(Photographs):
         name = parts.pick(self.split, f"images: {self.path}")
         top = path / name if name else path
         there = listing.walk(top)
-        found = [file for file in there if listing.is_image(file) or file.name in METADATA]
+        files = [file for file in there if listing.is_image(file) or file.name in METADATA]
         beside = [] if name is None else [
             file
             for entry in sorted(path.iterdir())
             if not listing.is_hidden(entry.name) and entry.name not in (*parts.names.values(), *parts.others)
             for file in (listing.walk(entry) if entry.is_dir() else [entry])
         ]  # fmt: skip
-        left = (*(file for file in there if file not in set(found)), *beside)
-        if not found:
+        left = (*(file for file in there if file not in set(files)), *beside)
+        if not files:
             sentence = listing.left_out(left)
             raise UserError(
                 f"images: {self.shown(top, path)}: holds no images ({', '.join(sorted(listing.image_extensions()))})"
                 + (f"; {sentence}" if sentence else "")
             )
-        return Selection(sorted(found), name is not None, left, other_parts(parts))
+        return Selection(sorted(files), name is not None, left, other_parts(parts))
 
     def _parts(self, path: Path) -> Parts:
         """The parts among the folders at the top; a train or a test folder alone is one where it holds folders only."""
@@ -76,12 +76,12 @@ class Images(Photographs):
             )
         return Parts({})
 
-    def sound(self, path: Path, found: list[Path], complain: Complain) -> list[Path]:
-        if any(file.name in METADATA for file in found):
-            return found
+    def sound(self, path: Path, files: list[Path], complain: Complain) -> list[Path]:
+        if any(file.name in METADATA for file in files):
+            return files
         top = self._top(path)
-        inside = [file for file in found if file.parent != top]
-        loose = [file for file in found if file.parent == top]
+        inside = [file for file in files if file.parent != top]
+        loose = [file for file in files if file.parent == top]
         if loose and not inside:
             complain(
                 f"images: {self.shown(top, path)}: holds {len(loose)} images and no class folders; move each into a "
@@ -92,7 +92,7 @@ class Images(Photographs):
             complain(f"images: {self.shown(file, path)}: lies outside any class folder; move it into one")
         folders = sorted(entry for entry in top.iterdir() if entry.is_dir() and not listing.is_hidden(entry.name))
         for folder in folders:
-            if not any(file.is_relative_to(folder) for file in found):
+            if not any(file.is_relative_to(folder) for file in files):
                 complain(f"images: {self.shown(folder, path)}: the class folder holds no images; remove it")
         if mixed := self._mixed_depths(inside, top, path):
             complain(mixed)
@@ -104,8 +104,8 @@ class Images(Photographs):
         path = project / self.path
         if not path.is_dir():  # it comes out of the store
             return None
-        found = self.sound(path, self.find(path).files, refuse)
-        return None if any(file.name in METADATA for file in found) else len(found)
+        files = self.sound(path, self.find(path).files, refuse)
+        return None if any(file.name in METADATA for file in files) else len(files)
 
     def _mixed_depths(self, inside: Sequence[Path], top: Path, path: Path) -> str | None:
         """What is wrong where images lie at different depths and nobody has said which folder is the class."""
@@ -123,9 +123,9 @@ class Images(Photographs):
     def _class_of(self, file: Path, top: Path) -> str:
         return _spoken(file.relative_to(top).parts[0] if self.class_level == "first" else file.parent.name)
 
-    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
-        metadata = [file for file in found if file.name in METADATA]
-        images = [file for file in found if file.name not in METADATA]
+    def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
+        metadata = [file for file in files if file.name in METADATA]
+        images = [file for file in files if file.name not in METADATA]
         notes: list[str] = []
         if metadata:
             rows, notes = self._described(home, metadata, images, context)

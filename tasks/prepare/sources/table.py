@@ -42,23 +42,23 @@ class TableSource(Photographs):
 
     def find(self, path: Path) -> Selection:
         if not path.is_dir():
-            found, left = [path] if _is_table(path) else [], []
+            files, left = [path] if _is_table(path) else [], []
         else:
             there = listing.walk(path)
-            found = [file for file in there if _is_table(file) and file.parent == path]
-            found = found or [file for file in there if _is_table(file)]  # as in data/train-00000-of-00001.parquet
-            left = [file for file in there if file not in set(found)]
-        if not found:
+            files = [file for file in there if _is_table(file) and file.parent == path]
+            files = files or [file for file in there if _is_table(file)]  # as in data/train-00000-of-00001.parquet
+            left = [file for file in there if file not in set(files)]
+        if not files:
             raise UserError(f"table: {self.path}: no table there; {', '.join(FORMATS)} are read")
-        if len({FORMATS[file.suffix.lower()] for file in found}) > 1:
+        if len({FORMATS[file.suffix.lower()] for file in files}) > 1:
             raise UserError(f"table: {self.path}: holds tables of several formats; name one file")
-        chosen = part_of_files(sorted(found), self)
+        chosen = part_of_files(sorted(files), self)
         return Selection(chosen.files, chosen.given, tuple(left), chosen.notes)
 
-    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:
+    def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:
         outside.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=outside.cache, prefix=".table-") as scratch:
-            images = self._images(self._load(found, Path(scratch), outside.limits.cell_characters))
+            images = self._images(self._load(fetched, Path(scratch), outside.limits.cell_characters))
             named = list(dict.fromkeys(v for v in images if isinstance(v, str) and v))
         copied = []
         for done, name in enumerate(named, start=1):
@@ -75,9 +75,9 @@ class TableSource(Photographs):
             outside.progress(f"copying images of {self.path}", done, len(named))
         return copied
 
-    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
+    def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         what = f"table: {self.path}"
-        table = self._load(found, context.scratch, context.limits.cell_characters)
+        table = self._load(files, context.scratch, context.limits.cell_characters)
         captions = tables.captions(table, tables.find(table, self.caption, tables.CAPTION, what), what)
         label = tables.find(table, self.label, tables.LABEL, what)
         classes = tables.class_names(table, label, self.classes, what)
@@ -120,8 +120,8 @@ class TableSource(Photographs):
         reason = "and there is no such file" if problem == "no such file" else f"which {problem}"
         return f"table: {self.path}: names the image {name!r:.200}, {reason}"
 
-    def _load(self, found: Sequence[Path], scratch: Path, longest: int) -> Table:
-        return tables.load(found, scratch, f"table: {self.path}", longest, quoted=self.quoted)
+    def _load(self, files: Sequence[Path], scratch: Path, longest: int) -> Table:
+        return tables.load(files, scratch, f"table: {self.path}", longest, quoted=self.quoted)
 
     def _images(self, table: Table) -> Any:
         """The image column's values, read as they are asked for: paths or encoded images."""

@@ -41,24 +41,24 @@ class WebDataset(Photographs):
 
     def find(self, path: Path) -> Selection:
         there = sorted(listing.walk(path)) if path.is_dir() else [path]
-        found = [file for file in there if tars.is_tar(file) and file.parent == path] if path.is_dir() else there
-        if not found:
+        files = [file for file in there if tars.is_tar(file) and file.parent == path] if path.is_dir() else there
+        if not files:
             raise UserError(f"webdataset: {self.path}: no .tar file there")
-        chosen = part_of_files(found, self)
-        left = [file for file in there if file not in set(found) and file.name not in CLASS_FILES]
+        chosen = part_of_files(files, self)
+        left = [file for file in there if file not in set(files) and file.name not in CLASS_FILES]
         return Selection(chosen.files, chosen.given, tuple(left), chosen.notes)
 
-    def fetch_more(self, home: Path, found: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
+    def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
         listed = [home / name for name in CLASS_FILES if (home / name).is_file()]
         for file in listed:
             files.copy(file, target / file.name)
         return listed
 
-    def rows(self, home: Path, found: Sequence[Path], context: Context) -> Rows:
+    def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         what = f"webdataset: {self.path}"
         samples: list[tuple[str, TarSample]] = []
         left: list[str] = []
-        for path in found:
+        for path in files:
             content = tars.read(path, context.scratch, what, context.limits.drop_bytes)
             inside = path.relative_to(home).as_posix()
             samples += [(f"{inside}/{sample.key}", sample) for sample in content.samples]

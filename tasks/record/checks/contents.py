@@ -91,14 +91,14 @@ def remote(visit: Visit) -> Iterator[Finding]:
     absent = [md5 for md5 in visit.wanted if md5 not in visit.there]
     cut = [md5 for md5 in visit.wanted if md5 in sound and md5 in visit.there and visit.there[md5].size != sound[md5]]
     sendable = [md5 for md5 in absent if md5 in sound]
-    for what, found, meaning in (
+    for what, objects, meaning in (
         ("objects that the store lacks", sendable, "another clone could not restore these states; the cache has them"),
         ("objects of another size in the store", cut, "an upload was cut off, or the store is damaged"),
     ):
-        if found:
+        if objects:
             yield Finding(
-                what, f"{len(found)} objects of {_tags(visit, found)}", meaning, "send them from the cache",
-                partial(visit.depot.send, found),
+                what, f"{len(objects)} objects of {_tags(visit, objects)}", meaning, "send them from the cache",
+                partial(visit.depot.send, objects),
             )  # fmt: skip
     for md5 in sorted(set(absent) - set(sendable)):
         places = visit.wanted[md5]
@@ -109,5 +109,5 @@ def remote(visit: Visit) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _tags(visit: Visit, found: Iterable[str]) -> str:
-    return names.listed({place.split(" ", 1)[0] for md5 in found for place in visit.wanted[md5]})
+def _tags(visit: Visit, objects: Iterable[str]) -> str:
+    return names.listed({place.split(" ", 1)[0] for md5 in objects for place in visit.wanted[md5]})

@@ -56,11 +56,11 @@ def _move(project: Path, branch: str, new: str, old: str) -> None:
 def pointers(visit: Visit) -> Iterator[Finding]:
     """The pointer of a timeline is at one of its states."""
     for timeline in timelines.timeline_names(visit.project):
-        found = heads.local(visit.project, timeline)
+        refs = heads.local(visit.project, timeline)
         recorded = {state.commit for state in timelines.states(visit.project, timeline)}
-        if found.pointer and found.pointer not in recorded:
+        if refs.pointer and refs.pointer not in recorded:
             yield Finding(
-                f"tag deployed/{timeline} is at no state", found.pointer[:10],
+                f"tag deployed/{timeline} is at no state", refs.pointer[:10],
                 "somebody moved it, or a fetch brought it without the state's own tag; who follows it finds nothing",
                 "move it to the newest promoted state", partial(_point, visit.project, timeline), timeline=timeline,
             )  # fmt: skip

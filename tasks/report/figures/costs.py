@@ -19,25 +19,25 @@ _COLORS = {
 
 def draw(table: pd.DataFrame) -> Figure:
     """Stacked bars over steps, seconds beside megabytes."""
-    found = spent(table)
+    costs = spent(table)
     shown = legend_toggle("node")
     panels = [
-        _panel(found[found["what"] == "seconds"], "seconds", ".1f", shown),
-        _panel(found[found["what"] == "megabytes"], "megabytes written", ".2f", shown),
+        _panel(costs[costs["what"] == "seconds"], "seconds", ".1f", shown),
+        _panel(costs[costs["what"] == "megabytes"], "megabytes written", ".2f", shown),
     ]
     panels[0] = panels[0].add_params(shown)  # of one view, and heard by both
     caption = "Wall time of the nodes, without recording, and what they wrote."
-    saved = found[(found["what"] == "seconds")]["saved"].sum()
+    saved = costs[(costs["what"] == "seconds")]["saved"].sum()
     if saved >= 1:
         caption += f" Each run counts once; taking finished ones again saved {duration(saved)}."
     chart = alt.concat(*panels, columns=2)
     return Figure("time-and-bytes", "Where time and bytes went", caption, chart, 60, toggles=(shown.name,))
 
 
-def _panel(found: pd.DataFrame, title: str, digits: str, shown: alt.Parameter) -> alt.Chart:
+def _panel(costs: pd.DataFrame, title: str, digits: str, shown: alt.Parameter) -> alt.Chart:
     order = {name: index for index, name in enumerate(_COLORS)}
     scale = alt.Scale(domain=list(_COLORS), range=[OKABE_ITO[name] for name in _COLORS.values()])
-    shown_data = data(found.assign(order=found["node"].map(order)), "step", "node", "value", "order")
+    shown_data = data(costs.assign(order=costs["node"].map(order)), "step", "node", "value", "order")
     chart = alt.Chart(shown_data).mark_bar(stroke="white", strokeWidth=0.5)
     return chart.encode(
         x=alt.X("step:O", title="time step", axis=alt.Axis(labelAngle=0)), y=alt.Y("value:Q", title=None),

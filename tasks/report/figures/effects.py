@@ -16,31 +16,31 @@ _ORDER = {"init": list(INITS), "deploy": list(DEPLOYS)}
 
 def draw(table: pd.DataFrame) -> Figure | None:
     """Dots with 95 % intervals; None where cells differ in nothing."""
-    found = effects(table, "geometric_mean")
-    if found.empty:
+    sizes = effects(table, "geometric_mean")
+    if sizes.empty:
         return None
-    found["low"], found["high"] = found["difference"] - found["half"], found["difference"] + found["half"]
-    edges = pd.concat([found["difference"], found["low"], found["high"]]).abs().max() * 1.08
+    sizes["low"], sizes["high"] = sizes["difference"] - sizes["half"], sizes["difference"] + sizes["half"]
+    edges = pd.concat([sizes["difference"], sizes["low"], sizes["high"]]).abs().max() * 1.08
     axis = {
         "title": "points from the average", "scale": alt.Scale(domain=[-edges, edges], nice=False),
         "axis": alt.Axis(format="+~r", tickCount=5),
     }  # fmt: skip
-    panels = [_panel(each, str(factor), axis) for factor, each in found.groupby("factor", sort=False)]
-    ranges = found.groupby("factor", sort=False)["difference"].agg(lambda each: each.max() - each.min())
+    panels = [_panel(each, str(factor), axis) for factor, each in sizes.groupby("factor", sort=False)]
+    ranges = sizes.groupby("factor", sort=False)["difference"].agg(lambda each: each.max() - each.min())
     spread = ", ".join(f"{_TITLES[str(factor)]} {width:.1f}" for factor, width in ranges.items())
     caption = f"Final geometric mean, like compared with like. Best against worst, in points: {spread}."
     return Figure("what-mattered", "What mattered", caption, alt.concat(*panels, columns=3), 86)
 
 
-def _panel(found: pd.DataFrame, factor: str, axis: dict[str, Any]) -> Chart:
+def _panel(sizes: pd.DataFrame, factor: str, axis: dict[str, Any]) -> Chart:
     x = alt.X("difference:Q", **axis)
-    y = alt.Y("level:N", title=None, sort=_ORDER.get(factor, list(found["level"])), axis=alt.Axis(labelFontSize=12))
+    y = alt.Y("level:N", title=None, sort=_ORDER.get(factor, list(sizes["level"])), axis=alt.Axis(labelFontSize=12))
     tooltip = [
         alt.Tooltip("level:N", title=_TITLES[factor]), alt.Tooltip("mean:Q", title="geometric mean", format=".2f"),
-        alt.Tooltip("difference:Q", format="+.2f"), *interval(found),
+        alt.Tooltip("difference:Q", format="+.2f"), *interval(sizes),
     ]  # fmt: skip
-    chart = alt.Chart(data(found, "level", "mean", "difference", "half", "low", "high", "seeds")).encode(x=x, y=y)
+    chart = alt.Chart(data(sizes, "level", "mean", "difference", "half", "low", "high", "seeds")).encode(x=x, y=y)
     zero = alt.Chart(pd.DataFrame({"difference": [0]})).mark_rule(color=FAINT, strokeDash=[2, 2]).encode(x=x)
     whiskers = chart.mark_rule(strokeWidth=2.5, color=OKABE_ITO["blue"]).encode(x=alt.X("low:Q", **axis), x2="high:Q")
     dots = chart.mark_point(size=110, filled=True, color=OKABE_ITO["blue"], opacity=1).encode(tooltip=tooltip)
-    return alt.layer(zero, whiskers, dots).properties(title=_TITLES[factor], width=270, height=34 * len(found) + 10)
+    return alt.layer(zero, whiskers, dots).properties(title=_TITLES[factor], width=270, height=34 * len(sizes) + 10)

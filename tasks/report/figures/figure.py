@@ -33,8 +33,8 @@ class Figure:
         """The Vega-Lite specification; with its title in it where it stands alone."""
         chart = self.chart.properties(title=self.title) if standalone else self.chart
         with alt.data_transformers.enable("default", max_rows=None):
-            found: dict[str, Any] = chart.configure(**STYLE).to_dict()
-        return found
+            described: dict[str, Any] = chart.configure(**STYLE).to_dict()
+        return described
 
 
 OKABE_ITO = {
@@ -74,9 +74,9 @@ def data(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return frame[list(columns)].round(4)
 
 
-def interval(found: pd.DataFrame) -> list[alt.Tooltip]:
+def interval(frame: pd.DataFrame) -> list[alt.Tooltip]:
     """Half the interval and the number of seeds, for tooltips, where there is more than one seed."""
-    if found["half"].isna().all():
+    if frame["half"].isna().all():
         return []
     return [alt.Tooltip("half:Q", title="±", format=".2f"), alt.Tooltip("seeds:Q")]
 

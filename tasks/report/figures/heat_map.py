@@ -18,21 +18,21 @@ _SHOWN = ("cell", "protocol", "technique", "variant", "mean", "half", "half_text
 def draw(table: pd.DataFrame) -> Figure | None:
     """A rectangle a cell; None for fewer than two."""
     names = techniques(table)
-    found = over_seeds(final(table), ["geometric_mean"])
-    if len(found) < 2 or not names:
+    cells = over_seeds(final(table), ["geometric_mean"])
+    if len(cells) < 2 or not names:
         return None
-    menus = {name: values for name, values in choices(found).items() if name == "variant"}
-    found = named(everywhere(found, names))
-    found["best"] = found["mean"] == found.groupby("variant")["mean"].transform("max")
-    found["half_text"] = found["half"].map(lambda half: f"± {half:.1f}" if half == half else "")
-    middle = (found["mean"].min() + found["mean"].max()) / 2
-    rows = [name for name in ORDER if name in set(found["protocol"])]
+    menus = {name: values for name, values in choices(cells).items() if name == "variant"}
+    cells = named(everywhere(cells, names))
+    cells["best"] = cells["mean"] == cells.groupby("variant")["mean"].transform("max")
+    cells["half_text"] = cells["half"].map(lambda half: f"± {half:.1f}" if half == half else "")
+    middle = (cells["mean"].min() + cells["mean"].max()) / 2
+    rows = [name for name in ORDER if name in set(cells["protocol"])]
     angle = -35 if len(names) > 4 else 0
     tooltip = [
         alt.Tooltip("cell:N", title="cell"), alt.Tooltip("mean:Q", title="geometric mean", format=".2f"),
-        *interval(found),
+        *interval(cells),
     ]  # fmt: skip
-    chart = alt.Chart(data(found, *_SHOWN)).transform_filter(chosen(menus)).encode(
+    chart = alt.Chart(data(cells, *_SHOWN)).transform_filter(chosen(menus)).encode(
         x=alt.X("technique:N", sort=names, title=None, axis=alt.Axis(orient="top", labelAngle=angle, **BARE)),
         y=alt.Y("protocol:N", sort=rows, title="initialize + deploy", axis=alt.Axis(**BARE)),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def draw(table: pd.DataFrame) -> Figure | None:
         ).encode(tooltip=tooltip),
     ]  # fmt: skip
     layered = alt.layer(*layers).add_params(*parameter(menus)).properties(width=640, height=40 * len(rows))
-    seeds = ", ± the 95 % interval over seeds" if found["seeds"].max() > 1 else ""
+    seeds = ", ± the 95 % interval over seeds" if cells["seeds"].max() > 1 else ""
     caption = f"Geometric mean of accumulation and retention after the last step (%){seeds}. The best cell is framed."
     if "ft + ft" in rows and len(names) > 1:
         caption += " ft + ft merges nothing, so it is the same under every technique."

@@ -19,16 +19,16 @@ _SHOWN = ("dataset", "step", "mean", "half", "protocol", "technique", "variant",
 
 def draw(table: pd.DataFrame, best: str, best_protocol: str) -> Figure | None:
     """Two heat maps, adaptation above retention, of one cell that the reader chooses."""
-    found = named(over_seeds(table[table["reference"] == ""], ["score"]))
-    menus = choices(found, best)
-    protocols = sorted(set(found["protocol"]), key=lambda name: (name != best_protocol, ORDER.index(name)))
+    scores = named(over_seeds(table[table["reference"] == ""], ["score"]))
+    menus = choices(scores, best)
+    protocols = sorted(set(scores["protocol"]), key=lambda name: (name != best_protocol, ORDER.index(name)))
     if len(protocols) > 1:
         menus = {"protocol": protocols, **menus}
-    found["arrives"] = found["arrival"] == found["dataset"]
-    domain = [float(found["mean"].min()), float(found["mean"].max())]
+    scores["arrives"] = scores["arrival"] == scores["dataset"]
+    domain = [float(scores["mean"].min()), float(scores["mean"].max())]
     panels = []
     for role in ROLES:
-        each = found[found["role"] == role]
+        each = scores[scores["role"] == role]
         if len(each):
             panels.append(_panel(each, role, chosen(menus), domain))
     chart = alt.vconcat(*panels, spacing=14).add_params(*parameter(menus))
@@ -37,8 +37,8 @@ def draw(table: pd.DataFrame, best: str, best_protocol: str) -> Figure | None:
     return Figure("steps-datasets", "Every data set at every step", caption, chart, 120, menus)
 
 
-def _panel(found: pd.DataFrame, role: str, keep: str, domain: list[float]) -> Chart:
-    steps, sets = found["step"].nunique(), list(found["dataset"].unique())
+def _panel(scores: pd.DataFrame, role: str, keep: str, domain: list[float]) -> Chart:
+    steps, sets = scores["step"].nunique(), list(scores["dataset"].unique())
     x = alt.X(
         "step:O",
         title="time step" if role == ROLES[-1] else None,
@@ -47,9 +47,9 @@ def _panel(found: pd.DataFrame, role: str, keep: str, domain: list[float]) -> Ch
     y = alt.Y("dataset:N", sort=sets, title=role, axis=alt.Axis(**BARE))
     tooltip = [
         alt.Tooltip("dataset:N"), alt.Tooltip("step:O"), alt.Tooltip("mean:Q", title="%", format=".2f"),
-        *interval(found),
+        *interval(scores),
     ]  # fmt: skip
-    chart = alt.Chart(data(found, *_SHOWN)).transform_filter(keep).encode(x=x, y=y)
+    chart = alt.Chart(data(scores, *_SHOWN)).transform_filter(keep).encode(x=x, y=y)
     color = alt.Color("mean:Q", scale=alt.Scale(scheme="viridis", domain=domain), legend=None)
     layers = [chart.mark_rect(stroke="white", strokeWidth=1).encode(color=color, tooltip=tooltip)]
     if steps <= _TEXT_FITS:

@@ -30,32 +30,32 @@ def draw(table: pd.DataFrame, best: str) -> Figure | None:
     last = last_step(table)
     if last < 1:
         return None
-    found = named(over_seeds(table, list(PANELS)))
-    menus = choices(found, best)
-    look = Look(found)
-    panels = [_panel(found[found["metric"] == metric], title, look, menus, last) for metric, title in PANELS.items()]
+    means = named(over_seeds(table, list(PANELS)))
+    menus = choices(means, best)
+    look = Look(means)
+    panels = [_panel(means[means["metric"] == metric], title, look, menus, last) for metric, title in PANELS.items()]
     panels[0] = panels[0].add_params(*look.toggles)  # of one view, and heard by all
     chart = alt.concat(*panels, columns=2).add_params(*parameter(menus)).resolve_scale(y="independent")
-    seeds = int(found["seeds"].max())
+    seeds = int(means["seeds"].max())
     band = ""
     if seeds > 1:
         band = f" Bands are 95 % intervals over {seeds} seeds"
-        wide = sum(int(_too_wide(found[found["metric"] == metric]).sum()) for metric in PANELS)
+        wide = sum(int(_too_wide(means[means["metric"] == metric]).sum()) for metric in PANELS)
         band += "." if not wide else f"; {wide} are wider than their panel and are left out (tooltips have them)."
     return Figure("over-time", "Over time", f"Every line starts at the base.{band}", chart, 52, menus, look.names)
 
 
-def _panel(found: pd.DataFrame, title: str, look: Look, menus: Mapping[str, Sequence[str]], last: int) -> Chart:
-    x = alt.X("step:Q", title=None, axis=_steps(found, last), scale=alt.Scale(domain=[0, last]))
-    domain = _domain(found)
+def _panel(means: pd.DataFrame, title: str, look: Look, menus: Mapping[str, Sequence[str]], last: int) -> Chart:
+    x = alt.X("step:Q", title=None, axis=_steps(means, last), scale=alt.Scale(domain=[0, last]))
+    domain = _domain(means)
     y = alt.Y("mean:Q", title=None, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(format="~f"))
     tooltip = [
         alt.Tooltip("cell:N", title="cell"), alt.Tooltip("step:Q"), alt.Tooltip("arrival:N"),
-        alt.Tooltip("mean:Q", title="mean", format=".2f"), *interval(found),
+        alt.Tooltip("mean:Q", title="mean", format=".2f"), *interval(means),
     ]  # fmt: skip
-    cells = found[found["reference"] == ""]
+    cells = means[means["reference"] == ""]
     lines = alt.Chart(data(cells, *_SHOWN)).transform_filter(chosen(menus)).encode(x=x)
-    wide = _too_wide(found)
+    wide = _too_wide(means)
     drawn = cells[~cells.set_index(_SERIES).index.isin(wide[wide].index)]
     bands = alt.Chart(data(drawn, *_SHOWN)).transform_filter(chosen(menus)).encode(x=x)
     detail = alt.Detail(["technique:N", "variant:N"])
@@ -69,45 +69,45 @@ def _panel(found: pd.DataFrame, title: str, look: Look, menus: Mapping[str, Sequ
     points = lines.mark_point(filled=True, size=45, fillOpacity=1).encode(
         y=y, color=look.color, shape=look.shape, tooltip=tooltip, opacity=look.opacity(1)
     )
-    layers = [*([band] if found["half"].notna().any() else []), line, points]
-    return alt.layer(*layers, *_references(found, last, domain, of_variant(menus))).properties(
+    layers = [*([band] if means["half"].notna().any() else []), line, points]
+    return alt.layer(*layers, *_references(means, last, domain, of_variant(menus))).properties(
         title=title, width=470, height=_HEIGHT
     )
 
 
-def _domain(found: pd.DataFrame) -> list[float]:
+def _domain(means: pd.DataFrame) -> list[float]:
     """The values that the panel shows: every line, and as much of the bands as leaves the lines half of the height."""
-    low, high = float(found["mean"].min()), float(found["mean"].max())
-    half = float(found["half"].max()) if found["half"].notna().any() else 0.0
+    low, high = float(means["mean"].min()), float(means["mean"].max())
+    half = float(means["half"].max()) if means["half"].notna().any() else 0.0
     margin = max(0.04 * (high - low), min(half, (high - low) / 2), 0.5)
     return [max(0.0, low - margin), min(100.0, high + margin)]
 
 
-def _too_wide(found: pd.DataFrame) -> pd.Series[bool]:
+def _too_wide(means: pd.DataFrame) -> pd.Series[bool]:
     """By series, whether its band is somewhere wider than the panel: with two seeds, it often says nothing."""
-    cells = found[found["reference"] == ""]
-    low, high = _domain(found)
+    cells = means[means["reference"] == ""]
+    low, high = _domain(means)
     return cells.groupby(_SERIES, sort=False)["half"].max() > (high - low) / 2
 
 
-def _steps(found: pd.DataFrame, last: int) -> alt.Axis:
+def _steps(means: pd.DataFrame, last: int) -> alt.Axis:
     """Steps by the names of their arrivals, where these are the same for all and have room; else by number."""
-    names = [each.unique() for _, each in found[found["reference"] == ""].groupby("step")["arrival"]]
+    names = [each.unique() for _, each in means[means["reference"] == ""].groupby("step")["arrival"]]
     if last < _NAMES_FIT and all(len(each) == 1 for each in names):
         labels = json.dumps([str(each[0]) for each in names])
         return alt.Axis(values=list(range(last + 1)), labelExpr=f"{labels}[datum.value]", labelAngle=-40, grid=False)
     return alt.Axis(tickMinStep=1, format="d", grid=False, title="time step")
 
 
-def _references(found: pd.DataFrame, last: int, domain: Sequence[float], keep: str) -> list[alt.Chart]:
+def _references(means: pd.DataFrame, last: int, domain: Sequence[float], keep: str) -> list[alt.Chart]:
     """The base as a rule, a reference over steps as a grey line, one of fewer steps as a rule at its last value."""
     marks: list[tuple[str, str, pd.DataFrame, list[float]]] = []
-    for variant, each in found[(found["reference"] == "") & (found["step"] == 0)].groupby("variant"):
+    for variant, each in means[(means["reference"] == "") & (means["step"] == 0)].groupby("variant"):
         marks.append(("base", str(variant), _rule(each["mean"].mean(), last), [2, 2]))
-    for _, each in found[found["reference"] != ""].groupby(["reference", "variant"], sort=False):
+    for _, each in means[means["reference"] != ""].groupby(["reference", "variant"], sort=False):
         name, variant = str(each["reference"].iloc[0]), str(each["variant"].iloc[0])
         path = each.sort_values("step")[["step", "mean"]]
-        if path["step"].max() < found[(found["reference"] == "") & (found["variant"] == variant)]["step"].max():
+        if path["step"].max() < means[(means["reference"] == "") & (means["variant"] == variant)]["step"].max():
             path = _rule(path["mean"].iloc[-1], last)
         marks.append((REFERENCES[name], variant, path, [5, 2]))
     layers: list[alt.Chart] = []

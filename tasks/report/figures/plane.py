@@ -29,14 +29,14 @@ def draw(table: pd.DataFrame, best: str) -> Figure | None:
     """A_KA against A_ZS, means over seeds; None where there is but one step."""
     if last_step(table) < 1:
         return None
-    found = named(over_seeds(table, ["A_KA", "A_ZS"]))
-    wide = found.pivot(index=_KEYS, columns="metric", values=["mean", "low", "high"])
+    means = named(over_seeds(table, ["A_KA", "A_ZS"]))
+    wide = means.pivot(index=_KEYS, columns="metric", values=["mean", "low", "high"])
     wide.columns = ["_".join(reversed(column)) for column in wide.columns.to_flat_index()]
     wide = wide.reset_index().rename(columns={"A_KA_mean": "A_KA", "A_ZS_mean": "A_ZS"})
     wide["geometric_mean"] = np.sqrt(wide["A_KA"] * wide["A_ZS"])
     wide["end"] = wide["step"] == wide.groupby("cell")["step"].transform("max")
-    menus = choices(found, best)
-    look = Look(found)
+    menus = choices(means, best)
+    look = Look(means)
     wide, seen = _within(wide)
     chart = alt.layer(
         *_levels(seen), *_references(wide, seen, of_variant(menus)), *_paths(wide, seen, look, chosen(menus))

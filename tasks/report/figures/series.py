@@ -15,9 +15,9 @@ from tasks.report.summary import DEPLOYS, INITS, techniques
 def choices(cells: pd.DataFrame, *best_first: str) -> dict[str, list[str]]:
     """What a reader chooses among where there is more than one: technique, variant; ``best_first`` moves a technique
     to the front."""
-    found = {"technique": sorted(techniques(cells), key=lambda name: name not in best_first)}
-    found["variant"] = list(cells["variant"].unique())
-    return {name: values for name, values in found.items() if len(values) > 1}
+    menus = {"technique": sorted(techniques(cells), key=lambda name: name not in best_first)}
+    menus["variant"] = list(cells["variant"].unique())
+    return {name: values for name, values in menus.items() if len(values) > 1}
 
 
 def of_variant(given: Mapping[str, Sequence[str]]) -> str:

@@ -26,11 +26,11 @@ class Frequency(Ordering):
 
     def order(self, material: Material) -> list[int]:
         names = [pair.name for pair in material.pairs]
-        found = self._given(material) if self.counts else count(names, material.pretraining())
-        missing = [name for name in names if name not in found]
+        counts = self._given(material) if self.counts else count(names, material.pretraining())
+        missing = [name for name in names if name not in counts]
         if missing:
             raise UserError(f"--order frequency: {self.counts} has no count for {missing[0]!r}")
-        return sorted(range(len(names)), key=lambda i: found[names[i]])
+        return sorted(range(len(names)), key=lambda i: counts[names[i]])
 
     def _given(self, material: Material) -> Mapping[str, float]:
         assert self.counts is not None

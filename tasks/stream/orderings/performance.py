@@ -24,8 +24,8 @@ class Performance(Ordering):
     def order(self, material: Material) -> list[int]:
         accuracy: dict[tuple[str, str], float] = {}
         for one in material.data_sets:
-            with material.readings(one) as found:
-                readings = [reading for _, reading in found]
+            with material.readings(one) as read:
+                readings = [reading for _, reading in read]
                 accuracy |= {(one.name, name): value for name, value in by_class(material.base(), readings).items()}
         pairs = material.pairs
         return sorted(range(len(pairs)), key=lambda i: -accuracy[pairs[i].data_set, pairs[i].name])

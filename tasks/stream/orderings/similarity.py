@@ -35,9 +35,9 @@ class Similarity(Ordering):
 
 def _features(base: Base, captions: list[tuple[str, ...]]) -> np.ndarray:
     """One normalized feature for each class, float32, shape (classes, D)."""
-    found = base.text_features([caption for of_class in captions for caption in of_class])
+    encoded = base.text_features([caption for of_class in captions for caption in of_class])
     starts = np.cumsum([0, *(len(of_class) for of_class in captions)])[:-1]
-    sums = np.add.reduceat(found, starts, axis=0)
+    sums = np.add.reduceat(encoded, starts, axis=0)
     means: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
     return means
 
