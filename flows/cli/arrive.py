@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli import options
-from flows.cli.options import AsJson
+from flows.cli.options import AsJson, OnMismatch
 from flows.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
@@ -32,8 +32,16 @@ def arrive(
         ),
     ] = None,
     expert: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A checkpoint trained elsewhere, here or s3://….")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A model trained elsewhere, or an adapter: a file or folder, here, s3://… or hf:ORG/NAME[@REVISION].",
+        ),
     ] = None,
+    on_mismatch: Annotated[
+        OnMismatch,
+        typer.Option(help="An expert's tensor of another shape than the base's: refuse, or take the base's."),
+    ] = OnMismatch.error,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +51,7 @@ def arrive(
 
     project = options.project()
     sources = tuple(_from_here(one, project) for one in data or ())
-    request = arriving.Request(name, sources, expert and _from_here(expert, project))
+    request = arriving.Request(name, sources, expert and _from_here(expert, project), on_mismatch.value)
     with console.shown() as progress:
         verdict = arriving.arrive(project, request, progress, dry_run=dry_run)
     if as_json:

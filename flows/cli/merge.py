@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import terminal
+from flows.cli.options import OnMismatch
 from tasks.errors import UserError
 from tasks.progress import Progress, silent
 from tasks.text import one_line
@@ -63,6 +64,9 @@ def merge(
     on_missing: Annotated[
         OnMissing, typer.Option(help="When the models share less than half of the base's parameters.")
     ] = OnMissing.error,
+    on_mismatch: Annotated[
+        OnMismatch, typer.Option(help="When a tensor has another shape than the base's: refuse, or take the base's.")
+    ] = OnMismatch.error,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove files of an earlier model that a loader could mix up with this.")
     ] = False,
@@ -116,6 +120,7 @@ def merge(
         shard_bytes=int(shard_size * 1e9),
         overwrite=overwrite,
         on_missing=on_missing.value,
+        on_mismatch=on_mismatch.value,
         dry_run=dry_run,
         progress=_bar(),
     ).report

@@ -24,6 +24,14 @@ Scheduler = Annotated[
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process writes to the timeline.")]
 
+
+class OnMismatch(StrEnum):
+    """What to do with a tensor of another shape than the base's."""
+
+    error = "error"
+    base = "base"
+
+
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the commands under hooks in params.yaml, in this clone, from now on.")
 ]

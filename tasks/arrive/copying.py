@@ -15,7 +15,7 @@ from tasks.arrive import drops, known, s3, samples
 from tasks.arrive.request import LocatedSource, Request, located
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Findings, few
-from tasks.errors import UserError
+from tasks.errors import UnavailableError, UserError
 from tasks.model import models
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import experts
@@ -86,31 +86,46 @@ class Copying:
         models.resolve(self.params.base, self.project, folder)
         return folder
 
-    def _expert(self, folder: Path) -> Arrival:
+    def _expert(self, folder: Path) -> Arrival | None:
         from tasks.arrive import weights
 
-        address = str(self.request.expert)
+        address, how = str(self.request.expert), self.request.on_mismatch
         model = self._model()
         base = weights.base(self.project, self.params, model, self.scratch)
-        target = folder / experts.FILE
+        against = experts.Against(self.params.base, base.weights, base.names)
         with self._complaining():
             here = self._brought(address)
             with self._complaining(lambda text: text.replace(here, address)):
-                experts.fetch(here, target, self.project, self.progress)
-                weights.check(self.request.name, target, base, self.findings, self.progress)
-        return Arrival(name=self.request.name, expert=f"{self._path}/{experts.FILE}")
+                given = Arrival(name=self.request.name, expert=here, on_mismatch=how)
+                needs_base = experts.fetch(given, folder, self.project, against, self.progress)
+                whole = self.scratch / experts.FILE
+                if needs_base and base.weights is None:
+                    self.findings.note(weights.by_shapes_alone(base))
+                else:
+                    for note in experts.convert(given, folder, base.weights if needs_base else None, model, whole):
+                        self.findings.note(note)
+                    weights.check(self.request.name, whole, base, self.findings, self.progress)
+                return Arrival(
+                    name=self.request.name, expert=f"{self._path}/{experts.raw(folder).name}", on_mismatch=how
+                )
+        return None
 
     def _brought(self, address: str) -> str:
-        """Where an expert's file is: a copy of it, where it is in S3 or somebody else's."""
+        """Where an expert is: a copy of it, where it is in S3 or somebody else's."""
         limits, target = self.params.limits, self.scratch / "download"
         if address.startswith(s3.SCHEME):
             bounds = limits if self.request.from_others else None
-            return str(s3.download(address, target, self.progress, bounds))
+            return str(s3.download(address, target, self.progress, bounds, self.request.ignored))
         if not self.request.from_others:
             return address
         drop = Path(str(self.request.drop))
         only = Path(address).relative_to(drop).as_posix()
-        return str(drops.copied(drop, target, limits, self.findings.complain, self.progress, only=only))
+        return str(
+            drops.copied(
+                drop, target, limits, self.findings.complain, self.progress, only=only if only != "." else None,
+                ignored=self.request.ignored,
+            )
+        )  # fmt: skip
 
     def _data(self, folder: Path) -> Arrival | None:
         how = models.preprocess(self._model())
@@ -181,7 +196,7 @@ class Copying:
         """What is wrong with an arrival is a finding; that nobody can tell is not."""
         try:
             yield
-        except UnreachableError:
+        except (UnreachableError, UnavailableError):
             raise
         except UserError as error:
             self.findings.complain(shown(str(error)))

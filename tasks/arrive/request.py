@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from tasks import yaml
 from tasks.arrive import drops, s3
 from tasks.errors import UserError
+from tasks.model.fitting import OnMismatch
 from tasks.params import TAKEN, Limits, Name, SourceSpec
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import kinds, parse, recognised
@@ -32,6 +33,8 @@ class Request:
     name: str
     data: tuple[SourceSpec, ...] = ()
     expert: str | None = None
+    on_mismatch: OnMismatch = "error"
+    """As an arrival of params.yaml has it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For sources that are given as bare paths: what else the source says, and ``source``, its kind."""
     where: str = "--data"

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from tasks import layout
 from tasks.arrive.verdict import Findings, few
 from tasks.model import checkpoints, models
+from tasks.model.fitting import NamesOnly
+from tasks.model.sources import TensorEntry
 from tasks.params import Params
 from tasks.progress import Progress
 from tasks.record import states
@@ -31,6 +33,11 @@ class Base:
     weights: Path | None
     why_not: str = ""
     """Why there are no weights."""
+
+    @property
+    def names(self) -> NamesOnly:
+        """Its names and shapes, as a model to compare with."""
+        return NamesOnly({name: TensorEntry("F32", shape) for name, (shape, _) in self.tensors.items()}, "the base")
 
 
 def base(project: Path, params: Params, model: Path, scratch: Path) -> Base:
@@ -74,9 +81,14 @@ def check(name: str, expert: Path, base: Base, findings: Findings, progress: Pro
                     total += float(before.square().sum())
             progress(f"checking {name}", done, len(stored))
     if ours is None:
-        findings.note(f"compared with the base by names and shapes alone: {base.why_not}")
+        findings.note(by_shapes_alone(base))
     elif fits:
         _judge(name, changed, math.sqrt(squares / total) if total else math.inf, findings)
+
+
+def by_shapes_alone(base: Base) -> str:
+    """The note that values were not compared."""
+    return f"compared with the base by names and shapes alone: {base.why_not}"
 
 
 def _check_names(name: str, stored: set[str], expected: set[str], findings: Findings) -> None:

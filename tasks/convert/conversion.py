@@ -9,19 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tasks.convert import configurations
 from tasks.errors import UserError
 from tasks.merge.layout import require_model
-from tasks.model import dialects, tokenizers
+from tasks.model import configurations, dialects, tokenizers
 from tasks.model.adapters import is_adapter
-from tasks.model.dtypes import FLOATS, decode, encode, fits, stored_as, width
+from tasks.model.dtypes import FLOATS
+from tasks.model.fitting import fitted
 from tasks.model.inputs import open_model
-from tasks.model.sinks import SHARD_BYTES, FileSink
-from tasks.model.sources import TensorEntry, TensorSource, raw_bytes
-from tasks.model.translated import as_the_base, from_open_clip, plainly_named, to_open_clip
+from tasks.model.origins import located
+from tasks.model.sources import TensorEntry, TensorSource
+from tasks.model.translated import from_open_clip, plainly_named, to_open_clip
+from tasks.model.writing import write
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
@@ -30,8 +28,6 @@ LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 WEIGHTS: Mapping[str, str] = {"open_clip": "open_clip_model.safetensors", "transformers": "model.safetensors"}
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-_AT_ONCE = 1 << 22
-"""Entries that are copied at a time."""
 
 
 @dataclass
@@ -57,7 +53,8 @@ def convert(
     """Write ``model`` into the new folder ``out`` as another library's model; memory is flat.
 
     Args:
-        model: a checkpoint file, a model's folder of either library, or a PEFT adapter's folder (which needs ``base``).
+        model: a checkpoint file, a model's folder of either library, a PEFT adapter's folder (which needs ``base``), or
+            the address of one on a hub.
         to: ``open_clip`` (loads as ``local-dir:OUT``) or ``transformers`` (``CLIPModel.from_pretrained(OUT)``).
         base: the model that an adapter adapts, that a vision model's text tower comes from, or whose configuration a
             checkpoint without one has.
@@ -72,13 +69,16 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists; choose a new folder, so that no file of another model stays in it")
     with ExitStack() as stack:
-        origin = open_model(base, "base", stack, None) if base is not None else None
-        source = plainly_named(open_model(model, "model", stack, origin))
+        found = located(model, progress=progress)
+        found_base = located(base, progress=progress) if base else None
+        origin = open_model(found_base, "base", stack, None) if found_base else None
+        source = plainly_named(open_model(found, "model", stack, origin))
         require_model(str(model), source)
         notes = source.notes
         if origin is not None:
-            source = _completed(source, plainly_named(origin), notes)
-        config = _configuration(model, base)
+            source = _completed(source, plainly_named(origin))
+        places = [found.path, *([found_base.path] if found_base else [])]
+        config = _configuration(places, model)
         named = _in(to, source)
         _require_all(named, config, to, str(model))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ def convert(
             made = part / "model"
             made.mkdir()
             entries = {n: _cast(e, DTYPES[dtype] if dtype else None) for n, e in named.entries.items()}
-            _write(named, entries, made / WEIGHTS[to], progress)
-            notes = [*notes, *_write_rest(to, config, made, [model, *([base] if base else [])])]
+            write(named, entries, made / WEIGHTS[to], progress)
+            notes = [*notes, *_write_rest(to, config, made, places)]
             if out.exists():
                 out.rmdir()  # an empty one
             made.rename(out)
@@ -104,40 +104,21 @@ def _in(to: Library, source: TensorSource) -> TensorSource:
     return from_open_clip(source, dialects.available()["transformers_clip"])  # which names what does not fit
 
 
-def _completed(source: TensorSource, base: TensorSource, notes: list[str]) -> TensorSource:
+def _completed(source: TensorSource, base: TensorSource) -> TensorSource:
     """What a part of a model lacks (a vision model its text tower) is the base's."""
-    source = as_the_base(source, base)
-    strange = sorted(source.entries.keys() - base.entries.keys())
+    made = fitted(source, base)
+    strange = sorted(made.source.entries.keys() - base.entries.keys())
     if strange:
         raise UserError(f"{source.label}: has {strange[0]!r}, which the base lacks; is it of another architecture?")
-    lacking = sorted(base.entries.keys() - source.entries.keys())
-    if not lacking:
-        return source
-    for name, entry in source.entries.items():
-        if entry.shape != base.entries[name].shape and {entry.shape, base.entries[name].shape} != {(), (1,)}:
-            raise UserError(
-                f"{source.label}: {name!r} has shape {list(entry.shape)}, the base {list(base.entries[name].shape)}"
-            )
-    notes.append(f"{len(lacking)} of {len(base.entries)} tensors are the base's ({_shown(lacking)})")
-    return _Completed(source, base)
+    return made.source
 
 
-class _Completed:
-    """A source with a base behind it for what it lacks."""
-
-    def __init__(self, source: TensorSource, base: TensorSource) -> None:
-        self.label, self.notes = source.label, source.notes
-        self.entries: Mapping[str, TensorEntry] = {**base.entries, **source.entries}
-        self._source, self._base = source, base
-
-    def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
-        (self._source if name in self._source.entries else self._base).read_into(name, start, buffer)
-
-
-def _configuration(model: Path, base: Path | None) -> dict[str, Any]:
-    candidates = [*([] if is_adapter(model) else [model]), *([base] if base else [])]
+def _configuration(places: list[Path], model: Path) -> dict[str, Any]:
+    """That of the first place that has one; an adapter's is of another kind."""
     failure: UserError | None = None
-    for path in candidates:
+    for path in places:
+        if is_adapter(path):
+            continue
         folder = path if path.is_dir() else path.parent
         try:
             if (config := configurations.of_folder(folder)) is not None:
@@ -173,34 +154,6 @@ def _require_all(source: TensorSource, config: Mapping[str, Any], to: Library, m
 
 def _cast(entry: TensorEntry, dtype: str | None) -> TensorEntry:
     return TensorEntry(dtype, entry.shape) if dtype and entry.dtype in FLOATS else entry
-
-
-def _write(source: TensorSource, entries: Mapping[str, TensorEntry], path: Path, progress: Progress) -> None:
-    total, done = sum(e.size for e in entries.values()), 0
-    sink = FileSink(path, entries, SHARD_BYTES)
-    try:
-        for name, entry in entries.items():
-            stored = source.entries[name]
-            for start in range(0, entry.size, _AT_ONCE):
-                stop = min(entry.size, start + _AT_ONCE)
-                size = width(stored.dtype)
-                raw = raw_bytes(source, name, start * size, (stop - start) * size)
-                sink.write(name, start * width(entry.dtype), _recoded(raw, stored.dtype, entry.dtype, name))
-                done += stop - start
-                progress("writing the weights", done, total)
-        sink.finish()
-    finally:
-        sink.abandon()  # what is unfinished, and the private folders
-
-
-def _recoded(raw: NDArray[np.uint8], dtype: str, wanted: str, name: str) -> NDArray[Any]:
-    if dtype == wanted:
-        return raw
-    values = decode(raw.view(stored_as(dtype)), dtype, np.float64 if dtype == "F64" else np.float32)
-    encoded = encode(values, wanted)
-    if np.isfinite(values).all() and not fits(encoded, wanted):
-        raise UserError(f"the tensor {name!r} overflows {wanted}; choose bfloat16 or float32")
-    return encoded
 
 
 def _write_rest(to: Library, config: dict[str, Any], made: Path, sources: list[Path]) -> list[str]:

@@ -31,6 +31,7 @@ from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
 from tasks.merge.threads import Workers
 from tasks.model.dtypes import as_given
+from tasks.model.fitting import OnMismatch
 from tasks.model.inputs import open_model
 from tasks.model.sinks import SHARD_BYTES, DictSink, FileSink
 from tasks.model.sources import FileSource, TensorSource, content_hash
@@ -69,6 +70,7 @@ def merge(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     on_missing: Literal["error", "keep"] = "error",
+    on_mismatch: OnMismatch = "error",
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Merged:
@@ -96,6 +98,7 @@ def merge(
             are removed.
         on_missing: whether it is an error that less than half of the base's parameters are in all experts, or the
             base's are kept.
+        on_mismatch: whether it is an error that a tensor has another shape in an expert, or the base's is taken.
         dry_run: check everything that the headers tell, and only report.
 
     Raises:
@@ -124,6 +127,7 @@ def merge(
                 chosen.grouping,
                 dtype=_dtype(dtype),
                 keep_missing=on_missing == "keep",
+                keep_mismatched=on_mismatch == "base",
                 reference="the base" if base_source else "expert 1",
                 copied=copied,
             )

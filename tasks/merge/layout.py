@@ -92,6 +92,8 @@ class Rules:
     """Of merged tensors in the output; None: the reference's."""
     keep_missing: bool = False
     """Whether the reference's tensors may be most of the output, where the others lack them."""
+    keep_mismatched: bool = False
+    """Whether a tensor whose shape differs between the models is the reference's; if not, that is an error."""
     reference: str = "the base"
     """What the report calls the reference."""
     copied: Mapping[str, str] = field(default_factory=dict)
@@ -110,7 +112,8 @@ def layout(
 
     Raises:
         UserError: a model is an adapter or quantised; a tensor has a dtype that cannot be merged and differs between
-            the models; the models share less than half of the reference's parameters; or nothing can be merged.
+            the models, or another shape in one of them; the models share less than half of the reference's parameters;
+            or nothing can be merged.
     """
     for label, source in {reference.label: reference, **others}.items():
         require_model(label, source)
@@ -159,6 +162,8 @@ def layout(
         raise UserError(
             f"{reference.label}: none of its tensors can be merged ({reasons or 'it has none'}){difference}"
         )
+    if not rules.keep_mismatched:
+        _require_one_shape(reference, others, rules.reference)
     for alias, name in ties.representative.items():  # a tensor and its other names have one fate
         if name in kept:
             kept[alias] = f"the same tensor as {name}"
@@ -214,6 +219,25 @@ def _require_half(reference: TensorSource, others: Mapping[str, TensorSource], k
         f"{reference.label}, so most of the output would be a copy: {_difference(reference, least)}; or keep the rest "
         "as it is with --on-missing keep"
     )
+
+
+def _require_one_shape(reference: TensorSource, others: Mapping[str, TensorSource], called: str) -> None:
+    """Refuse a merge in which a tensor has another shape in one of the models than in the others."""
+    for label, other in others.items():
+        differing = [
+            (name, theirs.shape, ours.shape)
+            for name, ours in sorted(reference.entries.items())
+            if (theirs := other.entries.get(name)) is not None
+            and theirs.shape != ours.shape
+            and {theirs.shape, ours.shape} != {(), (1,)}
+        ]
+        if differing:
+            name, theirs_shape, ours_shape = differing[0]
+            more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
+            raise UserError(
+                f"{label}: tensor {name!r} has shape {list(theirs_shape)}, {called} has {list(ours_shape)}{more}; give "
+                f"models of one architecture, or keep those of {called} with --on-mismatch base"
+            )
 
 
 def _common(reference: TensorSource, other: TensorSource) -> int:

@@ -88,4 +88,7 @@ def check_compatible(path: Path, base: Path) -> None:
             raise UserError(f"{path}: has a tensor {name!r} that the base lacks; is it of another architecture?")
         a, b = ours[name][0], theirs[name][0]
         if a != b and {a, b} != {(), (1,)}:
-            raise UserError(f"{path}: tensor {name!r} has shape {list(b)}, the base has {list(a)}")
+            raise UserError(
+                f"{path}: tensor {name!r} has shape {list(b)}, the base has {list(a)}; give a model of the base's "
+                "architecture, or take the base's tensors there (on_mismatch: base in the arrival)"
+            )

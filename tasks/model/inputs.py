@@ -9,21 +9,19 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.model.adapters import adapted, is_adapter, read_adapter
+from tasks.model.origins import TORCH_NAMES, Origin, located
 from tasks.model.sources import TORCH_STARTS, DictSource, FileSource, TensorSource
 from tasks.model.translated import as_the_base
 
-_TORCH_NAMES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
-"""What a folder may hold instead of safetensors."""
-
 
 def open_model(
-    model: str | Path | Mapping[str, Any], label: str, stack: ExitStack, base: TensorSource | None
+    model: str | Path | Origin | Mapping[str, Any], label: str, stack: ExitStack, base: TensorSource | None
 ) -> TensorSource:
     """A model to read, under the names of ``base`` where there is one; ``stack`` closes it.
 
     Args:
         model: a safetensors file, an index of shards, a torch file (loaded with ``weights_only``), a folder of one of
-            these or of a PEFT adapter, or a dictionary of arrays.
+            these or of a PEFT adapter, the address of one on a hub, what `located` found, or a dictionary of arrays.
         label: what names it in messages where it has no path.
 
     Raises:
@@ -31,7 +29,14 @@ def open_model(
     """
     if isinstance(model, Mapping):
         return _named(DictSource(model, label), base)
-    path = Path(model)
+    origin = model if isinstance(model, Origin) else located(model)
+    source = _opened(origin.path, stack, base)
+    if origin.pin:
+        source.notes.append(f"{origin.path.name}: of {origin.pin.repository} on the hub, commit {origin.pin.commit}")
+    return source
+
+
+def _opened(path: Path, stack: ExitStack, base: TensorSource | None) -> TensorSource:
     if is_adapter(path):
         if base is None:
             raise UserError(f"{path}: is a PEFT adapter, which changes a base; give that base too (--base)")
@@ -53,7 +58,7 @@ def _torch_file(path: Path) -> Path | None:
     if path.is_dir():
         if any(path.glob("*.safetensors*")):
             return None
-        return next((path / name for name in _TORCH_NAMES if (path / name).is_file()), None)
+        return next((path / name for name in TORCH_NAMES if (path / name).is_file()), None)
     if not path.is_file() or path.suffix == ".safetensors":
         return None
     with path.open("rb") as file:

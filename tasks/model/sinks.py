@@ -39,6 +39,11 @@ class Sink(Protocol):
         """Leave nothing behind."""
 
 
+def _nothing(_names: Collection[str]) -> list[Path]:
+    """No other file goes."""
+    return []
+
+
 class FileSink:
     """A safetensors file at ``path``; where it ends in ``.index.json``, shards of ``shard_bytes`` beside it.
 
@@ -52,7 +57,7 @@ class FileSink:
         path: Path,
         entries: Mapping[str, TensorEntry],
         shard_bytes: int = SHARD_BYTES,
-        outdated: Callable[[Collection[str]], list[Path]] = lambda _names: [],
+        outdated: Callable[[Collection[str]], list[Path]] = _nothing,
     ) -> None:
         self._path, self._outdated = path, outdated
         self._replacements: list[atomic.Replacement] = []
@@ -129,8 +134,9 @@ class FileSink:
         self._descriptors = []
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(folder, fcntl.LOCK_EX)  # the shards of two merges never mix
+            if len(self._replacements) > 1 or self._outdated is not _nothing:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(folder, fcntl.LOCK_EX)  # the shards of two merges never mix
             outdated = self._outdated([replacement.target.name for replacement in self._replacements])
             for replacement in self._replacements:
                 replacement.commit()

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from tasks.errors import UserError
 from tasks.model.dtypes import BITS, as_numpy
 
-_SINGLE = ("model.safetensors", "open_clip_model.safetensors")
-"""What transformers and open_clip call the weights in a model's folder."""
-_INDEX = "model.safetensors.index.json"
+SINGLE = ("open_clip_model.safetensors", "model.safetensors")
+"""What open_clip and transformers call the weights in a model's folder."""
+INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")
 """How torch's files begin: archives, and the pickles of older versions."""
@@ -166,16 +166,16 @@ class FileSource:
 def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]]:
     """A single file, or none and an index: tensor name → file name."""
     if path.is_dir():
-        singles, index = [name for name in _SINGLE if (path / name).is_file()], path / _INDEX
+        singles, index = [name for name in SINGLE if (path / name).is_file()], path / INDEX
         if singles:
-            others = [*singles[1:], *([_INDEX] if index.exists() else [])]
+            others = [*singles[1:], *([INDEX] if index.exists() else [])]
             if others:
                 notes.append(f"{path} holds both {' and '.join([singles[0], *others])}: {singles[0]} was read")
             return path / singles[0], {}
         if not index.exists():
             if (path / _ADAPTER).exists():
                 raise UserError(f"{path}: is a PEFT adapter (it has {_ADAPTER}), not a model")
-            raise UserError(f"{path}: a folder without {', '.join(_SINGLE)} or {_INDEX}; name the file in it to read")
+            raise UserError(f"{path}: a folder without {', '.join(SINGLE)} or {INDEX}; name the file in it to read")
         path = index
     if path.suffix != ".json":
         return path, {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.params import Arrival, Params, SourceSpec
-from tasks.prepare import captured, classnames, experts
+from tasks.prepare import captured, classnames, experts, files
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
@@ -80,19 +80,23 @@ def fetch_arrival(
     cache: Path,
     progress: Progress = silent,
     project: Path = Path(),
+    base: Path | None = None,
 ) -> None:
-    """Put all that an arrival is made of into the folder ``into``: source files, or ``expert.safetensors``.
+    """Put all that an arrival is made of into the folder ``into``: source files, or an expert as it is.
 
     What lies there afterwards is enough to prepare the arrival offline, and the same bytes for the same arrival. What
     a person should know of it (files left out, shares drawn) goes to ``progress``, and to `notes_on`. ``cache`` keeps
-    downloads between calls; the folder is complete or, after an error, as it was before.
+    downloads between calls, ``base`` has the base's weights. The folder is complete or, after an error, as it was
+    before.
 
     Raises:
         UserError: something is missing, damaged or can't be downloaded.
     """
     with atomic.made_folder(into) as folder:
         if arrival.expert is not None:
-            experts.fetch(arrival.expert, folder / experts.FILE, project, progress)
+            against = experts.Against(params.base, base)
+            if experts.fetch(arrival, folder, project, against, progress) and base is not None:
+                files.copy(base, folder / experts.BASE)
         outside = Outside(project, cache, params.seed, progress, limits=params.limits)
         _fetch_noting(parse_all(arrival.update, f"arrival {arrival.name}"), folder, outside, arrival.name)
 

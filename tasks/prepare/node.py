@@ -23,6 +23,7 @@ from tasks.storage import atomic
 
 RAW = Path("data/raw")
 STEP = Path("data/step")
+MODEL = Path("data/history/model")
 REPORT_EVERY = 50
 """Samples between two calls of the progress callback."""
 
@@ -30,7 +31,7 @@ REPORT_EVERY = 50
 def prepare_arrival(project: Path, params: Params, progress: Progress = silent) -> None:
     """``data/raw/arrival`` → ``data/step/arrival``.
 
-    The output holds a data set; or, for an expert arrival, ``expert.safetensors`` as it was fetched; or, at step 0
+    The output holds a data set; or, for an expert arrival, ``expert.safetensors`` under the base's names; or, at step 0
     without pretraining data, only ``nothing.json``.
 
     Raises:
@@ -42,7 +43,10 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
         if arrival is None:
             (target / "nothing.json").write_text(json.dumps({"reason": "no pretraining data"}) + "\n")
         elif arrival.expert is not None:
-            experts.prepare(raw / experts.FILE, target / experts.FILE)
+            base = raw / experts.BASE
+            experts.prepare(
+                arrival, raw, base if base.exists() else None, project / MODEL, target / experts.FILE
+            )  # fmt: skip
         else:
             sources = parse_all(arrival.update, f"arrival {arrival.name}")
             _prepare(arrival.name, sources, raw, target, _context(project, params), None, progress)

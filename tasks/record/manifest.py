@@ -1,7 +1,8 @@
 """``manifest.json``: what a state is made of and what made it. Read and written here and nowhere else.
 
 Version 1 has no ``version`` key; version 2 added it. Keys that came later (``line``, ``starts_from``, ``gate``,
-``elapsed``) have defaults, so that every state ever recorded can be read. Keys of other writers are preserved.
+``elapsed``, ``expert``, ``base``) have defaults, so that every state ever recorded can be read. Keys of other writers
+are preserved.
 """
 
 from __future__ import annotations
@@ -135,6 +136,35 @@ class RecordedOverlap(_Part):
     example: Text
 
 
+class RecordedFile(_Part):
+    """A file as a hub gave it: bytes and SHA-256."""
+
+    size: int
+    sha256: Text
+
+
+class RecordedOrigin(_Part):
+    """Where a model came from: a repository of a hub at one commit, and each file that was taken."""
+
+    address: Text
+    """As params.yaml, or whoever let it arrive, named it."""
+    repository: Text
+    revision: Text | None = None
+    commit: Text
+    files: dict[Text, RecordedFile]
+
+
+class RecordedExpert(_Part):
+    """An expert trained elsewhere: what it was, and what of it is the base's."""
+
+    read_as: Text
+    """The dialect of its names, or ``a PEFT adapter``."""
+    of_base: tuple[Text, ...] = Field(default=(), strict=False)
+    """Tensors that are the base's, since the expert has none or, with ``on_mismatch: base``, of another shape."""
+    notes: tuple[Text, ...] = Field(default=(), strict=False)
+    origin: RecordedOrigin | None = None
+
+
 class RollbackNote(_Part):
     """Which state a rollback went back to, and which one was the newest before."""
 
@@ -179,6 +209,10 @@ class Manifest(_Part):
     rollback: RollbackNote | None = None
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
+    expert: RecordedExpert | None = None
+    """Of an arrival that is an expert."""
+    base: RecordedOrigin | None = None
+    """Where the base came from: at step 0, where that is a hub."""
 
     @field_validator("version")
     @classmethod

@@ -71,7 +71,18 @@ def record(
     remote = dvc_config.remote(project, params.store.remote)
     # After the push, so that the time it took is in it.
     content = _manifest(
-        params, previous, start, code, inputs, references, training, verdict, cache, overlap or {}, began
+        params,
+        previous,
+        start,
+        code,
+        inputs,
+        references,
+        training,
+        verdict,
+        cache,
+        overlap or {},
+        began,
+        _came_from(worktree.folder),
     )
     (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     return commits.commit(
@@ -100,6 +111,7 @@ def _manifest(
     cache: Cache,
     overlap: Mapping[str, Mapping[str, Any]],
     began: float,
+    came_from: Mapping[str, Any],
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
     finished = list(references)
@@ -129,9 +141,24 @@ def _manifest(
         "elapsed": round(time.monotonic() - began, 3),
         "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
     }
+    content |= came_from
     if overlap:
         content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
     return Manifest.model_validate(content)
+
+
+def _came_from(folder: Path) -> dict[str, Any]:
+    """What the notes beside an expert, and beside a base of a hub, say of where they came from."""
+    about, origin = folder / layout.ARRIVAL / "expert.json", folder / layout.RAW_ARRIVAL / "origin.json"
+    base = folder / layout.HISTORY / "source/origin.json"
+    found: dict[str, Any] = {}
+    if about.exists():
+        found["expert"] = json.loads(about.read_text())
+        if origin.exists():
+            found["expert"]["origin"] = json.loads(origin.read_text())
+    if base.exists():
+        found["base"] = json.loads(base.read_text())
+    return found
 
 
 def _judge(project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc) -> GateVerdict:

@@ -44,6 +44,8 @@ def place_history(step: Step) -> Inputs:
 def place_arrival(step: Step) -> Inputs:
     """``data/raw/arrival``: the source files of the arrival, or its expert; at step 0 those of the pretraining pool.
 
+    An expert is held against the base in the history, which is placed before.
+
     Raises:
         UserError: a file is missing, damaged or cannot be downloaded.
         RemoteError: the store does not answer.
@@ -53,7 +55,8 @@ def place_arrival(step: Step) -> Inputs:
         for pointer in prepare.pointers(params.arrival, step.project):
             pointers.bring(step.project, pointer, step.folder, step.cache, step.dvc)
         downloads = layout.private(step.project) / "downloads"
-        prepare.fetch_arrival(params, params.arrival, into, downloads, step.progress, step.project)
+        base = step.folder / layout.HISTORY / "weights/base.safetensors"
+        prepare.fetch_arrival(params, params.arrival, into, downloads, step.progress, step.project, base)
     else:
         into.mkdir(parents=True, exist_ok=True)
         (into / "nothing.json").write_text("{}\n")

@@ -82,11 +82,10 @@ def test_what_is_the_base(arriving: Arrive, vendor: Callable[..., Path]) -> None
     assert "does it come from it?" in far.notes[0]
 
 
-def test_names_with_a_word_in_front(arriving: Arrive, vendor: Callable[..., Path]) -> None:
+def test_names_with_a_word_in_front_are_taken_off(arriving: Arrive, vendor: Callable[..., Path]) -> None:
     given = vendor()
     save_file({f"model.{name}": tensor for name, tensor in load_file(given).items()}, given)
-    problems = arriving("vendor", expert=given, dry_run=True).problems
-    assert all("; take 'model.' off every name" in problem for problem in problems)
+    assert arriving("vendor", expert=given, dry_run=True).outcome == "would arrive"
 
 
 def test_half_precision_and_a_torch_file(arriving: Arrive, vendor: Callable[..., Path], tmp_path: Path) -> None:
@@ -107,6 +106,6 @@ def test_before_the_base_is_trained_only_the_form_counts(arriving: Arrive, base:
 def test_a_file_that_is_no_checkpoint(arriving: Arrive, tmp_path: Path) -> None:
     (tmp_path / "e.safetensors").write_bytes(b"short")
     (problem,) = arriving("vendor", expert=tmp_path / "e.safetensors", dry_run=True).problems
-    assert "not a readable safetensors file" in problem
+    assert "a text file, not a safetensors file" in problem
     (problem,) = arriving("vendor", expert=tmp_path / "none.pt", dry_run=True).problems
     assert "no such file" in problem

@@ -96,7 +96,7 @@ def test_whatever_the_form_it_is_prepared_as_fetched(arrive: Callable[[str], Wei
         ),
         (
             lambda w: w.update(scale=torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn)),
-            "expert.safetensors: 'scale' holds values that are not finite",
+            "expert e.safetensors: 'scale' holds values that are not finite",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_from_s3(arrive: Callable[[str], Weights], project: Path, bucket: Any) -
         bucket.upload_file(str(project / name), f"vendor/{name}")
     assert_equal(arrive("s3://experts/vendor/e.safetensors"), weights(1.0))
     assert_equal(arrive("s3://experts/vendor/e.pt"), weights(2.0))
-    assert [p.name for p in (project / "data/raw/arrival").iterdir()] == ["expert.safetensors"]
+    assert [p.name for p in (project / "data/raw/arrival").iterdir()] == ["expert.pt"]
 
 
 def test_not_in_s3(arrive: Callable[[str], Weights], bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_not_in_s3(arrive: Callable[[str], Weights], bucket: Any, monkeypatch: p
         with pytest.raises(UserError, match=f"expert {address}: no such object in the store"):
             arrive(address)
     bucket.put_object(Key="there.safetensors", Body=b"short")
-    with pytest.raises(UserError, match=r"expert s3://experts/there\.safetensors: not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"expert s3://experts/there\.safetensors: a text file, not a safetensors"):
         arrive("s3://experts/there.safetensors")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UserError, match="access denied") as caught:

@@ -1,0 +1,108 @@
+"""Where the files of a model are: a local file or folder, or a repository of a hub, of which only they are fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tasks.errors import UserError
+from tasks.model import tokenizers
+from tasks.model.sources import INDEX, SINGLE
+from tasks.progress import Progress, silent
+from tasks.storage import hub
+
+LOCAL_DIR = "local-dir:"
+"""How open_clip marks a folder."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+TORCH_NAMES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
+"""What a folder may hold instead of safetensors."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+BESIDE = ("open_clip_config.json", "config.json", "preprocessor_config.json", *tokenizers.FILES)
+"""What says what a model is, beside its weights."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The files of a model on this machine."""
+
+    path: Path
+    """A file (of a hub, also the one with the weights or their index), or a folder of a model or an adapter."""
+    pin: hub.Pin | None = None
+    """What they are, where they come from a hub."""
+    root: Path = Path()
+    """What the paths of `pin` are relative to."""
+
+
+def located(text: str | Path, project: Path = Path(), progress: Progress = silent) -> Origin:
+    """The model that a path (relative to ``project``), ``local-dir:FOLDER`` or the address of a hub names.
+
+    Raises:
+        UserError: the hub has no such repository, revision or file, or the repository no weights that are read.
+        UnavailableError: the hub does not answer.
+    """
+    given = str(text)
+    if not hub.is_address(given):
+        return Origin(project / given.removeprefix(LOCAL_DIR))
+    address = hub.parse(given)
+    snapshot = hub.look(address)
+    if address.file is None:
+        names = files_of(snapshot.names, str(address))
+        if INDEX in names:
+            snapshot.bring([INDEX], progress)
+    elif address.file.endswith(".json"):
+        folder = snapshot.bring([address.file], progress)
+        within = PurePosixPath(address.file).parent
+        names = [address.file, *((within / shard).as_posix() for shard in shards_of(folder / address.file))]
+    else:
+        names = [address.file]
+    folder = snapshot.bring(names, progress)
+    # Of a folder of the cache one cannot say what else it holds.
+    main = folder if names[0] == ADAPTER[0] and address.file is None else folder / names[0]
+    return Origin(main, snapshot.pin(names, folder), folder)
+
+
+def files_of(names: Collection[str], where: str, *, pickles: bool = False) -> list[str]:
+    """The files that make up a model or an adapter, of all files of a folder or repository; what is read, first.
+
+    ``where`` is what messages call it; ``pickles`` says whether those of torch will do.
+
+    Raises:
+        UserError: it has no weights, or only in pickles.
+    """
+    beside = [name for name in BESIDE if name in names]
+    if ADAPTER[0] in names:
+        if ADAPTER[1] not in names:
+            raise UserError(f"{where}: an adapter ({ADAPTER[0]}) without {ADAPTER[1]}; save it with safetensors")
+        return list(ADAPTER)
+    if single := next((name for name in SINGLE if name in names), None):
+        return [single, *beside]
+    if INDEX in names:
+        return [INDEX, *sorted(name for name in names if _SHARD.fullmatch(name)), *beside]
+    if torch := next((name for name in TORCH_NAMES if pickles and name in names), None):
+        return [torch, *beside]
+    if found := sorted(name for name in names if name.endswith(PICKLES) and not name.startswith("training_args")):
+        raise UserError(
+            f"{where}: has its weights in pickles only ({found[0]}); name that file itself, which is then read with "
+            "weights_only, or save the model as safetensors"
+        )
+    if others := sorted(name for name in names if name.endswith(".safetensors")):
+        raise UserError(f"{where}: has neither {', '.join(SINGLE)} nor {INDEX}; name the file, such as {others[0]}")
+    raise UserError(f"{where}: has no weights")
+
+
+def entries(folder: Path) -> list[str]:
+    """The names of the files in a folder."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index JSON names, in its own folder; none where it is another file."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.suffix == ".json" else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []  # reading the model says what is wrong
+    return [name for name in names if isinstance(name, str) and Path(name).name == name]
