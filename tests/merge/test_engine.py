@@ -148,7 +148,9 @@ def test_odd_tensors_follow_the_rule() -> None:
     two["text_projection"] = two["text_projection"][:4]
     del two["visual.ln_post.bias"]
     two["classifier"] = np.ones(3, np.float32)
-    outcome = merge("task_arithmetic", [one, two], zero)
+    with pytest.raises(UserError, match=r"expert 2: tensor 'text_projection' has shape .*--on-mismatch base"):
+        merge("task_arithmetic", [one, two], zero)
+    outcome = merge("task_arithmetic", [one, two], zero, on_mismatch="base")
     report, result = outcome.report, outcome.tensors
     assert result is not None
     assert result.keys() == zero.keys()
