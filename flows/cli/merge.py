@@ -51,6 +51,15 @@ def merge(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the technique; repeatable.")
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part",
+            metavar="PATTERN:KEY=VALUE",
+            help="A setting of a part: --part visual:density=0.5, --part '*.mlp.*:scale=[0.2,0.8]' (over the layers), "
+            "--part 'text:weights=[1,3]' (one a model); repeatable.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A mergekit YAML, in place of technique, base and experts.")
     ] = None,
@@ -85,9 +94,10 @@ def merge(
         raise UserError(f"--shard-size is in gigabytes and more than 0, got {shard_size:g}")
     warnings: tuple[str, ...] = ()
     if config is not None:
-        if technique or expert or base or statistics or settings:
+        if technique or expert or base or statistics or settings or part:
             raise UserError(
-                "--config says what to merge and how; leave out --technique, --base, --expert, --statistics and --set"
+                "--config says what to merge and how; leave out --technique, --base, --expert, --statistics, --set and "
+                "--part"
             )
         read = mergekit.load(config)
         arguments: dict[str, Any] = {
@@ -96,19 +106,25 @@ def merge(
             "base": read.base,
             "settings": read.settings,
             "weights": read.weights,
+            "part_weights": read.part_weights,
         }
         dtype, warnings = dtype or read.dtype, read.warnings
     elif technique is None or not expert:
         raise UserError("say what to merge: --technique NAME and one or more --expert FILE (or --config FILE)")
     else:
         files, weights = _experts(expert)
+        chosen = parse_settings(settings or [])
+        own, part_weights = parse_parts(part or [])
+        if own and "parts" in chosen:
+            raise UserError("parts are given both by --set parts and by --part; keep one")
         arguments = {
             "technique": technique,
             "experts": files,
             "base": base,
-            "settings": parse_settings(settings or []),
+            "settings": {**chosen, "parts": own} if own else chosen,
             "weights": weights,
             "statistics": statistics,
+            "part_weights": part_weights,
         }
     report: Report = run(
         **arguments,
@@ -187,6 +203,34 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
                 raise UserError(f"--set {key}: {part} is set to a value already")
         place[last] = value
     return settings
+
+
+def parse_parts(pairs: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """``["visual:density=0.5"]`` → settings by pattern, and the models' weights (``weights=[1,3]``) by pattern.
+
+    Raises:
+        UserError: one is no PATTERN:KEY=VALUE, its value no number or list of numbers, or it is given twice.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    weights: dict[str, list[float]] = {}
+    for pair in pairs:
+        head, equals, text = pair.partition("=")
+        pattern, colon, key = head.rpartition(":")
+        if not equals or not colon or not pattern or not key:
+            raise UserError(f"--part takes PATTERN:KEY=VALUE, such as visual:density=0.5; got {pair!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
+            raise UserError(f"--part {head}: {text!r} is no number, nor a list of numbers such as [0.2,0.8]")
+        place: dict[str, Any] = weights if key == "weights" else settings.setdefault(pattern, {})
+        name = pattern if key == "weights" else key
+        if name in place:
+            raise UserError(f"--part {head} is given twice; keep one")
+        place[name] = numbers if key == "weights" else value
+    return settings, weights
 
 
 def _experts(given: list[str]) -> tuple[list[Path], list[float] | None]:

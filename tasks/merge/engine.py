@@ -24,6 +24,7 @@ from tasks.merge.infinities import with_equal_infinities
 from tasks.merge.layout import MergeLayout, Rules, Tensor, layout
 from tasks.merge.measured import Statistics, open_statistics
 from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
+from tasks.merge.parts import resolve
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate, state_entries
 from tasks.merge.statistics import Moments, shares
@@ -62,6 +63,7 @@ def merge(
     settings: Mapping[str, Any] | None = None,
     weights: Sequence[float] | None = None,
     statistics: Sequence[Path | str | Statistics] | None = None,
+    part_weights: Mapping[str, Sequence[float]] | None = None,
     dtype: str | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -87,6 +89,7 @@ def merge(
         weights: one an expert; by default the technique's own.
         statistics: one file an expert, in their order, for a technique that looks at the experts' data
             (`tasks.model.statistics` says what is in it).
+        part_weights: the same in parts of the model, by pattern (`tasks.merge.parts`).
         dtype: of the merged tensors in the output: float32, bfloat16, float16 or float64; by default the base's.
             Arithmetic is in float64 where an input is float64, else in float32.
         seed: of techniques that drop at random.
@@ -108,6 +111,7 @@ def merge(
     _check_count(chosen, len(experts), base is not None)
     require_count(chosen, len(experts), len(statistics or []))
     used = _weights(chosen, len(experts), weights)
+    in_parts = _part_weights(chosen, len(experts), weights, part_weights or {})
     where = find_device(device)
     with ExitStack() as stack:
         base_source = open_model(base, "base", stack, None) if base is not None else None
@@ -131,7 +135,8 @@ def merge(
                 reference="the base" if base_source else "expert 1",
                 copied=copied,
             )
-            plan = layout(reference, others, inputs, rules)
+            sorted_out = layout(reference, others, inputs, rules)
+            plan, parts = resolve(chosen, sorted_out, len(experts), in_parts)
             plan = check_statistics(chosen, measured, plan, sources, reference)
             report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes, measured)
             if where_to is not None:
@@ -160,6 +165,8 @@ def merge(
                             cleanup=cleanup,
                             measured=measured,
                             data_weights=data_weights,
+                            parts=parts.techniques,
+                            part_weights=parts.weights,
                         )
                         write_merged(window, chosen, chosen.plan(window), sink, slice_entries, tick)
                 moments = Moments()
@@ -217,7 +224,8 @@ def advance(
         hashes = _hashes(technique, [source], threads)
 
         def attempt(copied: Mapping[str, str]) -> Report:
-            plan = layout(reference, {"the expert": source}, inputs, Rules(technique.grouping, copied=copied))
+            sorted_out = layout(reference, {"the expert": source}, inputs, Rules(technique.grouping, copied=copied))
+            plan, parts = resolve(technique, sorted_out, 1, {})
             plan = check_statistics(technique, measured, plan, [source], reference)
             earlier = running.load(technique, previous, plan, stack)
             moments = running.load_statistics(previous, plan)
@@ -249,6 +257,7 @@ def advance(
                         cleanup=stack,
                         measured=measured,
                         data_weights=data_weights,
+                        parts=parts.techniques,
                     )
                     compute = accumulate(technique, window, earlier, arrays)
                     write_merged(window, technique, compute, sink, slice_entries, tick)
@@ -293,6 +302,17 @@ def _weights(technique: Technique, count: int, given: Sequence[float] | None) ->
             "more than 0"
         )
     return [float(w) for w in given]
+
+
+def _part_weights(
+    technique: Technique, count: int, shared: Sequence[float] | None, given: Mapping[str, Sequence[float]]
+) -> Mapping[str, Sequence[float]]:
+    own = {key for settings in (technique.parts or {}).values() for key in settings} & technique.weighing
+    if own and (given or shared is not None):
+        raise UserError(
+            f"{technique.name}: weights are given both by {min(own)} of a part and with the models; keep one"
+        )
+    return {pattern: _weights(technique, count, weights) for pattern, weights in given.items()}
 
 
 def _dtype(name: str | None) -> str | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.merge.conditions import by_tensor, is_plain, require, value_at
+from tasks.merge.parts import layers_of
+from tasks.merge.technique import available
+from tasks.model.inputs import open_model
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Configuration:
     experts: list[Path]
     base: Path | None
     weights: list[float] | None
+    part_weights: dict[str, list[float]]
+    """Of the tensors whose weights differ from these, by name."""
     dtype: str | None
     warnings: tuple[str, ...]
 
@@ -58,18 +64,20 @@ _METHODS = {
     ),
     "della": _Method(
         {**_SPARSE, "epsilon": "epsilon"},
-        {"scale": 1.0, "normalize": True, "density": 1.0, "epsilon": 0.15},
+        {"scale": 1.0, "normalize": True, "density": 1.0, "epsilon": 0.3},
         random=True,
     ),
     "della_linear": _Method(
         {**_SPARSE, "epsilon": "epsilon"},
-        {"scale": 1.0, "normalize": False, "density": 1.0, "epsilon": 0.15},
+        {"scale": 1.0, "normalize": False, "density": 1.0, "epsilon": 0.3},
         random=True,
     ),
     "model_stock": _Method({}, {}, weighted=False),
     "sce": _Method({"select_topk": "density"}, {"density": 1.0, "floor": 1e-6}, weighted=False),
 }
 _WITHOUT_EFFECT = {"int8_mask"}
+_SHARED = {"lambda", "normalize", "int8_mask", "t", "max_iter", "tol", "select_topk"}
+"""Parameters that mergekit reads under the merge's own parameters alone."""
 _SWITCHES = {"normalize", "int8_mask"}
 _KEYS = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype"}
 
@@ -97,16 +105,8 @@ def load(path: Path) -> Configuration:
         inputs = [{"model": base}, *(m for m in models if m["model"] != base)]
     if not inputs:
         raise UserError(f"{path}: models names no model besides base_model; add one")
-    settings = dict(method.defaults)
     shared = _mapping(path, "parameters", raw.get("parameters"))
-    given = _settings(path, method, shared, inputs)
-    if "epsilon" in given:
-        given["epsilon"] = float(given["epsilon"])
-    settings.update(given)
-    if "epsilon" in settings:
-        settings["epsilon"] *= 2  # theirs is to each side, ours the whole width
-        if settings["density"] == 1:
-            settings["epsilon"] = 0.0
+    _require_parameters(path, name, method, shared, inputs)
     folder = path.parent
     for model in inputs:
         if not (folder / model["model"]).exists():
@@ -114,15 +114,35 @@ def load(path: Path) -> Configuration:
                 f"{path}: there is no model {folder / model['model']}; a model is a file or a folder, and none is "
                 "downloaded"
             )
+    given = [*((m.get("parameters") or {}) for m in inputs), shared]
+    first = folder / (base if base is not None else inputs[0]["model"])
+    names = _names(first) if any(not is_plain(v) for own in given for v in own.values()) else [""]
+    places = layers_of(names)
+
+    def settled(tensor: str) -> tuple[tuple[str, Any], ...]:
+        return tuple(sorted(_settings(path, method, given, tensor, places[tensor]).items()))
+
+    def weighed(tensor: str) -> tuple[float, ...] | None:
+        return _weights(path, method, inputs, given, tensor, places[tensor])
+
+    common, others = by_tensor(names, settled)
+    weights, part_weights = by_tensor(names, weighed)
+    settings = dict(common)
+    if others:
+        settings["parts"] = {
+            tensor: {key: value for key, value in own if value != settings.get(key)} for tensor, own in others.items()
+        }
+    densities = [dict(own)["density"] for own in (common, *others.values())] if method.random else [1.0]
     warnings = (f"{name} draws at random: the draws are ours, and kept entries are divided by density",)
     return Configuration(
         technique=name,
         settings=settings,
         experts=[folder / m["model"] for m in inputs],
         base=folder / base if base is not None and name != "slerp" else None,
-        weights=_weights(path, method, shared, inputs),
+        weights=list(weights) if weights is not None else None,
+        part_weights={tensor: list(own) for tensor, own in part_weights.items() if own is not None},
         dtype=_dtype(path, raw),
-        warnings=warnings if method.random and settings["density"] < 1 else (),
+        warnings=warnings if min(densities) < 1 else (),
     )
 
 
@@ -178,50 +198,74 @@ def _dtype(path: Path, raw: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _settings(path: Path, method: _Method, shared: Mapping[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
+def _require_parameters(
+    path: Path, name: str, method: _Method, shared: Mapping[str, Any], inputs: list[dict[str, Any]]
+) -> None:
+    """Refuse parameters that are unknown, misplaced or no numbers, and gradients and filters where none can be."""
     accepted = set(method.parameters) | ({"weight"} if method.weighted else set()) | _WITHOUT_EFFECT
-    settings: dict[str, Any] = {}
-    for place in (shared, *((m.get("parameters") or {}) for m in inputs)):
+    by_part = available()[name].by_part()
+    for i, place in enumerate((shared, *((m.get("parameters") or {}) for m in inputs))):
         for key, value in place.items():
             if not isinstance(key, str) or key not in accepted:
                 raise UserError(
                     f"{path}: parameter {key!s:.60} is not supported; there are {', '.join(sorted(accepted))}"
                 )
-            _require_number(path, key, value)
+            if i and key in _SHARED:
+                raise UserError(
+                    f"{path}: parameter {key} is one for all models, and mergekit ignores it beside a model; "
+                    "give it under the parameters of the merge"
+                )
+            if key in _SWITCHES:
+                if is_plain(value) and value in (True, False):
+                    continue
+                raise UserError(f"{path}: parameter {key} is {value!r:.60}; give true or false")
+            require(path, key, value)
+            if not is_plain(value) and key != "weight" and method.parameters[key] not in by_part:
+                raise UserError(f"{path}: parameter {key} is {value!r:.60}; it is one for all tensors, give a number")
+
+
+def _names(model: Path) -> list[str]:
+    """The tensors of a model, from its header."""
+    with ExitStack() as stack:
+        return sorted(open_model(model, "the model", stack, None).entries)
+
+
+def _settings(
+    path: Path, method: _Method, given: list[dict[str, Any]], tensor: str, place: float
+) -> dict[str, Any]:  # fmt: skip
+    """Our settings for one tensor."""
+    settings = dict(method.defaults)
+    *models, shared = given
     for key, ours in method.parameters.items():
-        values = [v for v in (_of(m, key, shared) for m in inputs) if v is not None]
-        if any(v != values[0] for v in values) or len(values) not in (0, len(inputs)):
+        values = [_of(model, shared, key, tensor, place) for model in models]
+        if any(value != values[0] for value in values):
             raise UserError(f"{path}: {key} differs between models; give one for all")
-        if values:
+        if values[0] is not None:
             settings[ours] = values[0]
+            if key == "epsilon":
+                settings[ours] = 2 * values[0]  # theirs is to each side, ours the whole width
+    if "epsilon" in settings and settings["density"] == 1:
+        settings["epsilon"] = 0.0
     return settings
 
 
 def _weights(
-    path: Path, method: _Method, shared: Mapping[str, Any], inputs: list[dict[str, Any]]
-) -> list[float] | None:
+    path: Path, method: _Method, inputs: list[dict[str, Any]], given: list[dict[str, Any]], tensor: str, place: float
+) -> tuple[float, ...] | None:
     if not method.weighted:
         return None
-    values = [_of(m, "weight", shared) for m in inputs]
-    if None in values:
-        missing = inputs[values.index(None)]["model"]
-        raise UserError(f"{path}: the model {missing} has no weight, which mergekit asks for")
-    return [float(v) for v in values if v is not None]
+    *models, shared = given
+    weights = []
+    for model, own in zip(inputs, models, strict=True):
+        weight = _of(own, shared, "weight", tensor, place)
+        if weight is None:
+            where = f" for {tensor}" if tensor else ""
+            raise UserError(f"{path}: the model {model['model']} has no weight{where}, which mergekit asks for")
+        weights.append(float(weight))
+    return tuple(weights)
 
 
-def _of(model: dict[str, Any], key: str, shared: Mapping[str, Any]) -> Any:
-    return (model.get("parameters") or {}).get(key, shared.get(key))
-
-
-def _require_number(path: Path, key: str, value: Any) -> None:
-    """Switches take true or false (or 1 or 0, as in mergekit), all else takes a finite number."""
-    if key in _SWITCHES:
-        if value not in (True, False):
-            raise UserError(f"{path}: parameter {key} is {value!r:.60}; give true or false")
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(
-            f"{path}: parameter {key} is {value!r:.60}; gradients and filters are not supported, give a number"
-        )
-    if not math.isfinite(value):
-        raise UserError(f"{path}: parameter {key} is {value!r:.60}; give a finite number")
+def _of(own: Mapping[str, Any], shared: Mapping[str, Any], key: str, tensor: str, place: float) -> Any:
+    """A model's own value, or else the one of all, or None."""
+    value = value_at(own.get(key), tensor, place)
+    return value_at(shared.get(key), tensor, place) if value is None else value

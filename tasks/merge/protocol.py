@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from tasks.errors import UserError
@@ -22,7 +23,11 @@ def has_sequential_form(name: str, settings: Mapping[str, Any]) -> bool:
 
 def for_all(technique: Technique) -> Technique:
     """The technique as `deploy: all` uses it: the share of two models says nothing about many."""
-    return technique.model_copy(update={"weight": None}) if "weight" in type(technique).model_fields else technique
+    if "weight" not in type(technique).model_fields:
+        return technique
+    others = {p: {k: v for k, v in own.items() if k != "weight"} for p, own in (technique.parts or {}).items()}
+    parts = {pattern: own for pattern, own in others.items() if own} or None
+    return technique.model_copy(update={"weight": None, "parts": parts})
 
 
 def check(time: Time, steps: int) -> list[str]:
@@ -62,5 +67,23 @@ def check(time: Time, steps: int) -> list[str]:
             raise UserError(
                 f"{technique.name} cannot merge two models, as an EMA recursion does; choose another technique"
             )
-        warnings.extend(technique.recursion(trained_from_running=time.init == "ema"))
+        warnings.extend(_recursion(technique, trained_from_running=time.init == "ema"))
     return warnings
+
+
+def _recursion(technique: Technique, trained_from_running: bool) -> list[str]:
+    """The warnings of `Technique.recursion` for the whole model and for each part, gradients at each of their numbers.
+
+    Raises:
+        UserError: it diverges; says in which part.
+    """
+    warnings = technique.recursion(trained_from_running)
+    for pattern, settings in (technique.parts or {}).items():
+        values = [value if isinstance(value, tuple) else (value,) for value in settings.values()]
+        for own in product(*values):
+            try:
+                told = technique.with_own(dict(zip(settings, own, strict=True))).recursion(trained_from_running)
+            except UserError as error:
+                raise UserError(f"parts.{pattern}: {error}") from None
+            warnings += [f"parts.{pattern}: {warning}" for warning in told]
+    return list(dict.fromkeys(warnings))

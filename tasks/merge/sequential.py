@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from tasks.merge.layout import Tensor
 from tasks.merge.measured import Measured
 from tasks.merge.reading import read
 from tasks.merge.stream import Piece, Window, square
-from tasks.merge.technique import Technique
+from tasks.merge.technique import Technique, numbers
 from tasks.merge.types import Array
 from tasks.model.dtypes import FLOATS, INTEGERS, stored_as
 from tasks.model.sinks import FileSink
@@ -67,6 +68,14 @@ class Accumulator(Technique):
     def needs_norms(self) -> bool:
         """Whether `update` needs `Expert.norm`."""
         return False
+
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        """Every setting that is a number: each tensor is taken in and finalised with the settings of its own part.
+
+        One that overrides `plan` says itself what it looks up by part.
+        """
+        return numbers(cls) if cls.plan is Accumulator.plan else super().by_part()
 
     @abstractmethod
     def update(self, state: State, x: Array, expert: Expert) -> None:
@@ -240,27 +249,39 @@ def accumulate(
 
     Returns what computes a piece of the merged model; it also writes the state where no norm of it is needed first.
     """
-    ranks = {group: technique.ranks(size) for group, size in window.sizes.items()}
+    ranks = {group: window.of(technique, window.first[group]).ranks(size) for group, size in window.sizes.items()}
     thresholds = select.largest(window, _magnitudes, ranks, len(window.experts)) if any(ranks.values()) else {}
     norms = window.norms() if technique.needs_norms else {}
     count = earlier.count + len(window.experts)
-    # Negative weights last, so that the total so far stays positive.
-    order = sorted(range(len(window.experts)), key=lambda i: window.weights[i] < 0)
-    totals = list(np.cumsum([earlier.total, *(window.weights[i] for i in order)])[1:].tolist())
-    if technique.normalizes and not 0 < totals[-1] < np.inf:
-        raise UserError(f"{technique.name}: the weights sum to {totals[-1]:g}; choose weights whose sum is more than 0")
+
+    @cache
+    def taken(weights: tuple[float, ...]) -> tuple[list[int], list[float]]:
+        """The order in which experts are taken in, and the sum of the weights after each."""
+        # Negative weights last, so that the total so far stays positive.
+        order = sorted(range(len(weights)), key=lambda i: weights[i] < 0)
+        totals = list(np.cumsum([earlier.total, *(weights[i] for i in order)])[1:].tolist())
+        if technique.normalizes and not 0 < totals[-1] < np.inf:
+            raise UserError(
+                f"{technique.name}: the weights sum to {totals[-1]:g}; choose weights whose sum is more than 0"
+            )
+        return order, totals
+
+    for tensor in window.tensors:
+        taken(tuple(window.weights_of(tensor)))
     for group, each in norms.items():
-        for i in order:
-            earlier.norms[group] = earlier.norms.get(group, 0.0) + window.weights[i] * float(each[i])
+        weights = window.weights_of(window.first[group])
+        for i in taken(tuple(weights))[0]:
+            earlier.norms[group] = earlier.norms.get(group, 0.0) + weights[i] * float(each[i])
         earlier.moved[group] = earlier.moved.get(group, 0) + int(np.count_nonzero(each))
 
     def advanced(piece: Piece) -> State:
         state = earlier.state(technique, piece)
         group = piece.tensor.group
-        for i, total in zip(order, totals, strict=True):
+        chosen, weights = technique.at(piece), window.weights_of(piece.tensor)
+        for i, total in zip(*taken(tuple(weights)), strict=True):
             expert = Expert(
                 piece=piece,
-                weight=window.weights[i],
+                weight=weights[i],
                 total=total,
                 thresholds=[float(t) for t in thresholds[group][i]] if thresholds else (),
                 norm=float(norms[group][i]) if norms else 0.0,
@@ -268,7 +289,7 @@ def accumulate(
                 measured=window.measured[i] if window.measured else None,
                 data_weight=window.data_weights[i] if window.data_weights else 1.0,
             )
-            technique.update(state, piece.vector(i), expert)
+            chosen.update(state, piece.vector(i), expert)
         for array, entry in arrays_of(technique, piece.tensor).items() if sinks else ():
             stored = window.device.get(state[array])
             _require_kept(technique, array, entry, stored, piece)
@@ -278,10 +299,11 @@ def accumulate(
     def summary(piece: Piece, squares: Mapping[str, float]) -> Summary:
         group = piece.tensor.group
         norms, moved = earlier.norms.get(group, 0.0), earlier.moved.get(group, 0)
-        return Summary(piece=piece, count=count, total=totals[-1], norms=norms, moved=moved, squares=squares)
+        total = taken(tuple(window.weights_of(piece.tensor)))[1][-1]
+        return Summary(piece=piece, count=count, total=total, norms=norms, moved=moved, squares=squares)
 
     if not technique.state_norms:
-        return lambda piece: technique.finalise(advanced(piece), summary(piece, {}))
+        return lambda piece: technique.at(piece).finalise(advanced(piece), summary(piece, {}))
 
     def settle(piece: Piece) -> NDArray[np.float64]:
         state = advanced(piece)
@@ -296,8 +318,8 @@ def accumulate(
             values = np.empty(shape, stored_as(entry.dtype))
             sinks[array].read_back(piece.tensor.name, start * values.itemsize, values)
             state[array] = window.device.put(values)
-        of_group = dict(zip(technique.state_norms, squares[piece.tensor.group].tolist(), strict=True))
-        return technique.finalise(state, summary(piece, of_group))
+        lengths = dict(zip(technique.state_norms, squares[piece.tensor.group].tolist(), strict=True))
+        return technique.at(piece).finalise(state, summary(piece, lengths))
 
     return finished
 

@@ -7,11 +7,11 @@ of a fixed size, in order, so that they do not depend on how the merge itself is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from tasks.merge.types import Array, Float64, Unit
 from tasks.model.sources import TensorSource
 
 Result = TypeVar("Result")
+Chosen = TypeVar("Chosen")
 _GRAM_STRIP = 4096
 _PART = 1 << 20
 """Entries read at a time: a piece may be a whole tensor, and what is needed beside it should not be."""
@@ -118,6 +119,7 @@ class Window:
     stacked: bool
     """Whether a piece of all models is held at once: pieces are then the shorter, the more models there are."""
     weights: Sequence[float]
+    """Of the models; `weights_of` has those of one tensor."""
     keys: Callable[[int, str], int]
     """(expert, tensor name) → 128-bit key for random numbers."""
     scratch: Path
@@ -131,6 +133,24 @@ class Window:
     """The statistics of each expert, for a technique that needs them."""
     data_weights: Sequence[float] = ()
     """`Technique.data_weight` of each expert."""
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    """The technique with the settings of its part, by tensor (`of`); the others have those of all."""
+    part_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The models' weights in a part, by tensor."""
+
+    def of(self, technique: Chosen, tensor: Tensor) -> Chosen:
+        """A technique with the settings of the part that a tensor is in."""
+        own = self.parts.get(tensor.name)
+        return own if isinstance(own, type(technique)) else technique
+
+    def weights_of(self, tensor: Tensor) -> Sequence[float]:
+        """The models' weights in one tensor."""
+        return self.part_weights.get(tensor.name, self.weights)
+
+    @cached_property
+    def first(self) -> dict[str, Tensor]:
+        """A tensor of each group."""
+        return {tensor.group: tensor for tensor in reversed(self.tensors)}
 
     def on(self, device: Device) -> Window:
         """The same, its arrays on another device."""

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from tasks import choice
 from tasks.choice import Choice
@@ -22,6 +31,8 @@ from tasks.merge.types import Array, Scope, Unit
 from tasks.params import Named
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PartSettings = Mapping[str, float | tuple[float, ...]]
+"""Settings of a part of the model: a number, or a gradient over the layers."""
 Density = Annotated[float, Field(gt=0, le=1)]
 """The fraction of entries kept."""
 
@@ -71,9 +82,67 @@ class Technique(Choice):
 
     statistics: ClassVar[tuple[str, ...]] = ()
     """What it needs to know of each expert's own data: ``fisher``, ``gram`` (`tasks.model.statistics`)."""
+    weighing: ClassVar[frozenset[str]] = frozenset({"weight"})
+    """Settings that the models' weights come from."""
+    ranked: ClassVar[frozenset[str]] = frozenset({"density", "gamma"})
+    """Settings that statistics over a tower or the model depend on: tensors that differ in them are apart in these."""
 
     lines: Lines | None = None
     """LiNeS on the merged task vector."""
+    parts: Mapping[str, PartSettings] | None = None
+    """Settings of parts of the model by pattern (`tasks.merge.parts`); a list is a gradient over the layers."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _parts_set_what_they_may(cls, parts: Any) -> Any:
+        known = cls.by_part()
+        for pattern, settings in parts.items() if isinstance(parts, Mapping) else ():
+            if isinstance(settings, Mapping) and not settings:
+                raise ValueError(f"{pattern} sets nothing; give it a setting, or leave it out")
+            for key in settings if isinstance(settings, Mapping) else ():
+                if key not in known:
+                    accepted = f"a part may set {', '.join(known)}" if known else "its parts have no settings"
+                    raise ValueError(f"{pattern}: {key!r} is not set by part; {accepted}")
+        return parts
+
+    @model_validator(mode="after")
+    def _parts_are_accepted(self) -> Self:
+        for pattern, settings in (self.parts or {}).items():
+            where = f"parts.{pattern}"
+            for key, value in settings.items():
+                values = value if isinstance(value, tuple) else (value,)
+                if not values:
+                    raise ValueError(f"{where}.{key} is an empty list; give one number a place in the layers")
+                for one in values:
+                    try:
+                        self.with_own({key: one})
+                    except ValidationError as error:
+                        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                        raise ValueError(f"{where}.{key} is {one:g}; {message[0].lower()}{message[1:]}") from None
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_parts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        settings: dict[str, Any] = serialize(self)
+        return settings if self.parts else {key: value for key, value in settings.items() if key != "parts"}
+
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        """Settings that a part of the model may have of its own (`at` has them); none unless a technique says so."""
+        return ()
+
+    def with_own(self, settings: Mapping[str, float]) -> Self:
+        """The technique with the settings of one part.
+
+        Raises:
+            pydantic.ValidationError: a value is not accepted.
+        """
+        given = {key: getattr(self, key) for key in self.model_fields_set - {"parts"}}
+        return type(self).model_validate({**given, **settings})
+
+    def at(self, piece: Piece) -> Self:
+        """The technique with the settings of the part that a piece is in."""
+        return piece.window.of(self, piece.tensor)
 
     @property
     def needs_base(self) -> bool:
@@ -120,6 +189,26 @@ class Technique(Choice):
 
         The function returns the merged task vector where `relative`, otherwise the merged weights.
         """
+
+
+def numbers(technique: type[Technique]) -> tuple[str, ...]:
+    """The settings of a technique that are numbers."""
+
+    def is_number(annotation: Any) -> bool:
+        return annotation in (int, float) or any(is_number(one) for one in get_args(annotation))
+
+    fields = technique.model_fields.items()
+    return tuple(name for name, f in fields if name not in ("lines", "parts") and is_number(f.annotation))
+
+
+def gradient_at(value: float | Sequence[float], place: float) -> float:
+    """The value of a gradient at a place in the layers, from 0 to 1."""
+    if not isinstance(value, Sequence):
+        return value
+    scaled = place * (len(value) - 1)
+    first = min(int(scaled), len(value) - 1)
+    share = scaled - first
+    return value[first] if share == 0 else (1 - share) * value[first] + share * value[first + 1]
 
 
 def available() -> Mapping[str, type[Technique]]:

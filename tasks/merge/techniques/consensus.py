@@ -33,17 +33,21 @@ class Consensus(Scoped):
     density: Density = 0.2
     scale: float = 0.3
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("lambda_", "k", "scale")
+
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         ties = Ties(density=self.density, scope=self.scope).plan(window) if self.on == "ties" else None
 
         def merged(piece: Piece) -> Array:
-            vectors = piece.vectors()
+            vectors, chosen = piece.vectors(), self.at(piece)
             total = vectors.sum(axis=0) if ties is None else ties(piece)
             votes = np.zeros_like(total, dtype=np.int32)
             for vector in vectors:
-                votes += np.abs(vector) >= self.lambda_ * np.abs(total - vector)
-            total *= votes >= self.k
-            total *= self.scale
+                votes += np.abs(vector) >= chosen.lambda_ * np.abs(total - vector)
+            total *= votes >= chosen.k
+            total *= chosen.scale
             return total
 
         return merged

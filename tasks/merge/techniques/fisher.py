@@ -51,6 +51,10 @@ class Fisher(Weighing, Accumulator):
         norm = measured.fisher_norm(tensors, self.floor)
         return share / norm if norm else 0.0
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("weight", "prior", "forgetting")  # floor is in ‖F‖₂, which is the model's
+
     @override
     def update(self, state: State, x: Array, expert: Expert) -> None:
         if expert.weight < 0:

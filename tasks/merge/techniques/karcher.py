@@ -59,10 +59,15 @@ class Karcher(Weighted, Accumulator):
         norm = summary.norms / summary.total if self.normalize else summary.norms
         return state["direction"] * (norm / length if length else 0.0)
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("weight",)
+
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         if self.iterations == 0:
             return super().plan(window)
-        factors = {group: self.factors(gram, np.array(window.weights)) for group, gram in window.gram().items()}
+        weights = {group: np.array(window.weights_of(tensor)) for group, tensor in window.first.items()}
+        factors = {group: self.factors(gram, weights[group]) for group, gram in window.gram().items()}
 
         def merged(piece: Piece) -> Array:
             total = piece.zeros()

@@ -38,6 +38,10 @@ class MagMax(Accumulator):
     def finalise(self, state: State, summary: Summary) -> Array:
         return state["furthest"] * self.scale
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("scale",)
+
     @override
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         def merged(piece: Piece) -> Array:
@@ -47,7 +51,7 @@ class MagMax(Accumulator):
                 np.maximum(high, x, out=high)
                 np.minimum(low, x, out=low)
             _choose(high, low)
-            high *= self.scale
+            high *= self.at(piece).scale
             return high
 
         return merged

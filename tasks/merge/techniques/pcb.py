@@ -33,6 +33,10 @@ class Pcb(Scoped):
     density: Density = 0.2
     scale: float = 1.0
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("density", "scale")
+
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         n = len(window.experts)
         pairs = [(i, j) for i in range(n) for j in range(i, n)]
@@ -88,7 +92,10 @@ class Pcb(Scoped):
                 of[i] *= own
             return beta
 
-        ranks = {group: (max(1, int(self.density * size)),) for group, size in window.sizes.items()}
+        ranks = {
+            group: (max(1, int(window.of(self, window.first[group]).density * size)),)
+            for group, size in window.sizes.items()
+        }
         thresholds = select.largest(
             window, lambda piece, rows: competition(piece, piece.vectors(), rows), ranks, rows=n
         )
@@ -97,6 +104,6 @@ class Pcb(Scoped):
             x = piece.vectors()
             beta = competition(piece, x, range(n))
             beta *= beta >= np.asarray(thresholds[piece.tensor.group], like=beta)
-            return weighted_mean(x, beta) * self.scale
+            return weighted_mean(x, beta) * self.at(piece).scale
 
         return merged

@@ -33,18 +33,23 @@ class Sce(Scoped):
     """Mean square, of all experts together, below which all weigh the same; mergekit has 1e-6."""
     scale: float = 1.0
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("density", "scale")
+
     def plan(self, window: Window) -> Callable[[Piece], Array]:
         thresholds: dict[str, float] = {}
-        if self.density < 1:
+        density = {group: window.of(self, tensor).density for group, tensor in window.first.items()}
+        if any(share < 1 for share in density.values()):
             moved = window.reduce(lambda piece: np.count_nonzero(_variance(piece.vectors())))
-            ranks = {group: (int(self.density * count),) if count else () for group, count in moved.items()}
-            ranks = {group: wanted if wanted and wanted[0] else () for group, wanted in ranks.items()}
-            largest = select.largest(window, lambda piece, _: _variance(piece.vectors())[None], ranks, rows=1)
+            ranks = {group: int(density[group] * count) for group, count in moved.items()}
+            wanted = {group: (rank,) if rank and density[group] < 1 else () for group, rank in ranks.items()}
+            largest = select.largest(window, lambda piece, _: _variance(piece.vectors())[None], wanted, rows=1)
             thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in largest.items()}
 
         def selected(piece: Piece) -> Array:
             x = piece.vectors()
-            if self.density < 1:
+            if density[piece.tensor.group] < 1:
                 x *= _variance(x) >= thresholds[piece.tensor.group]
             return x
 
@@ -59,7 +64,7 @@ class Sce(Scoped):
             x = selected(piece)
             elected = np.where(x.sum(axis=0) >= 0, x.dtype.type(1), x.dtype.type(-1))
             agree: Array = np.asarray(weights[piece.tensor.group], x.dtype, like=x) * (x * elected > 0)
-            return weighted_mean(x, agree) * self.scale
+            return weighted_mean(x, agree) * self.at(piece).scale
 
         return merged
 

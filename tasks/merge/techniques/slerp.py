@@ -29,6 +29,8 @@ class Slerp(Technique):
     relative: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
 
+    weighing: ClassVar[frozenset[str]] = frozenset({"t", "weight"})
+
     t: Share = 0.5
     """From the first model (0) to the second (1)."""
     weight: Share | None = None
@@ -45,13 +47,17 @@ class Slerp(Technique):
         first = 1 - self.t if self.weight is None else self.weight
         return [first, 1 - first]
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("t", "weight")
+
     @override
     def plan(self, window: Window) -> Callable[[Piece], Array]:
-        first, second = window.weights
-        if not math.isclose(first + second, 1):
-            raise UserError(f"slerp: the weights are {first:g} and {second:g}; they should sum to 1")
         factors: dict[str, tuple[float, float]] = {}
         for group, gram in window.gram().items():
+            first, second = window.weights_of(window.first[group])
+            if not math.isclose(first + second, 1):
+                raise UserError(f"slerp: the weights are {first:g} and {second:g}; they should sum to 1")
             norms = math.sqrt(gram[0, 0] * gram[1, 1])
             cosine = min(1.0, max(-1.0, gram[0, 1] / norms)) if norms else 1.0
             if abs(cosine) > _PARALLEL:

@@ -29,9 +29,13 @@ class Tsv(Technique):
 
     scale: float = 1.0
 
+    @classmethod
+    def by_part(cls) -> tuple[str, ...]:
+        return ("scale",)
+
     @override
     def plan(self, window: Window) -> Callable[[Piece], Array]:
-        return self._merged
+        return lambda piece: self.at(piece)._merged(piece)
 
     def _merged(self, piece: Piece) -> Array:
         if len(piece.shape) != 2:
