@@ -20,14 +20,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chronomerge.project import advance, find, report, restore, rollback, run, states, verify
     from tasks.errors import UnavailableError, UserError
+    from tasks.measure import measure, measure_clip
+    from tasks.merge import Statistics, merge
     from tasks.merge import available as techniques
-    from tasks.merge import merge
     from tasks.record import Manifest, State
 
 _HOMES = {
     "UnavailableError": "tasks.errors",
     "UserError": "tasks.errors",
+    "measure": "tasks.measure",
+    "measure_clip": "tasks.measure",
     "merge": "tasks.merge",
+    "Statistics": "tasks.merge",
     "techniques": "tasks.merge:available",
     "Manifest": "tasks.record",
     "State": "tasks.record",

@@ -16,6 +16,7 @@ from flows.cli import (
     deployed,
     grid,
     maintenance,
+    measure,
     merge,
     options,
     remote,
@@ -137,6 +138,7 @@ app.command()(maintenance.gc)
 app.command()(report.report)
 app.command()(merge.merge)
 app.command()(convert.convert)
+app.command()(measure.measure)
 app.command()(merge.techniques)
 app.add_typer(remote.app, name="remote")
 app.add_typer(stream.app, name="stream")

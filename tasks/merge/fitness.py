@@ -72,7 +72,7 @@ def check_statistics(
         if averaged:
             notes.append(f"averaged, without a Gram matrix: {averaged} tensor{'s' * (averaged != 1)}")
     estimators = {one.facts.estimator: one.label for one in measured}
-    if len(estimators) > 1:
+    if len(estimators) > 1 and "fisher" in technique.statistics:
         told = " and ".join(f"{name} ({label})" for name, label in estimators.items())
         notes.append(f"the experts' statistics were estimated in different ways: {told}; they may weigh differently")
     return replace(plan, merged=merged, notes=tuple(notes))

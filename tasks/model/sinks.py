@@ -49,7 +49,7 @@ class FileSink:
 
     It is written to private files (`tasks.storage.atomic`), flushed, then renamed. The bytes depend on names, shapes,
     dtypes and values alone. ``outdated`` is asked, before the renames, which other files in the folder go when those
-    of these names come; it may refuse.
+    of these names come; it may refuse. ``metadata`` goes into the header.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class FileSink:
         entries: Mapping[str, TensorEntry],
         shard_bytes: int = SHARD_BYTES,
         outdated: Callable[[Collection[str]], list[Path]] = _nothing,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self._path, self._outdated = path, outdated
+        self._path, self._outdated, self._metadata = path, outdated, dict(metadata or {})
         self._replacements: list[atomic.Replacement] = []
         self._places: dict[str, tuple[int, int]] = {}
         self._descriptors: list[int] = []
@@ -88,7 +89,7 @@ class FileSink:
         return [*files, path.name] if path.name.endswith(INDEX) else files
 
     def _add(self, path: Path, names: list[str], entries: Mapping[str, TensorEntry]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **self._metadata}}
         offset = 0
         for name in names:
             entry = entries[name]

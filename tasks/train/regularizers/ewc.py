@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from tasks.model.squares import SquaredGradients
 from tasks.train.regularizer import Gradients, Importance, Pull, Regularizer
 
 
@@ -42,12 +43,11 @@ class _EwcPull(Pull):
         self._batches = settings.batches
 
     def finish(self, gradients: Gradients, samples: int) -> Importance:
-        fisher = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        squares = SquaredGradients(self.parameters)
         for number in range(self._batches):
             gradients(number)
-            for name, p in self.parameters.items():
-                if p.grad is not None:
-                    fisher[name].addcmul_(p.grad, p.grad, value=samples / self._batches)
+            squares.add({name: p.grad for name, p in self.parameters.items()}, samples / self._batches)
+        fisher = squares.totals
         importance = dict(self.before.importance) if self.before else {}
         anchor = dict(self.before.anchor) if self.before else {}
         for name, p in self.parameters.items():
