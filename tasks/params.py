@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -331,6 +332,16 @@ class Evaluate(Settings):
         return self
 
 
+def _not_deployed(name: str) -> str:
+    if name == "deployed":
+        raise ValueError("deployed is moved by gate, promote, hold and rollback; choose another name")
+    return name
+
+
+PointerName = Annotated[Name, AfterValidator(_not_deployed)]
+POINTER: TypeAdapter[str] = TypeAdapter(PointerName)
+
+
 def _condition(text: str) -> str:
     gate.parse(text)
     return text
@@ -343,6 +354,13 @@ class Gate(Settings):
     """Conditions, ``NAME OP NUMBER``; `tasks.gate` has the names."""
     held: Literal["continue", "skip"] = "continue"
     """After a held state: go on from it, or from the newest promoted one, as though its arrival had never come."""
+
+
+class PointerGate(Settings):
+    """Moves a pointer to each new state that holds these conditions."""
+
+    require: list[Annotated[str, AfterValidator(_condition)]] = []
+    """As in ``gate``, but differences are to the state that the pointer is at. Without any, every new state will do."""
 
 
 class LabelledTechnique(TechniqueChoice):
@@ -455,6 +473,8 @@ class Params(Settings):
     """Where data and weights of states are stored."""
     gate: Gate | None = None
     """Decides which states are promoted; without one all are."""
+    pointers: dict[PointerName, PointerGate] = {}
+    """Pointers beside ``deployed`` that a gate moves, by name, such as ``champion``."""
     hooks: Hooks = Hooks()
     """Commands of your own that a run starts."""
     limits: Limits = Limits()
@@ -480,6 +500,14 @@ class Params(Settings):
         evaluate = info.data.get("evaluate")
         if value and evaluate:
             gate.require_sets(value.require, [one.name for one in evaluate.sets])
+        return value
+
+    @field_validator("pointers")
+    @classmethod
+    def _known_sets_of_pointers(cls, value: dict[str, PointerGate], info: ValidationInfo) -> dict[str, PointerGate]:
+        if evaluate := info.data.get("evaluate"):
+            for one in value.values():
+                gate.require_sets(one.require, [each.name for each in evaluate.sets])
         return value
 
     @model_validator(mode="after")
@@ -554,9 +582,8 @@ def _did_you_mean(loc: tuple[str | int, ...]) -> str:
     """The keys that the section of a misspelt key does accept."""
     section: Any = Params
     for part in loc[:-1]:
-        if isinstance(part, str):
-            field = section.model_fields[part]
-            section = _model_in(field.annotation)
+        if isinstance(part, str) and part in section.model_fields:  # else a name of the user's own
+            section = _model_in(section.model_fields[part].annotation)
     return f"; accepted here: {', '.join(section.model_fields)}"
 
 

@@ -34,6 +34,7 @@ def gather(project: Path) -> dict[str, Any]:
         "last": todo.last.tag if todo.last else None,
         "last_promoted": todo.last is not None and record.is_promoted(todo.last, record.decided(project, name)),
         "deployed": deployed.tag if deployed else None,
+        "pointers": {one: state.tag for one, state in record.pointers_of(project, name).items()},
         "starts_from": start.tag if start else None,
         "pending": [{"step": step, "arrival": names[step]} for step in todo.steps],
         "schedule": _schedule(project, name),
@@ -91,6 +92,7 @@ def text(facts: dict[str, Any]) -> str:
     lines += [
         f"  last      {facts['last'] or 'no state yet'}{held}",
         f"  deployed  {facts['deployed'] or 'nothing yet'}",
+        *(f"  {one:<8}  {tag}" for one, tag in facts["pointers"].items()),
         f"  pending   {steps + start if steps else 'nothing'}",
     ]
     return "\n".join([*lines, *(f"  schedule  {line}" for line in _schedule_lines(schedule))])

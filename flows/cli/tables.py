@@ -16,11 +16,17 @@ from tasks.gate import ConditionOutcome
 from tasks.record import Decision, State
 from tasks.units import size
 
-DEPLOYED, HELD = "▸", "×"
+DEPLOYED, HELD, POINTER = "▸", "×", "•"
 """The marks of states in the table."""
 
 
-def _row(state: State, current: bool, deployed: State | None, decided: Mapping[str, Decision]) -> dict[str, Any]:
+def _row(
+    state: State,
+    current: bool,
+    deployed: State | None,
+    pointers: Mapping[str, State],
+    decided: Mapping[str, Decision],
+) -> dict[str, Any]:
     manifest, metrics = state.manifest, state.metrics
     decision = decided.get(state.tag)
     return {
@@ -33,6 +39,7 @@ def _row(state: State, current: bool, deployed: State | None, decided: Mapping[s
         "starts_from": manifest.start,
         "promoted": record.is_promoted(state, decided),
         "pointer": state == deployed,
+        "pointers": [name for name, at in pointers.items() if at == state],
         "gate": manifest.gate.as_dict() if manifest.gate else None,
         "decision": asdict(decision) if decision else None,
         "rollback": manifest.rollback.as_dict() if manifest.rollback else None,
@@ -61,7 +68,8 @@ def states_rows(project: Path, timeline: str, *, all_lines: bool = False) -> lis
     lineage = record.lineage(project, timeline)
     shown = record.states(project, timeline) if all_lines else lineage
     deployed, decided = record.deployed(project, timeline), record.decided(project, timeline)
-    return [_row(state, state in lineage, deployed, decided) for state in shown]
+    pointers = record.pointers_of(project, timeline)
+    return [_row(state, state in lineage, deployed, pointers, decided) for state in shown]
 
 
 def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> RenderableType:
@@ -83,12 +91,15 @@ def states_table(project: Path, timeline: str, *, all_lines: bool = False) -> Re
         if before and row["line"] != before["line"] and all_lines:
             table.add_section()
         table.add_row(*_cells(row), style=None if row["current"] else "dim")
-    return Group(table, *_notes(rows, record.states(project, timeline)))
+    pointers = record.pointers_of(project, timeline)
+    return Group(table, *_notes(rows, record.states(project, timeline), pointers))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
-        (DEPLOYED if row["pointer"] else "" if row["promoted"] else HELD) + row["name"],
+        (DEPLOYED if row["pointer"] else "" if row["promoted"] else HELD)
+        + (POINTER if row["pointers"] else "")
+        + row["name"],
         row["arrival"] or "–",
         f"{row['A_KA']:.2f}",
         f"{row['A_ZS']:.2f}",
@@ -101,13 +112,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _notes(rows: list[dict[str, Any]], everything: list[State]) -> Iterator[str]:
+def _notes(rows: list[dict[str, Any]], everything: list[State], pointers: Mapping[str, State]) -> Iterator[str]:
     """What the table's short cells mean, and where lines part."""
     for row in rows:
         if row["pointer"]:
             yield f"{DEPLOYED} deployed: tag deployed/{row['tag'].split('/')[1]}"
         elif not row["promoted"]:
             yield f"{HELD} {row['name']} is held: {_why_held(row)}"
+    for name, state in pointers.items():
+        yield f"{POINTER} {name}: {state.name}, tag pointer/{state.timeline}/{name}"
     if any(row["code"]["dirty"] for row in rows):
         yield "* with changes that were not committed; the state has them"
     for row in rows:
@@ -133,7 +146,8 @@ def held_lines(project: Path, timeline: str, tags: Collection[str]) -> Iterator[
     at = f"stays at {deployed.tag}" if deployed else "is nowhere yet"
     for state in record.states(project, timeline):
         if state.tag in tags and not record.is_promoted(state, decided):
-            yield f"{state.tag} is held: {_why_held(_row(state, True, deployed, decided))}; deployed/{timeline} {at}"
+            why = _why_held(_row(state, True, deployed, {}, decided))
+            yield f"{state.tag} is held: {why}; deployed/{timeline} {at}"
 
 
 def what_next(project: Path, timeline: str) -> str:

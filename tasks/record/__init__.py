@@ -8,6 +8,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_model`, `Form`, `Delivered`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
+| point | `pointers_of` |
 | maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `SweepPlan`, `let_go` |
 | share | `synchronize` |
 | record | `record`, `Code`, `code_of`, `with_params`, `params_of`, `Worktree`, `worktree_for_step`, `next_history` |
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tasks.record.manifest import Manifest
     from tasks.record.manifest import read as read_manifest
     from tasks.record.names import short_tag
+    from tasks.record.pointers import all_of as pointers_of
     from tasks.record.project_code import Code, code_of, params_of, require_same_code, with_params
     from tasks.record.promotion import DecisionOutcome, hold, next_start, promote
     from tasks.record.pruning import prune
@@ -72,6 +74,7 @@ _HOMES = {
     "leaving": ("leave",),
     "manifest": ("Manifest", "read_manifest=read"),
     "names": ("short_tag",),
+    "pointers": ("pointers_of=all_of",),
     "promotion": ("DecisionOutcome", "hold", "next_start", "promote"),
     "pruning": ("prune",),
     "recording": ("record",),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import heads, names, sharing
+from tasks.record import heads, names, sharing, timelines
+from tasks.record import pointers as named_pointers
 from tasks.record.heads import Heads
 from tasks.record.state import State
 from tasks.record.timelines import promoted_state
@@ -26,6 +27,7 @@ def commit(
     agree: Callable[[State], None] = lambda _: None,
     *,
     promoted: bool = True,
+    pointers: Collection[str] = (),
 ) -> State:
     """Make state ``step`` of what lies in a worktree, after ``previous`` and on its line; see `make`.
 
@@ -36,7 +38,9 @@ def commit(
     parents = [*([previous.commit] if previous else []), code]
     line = previous.line if previous else 1
     tree = git(worktree, "write-tree")
-    return make(project, timeline, step, line, tree, parents, message, shared, agree, promoted=promoted)
+    return make(
+        project, timeline, step, line, tree, parents, message, shared, agree, promoted=promoted, pointers=pointers
+    )
 
 
 def make(
@@ -51,13 +55,15 @@ def make(
     agree: Callable[[State], None] = lambda _: None,
     *,
     promoted: bool = True,
+    pointers: Collection[str] | None = None,
 ) -> State:
-    """Make a state of a tree: its commit, then branch, tag and pointer in one transaction.
+    """Make a state of a tree: its commit, then branch, tag and pointers in one transaction.
 
     That transaction is the commit point, and a compare-and-swap: it fails if anybody moved the branch or decided
     anything. With a ``shared`` git remote the push comes first, atomic and fast-forward only, so that of several
     machines one wins; a crash between the two is mended by `synchronize`. Without one, ``agree`` asks whoever else must
-    (`claim.take`). The pointer goes to the state where it is ``promoted``, else to the newest that is.
+    (`claim.take`). The deployed pointer goes to the state where it is ``promoted``, else to the newest that is; those
+    of ``pointers`` go to it too. None: the lineage is another from here on, and all go where they belong in it.
 
     Raises:
         UserError: another writer was first, or the git remote cannot be reached.
@@ -70,7 +76,12 @@ def make(
     if old.branch and not is_ancestor(project, old.branch, made):
         raise overtaken
     target = state if promoted else promoted_state(project, timeline, old.decisions)
-    new = Heads(made, target.commit if target else None, old.decisions)
+    if pointers is None:
+        recorded = [*timelines.states(project, timeline), state]
+        named = named_pointers.places(project, recorded, timelines.leading_to(state, recorded), old.decisions)
+    else:
+        named = tuple(sorted({**dict(old.named), **dict.fromkeys(pointers, made)}.items()))
+    new = Heads(made, target.commit if target else None, old.decisions, named)
     if shared:
         sharing.publish(state, new, old, shared)
     agree(state)

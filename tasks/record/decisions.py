@@ -10,10 +10,11 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,11 +44,15 @@ _DECISIONS = TypeAdapter(list[Decision])
 
 def made_now(state: str, reason: str | None, *, promoted: bool, project: Path) -> Decision:
     """A decision of the current user, now."""
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Decision(state, promoted, _who(project), socket.gethostname(), at, reason)
+    return Decision(state, promoted, *signature(project), reason)
 
 
-def _who(project: Path) -> str:
+def signature(project: Path) -> tuple[str, str, str]:
+    """Who decides, on which host, and when."""
+    return who(project), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def who(project: Path) -> str:
     """As git calls the user, else as the system does."""
     if "GIT_AUTHOR_NAME" not in identity(project):
         return git(project, "var", "GIT_AUTHOR_IDENT").rpartition(">")[0] + ">"
@@ -65,6 +70,8 @@ def read(project: Path, commit: str | None) -> list[Decision]:
     """
     if commit is None:
         return []
+    if _FILE not in git(project, "ls-tree", "--name-only", commit).splitlines():
+        return []  # pointers were moved by hand, and nothing else was decided
     try:
         return _DECISIONS.validate_json(show(project, commit, _FILE), strict=True)
     except ValidationError as error:
@@ -87,9 +94,18 @@ def decided(project: Path, timeline: str) -> Mapping[str, Decision]:
 def add(project: Path, before: str | None, decision: Decision) -> str:
     """Make the commit of one more decision; no ref moves."""
     rows = [asdict(one) for one in (*read(project, before), decision)]
+    subject = f"{'promote' if decision.promoted else 'hold'} {decision.state}"
+    return commit(project, before, _FILE, rows, subject, decision.reason)
+
+
+def commit(
+    project: Path, before: str | None, file: str, rows: Sequence[Mapping[str, Any]], subject: str, reason: str | None
+) -> str:
+    """Make the commit after ``before`` in which ``file`` holds ``rows`` and all else is as it was; no ref moves."""
     blob = git(project, "hash-object", "-w", "--stdin", stdin=json.dumps(rows, indent=1) + "\n")
-    tree = git(project, "mktree", stdin=f"100644 blob {blob}\t{_FILE}\n")
+    others = git(project, "ls-tree", before).splitlines() if before else []
+    lines = [line for line in others if not line.endswith(f"\t{file}")]
+    tree = git(project, "mktree", stdin="".join(f"{line}\n" for line in (*lines, f"100644 blob {blob}\t{file}")))
     parents = ["-p", before] if before else []
-    message = f"{'promote' if decision.promoted else 'hold'} {decision.state}\n"
-    message += f"\n{decision.reason}\n" if decision.reason else ""
+    message = f"{subject}\n" + (f"\n{reason}\n" if reason else "")
     return git(project, "commit-tree", tree, *parents, stdin=message, env=identity(project))

@@ -21,7 +21,7 @@ from tasks.errors import UserError
 from tasks.model import tokenizers
 from tasks.params import load
 from tasks.progress import Progress, silent
-from tasks.record import restoration, retention, sharing, stores, timelines
+from tasks.record import pointers, restoration, retention, sharing, stores, timelines
 from tasks.record.state import State
 from tasks.scores import MEANS
 from tasks.storage import atomic, dvc_config, objects
@@ -70,13 +70,14 @@ def fetch_model(
     timeline: str,
     to: Path,
     *,
+    pointer: str = "deployed",
     form: Form = Form(),
     progress: Progress = silent,
 ) -> Delivered:
-    """Have the model of the deployed state in a folder.
+    """Have the model of the state that a pointer is at in a folder.
 
     Raises:
-        UserError: no state is deployed, its weights cannot be had, the library has no such architecture, or the
+        UserError: the pointer is at no state, its weights cannot be had, the library has no such architecture, or the
             folder is one of ours.
         RemoteError: the store breaks off.
     """
@@ -85,14 +86,26 @@ def fetch_model(
     shared = load(project / "params.yaml").store.git
     if shared:
         sharing.follow(project, timeline, shared)
+    state = pointed(project, timeline, pointer)
+    if is_there(state, folder, form):
+        return Delivered(state, folder, new=False, fetched=0)
+    return deliver(state, folder, form, progress)
+
+
+def pointed(project: Path, timeline: str, pointer: str) -> State:
+    """The state that a pointer is at, ``deployed`` or another.
+
+    Raises:
+        UserError: there is no such pointer.
+    """
+    if pointer != "deployed":
+        return pointers.find(project, timeline, pointer)
     state = timelines.deployed(project, timeline)
     if state is None:
         raise UserError(
             f"timeline {timeline!r} has no deployed state in this clone; `git fetch --tags --force` brings it"
         )
-    if is_there(state, folder, form):
-        return Delivered(state, folder, new=False, fetched=0)
-    return deliver(state, folder, form, progress)
+    return state
 
 
 def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress = silent) -> Delivered:

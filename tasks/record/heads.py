@@ -1,12 +1,13 @@
-"""What moves in git as a timeline grows: its branch, its pointer and its decisions, always together.
+"""What moves in git as a timeline grows: its branch, its pointers and its decisions, always together.
 
-The pointer is the tag at the deployed state, decisions are what people have said by hand. Which state is deployed
-follows from states and decisions alone, so whoever changes either must have seen both: a transaction checks all three.
+``pointer`` is the tag at the deployed state, ``named`` are the tags of other names (``champion``), decisions are what
+people have said by hand. Where the pointers are follows from states and decisions alone, so whoever changes either must
+have seen both: a transaction checks all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +22,37 @@ class Heads:
     branch: str | None
     pointer: str | None
     decisions: str | None
+    named: tuple[tuple[str, str], ...] = ()
+    """Name → commit of every pointer but the deployed one, by name."""
 
 
-def _refs(timeline: str) -> tuple[str, str, str]:
-    return names.branch(timeline), names.pointer(timeline), names.decisions(timeline)
+def _refs(timeline: str, heads: Heads) -> dict[str, str | None]:
+    named = {f"{names.named_pointers(timeline)}{name}": commit for name, commit in heads.named}
+    return {
+        names.branch(timeline): heads.branch,
+        names.pointer(timeline): heads.pointer,
+        names.decisions(timeline): heads.decisions,
+        **named,
+    }
+
+
+def _read(timeline: str, found: Mapping[str, str]) -> Heads:
+    prefix = names.named_pointers(timeline)
+    named = sorted((ref.removeprefix(prefix), value) for ref, value in found.items() if ref.startswith(prefix))
+    branch, pointer, decisions = (
+        found.get(ref) for ref in (names.branch(timeline), names.pointer(timeline), names.decisions(timeline))
+    )
+    return Heads(branch, pointer, decisions, tuple(named))
+
+
+def _patterns(timeline: str) -> tuple[str, ...]:
+    return (*_refs(timeline, Heads(None, None, None)), f"{names.named_pointers(timeline)}*")
 
 
 def local(project: Path, timeline: str) -> Heads:
     """The heads as this repository has them."""
-    refs = _refs(timeline)
-    rows = git(project, "for-each-ref", "--format=%(objectname) %(refname)", *refs).splitlines()
-    commits = {name: value for value, name in (row.split(" ") for row in rows)}
-    return Heads(*(commits.get(ref) for ref in refs))
+    rows = git(project, "for-each-ref", "--format=%(objectname) %(refname)", *_patterns(timeline)).splitlines()
+    return _read(timeline, {name: value for value, name in (row.split(" ") for row in rows)})
 
 
 def shared(project: Path, timeline: str, remote: str) -> Heads:
@@ -43,10 +63,9 @@ def shared(project: Path, timeline: str, remote: str) -> Heads:
         UserError: no remote of that name is configured.
     """
     require_remote(project, remote)
-    refs = _refs(timeline)
-    rows = git(project, "ls-remote", "--", remote, *refs).splitlines()
-    commits = {name: value for value, name in (row.split("\t") for row in rows)}
-    return Heads(*(commits.get(ref) for ref in refs))
+    rows = git(project, "ls-remote", "--", remote, *_patterns(timeline)).splitlines()
+    commits = {name: value for value, name in (row.split("\t") for row in rows) if not name.endswith("^{}")}
+    return _read(timeline, commits)
 
 
 def move(project: Path, timeline: str, old: Heads, new: Heads, *, creating: tuple[str, str] | None = None) -> None:
@@ -63,7 +82,9 @@ def move(project: Path, timeline: str, old: Heads, new: Heads, *, creating: tupl
 
 
 def _changes(timeline: str, old: Heads, new: Heads) -> Iterator[str]:
-    for ref, before, after in zip(_refs(timeline), _values(old), _values(new), strict=True):
+    were, are = _refs(timeline, old), _refs(timeline, new)
+    for ref in {**were, **are}:
+        before, after = were.get(ref), are.get(ref)
         if before == after:
             yield f"verify {ref} {before or ''}".rstrip()  # without a value: that it is not there
         elif before is None:
@@ -77,18 +98,15 @@ def _changes(timeline: str, old: Heads, new: Heads) -> Iterator[str]:
 def push(project: Path, timeline: str, new: Heads, seen: Heads, remote: str, tags: Iterable[str]) -> None:
     """Push the heads and some refspecs of tags, all or nothing.
 
-    Branch and decisions only go forward. The pointer may go back, so it moves only from where it was ``seen``.
+    Branch and decisions only go forward. Pointers may go back or away, so they move only from where they were ``seen``.
 
     Raises:
         GitError: another machine was first, or the remote cannot be reached.
     """
     require_remote(project, remote)
-    branch, pointer, decisions = _refs(timeline)
-    pairs = ((new.branch, branch), (new.pointer, pointer), (new.decisions, decisions))
-    refs = [f"{value}:{ref}" for value, ref in pairs if value]
-    lease = f"--force-with-lease={pointer}:{seen.pointer or ''}"
-    git(project, "push", "--quiet", "--atomic", lease, "--", remote, *refs, *tags)
-
-
-def _values(heads: Heads) -> tuple[str | None, str | None, str | None]:
-    return heads.branch, heads.pointer, heads.decisions
+    were, are = _refs(timeline, seen), _refs(timeline, new)
+    forward = {names.branch(timeline), names.decisions(timeline)}
+    gone = [f":{ref}" for ref in were.keys() - are.keys()]
+    refs = [f"{value}:{ref}" for ref, value in are.items() if value] + gone
+    leases = [f"--force-with-lease={ref}:{were.get(ref) or ''}" for ref in {**were, **are} if ref not in forward]
+    git(project, "push", "--quiet", "--atomic", *leases, "--", remote, *refs, *tags)

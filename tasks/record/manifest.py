@@ -206,6 +206,8 @@ class Manifest(_Part):
     elapsed: Number | None = None
     """Seconds on the clock from the step's start until the store held everything: nodes, waiting, hashing, pushing."""
     bytes: StateBytes
+    pointers: dict[Text, RecordedGate] = {}
+    """Pointer → what its gate found; it went to this state where the gate promoted it."""
     rollback: RollbackNote | None = None
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""

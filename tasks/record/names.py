@@ -29,6 +29,11 @@ def pointer(timeline: str) -> str:
     return f"refs/tags/deployed/{checked(timeline)}"
 
 
+def named_pointers(timeline: str) -> str:
+    """What the tags of a timeline's other pointers begin with: ``champion`` is ``pointer/demo/champion``."""
+    return f"refs/tags/pointer/{checked(timeline)}/"
+
+
 def decisions(timeline: str) -> str:
     """The ref that keeps what people have decided by hand: a commit for each, none ever taken away."""
     return f"refs/decisions/{checked(timeline)}"

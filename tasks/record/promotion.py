@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks import gate, layout
 from tasks.errors import UserError
 from tasks.params import Evaluate, Gate, load
-from tasks.record import decisions, heads, names, retention, sharing, timelines, worktrees
+from tasks.record import decisions, heads, names, pointers, retention, sharing, timelines, worktrees
 from tasks.record.heads import Heads
 from tasks.record.state import State
 from tasks.scores import ROLES
@@ -31,13 +31,12 @@ def next_start(project: Path, timeline: str, settings: Gate | None) -> State | N
 
 
 def reference(
-    project: Path, timeline: str, evaluate: Evaluate, sets: Entry, cache: Cache, bring: Callable[[str], None]
+    state: State | None, evaluate: Evaluate, sets: Entry, cache: Cache, bring: Callable[[str], None]
 ) -> gate.GateReference | None:
-    """What the gate compares a new state with: the newest promoted one, and which of its test sets are the same.
+    """What a gate compares a new state with: the state that its pointer is at, and which of the test sets are the same.
 
     ``sets`` is the new state's ``data/step/evaluation``; ``bring`` puts an object of the store into the cache.
     """
-    state = timelines.promoted_state(project, timeline, heads.local(project, timeline).decisions)
     if state is None:
         return None
     theirs = state.entries[layout.EVALUATION]
@@ -66,27 +65,34 @@ class DecisionOutcome:
     state: State
     changed: bool
     deployed: State | None
+    """Where the pointer is that was decided about."""
 
 
-def promote(project: Path, timeline: str, name: str, *, reason: str | None = None) -> DecisionOutcome:
-    """Promote a state by hand, also while a run is under way; the pointer moves with the decision.
+def promote(
+    project: Path, timeline: str, name: str, *, reason: str | None = None, pointer: str | None = None
+) -> DecisionOutcome:
+    """Promote a state by hand, or move a ``pointer`` to it, also while a run is under way.
 
     Raises:
         UserError: there is no such state, it cannot be promoted, or somebody else was first.
     """
-    return _decide(project, timeline, name, promoted=True, reason=reason)
+    return _decide(project, timeline, name, promoted=True, reason=reason, pointer=pointer)
 
 
-def hold(project: Path, timeline: str, name: str, *, reason: str | None = None) -> DecisionOutcome:
-    """Hold a state by hand, also while a run is under way; the pointer moves with the decision.
+def hold(
+    project: Path, timeline: str, name: str, *, reason: str | None = None, pointer: str | None = None
+) -> DecisionOutcome:
+    """Hold a state by hand, or take a ``pointer`` off it, also while a run is under way.
 
     Raises:
         UserError: there is no such state, it cannot be held, or somebody else was first.
     """
-    return _decide(project, timeline, name, promoted=False, reason=reason)
+    return _decide(project, timeline, name, promoted=False, reason=reason, pointer=pointer)
 
 
-def _decide(project: Path, timeline: str, name: str, *, promoted: bool, reason: str | None) -> DecisionOutcome:
+def _decide(
+    project: Path, timeline: str, name: str, *, promoted: bool, reason: str | None, pointer: str | None
+) -> DecisionOutcome:
     place = names.parse(name)
     timeline = place.timeline if place else timeline
     with locks.using(project):
@@ -95,6 +101,9 @@ def _decide(project: Path, timeline: str, name: str, *, promoted: bool, reason: 
             worktrees.require_not_checked_out(project, timeline)
             sharing.synchronize(project, timeline, shared)
         state = timelines.find(project, timeline, name)
+        if pointer is not None:
+            changed = point(state, pointer, placed=promoted, reason=reason, shared=shared)
+            return DecisionOutcome(state, changed, pointers.all_of(project, timeline).get(pointer))
         moved = decide_on(state, promoted=promoted, reason=reason, shared=shared)
         return DecisionOutcome(state, moved is not None, moved or timelines.deployed(project, timeline))
 
@@ -129,7 +138,41 @@ def decide_on(state: State, *, promoted: bool, reason: str | None, shared: str |
         raise UserError(
             f"{target.tag} would be deployed, but its weights were let go (chronomerge gc); promote another state first"
         )
-    new = Heads(old.branch, target.commit, made)
+    _move(project, timeline, old, replace(old, pointer=target.commit, decisions=made), shared)
+    return target
+
+
+def point(state: State, pointer: str, *, placed: bool, reason: str | None, shared: str | None) -> bool:
+    """Move a pointer to a state by hand, or take it off; returns whether that changed anything. As `decide_on`.
+
+    Taken off, it goes back to where it was before, or away.
+
+    Raises:
+        UserError: no pointer can be called so, it is not at the state, the weights of the state that it would be at
+            were let go, or somebody else was first.
+    """
+    project, timeline = state.project, state.timeline
+    pointers.checked(pointer)
+    old = heads.local(project, timeline)
+    at = pointers.all_of(project, timeline).get(pointer)
+    if (at == state) == placed:
+        if not placed:
+            where = f"is at {at.tag}" if at else "is at no state"
+            raise UserError(f"{pointer} {where}, not at {state.tag}; nothing changed")
+        return False
+    recorded, lineage = timelines.states(project, timeline), timelines.lineage(project, timeline)
+    move = pointers.made_now(project, pointer, state, recorded[-1], reason, placed=placed)
+    made = pointers.add(project, old.decisions, move)
+    named = pointers.places(project, recorded, lineage, made)
+    target = dict(named).get(pointer)
+    if target in retention.let_go(project):
+        tag = next(one.tag for one in recorded if one.commit == target)
+        raise UserError(f"{pointer} would be at {tag}, whose weights were let go (chronomerge gc); choose another one")
+    _move(project, timeline, old, replace(old, decisions=made, named=named), shared)
+    return True
+
+
+def _move(project: Path, timeline: str, old: Heads, new: Heads, shared: str | None) -> None:
     if shared:
         sharing.publish(timelines.lineage(project, timeline)[-1], new, old, shared)
     try:
@@ -138,4 +181,3 @@ def decide_on(state: State, *, promoted: bool, reason: str | None, shared: str |
         if heads.local(project, timeline) != old:
             raise UserError(f"timeline {timeline!r} moved on meanwhile; look again, and decide again") from None
         raise UserError(f"git cannot keep that decision: {error}") from None
-    return target

@@ -29,7 +29,7 @@ def fetch_references(project: Path) -> list[str]:
     if remote:
         require_remote(project, remote)
         refs = [f"+refs/heads/*:refs/remotes/{remote}/*", "refs/tags/state/*:refs/tags/state/*"]
-        refs += ["+refs/tags/deployed/*:refs/tags/deployed/*"]
+        refs += [f"+refs/tags/{kind}/*:refs/tags/{kind}/*" for kind in ("deployed", "pointer")]
         try:
             git(project, "fetch", "--quiet", "--no-tags", "--", remote, *refs)
             retention.fetch_notes(project, remote)

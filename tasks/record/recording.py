@@ -20,7 +20,7 @@ from tasks import gate, layout, nodes
 from tasks.errors import UserError
 from tasks.gate import GateVerdict
 from tasks.params import Params
-from tasks.record import commits, manifest, plots, promotion, timelines
+from tasks.record import commits, heads, manifest, plots, pointers, promotion, timelines
 from tasks.record.manifest import Manifest
 from tasks.record.project_code import Code
 from tasks.record.state import State
@@ -57,7 +57,7 @@ def record(
     previous = timelines.last(project, params.timeline)
     training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
-    verdict = _judge(project, worktree, outputs, cache, dvc)
+    verdict, pointed = _judge(project, worktree, outputs, cache, dvc)
     plots.write(project, worktree.folder, previous, params.step, params.arrival.name if params.arrival else None)
     made = {**inputs, **outputs}
     dvc(
@@ -79,6 +79,7 @@ def record(
         references,
         training,
         verdict,
+        pointed,
         cache,
         overlap or {},
         began,
@@ -96,6 +97,7 @@ def record(
         params.store.git,
         lease.agreement(params.store, remote),
         promoted=verdict.promoted,
+        pointers=[name for name, found in pointed.items() if found.promoted],
     )
 
 
@@ -108,6 +110,7 @@ def _manifest(
     references: Iterable[Reference],
     training: Mapping[str, Any],
     verdict: GateVerdict,
+    pointed: Mapping[str, GateVerdict],
     cache: Cache,
     overlap: Mapping[str, Mapping[str, Any]],
     began: float,
@@ -142,6 +145,8 @@ def _manifest(
         "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
     }
     content |= came_from
+    if pointed:
+        content["pointers"] = {name: one.as_dict() for name, one in pointed.items()}
     if overlap:
         content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
     return Manifest.model_validate(content)
@@ -161,22 +166,32 @@ def _came_from(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _judge(project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc) -> GateVerdict:
-    """What the gate says of the metrics in the worktree; without a gate there is nothing that it could hold against."""
+def _judge(
+    project: Path, worktree: Worktree, outputs: Mapping[str, Entry], cache: Cache, dvc: Dvc
+) -> tuple[GateVerdict, dict[str, GateVerdict]]:
+    """What the gate says of the metrics in the worktree, and what those of the pointers say, by pointer.
+
+    Without a gate there is nothing that it could hold against.
+    """
     params = worktree.params
-    conditions = params.gate.require if params.gate else []
-    if not conditions:
-        return gate.judge([], {}, None)
+    metrics = json.loads((worktree.folder / "metrics.json").read_text())
 
     def bring(md5: str) -> None:
         if dvc("fetch", worktree.folder, md5s=[md5])["absent"]:
             raise UserError(f"the store does not hold the list of test sets that the gate compares with (object {md5})")
 
-    metrics = json.loads((worktree.folder / "metrics.json").read_text())
-    sets = outputs[layout.EVALUATION]
-    return gate.judge(
-        conditions, metrics, promotion.reference(project, params.timeline, params.evaluate, sets, cache, bring)
-    )
+    def judge(conditions: Sequence[str], at: State | None) -> GateVerdict:
+        if not conditions:
+            return gate.judge([], {}, None)
+        sets = outputs[layout.EVALUATION]
+        return gate.judge(conditions, metrics, promotion.reference(at, params.evaluate, sets, cache, bring))
+
+    decided = heads.local(project, params.timeline).decisions
+    promoted = timelines.promoted_state(project, params.timeline, decided)
+    pointed = pointers.all_of(project, params.timeline) if params.pointers else {}
+    return judge(params.gate.require if params.gate else [], promoted), {
+        name: judge(one.require, pointed.get(name)) for name, one in params.pointers.items()
+    }
 
 
 def _message(params: Params, folder: Path) -> str:

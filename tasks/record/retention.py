@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.record import timelines, worktrees
+from tasks.record import heads, timelines, worktrees
 from tasks.record.state import State
 from tasks.storage.cache import Entry
 from tasks.storage.git import GitError, git, require_remote, resolve
@@ -130,8 +130,8 @@ def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> 
     """The states whose weights go, and a sentence for each that stays for another reason than was asked.
 
     Of each timeline its newest ``keep_last`` states stay (at least one: the next step starts from it), the deployed one
-    (a server may ask for it, and the next step may start from it), those tagged ``keep_tags``, and any that is checked
-    out somewhere.
+    (a server may ask for it, and the next step may start from it), those that a pointer is at, those tagged
+    ``keep_tags``, and any that is checked out somewhere.
 
     Raises:
         UserError: a tag that is no state's.
@@ -144,12 +144,14 @@ def choose(project: Path, keep_last: int | None, keep_tags: Collection[str]) -> 
     gone, checked_out = let_go(project), _checked_out(project)
     going, reasons = [], []
     for timeline, each in recorded.items():
-        deployed = timelines.deployed(project, timeline)
+        deployed, pointed = timelines.deployed(project, timeline), heads.local(project, timeline).named
         for state in each[: -(keep_last or 1)]:
             if state.tag in keep_tags or state.commit in gone:
                 continue
             if state == deployed:
                 reasons.append(f"{state.tag} stays: it is deployed")
+            elif pointers := [name for name, commit in pointed if commit == state.commit]:
+                reasons.append(f"{state.tag} stays: a pointer is there ({', '.join(pointers)})")
             elif state.commit in checked_out:
                 reasons.append(f"{state.tag} stays: it is checked out in {checked_out[state.commit]}")
             else:

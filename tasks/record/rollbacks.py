@@ -87,7 +87,7 @@ def go_back(project: Path, to: State, shared: str | None, agree: Callable[[State
     line = newest.line + 1
     made = {
         # Whoever goes back to a state wants it: it is promoted, whatever the gate said of it once.
-        **{key: value for key, value in to.manifest.as_dict().items() if key != "gate"},
+        **{key: value for key, value in to.manifest.as_dict().items() if key not in ("gate", "pointers")},
         "version": manifest.VERSION,
         "line": line,
         "bytes": {**to.manifest.bytes.as_dict(), "new": 0},

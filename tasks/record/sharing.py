@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks.errors import UnavailableError, UserError
-from tasks.record import heads, names
+from tasks.record import heads, names, pointers, timelines
 from tasks.record.heads import Heads
 from tasks.record.state import State
 from tasks.record.timelines import last, promoted_state, states
@@ -39,7 +39,11 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
             f"give one of them another name (git branch -m, and its tags), or delete it"
         ) from None
     target = promoted_state(project, timeline, both[1])
-    here_too = Heads(both[0], target.commit if target else None, both[1])
+    named = here.named
+    if both != (here.branch, here.decisions) or there.named != here.named:
+        recorded = states(project, timeline)
+        named = pointers.places(project, recorded, timelines.lineage(project, timeline), both[1])
+    here_too = Heads(both[0], target.commit if target else None, both[1], named)
     if here_too != here:
         heads.move(project, timeline, here, here_too)
     newest = last(project, timeline)
@@ -50,16 +54,21 @@ def synchronize(project: Path, timeline: str, shared: str) -> None:
 
 
 def follow(project: Path, timeline: str, shared: str) -> None:
-    """Bring the states and the pointer of a git remote, as one who only reads: no branch moves, nothing is pushed.
+    """Bring the states and the pointers of a git remote, as one who only reads: no branch moves, nothing is pushed.
 
     Raises:
         UnavailableError: the remote cannot be reached, or holds another state under a tag of ours.
     """
     tags, pointer = f"{names.tags(timeline)}*", names.pointer(timeline)
+    others = names.named_pointers(timeline)
     try:
         there = heads.shared(project, timeline, shared)
         moved = [f"+{pointer}:{pointer}"] if there.pointer else []
+        moved += [f"+{others}*:{others}*"] if there.named else []
         git(project, "fetch", "--quiet", "--no-tags", "--", shared, f"{tags}:{tags}", *moved)
+        here = heads.local(project, timeline)
+        left = tuple((name, commit) for name, commit in here.named if name in dict(there.named))
+        heads.move(project, timeline, here, replace(here, named=left))  # without those that are gone there
     except GitError as error:
         raise UnavailableError(
             f"store.git: cannot ask git remote {shared!r} which state is deployed: {error}"

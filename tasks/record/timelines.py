@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import UserError
@@ -31,8 +31,17 @@ def lineage(project: Path, timeline: str) -> list[State]:
     recorded = states(project, timeline)
     if not recorded or recorded[-1].line == 1:
         return recorded
+    return leading_to(recorded[-1], recorded)
+
+
+def leading_to(state: State, recorded: Sequence[State]) -> list[State]:
+    """A state and what it goes back to, step 0 first; ``recorded`` are all states of its timeline.
+
+    Raises:
+        UserError: a state's predecessor has no tag here.
+    """
     by_tag = {state.tag: state for state in recorded}
-    line = [recorded[-1]]
+    line = [state]
     while previous := line[-1].manifest.previous:
         if previous not in by_tag:
             raise UserError(f"{line[-1].tag} goes back to {previous}, which is missing; `git fetch --tags` brings it")

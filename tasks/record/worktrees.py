@@ -98,8 +98,9 @@ def _is_of_nothing(project: Path, note: Path) -> bool:
 def _drop_stale_locks(repository: Path, timeline: str) -> None:
     """Git locks a ref for milliseconds; a lock on ours that stays is of a git that was killed, and would stop us."""
     moving = (names.branch(timeline), names.pointer(timeline), names.decisions(timeline))
-    tags = names.tags(timeline)
-    locks = [*(repository / f"{ref}.lock" for ref in moving), *(repository / tags).glob("*.lock")]
+    homes = (names.tags(timeline), names.named_pointers(timeline))
+    locks = [*(repository / f"{ref}.lock" for ref in moving)]
+    locks += [path for home in homes for path in (repository / home).glob("*.lock")]
     if any(path.exists() for path in locks):
         time.sleep(1)
     for path in locks:

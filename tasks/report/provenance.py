@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tasks.record import Manifest
+from tasks.record import Manifest, deployed, pointers_of
 from tasks.report.records import Records
 
 DRAWS = ("pandas", "altair", "vl-convert-python")
@@ -31,6 +31,8 @@ class Provenance:
     versions: Mapping[str, str]
     """Library → version; several where the states differ."""
     devices: tuple[str, ...]
+    pointers: tuple[str, ...] = ()
+    """Where pointers are: ``champion of demo: state/demo/0003``."""
 
 
 def of(records: Records, example: str, made_by: str, drawn_by: str) -> Provenance:
@@ -52,7 +54,16 @@ def of(records: Records, example: str, made_by: str, drawn_by: str) -> Provenanc
     )
     versions = {name: _joined(each.versions.get(name, "none") for each in manifests) for name in manifests[-1].versions}
     drawn = {name: importlib.metadata.version(name) for name in DRAWS}
-    return Provenance(commands, _code(manifests), {**versions, **drawn}, _devices(manifests))
+    return Provenance(commands, _code(manifests), {**versions, **drawn}, _devices(manifests), _pointers(records))
+
+
+def _pointers(records: Records) -> tuple[str, ...]:
+    found = []
+    for lineage in records.values():
+        project, timeline = lineage[0].state.project, lineage[0].state.timeline
+        there = {"deployed": deployed(project, timeline), **pointers_of(project, timeline)}
+        found += [f"{name} of {timeline}: {state.tag}" for name, state in there.items() if state]
+    return tuple(found)
 
 
 def _code(manifests: Iterable[Manifest]) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def gated(run: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: dict
         expert = timelines.find(folder, "tiny", step).entries[layout.EXPERT]
         shutil.copyfile(cache.path(expert.md5), folder / "elsewhere" / f"{name}.safetensors")
     gate = {"require": ["retention_drop <= 100%", "A_KA > 100%"], "held": "skip"}
-    projects.write_params(folder, stream=stream("bad", "good"), gate=gate)
+    pointers = {"candidate": {}, "champion": {"require": ["A_KA > 100%"]}}
+    projects.write_params(folder, stream=stream("bad", "good"), gate=gate, pointers=pointers)
     done = chronomerge(folder, "run", **prefect_api)
     assert "recorded state/tiny/0003 to state/tiny/0004" in done.stdout
     assert "state/tiny/0004 is held: A_KA > 100% (" in done.stdout
@@ -84,6 +85,34 @@ def test_decisions_by_hand_are_seen_and_count(gated: Path) -> None:
     assert "▸2" in table
     assert "× 3 is held: by Tester <tester@localhost> on " in table
     assert "× 4 is held: A_KA > 100% (" in table
+
+
+def test_pointers_are_moved_by_gates_and_by_hand_and_followed(gated: Path, tmp_path: Path) -> None:
+    four = timelines.find(gated, "tiny", 4)
+    assert {name: found.as_dict() for name, found in four.manifest.pointers.items()} == {
+        "candidate": {"promoted": True, "conditions": [], "compared_with": None},
+        "champion": {
+            "promoted": False, "compared_with": None,
+            "conditions": [{"condition": "A_KA > 100%", "value": pytest.approx(four.metrics["A_KA"] / 100, abs=1e-6),
+                            "holds": False}],
+        },
+    }  # fmt: skip
+    done = chronomerge(gated, "promote", "1", "--pointer", "champion", "--reason", "the best")
+    assert done.stdout == "champion is at state/tiny/0001\n"
+    assert "nothing to do" in chronomerge(gated, "promote", "1", "--pointer", "champion").stdout
+    fetched = json.loads(chronomerge(
+        gated, "fetch", "--pointer", "champion", "--to", str(tmp_path), "--format", "transformers", "--json"
+    ).stdout)  # fmt: skip
+    assert fetched["tag"] == json.loads((tmp_path / delivery.NOTE).read_text())["tag"] == "state/tiny/0001"
+    assert (tmp_path / "model.safetensors").exists()
+    rows = json.loads(chronomerge(gated, "states", "--json").stdout)
+    assert [row["pointers"] for row in rows] == [[], ["champion"], [], [], ["candidate"]]
+    table = chronomerge(gated, "states").stdout
+    assert "• champion: 1, tag pointer/tiny/champion" in table
+    assert "champion  state/tiny/0001" in chronomerge(gated, "status").stdout
+    for args in (("--pointer", "none"), (), ("--deployed", "--pointer", "champion")):
+        refused = chronomerge(gated, "fetch", "--to", str(tmp_path), *args, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
 
 
 def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_path: Path) -> None:

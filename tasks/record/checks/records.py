@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import heads, names, retention, sharing, timelines
+from tasks.record import pointers as named_pointers
 from tasks.record.diagnosis import Finding, Visit
 from tasks.storage.git import GitError, git, require_remote, resolve
 
@@ -54,7 +55,7 @@ def _move(project: Path, branch: str, new: str, old: str) -> None:
 
 
 def pointers(visit: Visit) -> Iterator[Finding]:
-    """The pointer of a timeline is at one of its states."""
+    """The pointers of a timeline are at its states."""
     for timeline in timelines.timeline_names(visit.project):
         refs = heads.local(visit.project, timeline)
         recorded = {state.commit for state in timelines.states(visit.project, timeline)}
@@ -64,12 +65,23 @@ def pointers(visit: Visit) -> Iterator[Finding]:
                 "somebody moved it, or a fetch brought it without the state's own tag; who follows it finds nothing",
                 "move it to the newest promoted state", partial(_point, visit.project, timeline), timeline=timeline,
             )  # fmt: skip
+        for name, commit in found.named:
+            if commit not in recorded:
+                yield Finding(
+                    f"tag pointer/{timeline}/{name} is at no state", commit[:10],
+                    "somebody moved it, or a fetch brought it without the state's tag; who follows it finds nothing",
+                    "put it back to where gate and people moved it, or delete it where nobody did",
+                    partial(_point, visit.project, timeline), timeline=timeline,
+                )  # fmt: skip
 
 
 def _point(project: Path, timeline: str) -> None:
     old = heads.local(project, timeline)
     target = timelines.promoted_state(project, timeline, old.decisions)
-    heads.move(project, timeline, old, replace(old, pointer=target.commit if target else None))
+    named = named_pointers.places(
+        project, timelines.states(project, timeline), timelines.lineage(project, timeline), old.decisions
+    )
+    heads.move(project, timeline, old, replace(old, pointer=target.commit if target else None, named=named))
 
 
 def not_pushed(visit: Visit) -> Iterator[Finding]:
