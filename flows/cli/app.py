@@ -19,6 +19,7 @@ from flows.cli import (
     measure,
     merge,
     options,
+    publish,
     remote,
     report,
     serve,
@@ -133,6 +134,7 @@ app.command()(states.rollback)
 app.command()(deployed.promote)
 app.command()(deployed.hold)
 app.command()(deployed.fetch)
+app.command()(publish.publish)
 app.command()(maintenance.doctor)
 app.command()(maintenance.gc)
 app.command()(report.report)

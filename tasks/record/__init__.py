@@ -5,10 +5,11 @@ This is the API; the modules behind it are imported when a name is first used.
 | subject | names |
 |---|---|
 | find | `State`, `Manifest`, `states`, `lineage`, `timeline_names`, `every`, `find`, `last`, `deployed`, `start_of` |
-| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `fetch_model`, `Form`, `Delivered`, `leave` |
+| deliver | `fetch_model`, `Form`, `Delivered`, `Source`, `open_source`, `gather_model` |
+| bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
-| point | `pointers_of` |
+| point | `pointers_of`, `pointed` |
 | maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `SweepPlan`, `let_go` |
 | share | `synchronize` |
 | record | `record`, `Code`, `code_of`, `with_params`, `params_of`, `Worktree`, `worktree_for_step`, `next_history` |
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.record.decisions import Decision, decided
-    from tasks.record.delivery import Delivered, Form, fetch_model
+    from tasks.record.delivery import Delivered, Form, Source, fetch_model, pointed
+    from tasks.record.delivery import gather as gather_model
+    from tasks.record.delivery import opened as open_source
     from tasks.record.diagnosis import Diagnosis, Finding, Visit, doctor
     from tasks.record.difference import Difference, compare
     from tasks.record.garbage import SweepPlan
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from tasks.record.promotion import DecisionOutcome, hold, next_start, promote
     from tasks.record.pruning import prune
     from tasks.record.recording import record
-    from tasks.record.restoration import Restored, fetch, restore, restore_into
+    from tasks.record.restoration import Restored, fetch, require_elsewhere, restore, restore_into
     from tasks.record.retention import let_go
     from tasks.record.rollbacks import rollback
     from tasks.record.sharing import synchronize
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         is_promoted,
         last,
         lineage,
+        lineage_of,
         start_of,
         states,
         timeline_names,
@@ -65,7 +69,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "project_code": ("Code", "code_of", "params_of", "require_same_code", "with_params"),
     "decisions": ("Decision", "decided"),
-    "delivery": ("Delivered", "Form", "fetch_model"),
+    "delivery": ("Delivered", "Form", "Source", "fetch_model", "pointed", "gather_model=gather", "open_source=opened"),
     "diagnosis": ("Diagnosis", "Finding", "Visit", "doctor"),
     "difference": ("Difference", "compare"),
     "garbage": ("SweepPlan",),
@@ -78,14 +82,15 @@ _HOMES = {
     "promotion": ("DecisionOutcome", "hold", "next_start", "promote"),
     "pruning": ("prune",),
     "recording": ("record",),
-    "restoration": ("Restored", "fetch", "restore", "restore_into"),
+    "restoration": ("Restored", "fetch", "require_elsewhere", "restore", "restore_into"),
     "retention": ("let_go",),
     "rollbacks": ("rollback",),
     "sharing": ("synchronize",),
     "state": ("State", "metrics_of"),
     "stores": ("missing",),
     "timelines": (
-        "deployed", "every", "find", "is_promoted", "last", "lineage", "start_of", "states", "timeline_names",
+        "deployed", "every", "find", "is_promoted", "last", "lineage", "lineage_of", "start_of", "states",
+        "timeline_names",
     ),
     "verification": ("NodeCheck", "Verification", "chosen", "verify", "worth_running"),
     "worktrees": (

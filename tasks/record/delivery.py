@@ -6,11 +6,12 @@ the new one does not are removed, where they still have the bytes of that note. 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 NOTE = "state.json"
 """Which state this is, its scores, and the md5 of its weights and of every other file."""
+READS = (layout.DEPLOYED, layout.HISTORY)
+"""What a model's folder is made of."""
 _ENDING = ".safetensors"
 """Of the file that has the weights."""
 TOKENIZER = f"model/{tokenizers.FOLDER}/"
@@ -117,44 +120,48 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
     """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.private_folder(folder / ".chronomerge.part") as part:
-        made, fetched, notes = gather(state, part, form, progress)
+        with opened(state, part) as source:
+            made, notes = gather(source, part, form, progress)
         note = {**_facts(state, form), **_hashes(made)}
         (made / NOTE).write_text(json.dumps(note, indent=1) + "\n")
         _show(made, folder, note["files"])
-    return Delivered(state, folder, new=True, fetched=fetched, notes=notes)
+    return Delivered(state, folder, new=True, fetched=source.fetched, notes=notes)
 
 
-def gather(state: State, part: Path, form: Form, progress: Progress = silent) -> tuple[Path, int, tuple[str, ...]]:
-    """Make the model's folder in the private folder ``part``: weights, configuration, tokenizer.
-
-    What comes from the cache or the store is hashed. Returns the folder, how many bytes came from the store, and notes.
+@contextlib.contextmanager
+def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator[Source]:
+    """What a state refers to under some paths, as files in the private folder ``part``; the store only where needed.
 
     Raises:
-        UserError: neither cache nor store has the right bytes, or the library has no such architecture.
+        UserError: neither cache nor store has the right bytes.
         RemoteError: the store breaks off.
     """
     project = state.project
     cache = Cache(dvc_config.cache_dir(project))
     cache.drop_damaged(state.entries[layout.DEPLOYED])  # comes from the remote
-    with stores.opened_for(project, [(state, (layout.DEPLOYED, layout.HISTORY))]) as remote:
+    with stores.opened_for(project, [(state, paths)]) as remote:
         if remote is None:
-            return _gather(state, cache, None, part, form, progress)
+            yield Source(state, cache, None, part)
+            return
         with Dvc(project) as dvc:
             try:
-                return _gather(state, cache, Depot(project, cache, remote, dvc), part, form, progress)
+                yield Source(state, cache, Depot(project, cache, remote, dvc), part)
             except UserError:
                 retention.require_weights(state)
                 raise
 
 
-def _gather(
-    state: State, cache: Cache, depot: Depot | None, part: Path, form: Form, progress: Progress
-) -> tuple[Path, int, tuple[str, ...]]:
-    made = part / "model"
+def gather(source: Source, part: Path, form: Form, progress: Progress = silent) -> tuple[Path, tuple[str, ...]]:
+    """Make the model's folder in the private folder ``part``: weights, configuration, tokenizer; and notes on it.
+
+    Raises:
+        UserError: bytes cannot be had, or the library has no such architecture.
+        RemoteError: the store breaks off.
+    """
+    state, made = source.state, part / "model"
     made.mkdir()
-    source = _Source(state, cache, depot, part)
     source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED).rename(made / WEIGHTS)
-    files = source.listing(state.entries[layout.HISTORY].md5)
+    files = source.listing(layout.HISTORY)
     config = _config(state, source, files)
     (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     tokenizer = [name for name in tokenizers.FILES if f"{TOKENIZER}{name}" in files]
@@ -169,7 +176,7 @@ def _gather(
         done = convert(made, form.library, part / "converted", dtype=form.dtype, progress=progress)
         made = done.folder
         notes += done.notes
-    return made, source.fetched, tuple(notes)
+    return made, tuple(notes)
 
 
 def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
@@ -186,11 +193,11 @@ def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
     return bool(files == noted["files"] and noted == {**_facts(state, form), **_hashes(folder, files)})
 
 
-class _Source:
+class Source:
     """Objects of a state, out of the cache or else the remote, as files of their own in the folder ``into``."""
 
     def __init__(self, state: State, cache: Cache, depot: Depot | None, into: Path):
-        self._state, self._cache, self._depot, self._into = state, cache, depot, into
+        self.state, self._cache, self._depot, self._into = state, cache, depot, into
         self.fetched = 0
 
     def get(self, md5: str, path: str) -> Path:
@@ -206,18 +213,20 @@ class _Source:
             self.fetched += target.stat().st_size
             return target
         where = f"neither {stored} nor {depot.remote.url} has" if depot else f"{stored} does not have"
-        raise UserError(f"{where} the bytes of {path} of {self._state.tag}; `chronomerge doctor` says more")
+        raise UserError(f"{where} the bytes of {path} of {self.state.tag}; `chronomerge doctor` says more")
 
-    def listing(self, md5: str) -> dict[str, str]:
+    def listing(self, path: str) -> dict[str, str]:
+        """The files of a folder of the state: path in it → md5."""
+        md5 = self.state.entries[path].md5
         listed = objects.members_in_cache([md5], self._cache)
         if md5 not in listed and self._depot:
             listed = objects.members([md5], self._depot)
         if md5 not in listed:
-            raise UserError(f"the list of files in {layout.HISTORY} of {self._state.tag} cannot be had (object {md5})")
+            raise UserError(f"the list of files in {path} of {self.state.tag} cannot be had (object {md5})")
         return listed[md5]
 
 
-def _config(state: State, source: _Source, files: Mapping[str, str]) -> dict[str, Any]:
+def _config(state: State, source: Source, files: Mapping[str, str]) -> dict[str, Any]:
     """The model in open_clip's own format; see `tasks.model.models` for what lies in the history."""
     parts = []
     for name, wanted in (("model.json", "model_cfg"), ("preprocess.json", "image_size")):

@@ -34,6 +34,15 @@ def lineage(project: Path, timeline: str) -> list[State]:
     return leading_to(recorded[-1], recorded)
 
 
+def lineage_of(state: State) -> list[State]:
+    """A state and what it goes back to, step 0 first.
+
+    Raises:
+        UserError: a state's predecessor has no tag here.
+    """
+    return leading_to(state, states(state.project, state.timeline))
+
+
 def leading_to(state: State, recorded: Sequence[State]) -> list[State]:
     """A state and what it goes back to, step 0 first; ``recorded`` are all states of its timeline.
 

@@ -155,7 +155,7 @@ def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_pa
 def test_a_clone_with_nothing_but_tags_fetches_three_objects(gated: Path, tmp_path: Path) -> None:
     clone, two = tmp_path / "clone", timelines.find(gated, "tiny", 2)
     git(tmp_path, "clone", "--quiet", str(gated), "clone")
-    assert heads.local(clone, "tiny") == heads.Heads(None, two.commit, None)
+    assert heads.local(clone, "tiny") == heads.Heads(None, two.commit, None, heads.local(gated, "tiny").named)
     chronomerge(clone, "remote", "use", str(gated))
     done = delivery.fetch_model(clone, "tiny", tmp_path / "serving")
     assert done.new

@@ -53,7 +53,8 @@ def record(
     previous = timelines.last(project, "x")
     step = previous.step + 1 if previous else 0
     cache = Cache(dvc_config.cache_dir(project))
-    with worktrees.for_step(project, code, remote, step, None) as tree:
+    arrival = params.stream[step - 1] if step and instead else None
+    with worktrees.for_step(project, code, remote, step, arrival) as tree:
         content: dict[str, Any] = {
             f"{layout.RAW_ARRIVAL}/a.bin": noise(step, 1, 5000),
             f"{layout.RAW_EVALUATION}/b.bin": noise(0, 2, 5000),

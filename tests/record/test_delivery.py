@@ -19,6 +19,7 @@ from tasks.model import tokenizers as kept
 from tasks.record import delivery
 from tasks.record.delivery import Form
 from tasks.record.state import State
+from tasks.storage import dvc_config
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tests import tokenizers
@@ -44,17 +45,18 @@ def model(folder: Path, **text: Any) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory: pytest.TempPathFactory, s3: Remote, dvc: Dvc) -> tuple[State, State]:
+def states(tmp_path_factory: pytest.TempPathFactory, dvc: Dvc) -> tuple[State, State]:
     """A state whose model has open_clip's tokenizer, and one whose model has another."""
     folder = tmp_path_factory.mktemp("delivery")
-    project = made_up.project(folder / "project", s3)
+    remote = Remote("there", str(folder / "remote"))
+    project = made_up.project(folder / "project", remote)
     tokenizers.save(folder / "words")
     plain, own = folder / "plain", folder / "own"
     for home in (plain, own):
         home.mkdir()
-    first = made_up.record(project, s3, dvc, instead=model(plain))
+    first = made_up.record(project, remote, dvc, instead=model(plain))
     size = {"vocab_size": len(tokenizers.WORDS), "hf_tokenizer_name": str(folder / "words")}
-    return first, made_up.record(project, s3, dvc, instead=model(own, **size))
+    return first, made_up.record(project, remote, dvc, instead=model(own, **size))
 
 
 def test_open_clip_finds_the_models_own_tokenizer(states: tuple[State, State], tmp_path: Path) -> None:
@@ -115,13 +117,13 @@ def test_a_model_that_the_library_does_not_have_leaves_nothing(states: tuple[Sta
         Form(dtype="int8")
 
 
-def test_a_state_without_its_tokenizer_says_so(
-    states: tuple[State, State], s3: Remote, dvc: Dvc, tmp_path: Path
-) -> None:
+def test_a_state_without_its_tokenizer_says_so(states: tuple[State, State], dvc: Dvc, tmp_path: Path) -> None:
     """As they were recorded before tokenizers' files were part of a state."""
     tokenizers.save(tmp_path / "words")
     (tmp_path / "made").mkdir()
     size = {"vocab_size": len(tokenizers.WORDS), "hf_tokenizer_name": str(tmp_path / "words")}
     files = {path: data for path, data in model(tmp_path / "made", **size).items() if f"/{kept.FOLDER}/" not in path}
-    done = delivery.deliver(made_up.record(states[0].project, s3, dvc, instead=files), tmp_path / "serving")
+    project = states[0].project
+    state = made_up.record(project, dvc_config.remote(project, "there"), dvc, instead=files)
+    done = delivery.deliver(state, tmp_path / "serving")
     assert "was recorded without its tokenizer's files" in done.notes[0]

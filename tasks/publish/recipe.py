@@ -1,0 +1,65 @@
+"""How a state was made, as files: its params, its manifest, and its last merge in the manner of mergekit."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks import layout
+from tasks.publish import public
+from tasks.record import State, start_of
+
+FOLDER = "recipe"
+
+
+def write(state: State, into: Path) -> None:
+    """Write ``params.yaml``, ``manifest.json`` and ``merge.yaml`` into a new folder."""
+    into.mkdir()
+    (into / "params.yaml").write_text(_yaml(public.params(state.params)))
+    (into / "manifest.json").write_text(json.dumps(public.manifest(state.manifest.as_dict()), indent=1) + "\n")
+    (into / "merge.yaml").write_text(_yaml(last_merge(state)))
+
+
+def last_merge(state: State) -> dict[str, Any]:
+    """The merge that made a state's deployed model; models are files of states, with their md5."""
+    time, previous = state.settings.time, start_of(state)
+    expert = _model(state, layout.EXPERT)
+    if previous is None:
+        return {"merge_method": "passthrough", "models": [expert]}
+    past = [state]
+    while (before := start_of(past[-1])) is not None:
+        past.append(before)
+    base, experts = past[-1], past[-2::-1]
+    found: dict[str, Any] = {"merge_method": public.shortened(time.technique.name)}
+    settings = public.plain(time.technique.settings)
+    if time.deploy == "ft" or (time.deploy == "ema" and len(experts) == 1 and time.ema_start == "first-expert"):
+        return {"merge_method": "passthrough", "models": [expert]}
+    if time.deploy == "ema":
+        running = _model(previous, layout.DEPLOYED if previous == base else f"{layout.RUNNING}/ema.safetensors")
+        models = [expert, running]
+        if isinstance(share := settings.pop("weight", None), int | float):
+            for model, weight in zip(models, (share, 1 - share), strict=True):
+                model["parameters"] = {"weight": weight}
+    else:
+        models = [_model(one, layout.EXPERT) for one in experts]
+        settings.pop("weight", None)
+    found |= {"base_model": _model(base, layout.EXPERT)["model"], "models": models, "dtype": "float32"}
+    return {**found, **({"parameters": settings} if settings else {}), "seed": state.settings.seed}
+
+
+def _model(state: State, path: str) -> dict[str, Any]:
+    entry = state.entries.get(path) or state.entries.get(path.rpartition("/")[0])
+    return {"model": f"{state.tag}:{path}", **({"md5": entry.md5} if entry else {})}
+
+
+def _yaml(content: Any) -> str:
+    text = io.StringIO()
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.width = 120
+    writer.dump(content, text)
+    return text.getvalue()
