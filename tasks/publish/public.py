@@ -25,8 +25,9 @@ _SECRET = re.compile(r"(?i)(token|secret|password|passwd|credential|api_?key|acc
 _LEFT_OUT = {"store", "hooks", "limits", "grid", "save_every", "threads", "track"}
 """Keys of params.yaml that say where and how it ran, and nothing of the model."""
 _MANIFEST = {
-    "version", "timeline", "step", "line", "arrival", "previous", "starts_from", "protocol", "technique", "gate",
-    "pointers", "seed", "budget", "inputs", "outputs", "code", "versions", "device", "seconds", "elapsed", "bytes",
+    "version", "timeline", "step", "line", "arrival", "expert", "base", "previous", "starts_from", "protocol",
+    "technique", "gate", "pointers", "seed", "budget", "inputs", "outputs", "code", "versions", "device", "seconds",
+    "elapsed", "bytes",
 }  # fmt: skip
 """Keys of a manifest that name neither people nor hosts."""
 _VOCABULARIES = set(tokenizers.FILES) - {"tokenizer_config.json"}

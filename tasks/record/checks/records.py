@@ -65,7 +65,7 @@ def pointers(visit: Visit) -> Iterator[Finding]:
                 "somebody moved it, or a fetch brought it without the state's own tag; who follows it finds nothing",
                 "move it to the newest promoted state", partial(_point, visit.project, timeline), timeline=timeline,
             )  # fmt: skip
-        for name, commit in found.named:
+        for name, commit in refs.named:
             if commit not in recorded:
                 yield Finding(
                     f"tag pointer/{timeline}/{name} is at no state", commit[:10],
