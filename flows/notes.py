@@ -18,7 +18,7 @@ from typing import Literal
 from tasks import layout, progress
 from tasks.params import Params
 from tasks.record import lineage
-from tasks.storage import atomic
+from tasks.storage import atomic, jsonfile
 
 EVERY = 1.0
 """Seconds between two notes of progress."""
@@ -54,7 +54,7 @@ class RunNote:
 def read(project: Path, timeline: str) -> RunNote | None:
     """The note of the newest run of a timeline in this folder; None if there was no run."""
     try:
-        return RunNote(**json.loads(_path(project, timeline).read_text()))
+        return jsonfile.read(_path(project, timeline), lambda note: RunNote(**note), "remove it; it is of the last run")
     except FileNotFoundError:
         return None
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.storage import locks
+from tasks.storage import jsonfile, locks
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ def serving(project: Path) -> Serving | None:
     path = _path(project)
     if not path.exists() or not locks.is_held(path):
         return None
-    text = path.read_text()
-    return Serving(**json.loads(text)) if text else None
+    if not path.read_bytes():
+        return None
+    return jsonfile.read(path, lambda note: Serving(**note), "end the process that serves, and serve again")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from flows.prefect import artifacts
 from tasks import layout, waits
 from tasks.errors import may_pass
 from tasks.prepare import check_overlap as find_overlap
+from tasks.prepare import notes_on
 from tasks.record import Code, State
 from tasks.record import record as record_state
 from tasks.references import Reference
@@ -118,6 +119,7 @@ def record(step: Step, inputs: list[Inputs], nodes: list[Any], overlap: list[Any
     state = record_state(
         step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc, step.began,
         {one.test_set: one.facts for one in overlap},
+        {path: notes for path in layout.RAW if (notes := notes_on(step.folder / path))},
     )  # fmt: skip
     held = "" if state.manifest.promoted else ", held by the gate"
     scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tasks.text import printable, redacted
+from tasks.text import abridged, printable, redacted
 
 
 class ReadableError(Exception):
-    """Its message is safe to show and to log: no secrets of URLs, no control characters."""
+    """Its message is safe to show and to log: no secrets of URLs, no control characters, no line without end."""
 
     def __init__(self, message: str):
-        super().__init__(printable(redacted(message)))
+        super().__init__(abridged(printable(redacted(message))))
 
 
 class UserError(ReadableError):
@@ -22,6 +22,17 @@ class UserError(ReadableError):
 
 class UnavailableError(UserError):
     """A store or a network that does not answer: it may pass by itself, and the same command works later."""
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+"""Parts of torch's messages for too little memory on the CPU; it has no error class for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or torch says that there is too little memory, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def may_pass(error: object) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 RAW_ARRIVAL = "data/raw/arrival"
 RAW_EVALUATION = "data/raw/evaluation"
 HISTORY = "data/history"
-INPUTS = (RAW_ARRIVAL, RAW_EVALUATION, HISTORY)
+RAW = (RAW_ARRIVAL, RAW_EVALUATION)
+INPUTS = (*RAW, HISTORY)
 """What the flow places before the nodes run; each is tracked by a ``.dvc`` file beside it."""
 
 ARRIVALS = "data/arrivals"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import shutil
@@ -38,6 +39,8 @@ LIBRARIES = (
     "resvg-py",
     "pyarrow",
 )
+OPTIONAL = ("pillow-heif",)
+"""Extras that decode data: which samples a node has, and their pixels, depend on them."""
 """What computes the outputs; another version may give other bytes, and is a reason to run again."""
 
 UNFINISHED = ".chronomerge/unfinished"
@@ -185,8 +188,11 @@ def _paths(outputs: list[str | dict[str, Any]]) -> Iterator[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of `LIBRARIES`."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    """Versions of Python, of `LIBRARIES`, and of those of `OPTIONAL` that are installed."""
+    there = [name for name in OPTIONAL if importlib.util.find_spec(name.replace("-", "_"))]
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in (*LIBRARIES, *there)
+    }
 
 
 def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Mapping[str, str | int]) -> str:

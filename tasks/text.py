@@ -53,6 +53,20 @@ def shortened(text: str, limit: int = QUOTED) -> str:
     return f"{text[:room]} … ({len(text)} characters in all)"
 
 
+def abridged(text: str, limit: int = 2 * QUOTED) -> str:
+    """A text whose lines have at most ``limit`` characters: of a longer one the middle is left out, which is what it
+    quotes; where something is wrong stands at the start of a message, and the way out at its end."""
+    return "\n".join(_without_middle(line, limit) for line in text.split("\n"))
+
+
+def _without_middle(line: str, limit: int) -> str:
+    if len(line) <= limit:
+        return line
+    gap = f" … ({len(line)} characters in all) … "
+    room = limit - len(gap)
+    return line[: room - room // 4] + gap + line[-(room // 4) :]
+
+
 def redacted(text: str) -> str:
     """A text without the user names and passwords, tokens and signatures of its URLs and headers."""
     text = _PASSWORD.sub("://***@", text)

@@ -235,3 +235,12 @@ def test_a_remote_store_uses_the_settings_of_the_user(monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     remote = store.client(Remote("one", "s3://bucket", {"region": "us-east-1"}))
     assert remote.meta.endpoint_url == "http://127.0.0.1:9"
+
+
+def test_warnings_that_a_user_makes_errors_stop_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    done = subprocess.run(
+        [sys.executable, "-c", "import warnings; warnings.warn('old', DeprecationWarning)"],
+        env=environment.for_child(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0

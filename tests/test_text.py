@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tasks.errors import UserError
-from tasks.text import QUOTED, csv_cell, markdown, one_line, printable, redacted, shortened
+from tasks.text import QUOTED, abridged, csv_cell, markdown, one_line, printable, redacted, shortened
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,14 @@ def test_no_markup_of_a_message_reaches_a_terminal() -> None:
     console = Console(file=terminal, force_terminal=True, markup=False, highlight=False, emoji=False, width=80)
     console.print(str(UserError("[red]bad[/red] \x1b[31m :smile: [/x]")))
     assert terminal.getvalue() == "[red]bad[/red] \\x1b[31m :smile: [/x]\n"
+
+
+def test_a_message_has_no_line_without_end_and_keeps_its_start_and_its_way_out() -> None:
+    message = str(UserError(f"config.json: unknown key {'k' * 5000}; remove it\nline two"))
+    first, second = message.split("\n")
+    assert first.startswith("config.json: unknown key kkk")
+    assert first.endswith("kkk; remove it")
+    assert "(5036 characters in all)" in first
+    assert len(first) == 2 * QUOTED
+    assert second == "line two"
+    assert abridged(message) == message

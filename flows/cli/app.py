@@ -31,7 +31,7 @@ from flows.cli import (
 from flows.cli.options import AsJson, Scheduler, Trust, Wait
 from flows.cli.terminal import errors, out, print_json
 from tasks import environment
-from tasks.errors import UserError
+from tasks.errors import UserError, is_out_of_memory
 from tasks.storage.dvc import RemoteError
 from tasks.storage.git import GitError
 from tasks.text import redacted
@@ -59,6 +59,10 @@ def main() -> None:
         _fail(f"{error}; try again, or look into .chronomerge/logs")
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}; mend that and run again")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail("this needs more memory than is free; end other programs, use a smaller model, or a larger machine")
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -73,7 +73,7 @@ def _name_of(project: Path) -> str:
         known = json.loads(path.read_text())
         if known["inode"] == inode:
             return str(known["name"])
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
     name = uuid.uuid4().hex[:12]
     atomic.write(path, json.dumps({"name": name, "inode": inode}))

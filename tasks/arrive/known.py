@@ -65,7 +65,7 @@ def classes(project: Path, params: Params, outside: Outside, context: Context) -
             continue
         if entry and not cache.missing(entry):
             card = cache.members(entry)["dataset.json"]
-            yield one.name, set(json.loads(cache.path(card).read_bytes())["classes"])
+            yield one.name, _classes_of(cache.path(card), one.name)
         elif tracked := prepare.pointers(one, project):
             yield one.name, {name for pointer in tracked for name in pointers.read(pointer)[1].get("classes", ())}
         else:
@@ -74,6 +74,16 @@ def classes(project: Path, params: Params, outside: Outside, context: Context) -
                     yield one.name, {name for _, reading in readings for name in reading.classes}
             except UserError:
                 continue  # that arrival's own fault, which a run will name
+
+
+def _classes_of(card: Path, arrival: str) -> set[str]:
+    try:
+        return set(json.loads(card.read_bytes())["classes"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{card}: the classes of arrival {arrival!r} cannot be read from the cache ({error}); "
+            "`chronomerge doctor --repair` brings it back from the store"
+        ) from None
 
 
 def twin(project: Path, entry: Entry, params: Params, name: str) -> str | None:

@@ -389,7 +389,7 @@ def _from_file(base: Base, project: Path) -> tuple[dict[str, Any], dict[str, Any
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"base.model: {path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"base.model: {path}: not a JSON file ({error})") from None
     config = raw.get("model_cfg", raw) if isinstance(raw, dict) else {}
     missing = [key for key in REQUIRED if key not in config]
@@ -450,7 +450,7 @@ def _square(size: int | Sequence[int], name: str) -> int:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no readable model configuration ({_one_line(error)})") from None
     return raw
 

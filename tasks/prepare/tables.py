@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tasks.errors import UserError
 from tasks.prepare import delimited, hugging
+from tasks.text import one_line
 
 IMAGE = ("image", "img", "path", "file_name", "filename", "filepath", "image_path")
 CAPTION = ("caption", "text", "txt", "title")
@@ -44,6 +45,34 @@ def load(files: Sequence[Path], scratch: Path, what: str, longest: int, *, quote
     if form in ("csv", "tsv"):
         return delimited.joined([delimited.read(file, what, longest, quoted=quoted) for file in files], what)
     return hugging.load("json" if form == "json" else "parquet", files, scratch, what)
+
+
+def at_most(file: Path, what: str) -> int | None:
+    """The largest number of rows that a table file can have, where lines or a footer tell it; else None.
+
+    Raises:
+        UserError: a Parquet file is damaged.
+    """
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return int(pyarrow.parquet.read_metadata(file).num_rows)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{what}: {file.name} is no readable Parquet file ({one_line(str(error))})") from None
+    with file.open("rb") as opened:
+        if suffix == ".json" or opened.read(100).lstrip().startswith(b"["):  # its lines are no rows
+            return None
+        opened.seek(0)
+        ends, last = {b"\n": 0, b"\r": 0}, b"\n"  # old programs end lines with the second alone
+        while block := opened.read(1 << 20):
+            last = block[-1:]
+            for end in ends:
+                ends[end] += block.count(end)
+    lines = max(ends.values()) + (last not in ends)
+    return lines if suffix == ".jsonl" else max(lines - 1, 0)  # the header
 
 
 def notes(table: Table) -> tuple[str, ...]:

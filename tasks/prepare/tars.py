@@ -22,6 +22,8 @@ from tasks.prepare.listing import is_hidden
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 TEXT_BYTES = 1 << 20
 """Size of the largest member that is read as text (a caption, a class, JSON), and of a header with a long name."""
+LISTED_BYTES = 1 << 30
+"""Size of the largest tar file that is listed before any work."""
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 
@@ -70,6 +72,17 @@ class TarContent:
     samples: list[TarSample]
     left_out: list[str]
     """What members are that belong to no sample: ``without extension``, or ``link`` or ``device``."""
+
+
+def at_most(path: Path, what: str) -> int | None:
+    """The number of samples of a tar file; None where it is compressed, or so large that listing it takes long.
+
+    Raises:
+        UserError: as `read`.
+    """
+    if path.stat().st_size > LISTED_BYTES or _opener(path):
+        return None
+    return len(read(path, path.parent, what, LISTED_BYTES).samples)
 
 
 def read(path: Path, scratch: Path, what: str, limit: int) -> TarContent:
@@ -128,14 +141,7 @@ def _regrouped(sample: TarSample) -> Iterator[TarSample]:
 
 def _unpacked(path: Path, scratch: Path, where: str, limit: int) -> Path:
     """The tar file itself, or, where it is compressed, its content in a file of its own."""
-    import bz2
-    import gzip
-    import lzma
-
-    with path.open("rb") as file:
-        start = file.read(6)
-    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-    opener = next((opener for mark, opener in openers.items() if start.startswith(mark)), None)
+    opener = _opener(path)
     if opener is None:
         return path
     target = scratch / f"{path.name}-{abs(hash(path))}.tar"
@@ -150,6 +156,18 @@ def _unpacked(path: Path, scratch: Path, where: str, limit: int) -> Path:
     except (OSError, EOFError, zlib.error, LZMAError) as error:
         raise UserError(f"{where} is damaged or no tar file: {error}") from None
     return target
+
+
+def _opener(path: Path) -> Any:
+    """What opens a compressed file; None for one that is not compressed."""
+    import bz2
+    import gzip
+    import lzma
+
+    with path.open("rb") as file:
+        start = file.read(6)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    return next((opener for mark, opener in openers.items() if start.startswith(mark)), None)
 
 
 @contextmanager

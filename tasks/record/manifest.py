@@ -211,6 +211,8 @@ class Manifest(_Part):
     rollback: RollbackNote | None = None
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
+    notes: dict[Text, tuple[Text, ...]] = Field(default={}, strict=False)
+    """Path of an input → what a person should know of its data: files left out, shares drawn."""
     expert: RecordedExpert | None = None
     """Of an arrival that is an expert."""
     base: RecordedOrigin | None = None

@@ -29,6 +29,7 @@ from tasks.references import Reference
 from tasks.storage import dvc_config, lease
 from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc
+from tasks.text import one_line, shortened
 
 
 def record(
@@ -42,11 +43,13 @@ def record(
     dvc: Dvc,
     began: float,
     overlap: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> State:
     """Record a step whose nodes have finished, and return its state; ``start`` is the one that it started from.
 
     ``began`` is when the step began, by `time.monotonic`. ``overlap`` says which test sets have images
-    among what was trained on, as `manifest.RecordedOverlap` has it.
+    among what was trained on, as `manifest.RecordedOverlap` has it; ``notes`` are those on the data, by the path of
+    the input.
 
     Raises:
         RemoteError: the remote did not take everything; nothing is recorded, and the same call may be tried again.
@@ -82,6 +85,7 @@ def record(
         pointed,
         cache,
         overlap or {},
+        notes or {},
         began,
         _came_from(worktree.folder),
     )
@@ -113,6 +117,7 @@ def _manifest(
     pointed: Mapping[str, GateVerdict],
     cache: Cache,
     overlap: Mapping[str, Mapping[str, Any]],
+    notes: Mapping[str, Sequence[str]],
     began: float,
     came_from: Mapping[str, Any],
 ) -> Manifest:
@@ -149,6 +154,8 @@ def _manifest(
         content["pointers"] = {name: one.as_dict() for name, one in pointed.items()}
     if overlap:
         content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
+    if notes:
+        content["notes"] = {path: [shortened(one_line(note)) for note in said] for path, said in notes.items()}
     return Manifest.model_validate(content)
 
 

@@ -22,7 +22,7 @@ from tasks.storage import git
 _FILES = ("manifest.json", "metrics.json", "params.yaml", "dvc.yaml")
 
 
-RAW = (layout.RAW_ARRIVAL, layout.RAW_EVALUATION)
+RAW = layout.RAW
 """The inputs that are fetched raw."""
 
 

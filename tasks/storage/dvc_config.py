@@ -163,5 +163,5 @@ def _read(path: Path) -> ConfigObj:
     try:
         content = path.read_bytes().decode().splitlines() if path.exists() else []
         return ConfigObj(content, interpolation=False, encoding="utf-8", default_encoding="utf-8")
-    except ConfigObjError as error:
+    except (ConfigObjError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a DVC config file: {error}") from None

@@ -37,13 +37,30 @@ def git(folder: Path, *args: str, stdin: str | None = None, env: Mapping[str, st
     Raises:
         GitError: a non-zero exit status.
     """
-    done = subprocess.run(
-        ["git", *_NOTHING_RUNS, *args],
-        cwd=folder, input=stdin, env={**_environment(), **(env or {})}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = _run(folder, args, None if stdin is None else os.fsencode(stdin), env)
+    output, said = os.fsdecode(done.stdout), os.fsdecode(done.stderr).strip()
     if done.returncode:
-        raise GitError(f"git {args[0]} failed in {folder}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.rstrip("\n")
+        raise GitError(f"git {args[0]} failed in {folder}: {said or output.strip()}")
+    return output.rstrip("\n")
+
+
+def _run(
+    folder: Path, args: Sequence[str], stdin: bytes | None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Bytes in, bytes out: names of files need not be UTF-8.
+
+    Raises:
+        UserError: git is not installed.
+    """
+    try:
+        return subprocess.run(
+            ["git", *_NOTHING_RUNS, *args],
+            cwd=folder, input=stdin, env={**_environment(), **(env or {})}, capture_output=True,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        if error.filename != "git":
+            raise
+        raise UserError("there is no program git; install it (apt-get install git), or put it on the PATH") from None
 
 
 def _environment() -> dict[str, str]:
@@ -142,25 +159,22 @@ def show_all(project: Path, names: Sequence[str]) -> dict[str, str]:
     """The texts of many files, each named ``revision:path``, in one call: a process a file would take 5 ms each.
 
     Raises:
-        GitError: one of them is not there, or the repository is damaged; names it.
+        GitError: one of them is not there or not UTF-8, or the repository is damaged; names it.
     """
     asked = "".join(f"{name}\n" for name in names).encode()
-    done = subprocess.run(
-        ["git", *_NOTHING_RUNS, "cat-file", "--batch"],
-        cwd=project,
-        input=asked,
-        env=_environment(),
-        capture_output=True,
-    )
+    done = _run(project, ["cat-file", "--batch"], asked)
     texts, at = {}, 0
     for name in names:
         end = done.stdout.find(b"\n", at)
-        _, _, size = done.stdout[at:end].decode().rpartition(" ")
+        _, _, size = done.stdout[at:end].decode(errors="replace").rpartition(" ")
+        revision, _, path = name.partition(":")
         if end < 0 or not size.isdecimal():
-            revision, _, path = name.partition(":")
-            reason = done.stderr.decode().strip() or "it is missing"
+            reason = done.stderr.decode(errors="replace").strip() or "it is missing"
             raise GitError(f"{path} of {revision} cannot be read: {reason} (`git fsck` tells more)")
-        texts[name] = done.stdout[end + 1 : end + 1 + int(size)].decode()
+        try:
+            texts[name] = done.stdout[end + 1 : end + 1 + int(size)].decode()
+        except UnicodeDecodeError as error:
+            raise GitError(f"{path} of {revision} cannot be read: it is not UTF-8 ({error})") from None
         at = end + 1 + int(size) + 1
     return texts
 

@@ -125,9 +125,9 @@ def _folder(project: Path) -> Path:
 
 
 def _noted(path: Path) -> str:
-    """The note in a held lock file; its writer may not have written it yet."""
-    text = path.read_text()
-    if not text:
+    """The note in a held lock file; its writer may not have written it completely yet."""
+    try:
+        note = json.loads(path.read_bytes())
+        return f"process {note['pid']} on {note['host']} since {note['since']}"
+    except (ValueError, KeyError, TypeError):
         return "another process"
-    note = json.loads(text)
-    return f"process {note['pid']} on {note['host']} since {note['since']}"

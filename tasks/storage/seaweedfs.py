@@ -31,7 +31,7 @@ import psutil
 
 from tasks import certificates, environment
 from tasks.errors import UserError
-from tasks.storage import atomic
+from tasks.storage import atomic, jsonfile
 
 START_SECONDS = 60
 END_SECONDS = 15
@@ -80,7 +80,7 @@ class StoreServer:
 def read_note(home: Path) -> StoreServer | None:
     """The server that was started last in a store's folder, running or not."""
     try:
-        return StoreServer(**json.loads((home / "server.json").read_text()))
+        return jsonfile.read(home / "server.json", lambda note: StoreServer(**note), "end the server, and remove it")
     except FileNotFoundError:
         return None
 
@@ -98,8 +98,8 @@ def credentials(home: Path) -> dict[str, str]:
         identity = {"name": "admin", "credentials": [made],
                     "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
         _write_private(path, json.dumps({"identities": [identity]}))
-    keys: dict[str, str] = json.loads(path.read_text())["identities"][0]["credentials"][0]
-    return keys
+    way_out = "remove it and run again: new keys are made, and the store's data stay"
+    return jsonfile.read(path, lambda content: dict(content["identities"][0]["credentials"][0]), way_out)
 
 
 def start(home: Path) -> StoreServer:

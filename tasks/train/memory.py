@@ -7,10 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tasks.errors import UserError
-
-_OF_THE_PROCESSOR = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
-"""Parts of torch's messages for too little memory on the CPU; it has no error class for it."""
+from tasks.errors import UserError, is_out_of_memory
 
 
 @contextmanager
@@ -23,8 +20,7 @@ def named(section: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(sign in str(error) for sign in _OF_THE_PROCESSOR):
+        if not is_out_of_memory(error):
             raise
         where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
         raise UserError(

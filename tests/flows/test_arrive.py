@@ -44,6 +44,7 @@ def test_what_arrived_runs_though_its_original_is_gone(
     project: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     folder = drop(tmp_path / "elsewhere", {"grey noise": 6, "colour_noise": 6})
+    (folder / "grey noise/logo.svg").write_text("<svg/>")
     status, text = command("arrive", "third", "--data", str(folder), "--json")
     verdict = json.loads(text)
     assert (status, verdict["outcome"], verdict["step"]) == (0, "arrived", 3)

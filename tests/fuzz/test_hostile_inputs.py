@@ -24,10 +24,12 @@ from tests.project import ROOT, make
 MINUTES = float(os.environ.get("CHRONOMERGE_FUZZ_MINUTES", "60"))
 """Of all kinds of input together."""
 SECONDS = 10
-"""That one input may take."""
+"""Of the processor, that one input may take: on a busy machine a second lasts long."""
+HANGS_AFTER = 120
+"""Seconds on the clock after which an input that takes no processor time hangs."""
 BYTES = 1 << 30
 """Of memory that the process may take."""
-FIRST_SECONDS = 120
+FIRST_SECONDS = 60
 """For a process's first input, at which libraries are imported."""
 AT_ONCE = 2000
 """Inputs of one process."""
@@ -73,7 +75,7 @@ def _run(root: Path, kind: str, first: int, end: float, findings: dict[int, str]
     )  # fmt: skip
     lines: Queue[str] = Queue()
     threading.Thread(target=_collect, args=(process, lines), daemon=True).start()
-    number, since, other = first, time.monotonic(), list[str]()
+    number, since, spent, other = first, time.monotonic(), 0.0, list[str]()
     try:
         while True:
             try:
@@ -85,15 +87,16 @@ def _run(root: Path, kind: str, first: int, end: float, findings: dict[int, str]
                 return number + 1
             word, _, rest = (line or "").partition(" ")
             if word == "start":
-                number, since = int(rest), time.monotonic()
+                number, since, spent = int(rest), time.monotonic(), _processor(process)
             elif word == "bad":
                 findings[int(rest.split()[0])] = rest
             elif word == "end\n":
                 return number + 1
             elif line:
                 other.append(line)
-            if time.monotonic() - since > (SECONDS if number > first else FIRST_SECONDS):
-                findings[number] = f"takes more than {SECONDS} s"
+            busy, waited = _processor(process) - spent, time.monotonic() - since
+            if busy > (SECONDS if number > first else FIRST_SECONDS) or (busy < SECONDS and waited > HANGS_AFTER):
+                findings[number] = f"takes more than {busy:.0f} s of the processor in {waited:.0f} s"
                 return number + 1
             if (taken := psutil.Process(process.pid).memory_info().rss) > BYTES:
                 findings[number] = f"takes {taken} bytes of memory"
@@ -103,6 +106,12 @@ def _run(root: Path, kind: str, first: int, end: float, findings: dict[int, str]
     finally:
         process.kill()
         process.wait()
+
+
+def _processor(process: subprocess.Popen[str]) -> float:
+    """Seconds of the processor that a process has used."""
+    times = psutil.Process(process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _collect(process: subprocess.Popen[str], lines: Queue[str]) -> None:

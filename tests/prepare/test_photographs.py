@@ -543,3 +543,28 @@ def test_the_largest_number_of_samples_is_known_of_folders_alone(tmp_path: Path)
     assert at_most(["images:photos"], "here", tmp_path) is None
     assert at_most(["images:photos", "icons:food"], "here", tmp_path) is None
     assert at_most([], "here", tmp_path) == 0
+
+
+def test_the_largest_number_of_samples_is_known_of_tables_and_plain_tars(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png", "text": "a\nb"} for i in range(3)]
+    write_csv(tmp_path / "t.csv", rows)
+    assert at_most(["table:t.csv"], "here", tmp_path) == 6  # a line at most holds one row
+    for end in ("\n", "\r", "\r\n"):
+        (tmp_path / "u.tsv").write_bytes(end.join(["image\ttext", "0.png\ta", "1.png\tb"]).encode())
+        assert at_most(["table:u.tsv"], "here", tmp_path) == 2
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "t.jsonl").write_text(lines)
+    (tmp_path / "list.jsonl").write_text(json.dumps(rows))
+    assert at_most(["table:t.jsonl"], "here", tmp_path) == 3
+    assert at_most(["table:list.jsonl"], "here", tmp_path) is None
+    pa.parquet.write_table(pa.table({"image": [b"x"] * 5, "caption": ["a"] * 5}), tmp_path / "t.parquet")
+    assert at_most(["table:t.parquet", "table:t.jsonl"], "here", tmp_path) == 8
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"table: bad\.parquet: bad\.parquet is no readable Parquet file"):
+        at_most(["table:bad.parquet"], "here", tmp_path)
+    with tarfile.open(tmp_path / "t.tar", "w") as plain, tarfile.open(tmp_path / "z.tar.gz", "w:gz") as packed:
+        for name in ("0.png", "0.txt", "1.png", "1.txt"):
+            plain.addfile(tarfile.TarInfo(name))
+            packed.addfile(tarfile.TarInfo(name))
+    assert at_most(["webdataset:t.tar"], "here", tmp_path) == 2
+    assert at_most(["webdataset:z.tar.gz"], "here", tmp_path) is None

@@ -1,9 +1,11 @@
 """Reading many files of many commits in one call of git."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tasks.errors import UserError
 from tasks.storage.git import GitError, git, show_all
 
 
@@ -24,3 +26,24 @@ def test_nothing_asked_nothing_found(project: Path) -> None:
 def test_what_is_missing_is_named(project: Path) -> None:
     with pytest.raises(GitError, match=r"nowhere\.txt of HEAD cannot be read: it is missing"):
         show_all(project, ["HEAD:code.py", "HEAD:nowhere.txt"])
+
+
+def test_a_file_that_is_not_utf8_is_named(project: Path) -> None:
+    (project / "manifest.json").write_bytes(b"\xff")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "bytes")
+    with pytest.raises(GitError, match=r"^manifest\.json of HEAD cannot be read: it is not UTF-8"):
+        show_all(project, ["HEAD:manifest.json"])
+
+
+def test_names_of_files_need_not_be_utf8(project: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (project / name).touch()
+    git(project, "add", "--all")
+    assert git(project, "ls-files", "-z").split("\0")[:-1] == [name, "code.py"]
+
+
+def test_a_machine_without_git_is_told_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"there is no program git; install it"):
+        git(project, "status")

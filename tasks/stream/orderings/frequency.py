@@ -38,7 +38,7 @@ class Frequency(Ordering):
         try:
             raw = json.loads(path.read_text())
             return {str(name): float(number) for name, number in raw.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"--order frequency: {path}: not a JSON file of counts ({error})") from None
 
 
