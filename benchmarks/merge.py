@@ -58,6 +58,10 @@ OURS: dict[str, dict[str, Any]] = {
     "tsv": {},
     "iso_c": {},
     "opcm": {},
+    "iso_cts": {},
+    "wudi": {},
+    "dop": {},
+    "emr": {},
 }
 PEERS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 1.0},
@@ -74,8 +78,20 @@ PEERS: dict[str, dict[str, Any]] = {
     "della_linear": {"weight": 1.0, "density": 0.5, "epsilon": 0.1},
     "sce": {"select_topk": 0.5},
 }
-"""mergekit has no magmax, Consensus, PCB, TSV, Iso-C or OPCM."""
-UPDATED = ("linear", "task_arithmetic", "magmax", "ties", "dare_ties", "della", "model_stock", "iso_c", "opcm")
+"""mergekit has no magmax, Consensus, PCB, TSV, Iso-C, Iso-CTS, WUDI, DOP, EMR or OPCM."""
+UPDATED = (
+    "linear",
+    "task_arithmetic",
+    "magmax",
+    "ties",
+    "dare_ties",
+    "della",
+    "model_stock",
+    "iso_c",
+    "opcm",
+    "wudi",
+    "dop",
+)
 """Whose running state is measured."""
 FASTER = {
     **dict.fromkeys(("linear", "slerp", "task_arithmetic"), 3.0),

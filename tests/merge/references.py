@@ -164,6 +164,52 @@ def iso_c(tau: Stack) -> np.ndarray:
     return u @ np.diag(np.full_like(s, s.mean())) @ v
 
 
+def emr(tau: Stack, scale: float) -> np.ndarray:
+    positive = tau.sum(axis=0) > 0
+    agreeing = np.where((tau > 0) == positive, np.abs(tau), 0)
+    return scale * np.where(positive, 1, -1) * agreeing.max(axis=0)
+
+
+def wudi(tau: Stack, epsilon: float) -> np.ndarray:
+    if tau.ndim != 3:
+        return tau.mean(axis=0)
+    lengths = [np.square(t).sum() for t in tau]
+    moved = sum(t @ t.T @ t / n for t, n in zip(tau, lengths, strict=True))
+    gram = sum(t.T @ t / n for t, n in zip(tau, lengths, strict=True))
+    return moved @ np.linalg.inv(gram + epsilon * np.eye(len(gram)))
+
+
+def iso_cts(tau: Stack, common: float) -> np.ndarray:
+    if tau.ndim != 3:
+        return tau.mean(axis=0)
+    n = min(tau.shape[1:])
+    each = round((n - int(n * common)) / len(tau))
+    shared = n - each * len(tau)
+    u, s, v = np.linalg.svd(tau.sum(axis=0), full_matrices=False)
+    left, values, right = [u[:, :shared]], [s[:shared]], [v[:shared]]
+    for one in tau:
+        own_u, own_s, own_v = np.linalg.svd(one - left[0] @ left[0].T @ one, full_matrices=False)
+        left.append(own_u[:, :each])
+        values.append(own_s[:each])
+        right.append(own_v[:each])
+    return np.concatenate(values).mean() * _polar(np.concatenate(left, axis=1)) @ _polar(np.concatenate(right))
+
+
+def dop(tau: Stack) -> np.ndarray:
+    """The least squares of both projections, written out over all entries of D."""
+    merged = tau[0]
+    for t, new in enumerate(tau[1:], 2):
+        shares = ((1 - 1 / t, merged), (1 / t, new))
+        if tau.ndim != 3:
+            merged = sum(a * one for a, one in shares)
+            continue
+        rows, columns = np.eye(new.shape[0]), np.eye(new.shape[1])
+        system = sum(a * (np.kron(one @ one.T, columns) + np.kron(rows, one.T @ one)) for a, one in shares)
+        right = sum(2 * a * one @ one.T @ one for a, one in shares)
+        merged = np.linalg.lstsq(system, np.asarray(right).reshape(-1), rcond=1e-11)[0].reshape(new.shape)
+    return merged
+
+
 def opcm(taus: list[dict[str, np.ndarray]], alpha: float) -> dict[str, np.ndarray]:
     """Over whole models, with the paper's own scaling of D at every step, and full singular bases."""
     merged = {name: t.astype(np.float64) for name, t in taus[0].items()}
@@ -202,6 +248,10 @@ PER_TENSOR: dict[str, tuple[dict[str, object], Callable[[Stack], np.ndarray]]] =
     "pcb": ({"scope": "tensor"}, lambda t: pcb(t, 0.2)),
     "tsv": ({}, tsv),
     "iso_c": ({}, iso_c),
+    "iso_cts": ({"common": 0.5}, lambda t: iso_cts(t, 0.5)),
+    "emr": ({"scale": 0.5}, lambda t: emr(t, 0.5)),
+    "wudi": ({"epsilon": 1e-3}, lambda t: wudi(t, 1e-3)),
+    "dop": ({}, dop),
 }
 """Techniques whose reference takes one tensor's task vectors: settings, and the merged task vector."""
 

@@ -30,6 +30,9 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"iterations": 0}),
     ("iso_c", {}),
     ("opcm", {}),
+    ("emr", {}),
+    ("wudi", {}),
+    ("dop", {}),
     ("fisher", {}),
     ("fisher", {"normalize": "none", "floor": 0.3, "prior": 0.5, "forgetting": 0.7}),
     ("regmean", {}),
@@ -95,7 +98,7 @@ def test_every_sequential_form_is_tested() -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("consensus", {}), ("pcb", {}), ("tsv", {}), ("sce", {}), ("karcher", {}), ("slerp", {}),
+    [("consensus", {}), ("pcb", {}), ("tsv", {}), ("iso_cts", {}), ("sce", {}), ("karcher", {}), ("slerp", {}),
      ("linear", {"recency": "square", "reverse": True})],
 )  # fmt: skip
 def test_without_a_sequential_form(name: str, settings: dict[str, Any]) -> None:

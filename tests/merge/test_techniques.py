@@ -44,7 +44,7 @@ def test_task_vector_techniques_are_their_formula(name: str) -> None:
     zero, models = base(), experts(4)
     expected = {key: zero[key] + formula(stack) for key, stack in stacks(models, zero).items()}
     # PCB's ranking of products, and the decompositions, amplify float32's last digits.
-    tolerance = MATRIX_TOLERANCE if name in ("tsv", "iso_c", "pcb") else 2e-5
+    tolerance = MATRIX_TOLERANCE if name in ("tsv", "iso_c", "iso_cts", "pcb", "dop") else 2e-5
     close(merged(name, models, settings=chosen), expected, tolerance)
 
 
@@ -120,6 +120,9 @@ IDEMPOTENT = {
     "karcher": {},
     "ties": {"density": 1},
     "magmax": {},
+    "emr": {},
+    "wudi": {},
+    "dop": {},
     "model_stock": {},
     "pcb": {"density": 1},
     "sce": {},
@@ -146,11 +149,11 @@ def test_a_single_expert_will_do(name: str) -> None:
     full |= {"scale": 1} if "scale" in available()[name].model_fields else {}
     full |= {"k": 1} if name == "consensus" else {}
     result = merged(name, [one], settings=full)
-    if name != "iso_c":  # its singular values are made equal
+    if name not in ("iso_c", "iso_cts"):  # their singular values are made equal
         close(result, one, MATRIX_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n not in ("opcm", "slerp", "became")])
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("opcm", "dop", "slerp", "became")])
 @given(order=st.permutations(range(4)))
 @settings(max_examples=5, deadline=None)
 def test_the_order_of_experts_does_not_matter(name: str, order: list[int]) -> None:
@@ -224,6 +227,52 @@ def test_tsv_where_experts_have_fewer_directions_than_their_share() -> None:
     zero = {"w": np.zeros((12, 9), np.float32)}
     one = {"w": np.outer(np.arange(1, 13), np.arange(3, 12)).astype(np.float32)}
     close(merged("tsv", [one, zero, one], base=zero), one, 1e-5)
+
+
+def test_emr_by_hand() -> None:
+    """τ = 3, −1 elects +, and 3; 0 counts as −; of two that agree the larger."""
+    zero = {"w": np.zeros(4, np.float32)}
+    models = [{"w": np.float32([3, 1, 0, -2])}, {"w": np.float32([-1, -1, 0, -5])}]
+    np.testing.assert_array_equal(merged("emr", models, base=zero)["w"], [3, -1, 0, -5])
+
+
+def test_wudi_gives_every_expert_its_own_outputs_where_their_inputs_are_apart() -> None:
+    zero = {"w": np.zeros((2, 4), np.float32)}
+    first, second = np.float32([[1, 2, 0, 0], [0, 1, 0, 0]]), np.float32([[0, 0, 3, 1], [0, 0, 1, 1]])
+    result = merged("wudi", [{"w": first}, {"w": second}], base=zero)["w"]
+    np.testing.assert_allclose(result, first + second, atol=1e-5)
+
+
+def test_wudi_by_hand() -> None:
+    """Rows (1, 0) and (1, 1): N = (1, 0) + (1, 1), G = [[1, 0], [0, 0]] + [[½, ½], [½, ½]]: N G⁻¹ = (1, 1)."""
+    zero = {"w": np.zeros((1, 2), np.float32)}
+    models = [{"w": np.float32([[1, 0]])}, {"w": np.float32([[1, 1]])}]
+    np.testing.assert_allclose(merged("wudi", models, base=zero, settings={"epsilon": 0})["w"], [[1, 1]], atol=1e-6)
+
+
+def test_dop_by_hand() -> None:
+    """Two numbers 1 and 3: least (D−1)²·1 + (D−3)²·9 is D = (1 + 27)/10; apart in both spaces: their sum."""
+    zero = {"w": np.zeros((1, 1), np.float32)}
+    models = [{"w": np.float32([[1]])}, {"w": np.float32([[3]])}]
+    np.testing.assert_allclose(merged("dop", models, base=zero)["w"], [[2.8]], rtol=1e-6)
+    np.testing.assert_allclose(
+        merged("dop", models, base=zero, settings={"weight": 0.9})["w"], [[(0.9 + 2.7) / 1.8]], rtol=1e-6
+    )
+    zero = {"w": np.zeros((2, 2), np.float32)}
+    models = [{"w": np.float32([[1, 0], [0, 0]])}, {"w": np.float32([[0, 0], [0, 3]])}]
+    np.testing.assert_allclose(merged("dop", models, base=zero)["w"], [[1, 0], [0, 3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("common", [0, 0.3, 1])
+def test_iso_cts_has_one_singular_value(common: float) -> None:
+    """With common: 1 it is Iso-C."""
+    zero = {"w": np.zeros((12, 9), np.float32)}
+    models = [{"w": np.random.default_rng(i).standard_normal((12, 9)).astype(np.float32)} for i in range(4)]
+    result = merged("iso_cts", models, base=zero, settings={"common": common})
+    values = np.linalg.svd(result["w"], compute_uv=False)
+    np.testing.assert_allclose(values, values.mean(), rtol=1e-4)
+    if common == 1:
+        close(result, merged("iso_c", models, base=zero), 1e-4)
 
 
 def test_magmax_takes_the_positive_of_two_that_are_as_far_from_the_base() -> None:
