@@ -19,8 +19,8 @@ class Dop(Weighted, Accumulator):
 
     It solves the Sylvester equation A D + D B = 2 Σ a_k τ_kτ_kᵀτ_k with A = Σ a_k τ_kτ_kᵀ, B = Σ a_k τ_kᵀτ_k, by the
     singular vectors of both. Other tensors: the mean, with the same shares a_k. a_k are the shares of the weights, 1/t
-    for the t-th expert by default. The authors have a share that they set (in an EMA recursion that is weight) and adapt
-    in 200 steps of Adam, and average other tensors with ½; this is the minimum itself.
+    for the t-th expert by default. The authors set the shares (in an EMA recursion that is weight), adapt them in 200
+    steps of Adam, and average other tensors with ½; this is the minimum itself.
     """
 
     name: ClassVar[str] = "dop"
