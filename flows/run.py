@@ -12,7 +12,7 @@ from flows import hooks, notes
 from flows.prefect import runs
 from flows.prefect import server as prefect_server
 from flows.prefect.server import Server
-from tasks import progress, record
+from tasks import gate, progress, record
 from tasks.errors import UnavailableError, UserError
 from tasks.params import Params, load
 from tasks.record import Code, State
@@ -171,13 +171,16 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     Raises:
         UserError: they do not.
     """
-    from tasks import merge, prepare, train
+    from tasks import evaluate, merge, prepare, train
     from tasks.model import models
 
     if base:
         models.check(params.base, project)
     prepare.check(params, project)
     train.check(params.train)
+    scored = evaluate.check(params.evaluate)
+    if params.gate:
+        gate.require_heads(params.gate.require, scored, [one.name for one in params.evaluate.sets])
     arrivals = [prepare.at_most(one.update, f"stream: arrival {one.name}", project) for one in params.stream]
     pretraining = prepare.at_most(params.base.pretraining, "base.pretraining", project)
     train.check_batches(params, pretraining, arrivals, base=base)

@@ -49,10 +49,10 @@ def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: 
         expert = train(current, init, arrival, history)
         deployed = deploy(current, expert, history)
         metrics = evaluate(current, deployed, test_sets, history)
-        state = record(
-            current, [history, raw_arrival, raw_evaluation], [arrival, test_sets, init, expert, deployed, metrics],
-            overlap,
-        )  # fmt: skip
+        nodes = [arrival, test_sets, init, expert, deployed, metrics]
+        if current.params.evaluate.heads:
+            nodes.append(heads(current, expert, deployed, arrival, test_sets, history))
+        state = record(current, [history, raw_arrival, raw_evaluation], nodes, overlap)
         previous = current.previous
     artifacts.publish_step(state, previous)
     return state.tag
@@ -99,6 +99,7 @@ initialize = node_task("initialize")
 train = node_task("train")
 deploy = node_task("deploy")
 evaluate = node_task("evaluate")
+heads = node_task("heads")
 
 
 @task(name="check-overlap", task_run_name="check-overlap-{step.number}", cache_policy=NO_CACHE, persist_result=False)

@@ -7,11 +7,12 @@ the same, and a bare number beyond one is refused, since ``metrics.json`` counts
 |---|---|
 | ``A_KA``, ``A_ZS``, ``geometric_mean`` | as in ``metrics.json`` |
 | ``score.SET`` | what the evaluation set SET counts by: top-1, or mean recall@5 (`tasks.scores`) |
+| ``head.NAME@SHOTS.SET`` | the top-1 of a head of ``evaluate.heads`` on a set, or ``A_KA``, ``A_ZS`` for SET |
 | ``accumulation_gain``, ``geometric_mean_gain`` | how much higher A_KA, the geometric mean is than the reference's |
 | ``retention_drop`` | how much lower A_ZS is than the reference's |
 
 The reference is the newest promoted state. A difference to a state that was tested on other sets means nothing: such a
-condition is left open, and holds no state back.
+condition is left open, and holds no state back. So is one on a head where it is not scored.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
 
+from tasks.errors import UserError
 from tasks.scores import MEANS, ROLES, scores
 
 OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
@@ -33,6 +35,8 @@ DIFFERENCES = {
 }
 """Name → the metric, the sign of its change that counts, and the roles of the sets that it is a mean over."""
 SCORE = "score."
+HEAD = "head."
+_HEAD = re.compile(r"head\.(?P<name>[^@]+)@(?P<shots>\d+|all)\.(?P<set>.+)")
 DIGITS = 6
 """Decimals of a share: as fine as ``metrics.json``, so that 30 % less 28 % is 0.02 and not a bit more."""
 
@@ -64,8 +68,11 @@ def parse(text: str) -> Condition:
     if not match:
         raise ValueError(f"a condition is NAME OP NUMBER, such as retention_drop <= 2%; OP is {', '.join(OPERATORS)}")
     name, op, number, percent = match.groups()
-    if name not in (*MEANS, *DIFFERENCES) and not name.startswith(SCORE):
-        raise ValueError(f"no value is called {name}; there are {', '.join((*MEANS, *DIFFERENCES))} and {SCORE}SET")
+    if name.startswith(HEAD) and not _HEAD.fullmatch(name):
+        raise ValueError(f"{name}: the score of a head is {HEAD}NAME@SHOTS.SET, such as head.gda@16.food")
+    if name not in (*MEANS, *DIFFERENCES) and not name.startswith((SCORE, HEAD)):
+        known = ", ".join((*MEANS, *DIFFERENCES))
+        raise ValueError(f"no value is called {name}; there are {known}, {SCORE}SET and {HEAD}NAME@SHOTS.SET")
     bound = Decimal(number) / 100 if percent else Decimal(number)
     if abs(bound) > 1:
         raise ValueError(
@@ -85,6 +92,31 @@ def require_sets(conditions: Iterable[str], names: Collection[str]) -> None:
         if name.startswith(SCORE) and name.removeprefix(SCORE) not in names:
             raise ValueError(
                 f"{text}: no evaluation set is called {name.removeprefix(SCORE)}; there are {', '.join(names)}"
+            )
+
+
+def require_heads(conditions: Iterable[str], heads: Mapping[str, Collection[str]], sets: Collection[str]) -> None:
+    """Check that conditions on heads name some that are scored; ``heads`` are their numbers of shots, by name.
+
+    Raises:
+        UserError: names the one that is not, and those that are.
+    """
+    for text in conditions:
+        found = _HEAD.fullmatch(parse(text).name)
+        if not found:
+            continue
+        if found["name"] not in heads:
+            known = ", ".join(heads) or "none; list it in evaluate.heads"
+            raise UserError(f"gate.require: {text}: no head is called {found['name']}; there are {known}")
+        shots = heads[found["name"]]
+        if found["shots"] not in shots:
+            at = ", ".join(shots)
+            raise UserError(
+                f"gate.require: {text}: {found['name']} is not scored at {found['shots']} shots, but at {at}"
+            )
+        if found["set"] not in (*sets, *MEANS[:2]):
+            raise UserError(
+                f"gate.require: {text}: no evaluation set is called {found['set']}; there are {', '.join(sets)}"
             )
 
 
@@ -144,12 +176,20 @@ def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: Gate
 def _value(name: str, metrics: Mapping[str, Any], reference: GateReference | None) -> float | None:
     if name.startswith(SCORE):
         return _share(scores(metrics)[name.removeprefix(SCORE)])
+    if found := _HEAD.fullmatch(name):
+        return _of_head(metrics.get("heads", {}).get(found["name"], {}), found["shots"], found["set"])
     if name in MEANS:
         return _share(metrics[name])
     metric, sign, roles = DIFFERENCES[name]
     if reference is None or not set(roles) <= set(reference.same):
         return None
     return _share(sign * (metrics[metric] - reference.metrics[metric]))
+
+
+def _of_head(metrics: Mapping[str, Any], shots: str, name: str) -> float | None:
+    """None where the head is not scored: on a set with a class that has not arrived yet, say."""
+    found = metrics.get(name, {}).get(shots) if name in MEANS else metrics.get("top1", {}).get(shots, {}).get(name)
+    return None if found is None else _share(found)
 
 
 def _share(percent: float) -> float:

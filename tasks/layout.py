@@ -24,11 +24,16 @@ DEPLOYED = "data/step/deployed.safetensors"
 EVALUATION = "data/step/evaluation"
 TRAINING = "data/step/training"
 REGULARIZER = "data/step/regularizer"
+HEADS = "data/step/heads"
 
 PLOTS = ("plots/timeline.csv", "plots/datasets.csv")
 
+HEADS_METRICS = "heads.json"
+"""Scores of heads, where a timeline has any."""
+
 RECORDED = (
-    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", "manifest.json", *PLOTS, *(f"{p}.dvc" for p in INPUTS),
+    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", HEADS_METRICS, "manifest.json", *PLOTS,
+    *(f"{p}.dvc" for p in INPUTS),
 )  # fmt: skip
 """What a state's tree holds beside the code."""
 

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class Implementation:
     """``module:name`` of its `Split`, if several workers can share it."""
     resumes: bool = False
     """Whether it stores unfinished work (see `unfinished`)."""
+    only_with: str = ""
+    """The key of the params without which a step has no such node; see `without_unused`."""
 
     def load(self) -> Work:
         work: Work = _imported(self.function)
@@ -101,6 +104,7 @@ NODES: Mapping[str, Implementation] = {
     "train": Implementation("tasks.train.node:train", resumes=True),
     "deploy": Implementation("tasks.merge.node:deploy"),
     "evaluate": Implementation("tasks.evaluate.node:evaluate", split="tasks.evaluate.parts:SPLIT"),
+    "heads": Implementation("tasks.evaluate.fewshot:run", only_with="evaluate.heads"),
 }
 """Every node of the time step. The flow (`flows.timestep`), ``python -m tasks NODE``, which ``dvc.yaml`` calls, and the
 workers of a Dask scheduler all run what stands here."""
@@ -185,6 +189,14 @@ def parse(text: str, name: str) -> dict[str, Node]:
 def _paths(outputs: list[str | dict[str, Any]]) -> Iterator[str]:
     for output in outputs:
         yield from [output] if isinstance(output, str) else output
+
+
+def without_unused(pipeline: str, params: Mapping[str, Any]) -> str:
+    """The text of a ``dvc.yaml`` without the stages that a step of these params does not have."""
+    for name, node in NODES.items():
+        if node.only_with and not _value(params, node.only_with):
+            pipeline = re.sub(rf"^  {name}:\n(?:^(?:    .*)?\n)*", "", pipeline, flags=re.MULTILINE)
+    return pipeline
 
 
 def versions() -> dict[str, str]:

@@ -12,10 +12,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -306,6 +308,18 @@ class EvaluationSet(Settings):
         return value if isinstance(value, str) else tuple(templates)
 
 
+class LabelledHead(Named):
+    """A head on a model's features (checked by `tasks.evaluate.head`); ``label`` tells it from another of one name."""
+
+    label: Name | None = None
+    """Tells it from another head of the same name."""
+
+    @property
+    def shown(self) -> str:
+        """What metrics, gates and figures call it."""
+        return self.label or self.name
+
+
 class Evaluate(Settings):
     """Zero-shot evaluation: A_KA over the adaptation sets, A_ZS over the retention sets (FoMo-in-Flux).
 
@@ -320,6 +334,8 @@ class Evaluate(Settings):
     """Images that are scored at a time; it decides no result."""
     allow_overlap: bool = False
     """Whether test images may be among what is trained on; if not, that is an error before training."""
+    heads: list[Annotated[LabelledHead, BeforeValidator(_by_name)]] = []
+    """Few-shot and prototype heads that are scored beside zero-shot (one of `tasks.evaluate.heads` each)."""
 
     @property
     def sets(self) -> list[EvaluationSet]:
@@ -329,7 +345,14 @@ class Evaluate(Settings):
     @model_validator(mode="after")
     def _unique(self) -> Evaluate:
         _refuse_duplicates("data set name", [s.name for s in self.sets], "evaluate", "rename one", indexed=False)
+        _refuse_duplicates("head", [one.shown for one in self.heads], "evaluate.heads", "give one of them a label")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A state of a timeline without heads says nothing of them: its keys and bytes are as before there were any."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key != "heads" or value}
 
 
 def _not_deployed(name: str) -> str:

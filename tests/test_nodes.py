@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 from tasks import __main__ as command
 from tasks import nodes
 from tasks.errors import UserError
+from tasks.params import Params
 from tasks.storage.cache import hash_of
 from tests.project import PARAMS, ROOT
 
@@ -65,7 +66,7 @@ def test_a_base_is_shared_by_timelines_that_train_experts_in_another_way(project
 
 def test_the_chain_is_the_time_step() -> None:
     declared = nodes.declared(ROOT)
-    assert list(declared) == ["prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate"]
+    assert list(declared) == ["prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate", "heads"]
     made: set[str] = set()
     for node in declared.values():
         for dep in node.deps:
@@ -100,23 +101,50 @@ def test_a_stage_without_deps_reads_nothing(tmp_path: Path) -> None:
     assert nodes.declared(tmp_path)["other"].deps == ()
 
 
+def test_a_step_without_heads_has_no_such_stage_and_the_others_as_they_are() -> None:
+    shipped = (ROOT / "dvc.yaml").read_text()
+    without = nodes.without_unused(shipped, {"evaluate": {}})
+    both = nodes.parse(shipped, "dvc.yaml"), nodes.parse(without, "dvc.yaml")
+    assert both[0].keys() - both[1].keys() == {"heads"}
+    assert all(both[0][name] == node for name, node in both[1].items())
+    removed = [line for line in shipped.splitlines() if line not in without.splitlines()]
+    assert removed[0] == "  heads:"
+    assert without.endswith(shipped[shipped.index("# `dvc plots show`") :])
+    assert nodes.without_unused(shipped, {"evaluate": {"heads": [{"name": "gda"}]}}) == shipped
+    assert nodes.without_unused(without, {"evaluate": {}}) == without
+
+
+def test_params_without_heads_say_nothing_of_them() -> None:
+    plain = Params.model_validate(PARAMS)
+    assert "heads" not in plain.model_dump()["evaluate"]
+    some = Params.model_validate({**PARAMS, "evaluate": {**PARAMS["evaluate"], "heads": ["gda"]}})
+    assert some.model_dump(mode="json")["evaluate"]["heads"] == [{"name": "gda", "label": None}]
+
+
 def test_every_module_a_node_imports_is_a_dependency_of_it() -> None:
     """Otherwise a change of code would be answered with what the old code made."""
     packages = {"prepare": "prepare", "prepare-evaluation": "prepare", "initialize": "train", "train": "train",
-                "deploy": "merge", "evaluate": "evaluate"}  # fmt: skip
+                "deploy": "merge", "evaluate": "evaluate", "heads": "evaluate"}  # fmt: skip
+    of_heads = {"fewshot", "head", "headfile", "headstate", "spaces", "support", "heads"}
     for name, package in packages.items():
         declared = nodes.declared(ROOT)[name]
-        needed = imported(ROOT / "tasks" / package)
+        home = ROOT / "tasks" / package
+        files = [
+            path
+            for path in home.rglob("*.py")
+            if name == "heads" or path.relative_to(home).parts[0].removesuffix(".py") not in of_heads
+        ]
+        needed = imported(files)
         missing = {m for m in needed if m not in declared.deps and m not in SHARED}
         assert not missing, f"dvc.yaml: {name} also depends on {sorted(missing)}"
 
 
-def imported(package: Path) -> set[str]:
-    """The shared modules (files directly under tasks/) that a package imports, and those that these import."""
+def imported(files: list[Path]) -> set[str]:
+    """The shared modules (files directly under tasks/) that some files import, and those that these import."""
     import re
 
     found: set[str] = set()
-    open_files = list(package.rglob("*.py"))
+    open_files = list(files)
     while open_files:
         text = open_files.pop().read_text()
         names = re.findall(r"from tasks\.(\w+) import", text)

@@ -1,5 +1,29 @@
-"""Zero-shot evaluation of the deployed model.
+"""Evaluation of the deployed model: zero-shot, and by heads on features.
 
 `zeroshot` scores a test set with classes, `retrieval` one without; `towers` computes features, `memory` keeps freed
 memory for reuse, `metrics` computes the summary, `parts` divides the work, and `node` is the node ``evaluate``.
+
+`head` says what a head is, `heads` has them, `support` what they learn from, `spaces` the features that they work on,
+`headstate` what a step hands to the next, `headfile` the file of a head, and `fewshot` is the node ``heads``.
 """
+
+from __future__ import annotations
+
+from tasks.params import Evaluate
+
+
+def check(evaluate: Evaluate) -> dict[str, list[str]]:
+    """Check the heads before any work; returns the numbers of shots at which each is scored, by name.
+
+    Raises:
+        UserError: an unknown head or setting.
+    """
+    if not evaluate.heads:
+        return {}
+    from tasks.evaluate import head  # imports torch
+
+    chosen = {one.shown: head.chosen(one) for one in evaluate.heads}
+    return {
+        name: [str(shots) for shots in one.shots] if isinstance(one, head.SupportHead) else ["0"]
+        for name, one in chosen.items()
+    }

@@ -2,7 +2,8 @@
 
 ``model/`` and ``weights/`` (``lineage.json``, which says the how-manieth expert the step's will be; from step 1 on
 base, last expert, running model, and all experts where the deployment needs them), ``pools/`` (pretraining and every
-earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important, where one is chosen).
+earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important, where one is chosen),
+``heads/`` (the running state of heads, where there are any).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tasks.errors import UserError
 from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
-READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.REGULARIZER)
+READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.REGULARIZER, layout.HEADS)
 """What `after` reads of the previous state."""
 NOTHING_HELD = {"regularizer/regularizer.json": {"name": None}}
 """No parameter is important to a regularizer."""
@@ -92,6 +93,8 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         parts["regularizer"] = entries[layout.REGULARIZER]
     else:  # a state of before there were regularizers
         parts |= _put(cache, scratch, NOTHING_HELD)
+    if layout.HEADS in entries:
+        parts["heads"] = entries[layout.HEADS]
     if all_experts and number > 1:
         if number > 2:
             parts["weights/experts"] = handed_on("weights/experts")

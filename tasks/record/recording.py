@@ -182,6 +182,8 @@ def _judge(
     """
     params = worktree.params
     metrics = json.loads((worktree.folder / "metrics.json").read_text())
+    if layout.HEADS in outputs:
+        metrics["heads"] = json.loads((worktree.folder / layout.HEADS_METRICS).read_text())
 
     def bring(md5: str) -> None:
         if dvc("fetch", worktree.folder, md5s=[md5])["absent"]:

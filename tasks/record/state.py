@@ -64,12 +64,15 @@ class State:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """``metrics.json``.
+        """``metrics.json``; where the timeline has heads, their ``heads.json`` under the key ``heads``.
 
         Raises:
-            UserError: it is damaged.
+            UserError: either is damaged.
         """
-        return metrics_of(show(self.project, self.commit, "metrics.json"), self.tag)
+        metrics = metrics_of(show(self.project, self.commit, "metrics.json"), self.tag)
+        if layout.HEADS in self.entries:
+            metrics["heads"] = heads_of(show(self.project, self.commit, layout.HEADS_METRICS), self.tag)
+        return metrics
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -203,5 +206,34 @@ def metrics_of(text: str, state: str) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"]))
         raise UserError(
             f"{state}: metrics.json is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
+        ) from None
+    return dict(json.loads(text))
+
+
+class _HeadMetrics(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    features: str
+    top1: dict[str, dict[str, float]]
+    A_KA: dict[str, float]
+    A_ZS: dict[str, float]
+
+
+_HEADS = TypeAdapter(dict[str, _HeadMetrics])
+
+
+def heads_of(text: str, state: str) -> dict[str, Any]:
+    """Read a ``heads.json``; ``state`` is what messages call its state.
+
+    Raises:
+        UserError: it is no JSON, or a number is missing or something else.
+    """
+    try:
+        _HEADS.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{state}: {layout.HEADS_METRICS} is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
         ) from None
     return dict(json.loads(text))

@@ -1,0 +1,179 @@
+"""The file of a head: what it was computed from, which can be added to another's, and what classifies.
+
+A safetensors file. Its metadata has one key, ``head``, a JSON object: `Note`. Tensors, by kind of head:
+
+| tensor | dtype, shape | in |
+|---|---|---|
+| ``weight``, ``bias`` | float32, (C, D) and (C,) | prototype, gda, linear: logits = f·weightᵀ + bias |
+| ``text`` | float32, (C, D) | all: the classes' prompts in the text tower, of unit length |
+| ``counts``, ``sums``, ``gram`` | int64 (C,), float64 (C, D) and (D, D) | ``shots: all`` |
+| ``features``, ``labels``, ``ranks`` | float32 (M, D), int64 (M,) and (M,) | a number of shots |
+
+Row c belongs to ``classes[c]``; f is the feature of an image, of unit length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from tasks.errors import UserError
+from tasks.evaluate import support as supports
+from tasks.evaluate.head import ALL, Fitted, Space, SupportHead, Text, chosen, fit
+from tasks.evaluate.support import Moments, Support
+from tasks.model import checkpoints
+from tasks.params import Named, Settings
+
+KEY = "head"
+MOMENTS, SUPPORT = ("counts", "sums", "gram"), ("features", "labels", "ranks")
+
+
+class Note(Settings):
+    """What the file of a head says of itself."""
+
+    version: Literal[1] = 1
+    name: str
+    """Which head; ``settings`` are its own."""
+    settings: dict[str, Any]
+    fitted: dict[str, Any]
+    """The settings that it classifies with: those that were searched have their values."""
+    shots: int | Literal["all"]
+    space: Space
+    """Whose features."""
+    weights: tuple[str, ...]
+    """sha256 of the weights that give the features: of the base and the first expert for ``base+first``."""
+    seed: int
+    """Of the draw of the support."""
+    scale: float
+    """The factor on cosines in the zero-shot part."""
+    classes: tuple[str, ...]
+
+
+def save(path: Path, note: Note, data: Support | Moments, text: Text, fitted: Fitted) -> None:
+    """Write the file of a fitted head; equal heads give equal bytes."""
+    tensors = {"text": text.features, **held(data), **fitted.classifier.tensors()}
+    checkpoints.save(path, tensors, {KEY: note.model_dump_json()})
+
+
+def held(data: Support | Moments) -> dict[str, torch.Tensor]:
+    """The tensors of support or moments, by name."""
+    return {name: getattr(data, name) for name in (SUPPORT if isinstance(data, Support) else MOMENTS)}
+
+
+def note_of(named: SupportHead, fitted: Fitted, data: Support | Moments, text: Text, **facts: Any) -> Note:
+    """The note of a fitted head; ``facts`` are shots, space, weights and seed."""
+    return Note(
+        name=named.name, settings=named.model_dump(mode="json"), fitted=fitted.head.model_dump(mode="json"),
+        scale=text.scale, classes=data.classes, **facts,
+    )  # fmt: skip
+
+
+def read(path: Path) -> tuple[Note, Support | Moments, Text]:
+    """What a head was computed from.
+
+    Raises:
+        UserError: the file is missing, damaged, or no file of a head.
+    """
+    tensors = checkpoints.load(path)
+    try:
+        note = Note.model_validate_json(checkpoints.metadata(path)[KEY])
+    except KeyError:
+        raise UserError(f"{path}: not the file of a head: its metadata has no {KEY!r}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{path}: not a file of a head that can be read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from None
+    data = _data(path, note, tensors)
+    text = _tensor(path, tensors, "text", torch.float32, (len(note.classes), data_width(data)))
+    return note, data, Text(text, note.scale)
+
+
+def data_width(data: Support | Moments) -> int:
+    """D, the width of the features."""
+    return (data.features if isinstance(data, Support) else data.sums).shape[1]
+
+
+def _data(path: Path, note: Note, tensors: Mapping[str, torch.Tensor]) -> Support | Moments:
+    count = len(note.classes)
+    if note.classes != tuple(sorted(set(note.classes))):
+        raise UserError(f"{path}: its classes are not sorted, each once")
+    if note.shots == ALL:
+        counts = _tensor(path, tensors, "counts", torch.int64, (count,))
+        sums = _tensor(path, tensors, "sums", torch.float64, (count, None))
+        gram = _tensor(path, tensors, "gram", torch.float64, (sums.shape[1], sums.shape[1]))
+        if (counts < 1).any():
+            raise UserError(f"{path}: 'counts' has a class without a sample")
+        return Moments(note.classes, counts, sums, gram)
+    features = _tensor(path, tensors, "features", torch.float32, (None, None))
+    labels = _tensor(path, tensors, "labels", torch.int64, (len(features),))
+    ranks = _tensor(path, tensors, "ranks", torch.int64, (len(features),))
+    if not torch.equal(labels.unique(), torch.arange(count)) or (labels.diff() < 0).any():
+        raise UserError(f"{path}: 'labels' are not sorted, or lack one of the {count} classes")
+    return Support(note.classes, features, labels, ranks)
+
+
+def _tensor(
+    path: Path, tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype, shape: tuple[int | None, ...]
+) -> torch.Tensor:
+    found = tensors.get(name)
+    if found is None:
+        raise UserError(f"{path}: lacks the tensor {name!r}")
+    fits = found.dim() == len(shape) and all(want in (None, got) for want, got in zip(shape, found.shape, strict=False))
+    if found.dtype != dtype or not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise UserError(
+            f"{path}: {name!r} is {str(found.dtype).removeprefix('torch.')} {list(found.shape)}; it should be"
+            f" {str(dtype).removeprefix('torch.')} [{wanted}]"
+        )
+    if found.is_floating_point() and not found.isfinite().all():
+        raise UserError(f"{path}: {name!r} holds values that are not finite (NaN or infinity)")
+    return found
+
+
+def merge(a: Path, b: Path, out: Path) -> Note:
+    """Write the head of the samples of both files: counts and sums are added, supports united; then it is fitted.
+
+    The result does not depend on the order of the files, up to rounding. Features of both must be those of one model.
+
+    Raises:
+        UserError: a file cannot be read, or the heads are of another kind, shots, seed or model.
+    """
+    (note, data, text), (other, its_data, its_text) = read(a), read(b)
+    for what in ("name", "settings", "shots", "space", "weights", "seed", "scale"):
+        mine, theirs = getattr(note, what), getattr(other, what)
+        if mine != theirs:
+            way_out = "only features of one model can be added" if what in ("weights", "scale", "space") else (
+                "give both timelines the same head and seed"
+            )  # fmt: skip
+            raise UserError(f"{a} and {b}: {what} differs ({mine!r:.80} and {theirs!r:.80}); {way_out}")
+    joined: Support | Moments
+    if isinstance(data, Support):
+        assert isinstance(its_data, Support)
+        assert isinstance(note.shots, int)
+        joined = supports.join(data, its_data, note.shots)
+    else:
+        assert isinstance(its_data, Moments)
+        joined = supports.plus(data, its_data)
+    both = _texts(a, b, (note.classes, text), (other.classes, its_text), joined.classes)
+    head = chosen(Named(name=note.name, **note.settings))
+    assert isinstance(head, SupportHead)
+    fitted = fit(head, joined, both)
+    made = note_of(head, fitted, joined, both, **{k: getattr(note, k) for k in ("shots", "space", "weights", "seed")})
+    save(out, made, joined, both, fitted)
+    return made
+
+
+def _texts(
+    a: Path, b: Path, mine: tuple[tuple[str, ...], Text], theirs: tuple[tuple[str, ...], Text], classes: tuple[str, ...]
+) -> Text:
+    rows = dict(zip(theirs[0], theirs[1].features, strict=True))
+    for name, row in zip(mine[0], mine[1].features, strict=True):
+        if name in rows and not torch.allclose(rows[name], row, atol=1e-4):
+            raise UserError(f"{a} and {b}: class {name!r} has other prompts in each; set the head's prompt")
+        rows[name] = row
+    return Text(torch.stack([rows[name] for name in classes]), mine[1].scale)

@@ -1,0 +1,84 @@
+"""The feature spaces of heads: the towers of the base, of base and first expert together, or of the deployed model."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tasks.evaluate.support import Chosen
+from tasks.evaluate.towers import image_features, text_features
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Dataset
+
+if TYPE_CHECKING:
+    from tasks.model.models import Clip
+
+
+class FeatureSpace:
+    """The features of one or several models of one architecture; their models are loaded when first needed.
+
+    Features of several models stand side by side, each of unit length, and are divided by the square root of their
+    number: so the whole has unit length, and a cosine is the mean of the models' cosines.
+    """
+
+    def __init__(self, folder: Path, weights: Sequence[Path], batch_size: int):
+        """``folder`` is the model's, ``weights`` are checkpoints of it."""
+        self._folder, self._weights, self._batch_size = folder, weights, batch_size
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """sha256 of each checkpoint."""
+        found = []
+        for path in self._weights:
+            with path.open("rb") as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return tuple(found)
+
+    @cached_property
+    def _models(self) -> list[Clip]:
+        built = []
+        for path in self._weights:
+            model = models.build(self._folder)
+            models.load_weights(model, checkpoints.load(path), path)
+            built.append(model.to(models.device()).eval())
+        return built
+
+    @cached_property
+    def scale(self) -> float:
+        """The factor on cosines: the mean of the models' own."""
+        return sum(float(model.logit_scale.detach().exp()) for model in self._models) / len(self._models)
+
+    def images(self, data: Dataset, on_done: Callable[[int], None]) -> torch.Tensor:
+        """Of all images of a data set: float32, shape (N, D)."""
+        return self._images([data], np.zeros(len(data), dtype=np.int64), np.arange(len(data)), on_done)
+
+    def chosen(self, datasets: Sequence[Dataset], chosen: Chosen, on_done: Callable[[int], None]) -> torch.Tensor:
+        """Of samples that were drawn: float32, shape (M, D)."""
+        return self._images(datasets, chosen.data, chosen.rows, on_done)
+
+    def _images(
+        self, datasets: Sequence[Dataset], where: np.ndarray, rows: np.ndarray, on_done: Callable[[int], None]
+    ) -> torch.Tensor:
+        how, parts = models.preprocess(self._folder), []
+        for start in range(0, len(rows), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            pairs = zip(where[batch].tolist(), rows[batch].tolist(), strict=True)
+            images = np.stack([datasets[d].images[row] for d, row in pairs])
+            parts.append(_beside([image_features(model, images, how).cpu() for model in self._models]))
+            on_done(min(start + self._batch_size, len(rows)))
+        return torch.cat(parts)
+
+    def texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of texts' tokens, int64 (C, L): float32, shape (C, D)."""
+        return _beside([text_features(model, tokens, self._batch_size).cpu() for model in self._models])
+
+
+def _beside(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    return features[0] if len(features) == 1 else torch.cat(list(features), dim=1) / math.sqrt(len(features))
