@@ -29,6 +29,7 @@ import chronomerge
 from flows.cli.app import app
 from tasks import params
 from tasks.choice import Choice, available
+from tasks.evaluate.head import Head
 from tasks.prepare.registry import kinds
 from tasks.stream.ordering import Ordering
 from tasks.train.method import Method
@@ -221,7 +222,7 @@ def techniques_page() -> str:
 
 
 def choices_page() -> str:
-    """Data sources, training methods, regularizers and orders of a stream: what one file adds."""
+    """Data sources, training methods, regularizers, heads and orders of a stream: what one file adds."""
     parts = [
         "# Choices by name\n\nEach is one file of the code. A new file is found by this page, by the check of\n"
         "`params.yaml` and by the command line.\n",
@@ -230,6 +231,7 @@ def choices_page() -> str:
     texts: list[tuple[str, str, type[Choice]]] = [
         ("Training methods", "`train.method` in `params.yaml`.", Method),
         ("Regularizers", "`train.regularizer` in `params.yaml`.", Regularizer),
+        ("Heads", "`evaluate.heads` in `params.yaml`; [the guide](../guides/heads.md).", Head),
         ("Stream orders", "`--order` of `chronomerge stream cut`.", Ordering),
     ]
     parts += [_choices(title, text, available(kind)) for title, text, kind in texts]

@@ -15,6 +15,7 @@ from flows.cli import (
     convert,
     deployed,
     grid,
+    heads,
     maintenance,
     measure,
     merge,
@@ -146,6 +147,7 @@ app.command()(merge.merge)
 app.command()(convert.convert)
 app.command()(measure.measure)
 app.command()(merge.techniques)
+app.add_typer(heads.app, name="heads")
 app.add_typer(remote.app, name="remote")
 app.add_typer(stream.app, name="stream")
 app.add_typer(workers.app, name="workers")

@@ -22,6 +22,7 @@ from tasks.evaluate.head import ALL, Classifier, Head, Linear, Space, SupportHea
 from tasks.evaluate.headstate import HeadState, Spec
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import DIGITS
+from tasks.evaluate.node import templates_of
 from tasks.evaluate.spaces import FeatureSpace
 from tasks.evaluate.support import Moments, Support
 from tasks.model import checkpoints, models
@@ -38,6 +39,9 @@ DEPLOYED = Path("data/step/deployed.safetensors")
 SETS = Path("data/step/evaluation")
 HEADS = Path("data/step/heads")
 METRICS = Path("heads.json")
+RUNNING = HEADS / "running"
+"""What the next step goes on from; beside it lie the files of the heads, ``NAME.safetensors``."""
+PAST = HISTORY / "heads/running"
 FIRST = "first.safetensors"
 """The expert of the first step, handed on for the space ``base+first``."""
 BLOCK = 256
@@ -72,7 +76,7 @@ def run(project: Path, params: Params, progress: Progress = silent) -> None:
     chosen = {one.shown: heads.chosen(one) for one in params.evaluate.heads}
     folder = project / HEADS
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    (project / RUNNING).mkdir(parents=True)
     scores: dict[str, _Scores] = {}
     for space in dict.fromkeys(head.features for head in chosen.values()):
         mine = {name: head for name, head in chosen.items() if head.features == space}
@@ -106,7 +110,6 @@ class _Run:
         self.file = name.replace("+", "-")
         self.weights = _weights(project, params, name)
         self.space = FeatureSpace(project / HISTORY / "model", self.weights or [], params.evaluate.batch_size)
-        self.tokenize = models.tokenizer(project / HISTORY / "model")
 
     def score(self, chosen: Mapping[str, Head]) -> dict[str, _Scores]:
         """The scores of heads; their files are written."""
@@ -133,7 +136,7 @@ class _Run:
             if (data.labels < 0).any() or len(data.card.classes) < 2:
                 continue
             place = Path("tests") / self.file / f"{one.name}.safetensors"
-            made, earlier = self.project / HEADS / place, self.project / HISTORY / "heads" / place
+            made, earlier = self.project / RUNNING / place, self.project / PAST / place
             facts = {
                 "of": " ".join([*self.space.digests, _digest(data)])
             }  # one key: safetensors orders several at random
@@ -164,12 +167,12 @@ class _Run:
         known, before = False, None
         file = f"state-{self.file}.safetensors"
         if self.name != "deployed":
-            known, before = headstate.load(self.project / HISTORY / "heads" / file, spec)
+            known, before = headstate.load(self.project / PAST / file, spec)
         new = [Dataset(path) for name, path in pools.items() if not (known and name in earlier)]
         on_done = self._on_done(f"{self.name}: support", sum(map(len, new)))
         state = headstate.added(before, headstate.collect(new, spec, self.space, on_done), spec)
         if self.name != "deployed":
-            headstate.save(self.project / HEADS / file, state, spec.model_copy(update={"pools": tuple(pools)}))
+            headstate.save(self.project / RUNNING / file, state, spec.model_copy(update={"pools": tuple(pools)}))
         return state
 
     def _zero_shot(self, scores: _Scores, features: Mapping[str, tuple[Dataset, torch.Tensor]]) -> None:
@@ -184,8 +187,7 @@ class _Run:
             top1[one.name] = _top1(classifier, its, data.labels, np.arange(len(text)))
 
     def _text(self, one: EvaluationSet, data: Dataset) -> torch.Tensor:
-        prompts = zeroshot.prompts(one.name, data.card.classes, one.prompt or data.card.prompt)
-        return self.space.texts(zeroshot.tokens(one.name, prompts, self.tokenize))
+        return self.space.texts(zeroshot.prompts(one.name, data.card.classes, templates_of(one, data)))
 
     def _learning(
         self, name: str, head: SupportHead, state: HeadState | None,
@@ -195,6 +197,7 @@ class _Run:
             scores.left_out["*"] = "no sample has a class"
             self._note(name, scores.left_out["*"])
             return
+        prompts = {**state.prompts, **self._prompts(features)}
         largest = 0
         for shots in head.shots:
             data = self._data(head, state, shots)
@@ -208,7 +211,7 @@ class _Run:
                 if fewer := int((counts < shots).sum()):
                     scores.fewer[str(shots)] = fewer
                     self._note(name, f"{shots} shots: {fewer} of {len(counts)} classes have fewer, and give all")
-            text = self._texts(head, data.classes, state)
+            text = Text(self.space.texts([prompts[name] for name in data.classes]), self.space.scale)
             fitted = heads.fit(head, data, text)
             if fitted.searched:
                 scores.searched[str(shots)] = {key: getattr(fitted.head, key) for key in head.searches}
@@ -243,10 +246,15 @@ class _Run:
         out = supports.moments(samples.classes, features, torch.from_numpy(samples.labels))
         return supports.minus(state.moments, out)
 
-    def _texts(self, head: SupportHead, classes: Sequence[str], state: HeadState) -> Text:
-        """The zero-shot part of a head."""
-        prompts = [head.prompt.replace("{}", name) if head.prompt else state.prompts[name] for name in classes]
-        return Text(self.space.texts(self.tokenize(prompts)), self.space.scale)
+    def _prompts(self, sets: Mapping[str, tuple[Dataset, torch.Tensor]]) -> dict[str, Sequence[str]]:
+        """Class → its prompts in the first test set that has it."""
+        found: dict[str, Sequence[str]] = {}
+        for one in self.params.evaluate.sets:
+            if one.name in sets:
+                data = sets[one.name][0]
+                own = zeroshot.prompts(one.name, data.card.classes, templates_of(one, data))
+                found = dict(zip(data.card.classes, own, strict=True)) | found
+        return found
 
     def _sets(
         self, classifier: Classifier, classes: Sequence[str],
@@ -283,14 +291,14 @@ def _weights(project: Path, params: Params, space: Space) -> list[Path] | None:
     """The checkpoints of a space; None where the first expert is yet to come. At step 0 the base is deployed."""
     if space == "deployed" or (params.step == 0 and space == "base"):
         return [project / DEPLOYED]
-    base, kept = project / HISTORY / "weights/base.safetensors", project / HEADS / FIRST
+    base, kept = project / HISTORY / "weights/base.safetensors", project / RUNNING / FIRST
     if space == "base":
         return [base]
     number = int(json.loads((project / HISTORY / "weights/lineage.json").read_text())["step"])
     if number == 0:
         return None
     places = {1: project / EXPERT, 2: project / HISTORY / "weights/expert.safetensors"}
-    first = project / HISTORY / "heads" / FIRST
+    first = project / PAST / FIRST
     source = next((path for path in (places.get(number), first) if path and path.exists()), None)
     if source is None:
         raise UserError(

@@ -98,8 +98,6 @@ class SupportHead(Head):
 
     shots: Shots = Field(default=[16])
     """Samples of each class; one score for each number."""
-    prompt: str | None = None
-    """Primer prompt of its zero-shot part, with ``{}`` for the class; by default that of the arrivals' data."""
     without: list[str] = Field(default=[])
     """Classes that it does not know, though they have arrived."""
 

@@ -174,6 +174,6 @@ def _texts(
     rows = dict(zip(theirs[0], theirs[1].features, strict=True))
     for name, row in zip(mine[0], mine[1].features, strict=True):
         if name in rows and not torch.allclose(rows[name], row, atol=1e-4):
-            raise UserError(f"{a} and {b}: class {name!r} has other prompts in each; set the head's prompt")
+            raise UserError(f"{a} and {b}: class {name!r} has other prompts in each; evaluate both with the same")
         rows[name] = row
     return Text(torch.stack([rows[name] for name in classes]), mine[1].scale)

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from tasks.errors import UserError
 from tasks.evaluate import headfile
 from tasks.evaluate import support as supports
+from tasks.evaluate.prompts import PLACE, templates
 from tasks.evaluate.spaces import FeatureSpace
 from tasks.evaluate.support import Moments, Support
 from tasks.model import checkpoints
@@ -47,7 +48,7 @@ class _Note(Settings):
     spec: Spec
     support: tuple[str, ...] = ()
     moments: tuple[str, ...] = ()
-    prompts: Mapping[str, str] = Field(default={})
+    prompts: Mapping[str, tuple[str, ...]] = Field(default={})
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class HeadState:
 
     support: Support | None
     moments: Moments | None
-    prompts: Mapping[str, str]
-    """Class → prompt with the class name in it, as the newest arrival with that class has it."""
+    prompts: Mapping[str, tuple[str, ...]]
+    """Class → its prompts, as the newest arrival with that class has them."""
 
 
 def collect(datasets: Sequence[Dataset], spec: Spec, space: FeatureSpace, on_done: OnDone) -> HeadState | None:
@@ -77,7 +78,7 @@ def collect(datasets: Sequence[Dataset], spec: Spec, space: FeatureSpace, on_don
         labels, ranks = torch.from_numpy(drawn.labels.copy()), torch.from_numpy(drawn.ranks.copy())
         support = Support(drawn.classes, features, labels, ranks)
     prompts = {
-        name: data.card.prompt.replace("{}", name)
+        name: tuple(template.replace(PLACE, name) for template in templates(data.card.templates or data.card.prompt))
         for data in datasets
         for name in (data.card.classes[label] for label in sorted({*data.labels.tolist()} - {-1}))
     }

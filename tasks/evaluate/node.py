@@ -68,7 +68,7 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
     sets = {one.name: Dataset(project / SETS / one.name) for one in chosen}
     pairs = {name: retrieval.pairs(name, data, tokenize) for name, data in sets.items() if not _labelled(name, data)}
     texts = {
-        one.name: zeroshot.prompts(one.name, sets[one.name].card.classes, _templates(one, sets[one.name]))
+        one.name: zeroshot.prompts(one.name, sets[one.name].card.classes, templates_of(one, sets[one.name]))
         for one in chosen
         if one.name not in pairs
     }
@@ -99,7 +99,7 @@ def _report(progress: Progress, before: int, total: int, name: str, done: int) -
     progress("evaluate", before + done, total, name)
 
 
-def _templates(one: EvaluationSet, data: Dataset) -> tuple[str, ...]:
+def templates_of(one: EvaluationSet, data: Dataset) -> tuple[str, ...]:
     """Those that the params say, or else those of the data."""
     return prompts.templates(one.prompt or data.card.templates or data.card.prompt)
 

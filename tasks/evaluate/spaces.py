@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tasks.evaluate import zeroshot
 from tasks.evaluate.support import Chosen
-from tasks.evaluate.towers import image_features, text_features
+from tasks.evaluate.towers import image_features
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Dataset
 
@@ -40,6 +41,10 @@ class FeatureSpace:
             with path.open("rb") as file:
                 found.append(hashlib.file_digest(file, "sha256").hexdigest())
         return tuple(found)
+
+    @cached_property
+    def _tokenize(self) -> models.Tokenizer:
+        return models.tokenizer(self._folder)
 
     @cached_property
     def _models(self) -> list[Clip]:
@@ -75,9 +80,15 @@ class FeatureSpace:
             on_done(min(start + self._batch_size, len(rows)))
         return torch.cat(parts)
 
-    def texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of texts' tokens, int64 (C, L): float32, shape (C, D)."""
-        return _beside([text_features(model, tokens, self._batch_size).cpu() for model in self._models])
+    def texts(self, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
+        """The zero-shot classifier of classes with these prompts: float32, shape (C, D)."""
+        rows: dict[int, torch.Tensor] = {}
+        for count in sorted({len(own) for own in prompts}):
+            at = [i for i, own in enumerate(prompts) if len(own) == count]
+            tokens = self._tokenize([text for i in at for text in prompts[i]]).unflatten(0, (len(at), count))
+            made = [zeroshot.classifier(model, tokens, self._batch_size).cpu() for model in self._models]
+            rows |= dict(zip(at, _beside(made), strict=True))
+        return torch.stack([rows[i] for i in range(len(prompts))])
 
 
 def _beside(features: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -39,6 +39,8 @@ READS = (layout.DEPLOYED, layout.HISTORY)
 """What a model's folder is made of."""
 _ENDING = ".safetensors"
 """Of the file that has the weights."""
+HEADS = "heads"
+"""The folder with the files of heads, where the state has any; `tasks.evaluate.headfile` says what is in them."""
 TOKENIZER = f"model/{tokenizers.FOLDER}/"
 """Where the tokenizer's files are in the history of a state; a state of before there were any has none."""
 
@@ -120,8 +122,10 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
     """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.private_folder(folder / ".chronomerge.part") as part:
-        with opened(state, part) as source:
+        with opened(state, part, [path for path in (*READS, layout.HEADS) if path in state.entries]) as source:
             made, notes = gather(source, part, form, progress)
+            if layout.HEADS in state.entries:
+                _bring_heads(source, made / HEADS)
         note = {**_facts(state, form), **_hashes(made)}
         (made / NOTE).write_text(json.dumps(note, indent=1) + "\n")
         _show(made, folder, note["files"])
@@ -179,14 +183,21 @@ def gather(source: Source, part: Path, form: Form, progress: Progress = silent) 
     return made, tuple(notes)
 
 
+def _bring_heads(source: Source, into: Path) -> None:
+    into.mkdir()
+    files = source.listing(layout.HEADS)
+    for name in sorted(name for name in files if _is_ours(f"{HEADS}/{name}")):
+        source.get(files[name], f"{layout.HEADS}/{name}").rename(into / name)
+
+
 def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
     """Whether a folder has the model of a state in that form already; every file is hashed."""
     try:
         noted = json.loads((folder / NOTE).read_text())
-        files = {str(name): md5_of(folder / name) for name in noted["files"] if Path(name).name == name}
+        files = {str(name): md5_of(folder / name) for name in noted["files"] if _is_ours(name)}
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    if not any(name.endswith(_ENDING) for name in files):
+    if not any(_is_weights(name) for name in files):
         return False
     if form == Form() and files.get(WEIGHTS) != state.entries[layout.DEPLOYED].md5:
         return False
@@ -260,8 +271,9 @@ def _facts(state: State, form: Form) -> dict[str, Any]:
 def _hashes(folder: Path, files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The md5 of each of our files in a folder, and which of them has the weights."""
     if files is None:
-        files = {path.name: md5_of(path) for path in sorted(folder.iterdir())}
-    weights = next(name for name in files if name.endswith(_ENDING))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): md5_of(path) for path in paths}
+    weights = next(name for name in files if _is_weights(name))
     return {
         "weights": {"file": weights, "md5": files[weights], "size": (folder / weights).stat().st_size},
         "files": dict(files),
@@ -270,13 +282,15 @@ def _hashes(folder: Path, files: Mapping[str, str] | None = None) -> dict[str, A
 
 def _show(made: Path, folder: Path, files: Mapping[str, str]) -> None:
     """Put finished files into ``folder``, their bytes on the disk before their names; not while another does so."""
-    for path in made.iterdir():
-        atomic.sync(path)
+    for path in made.rglob("*"):
+        if path.is_file():
+            atomic.sync(path)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         left = _left_behind(folder, files)
         for name in (*files, NOTE):
+            (folder / name).parent.mkdir(exist_ok=True)
             (made / name).replace(folder / name)
         for path in left:
             path.unlink(missing_ok=True)
@@ -290,5 +304,15 @@ def _left_behind(folder: Path, files: Mapping[str, str]) -> Sequence[Path]:
         noted = dict(json.loads((folder / NOTE).read_text())["files"])
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    left = [folder / name for name in noted if name not in files and Path(name).name == name]
-    return [path for path in left if path.is_file() and md5_of(path) == noted[path.name]]
+    left = [name for name in noted if name not in files and _is_ours(name)]
+    return [folder / name for name in left if (folder / name).is_file() and md5_of(folder / name) == noted[name]]
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a note may name this file: one in the folder itself, or of a head; never one elsewhere."""
+    path = Path(name)
+    return path.name == name or (path.as_posix() == name and path.parent == Path(HEADS) and path.name not in ("", ".."))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(_ENDING) and "/" not in name

@@ -13,7 +13,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.evaluate import fewshot, headfile, headstate, support
-from tasks.evaluate.fewshot import HEADS, METRICS
+from tasks.evaluate.fewshot import HEADS, METRICS, RUNNING
 from tasks.evaluate.node import METRICS as ZERO_SHOT
 from tasks.evaluate.node import evaluate
 from tasks.evaluate.support import Moments, Support
@@ -139,7 +139,7 @@ def test_the_running_state_is_the_one_of_all_arrivals_at_once(
     one_by_one = run(folder, given)
     assert encoded == [24, 6]  # all of the arrival, and three shots of its two classes; no test set, no earlier arrival
     running = headfile.read(folder / HEADS / "gda.safetensors")[1]
-    state = checkpoints.load(folder / HEADS / "state-base.safetensors")
+    state = checkpoints.load(folder / RUNNING / "state-base.safetensors")
     shutil.rmtree(folder / "data/history/heads")
     at_once = run(folder, given)
     assert {key: one_by_one[key] for key in ("gda", "notes")} == {key: at_once[key] for key in ("gda", "notes")}
@@ -149,7 +149,7 @@ def test_the_running_state_is_the_one_of_all_arrivals_at_once(
     assert torch.equal(running.counts, rebuilt.counts)
     torch.testing.assert_close(running.sums, rebuilt.sums, rtol=0, atol=1e-5)
     torch.testing.assert_close(running.gram, rebuilt.gram, rtol=0, atol=1e-5)
-    other = checkpoints.load(folder / HEADS / "state-base.safetensors")
+    other = checkpoints.load(folder / RUNNING / "state-base.safetensors")
     assert torch.equal(state["ranks"], other["ranks"])
     torch.testing.assert_close(state["features"], other["features"], rtol=0, atol=1e-6)
 
@@ -257,7 +257,7 @@ def test_a_state_of_other_settings_is_made_anew(folder: Path) -> None:
 def test_damaged_state_is_named(folder: Path) -> None:
     run(folder, with_heads(0, "prototype"))
     advance(folder, "first", ("red", "green"))
-    path = folder / "data/history/heads/state-base.safetensors"
+    path = folder / "data/history/heads/running/state-base.safetensors"
     tensors = checkpoints.load(path)
     checkpoints.save(path, tensors, {"state": "{}"})
     with pytest.raises(UserError, match=r"state-base.safetensors: damaged"):

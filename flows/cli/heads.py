@@ -1,0 +1,34 @@
+"""``chronomerge heads``: the files of heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import AsJson
+from flows.cli.terminal import out as terminal
+from flows.cli.terminal import print_json
+
+app = typer.Typer(help="Heads: classifiers on a model's features, computed from labelled images.", no_args_is_help=True)
+
+
+@app.command()
+def merge(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The file of a head, NAME.safetensors.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same head on the same model's features.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of the head of both; may be A or B.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add two heads: the one of all samples of both, from counts and sums, without any image.
+
+    Heads of several machines merge this way, two at a time and in any order.
+    """
+    from tasks.evaluate import headfile
+
+    note = headfile.merge(a, b, out)
+    if as_json:
+        print_json({"file": str(out), **note.model_dump(mode="json")})
+    else:
+        terminal.print(f"{out}: head {note.name} of {len(note.classes)} classes")

@@ -1,0 +1,159 @@
+"""Files of heads: added, read back, refused when damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flows.cli.app import app
+from tasks.errors import UserError
+from tasks.evaluate import headfile, support
+from tasks.evaluate.head import ALL, SupportHead, Text, chosen, fit
+from tasks.evaluate.support import Moments, Support
+from tasks.model import checkpoints
+from tasks.params import LabelledHead
+
+WIDTH = 8
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def samples(classes: tuple[str, ...], seed: int, each: int = 6) -> Support:
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(classes)).repeat_interleave(each)
+    own = torch.tensor([NAMES.index(name) for name in classes])[labels]
+    features = torch.eye(WIDTH)[own] + 0.4 * torch.randn(len(labels), WIDTH, generator=random)
+    ranks = torch.randperm(10_000, generator=random)[: len(labels)].reshape(len(classes), each).sort().values.flatten()
+    return Support(classes, torch.nn.functional.normalize(features, dim=1), labels, ranks)
+
+
+def texts(classes: tuple[str, ...]) -> Text:
+    return Text(torch.eye(WIDTH)[[NAMES.index(name) for name in classes]], 50.0)
+
+
+def write(path: Path, data: Support | Moments, name: str = "gda", **facts: Any) -> Path:
+    shots = ALL if isinstance(data, Moments) else 4
+    head = chosen(LabelledHead.model_validate({"name": name, "shots": [shots]}))
+    assert isinstance(head, SupportHead)
+    if isinstance(data, Support):
+        data = data.at(4)
+    text = texts(data.classes)
+    fitted = fit(head, data, text)
+    given = {"shots": shots, "space": "base", "weights": ("w",), "seed": 0, **facts}
+    headfile.save(path, headfile.note_of(head, fitted, data, text, **given), data, text, fitted)
+    return path
+
+
+def both(a: Support, b: Support) -> Support:
+    return support.join(a, b, 100)
+
+
+def test_adding_two_files_gives_the_head_of_all_samples(tmp_path: Path) -> None:
+    """A class comes back in the second file, and another one is new."""
+    a, b = samples(NAMES[:3], 1), samples(NAMES[1:], 2)
+    one, two = write(tmp_path / "a", a.moments()), write(tmp_path / "b", b.moments())
+    done = CliRunner().invoke(app, ["heads", "merge", str(one), str(two), "--out", str(tmp_path / "c")])
+    assert done.exit_code == 0
+    assert "head gda of 4 classes" in done.output
+    whole = write(tmp_path / "whole", both(a, b).moments())
+    found, expected = checkpoints.load(tmp_path / "c"), checkpoints.load(whole)
+    assert found["counts"].tolist() == [6, 12, 12, 6]
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+    headfile.merge(two, one, tmp_path / "d")
+    for name, tensor in checkpoints.load(tmp_path / "d").items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mean_is_weighed_by_its_samples() -> None:
+    """Four samples with mean 1 and one with mean 6 have the mean 2, not 3.5 (Federated Reconnaissance)."""
+    one = Moments(("a",), torch.tensor([4]), torch.tensor([[4.0]]).double(), torch.tensor([[4.0]]).double())
+    two = Moments(("a",), torch.tensor([1]), torch.tensor([[6.0]]).double(), torch.tensor([[36.0]]).double())
+    total = support.plus(one, two)
+    assert (total.sums / total.counts[:, None]).tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("name", ["tip", "knn", "linear", "gda"])
+def test_adding_supports_keeps_the_lowest_ranks_of_both(name: str, tmp_path: Path) -> None:
+    a, b = samples(NAMES[:3], 1), samples(NAMES[1:], 2)
+    headfile.merge(write(tmp_path / "a", a, name), write(tmp_path / "b", b, name), tmp_path / "c")
+    whole = write(tmp_path / "whole", both(a, b), name)
+    assert (tmp_path / "c").read_bytes() == whole.read_bytes()
+
+
+def test_what_is_added_twice_counts_once_in_a_support(tmp_path: Path) -> None:
+    one = write(tmp_path / "a", samples(NAMES[:3], 1), "tip")
+    headfile.merge(one, one, tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == one.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "says"),
+    [
+        ("prototype", {}, "name differs"),
+        ("gda", {"seed": 1}, "seed differs .* give both timelines the same head and seed"),
+        ("gda", {"weights": ("v",)}, "weights differs .* only features of one model can be added"),
+        ("gda", {"space": "deployed"}, "space differs"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(name: str, facts: dict[str, Any], says: str, tmp_path: Path) -> None:
+    one = write(tmp_path / "a", samples(NAMES, 1).moments())
+    two = write(tmp_path / "b", samples(NAMES, 2).moments(), name, **facts)
+    with pytest.raises(UserError, match=says):
+        headfile.merge(one, two, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    one, two = (write(tmp_path / name, samples(NAMES, 1).moments()) for name in "ab")
+    tensors = checkpoints.load(two)
+    tensors["text"] = tensors["text"].flip(0)
+    checkpoints.save(two, tensors, checkpoints.metadata(two))
+    with pytest.raises(UserError, match="class 'ant' has other prompts in each"):
+        headfile.merge(one, two, tmp_path / "c")
+
+
+def changed(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    if kind == "missing":
+        del tensors["gram"]
+    elif kind == "width":
+        tensors["gram"] = torch.zeros(3, 3, dtype=torch.float64)
+    elif kind == "dtype":
+        tensors["sums"] = tensors["sums"].float()
+    elif kind == "nan":
+        tensors["sums"] = tensors["sums"] / 0
+    else:
+        tensors["counts"] = tensors["counts"] * 0
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "lacks the tensor 'gram'"),
+        ("width", r"'gram' is float64 \[3, 3\]; it should be float64 \[8, 8\]"),
+        ("dtype", r"'sums' is float32 \[4, 8\]; it should be float64 \[4, any\]"),
+        ("nan", "'sums' holds values that are not finite"),
+        ("empty", "'counts' has a class without a sample"),
+    ],
+)
+def test_a_damaged_file_is_named(kind: str, says: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a", samples(NAMES, 1).moments())
+    checkpoints.save(path, changed(checkpoints.load(path), kind), checkpoints.metadata(path))
+    with pytest.raises(UserError, match=f"a: {says}"):
+        headfile.read(path)
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "x", {"a": torch.zeros(1)})
+    with pytest.raises(UserError, match="x: not the file of a head"):
+        headfile.read(tmp_path / "x")
+    checkpoints.save(tmp_path / "x", {"a": torch.zeros(1)}, {"head": '{"version": 2}'})
+    with pytest.raises(UserError, match="x: not a file of a head that can be read"):
+        headfile.read(tmp_path / "x")
+    with pytest.raises(UserError, match="nothing: no such checkpoint"):
+        headfile.read(tmp_path / "nothing")
