@@ -179,8 +179,11 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     prepare.check(params, project)
     train.check(params.train)
     scored = evaluate.check(params.evaluate)
-    for judged in [*([params.gate] if params.gate else []), *params.pointers.values()]:
-        gate.require_heads(judged.require, scored, [one.name for one in params.evaluate.sets])
+    conditions = [
+        *(params.gate.require if params.gate else []),
+        *(one for p in params.pointers.values() for one in p.require),
+    ]
+    gate.require_heads(conditions, scored, [one.name for one in params.evaluate.sets])
     arrivals = [prepare.at_most(one.update, f"stream: arrival {one.name}", project) for one in params.stream]
     pretraining = prepare.at_most(params.base.pretraining, "base.pretraining", project)
     train.check_batches(params, pretraining, arrivals, base=base)
