@@ -39,7 +39,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from crashing import boundaries, checks, lab
 from crashing.boundaries import Boundary
 from crashing.checks import Users
-from crashing.lab import BrokenError, ForkServer, Run, Sandbox
+from crashing.lab import BrokenError, ProgramForks, Run, Sandbox
 
 from flows.prefect import server as prefect_server
 from tests import project as projects
@@ -102,7 +102,7 @@ def laboratory(parallel: int) -> Iterator[Bench]:
             server.wait()
             address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
             address["PREFECT_HOME"] = str(work / "home")
-            with lab.sandboxes(work, parallel, ForkServer(), address) as made:
+            with lab.sandboxes(work, parallel, ProgramForks(), address) as made:
                 yield Bench(work, made)
 
 

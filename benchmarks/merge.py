@@ -177,7 +177,7 @@ def make_models(folder: Path, count: int) -> None:
 
 
 @dataclass
-class Measured:
+class ProcessCost:
     """One process: seconds, and peaks in MB."""
 
     wall: float
@@ -194,7 +194,7 @@ def fastest(command: list[str], cwd: Path) -> dict[str, float]:
     return asdict(best)
 
 
-def measure(command: list[str], cwd: Path) -> Measured:
+def measure(command: list[str], cwd: Path) -> ProcessCost:
     """Run a command to its end; memory is sampled every 10 ms."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
     with (cwd / "log.txt").open("ab") as log:
@@ -219,7 +219,7 @@ def measure(command: list[str], cwd: Path) -> Measured:
     if process.returncode != 0:
         tail = (cwd / "log.txt").read_text(errors="replace").strip().splitlines()[-3:]
         raise RuntimeError(f"{' '.join(command[:4])} … failed: {' | '.join(tail)}")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, resident / 1e3, anonymous / 1e3)
+    return ProcessCost(wall, usage.ru_utime + usage.ru_stime, resident / 1e3, anonymous / 1e3)
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def _anonymous(pid: int) -> int:
 
 
 @dataclass
-class Measured:
+class StepCost:
     """One recorded step."""
 
     seconds: float
@@ -130,7 +130,7 @@ def measure(folder: Path, size: int, repeat: int) -> bool:
     return _report(rows, restored)
 
 
-def _report(rows: list[Measured], restored: float) -> bool:
+def _report(rows: list[StepCost], restored: float) -> bool:
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
@@ -159,7 +159,7 @@ def _report(rows: list[Measured], restored: float) -> bool:
     return all(met for *_, met in goals)
 
 
-def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured, State]:
+def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[StepCost, State]:
     """Record one step of ``size`` bytes of new weights, then do the raw work on the same files."""
     code = project_code.code_of(project)
     params = project_code.params_of(project, code)
@@ -186,7 +186,7 @@ def _step(project: Path, remote: Remote, step: int, size: int) -> tuple[Measured
             with _timed_dvc(clock):
                 state = recording.record(project, tree, code, previous, inputs, references, cache, dvc, began)
             clock.lap("git and manifest")
-        measured = Measured(
+        measured = StepCost(
             clock.total, clock.parts, {}, new, _bytes(project / ".dvc/cache") - before, _held(remote) - there, memory
         )
         measured.raw.update(_raw(files, project / ".dvc/cache", remote))

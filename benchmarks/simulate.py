@@ -8,7 +8,7 @@
 
 TIME's grid of all eight protocols over a stream of FoMo-in-Flux's size. Which node is computed once for which cells is
 the product's own plan (`tasks.grid.plan`); sizes, FLOPs and memory of models are counted on torch's meta device; what a
-node costs beside its work was measured (`Measured`, whose fields are options too). What could not be measured is
+node costs beside its work was measured (`MeasuredRates`, whose fields are options too). What could not be measured is
 assumed: the options that `--help` shows with their sources.
 """
 
@@ -32,7 +32,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from simulation import Costs, Machine, Node, Outcome, Shared, Site, run
+from simulation import Costs, Machine, Outcome, Shared, SimulatedNode, Site, run
 
 from tasks.grid import cells, plan
 from tasks.grid.plan import Work
@@ -68,7 +68,7 @@ class Assumed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRates:
     """Measured in this repository, on two cores of a cloud machine; the command that did is named."""
 
     flow: float = 1.7
@@ -100,11 +100,11 @@ class Measured:
     """Photographs a second that a core decodes and resizes."""
 
 
-ASSUMED, MEASURED = Assumed(), Measured()
+ASSUMED, MEASURED = Assumed(), MeasuredRates()
 
 
 @dataclass(frozen=True)
-class Model:
+class CountedModel:
     """A model and its training, counted."""
 
     name: str
@@ -127,7 +127,7 @@ class Model:
         return self.flops / BATCH / 3
 
 
-def counted(name: str) -> Model:
+def counted(name: str) -> CountedModel:
     from tasks.model import models
     from tasks.train.budget import estimated
     from tasks.train.methods.full import Full
@@ -140,11 +140,11 @@ def counted(name: str) -> Model:
         vision = json.loads((home / "model.json").read_text())["model_cfg"]["vision_cfg"]
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     widest = 2 * SCORED * tokens * vision["width"] * vision.get("mlp_ratio", 4.0) * 4
-    return Model(name, parameters, cost.flops, cost.bytes, 4 * parameters + widest)
+    return CountedModel(name, parameters, cost.flops, cost.bytes, 4 * parameters + widest)
 
 
 @dataclass
-class Cell:
+class CountedCell:
     """A cell of the grid: its axes, and its nodes that cost, by step and kind."""
 
     init: str
@@ -153,7 +153,7 @@ class Cell:
     works: dict[tuple[int, str], Work]
 
 
-def planned(arrivals: int, techniques: Sequence[str]) -> list[Cell]:
+def planned(arrivals: int, techniques: Sequence[str]) -> list[CountedCell]:
     """The cells of TIME's grid as the product plans them."""
     stream = [{"name": f"task-{t}", "update": [f"images:task-{t}"]} for t in range(1, arrivals + 1)]
     sets = {kind: [{"name": kind, "test": ["images:test"]}] for kind in ("adaptation", "retention")}
@@ -165,16 +165,19 @@ def planned(arrivals: int, techniques: Sequence[str]) -> list[Cell]:
         "evaluate": sets,
     }
     grid = Grid.model_validate({"technique": list(techniques), "references": []})
-    found, _ = cells.usable(cells.expand(json.dumps(params), grid, Path()))
+    wanted, _ = cells.usable(cells.expand(json.dumps(params), grid, Path()))
     made = {
-        one.cell.timeline: Cell(one.cell.init, one.cell.deploy, one.params.time.technique.name, {}) for one in found
+        one.cell.timeline: CountedCell(one.cell.init, one.cell.deploy, one.params.time.technique.name, {})
+        for one in wanted
     }
-    for work in plan.plan(found).works:
+    for work in plan.plan(wanted).works:
         made[work.timeline].works[work.step, work.kind] = work
     return list(made.values())
 
 
-def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: Measured) -> list[list[Node]]:
+def nodes(
+    cell: CountedCell, arrivals: int, model: CountedModel, assumed: Assumed, measured: MeasuredRates
+) -> list[list[SimulatedNode]]:
     """A cell's steps: what each node reads and makes, as `dvc.yaml` declares it, and how long its own work takes."""
     weights, fresh, pixels = model.weights, assumed.train / arrivals, 3 * 224**2
     decoding = measured.prepared * assumed.cores
@@ -186,8 +189,8 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
     scoring = assumed.test * model.forward / assumed.gpu
     files: dict[Hashable, float] = {"test files": assumed.test * assumed.photograph}
     steps = [[
-        Node("prepare", "tests", assumed.test / decoding, files, tests),
-        Node("evaluate", cell.works[0, "evaluate"].name, scoring, {**tests, "base": weights}, {}, pieces),
+        SimulatedNode("prepare", "tests", assumed.test / decoding, files, tests),
+        SimulatedNode("evaluate", cell.works[0, "evaluate"].name, scoring, {**tests, "base": weights}, {}, pieces),
     ]]  # fmt: skip
     base: dict[Hashable, float] = {"base": weights}
     expert = running = base
@@ -203,9 +206,9 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
         files = {("files", step): fresh * assumed.photograph}
         expert = {("expert", trained.name): weights}
         made = [
-            Node("prepare", ("arrival", step), fresh / decoding, files, arrival),
-            Node("initialize", ("start", trained.name), weights / measured.hashed, history, {}),
-            Node(
+            SimulatedNode("prepare", ("arrival", step), fresh / decoding, files, arrival),
+            SimulatedNode("initialize", ("start", trained.name), weights / measured.hashed, history, {}),
+            SimulatedNode(
                 "train", trained.name, trained.steps * model.flops / assumed.gpu, {**pools, **arrival, **start}, expert
             ),
         ]
@@ -224,8 +227,8 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
                 outputs |= {**deployed, **state}
             elif cell.deploy == "ema":
                 deployed = running
-            made.append(Node("deploy", merged.name, moved / measured.merged, {**history, **expert}, outputs))
-        made.append(Node("evaluate", scored.name, scoring, {**tests, **deployed}, {}, pieces))
+            made.append(SimulatedNode("deploy", merged.name, moved / measured.merged, {**history, **expert}, outputs))
+        made.append(SimulatedNode("evaluate", scored.name, scoring, {**tests, **deployed}, {}, pieces))
         pools |= arrival
         if cell.deploy == "all" and arrays is None:
             experts |= expert
@@ -234,7 +237,7 @@ def nodes(cell: Cell, arrivals: int, model: Model, assumed: Assumed, measured: M
 
 
 def simulated(
-    model: Model, arrivals: int, grid: Sequence[Cell], machines: int, assumed: Assumed, m: Measured
+    model: CountedModel, arrivals: int, grid: Sequence[CountedCell], machines: int, assumed: Assumed, m: MeasuredRates
 ) -> Outcome:
     """The grid on some machines with a GPU each; with more than one, another runs the flow."""
     alone = machines == 1
@@ -258,7 +261,7 @@ def main() -> None:
     for one in fields(Assumed):
         name = f"--{one.name.replace('_', '-')}"
         parser.add_argument(name, type=float, default=one.default, help=one.metadata["help"])
-    for one in fields(Measured):
+    for one in fields(MeasuredRates):
         parser.add_argument(f"--{one.name}", type=float, default=one.default, help=argparse.SUPPRESS)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--validate", type=Path, metavar="FILE", help="the results of scaling.py")
@@ -270,10 +273,10 @@ def main() -> None:
     else:
         chosen = vars(given)
         assumed = Assumed(**{one.name: chosen[one.name] for one in fields(Assumed)})
-        tables(given, assumed, Measured(**{one.name: chosen[one.name] for one in fields(Measured)}))
+        tables(given, assumed, MeasuredRates(**{one.name: chosen[one.name] for one in fields(MeasuredRates)}))
 
 
-def tables(given: argparse.Namespace, assumed: Assumed, measured: Measured) -> None:
+def tables(given: argparse.Namespace, assumed: Assumed, measured: MeasuredRates) -> None:
     models = [counted(name) for name in given.model or MODELS]
     print("| model | parameters | weights | a training | memory of a training step | of an evaluation | of a merge |")
     print("|---|---|---|---|---|---|---|")
@@ -299,7 +302,7 @@ def tables(given: argparse.Namespace, assumed: Assumed, measured: Measured) -> N
             )
 
 
-def row(model: Model, machines: int, out: Outcome, measured: Measured) -> str:
+def row(model: CountedModel, machines: int, out: Outcome, measured: MeasuredRates) -> str:
     whole = sum(out.spent.values())
     most = sorted(out.spent.items(), key=lambda one: -one[1])[:3]
     return (
@@ -315,7 +318,10 @@ def validate(found: dict[str, Any]) -> None:
     own: list[list[float]] = found["own"]
     count, states = sum(map(len, own)), len(own)
     cells = [
-        [[Node("node", (cell, step, i), s, {}, {}) for i, s in enumerate(seconds)] for step, seconds in enumerate(own)]
+        [
+            [SimulatedNode("node", (cell, step, i), s, {}, {}) for i, s in enumerate(seconds)]
+            for step, seconds in enumerate(own)
+        ]
         for cell in range(found["cells"])
     ]
     work = found["cells"] * sum(map(sum, own))

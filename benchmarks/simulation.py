@@ -24,13 +24,13 @@ class Shared:
     each: float = math.inf
     total: float = 0.0
     """Units asked for so far."""
-    _asking: list[tuple[float, int, Request]] = field(default_factory=list)
+    _asking: list[tuple[float, int, Waiting]] = field(default_factory=list)
     """By what everyone's share must have come to when they are served."""
     _share: float = 0.0
     """Units that a request would have got that has been here from the start."""
     _at: float = 0.0
 
-    def ask(self, now: float, units: float, number: int, request: Request) -> bool:
+    def ask(self, now: float, units: float, number: int, request: Waiting) -> bool:
         """Whether this takes time."""
         self.total += units
         if not units or min(self.rate, self.each) == math.inf:
@@ -39,7 +39,7 @@ class Shared:
         heapq.heappush(self._asking, (self._share + units, number, request))
         return True
 
-    def served(self, now: float) -> list[Request]:
+    def served(self, now: float) -> list[Waiting]:
         """Those that have all they asked for."""
         self._pass(now)
         done = []
@@ -61,7 +61,7 @@ class Shared:
 
 
 @dataclass(eq=False)
-class Request:
+class Waiting:
     """What a process waits for: all of some demands."""
 
     process: Process
@@ -69,7 +69,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Node:
+class SimulatedNode:
     """A node of a step of a cell."""
 
     kind: str
@@ -83,14 +83,14 @@ class Node:
     pieces: Sequence[Hashable] = ()
     """Inputs among which its work can be divided, as much for each; only of nodes without outputs."""
 
-    def parts(self, count: int) -> list[Node]:
+    def parts(self, count: int) -> list[SimulatedNode]:
         """At most ``count``, each with as many pieces as the others or one less; itself where that is one."""
         count = min(count, len(self.pieces))
         if count < 2:
             return [self]
         return [self._part(self.pieces[number::count]) for number in range(count)]
 
-    def _part(self, pieces: Sequence[Hashable]) -> Node:
+    def _part(self, pieces: Sequence[Hashable]) -> SimulatedNode:
         spared = set(self.pieces) - set(pieces)
         inputs = {key: size for key, size in self.inputs.items() if key not in spared}
         return replace(self, seconds=self.seconds * len(pieces) / len(self.pieces), inputs=inputs, pieces=pieces)
@@ -171,21 +171,21 @@ Process = Generator[Demands | Queue, None, None]
 """Yields what it needs before it goes on, or a queue that it waits in until somebody wakes it."""
 
 
-def run(cells: Sequence[Sequence[Sequence[Node]]], site: Site) -> Outcome:
+def run(cells: Sequence[Sequence[Sequence[SimulatedNode]]], site: Site) -> Outcome:
     """Simulate cells (each a sequence of steps, each a sequence of nodes) until all are recorded."""
     return _Run(cells, site).play()
 
 
 @dataclass(eq=False)
 class _Cell:
-    steps: Sequence[Sequence[Node]]
+    steps: Sequence[Sequence[SimulatedNode]]
     worker: Machine | None = None
     """That ran its last whole node."""
     spent: dict[str, float] = field(default_factory=dict)
 
 
 class _Run:
-    def __init__(self, cells: Sequence[Sequence[Sequence[Node]]], site: Site):
+    def __init__(self, cells: Sequence[Sequence[Sequence[SimulatedNode]]], site: Site):
         self.cells, self.site, self.costs = cells, site, site.costs
         self.now, self.asked = 0.0, 0
         self.active: dict[int, Shared] = {}
@@ -222,7 +222,7 @@ class _Run:
         if isinstance(needed, deque):
             needed.append(process)
         elif needed is not None:
-            request = Request(process, len(needed))
+            request = Waiting(process, len(needed))
             for shared, units in needed:
                 self.asked += 1
                 if shared.ask(self.now, units, self.asked, request):
@@ -238,7 +238,7 @@ class _Run:
                 if shared.next() == math.inf:
                     del self.active[id(shared)]
 
-    def _granted(self, request: Request) -> None:
+    def _granted(self, request: Waiting) -> None:
         request.open -= 1
         if not request.open:
             self.ready.append(request.process)
@@ -271,7 +271,7 @@ class _Run:
         _add(self.spent, cell.spent)
         self._wake(self.for_cell_worker)
 
-    def _once(self, node: Node, cell: _Cell) -> Process:
+    def _once(self, node: SimulatedNode, cell: _Cell) -> Process:
         """Compute a node; or wait for the cell that does, with its time counted as that cell spends it."""
         if node.name in self.made:
             if (queue := self.made[node.name]) is not None:
@@ -290,7 +290,7 @@ class _Run:
         self.made[node.name] = None
         self._wake(queue)
 
-    def _elsewhere(self, node: Node, cell: _Cell) -> Process:
+    def _elsewhere(self, node: SimulatedNode, cell: _Cell) -> Process:
         yield from self._spent("sending", cell, self._send(self.site.flow, node.inputs))
         parts = node.parts(self.workers_each)
         if len(parts) > 1:
@@ -299,7 +299,7 @@ class _Run:
             yield from self._on_worker(node, cell)
             yield from self._spent("fetching", cell, self._fetch(self.site.flow, node.outputs))
 
-    def _divided(self, parts: Sequence[Node], cell: _Cell) -> Process:
+    def _divided(self, parts: Sequence[SimulatedNode], cell: _Cell) -> Process:
         """All parts at the same time; the cell's time is counted as the parts have spent theirs."""
         started, took = self.now, [_Cell(()) for _ in parts]
         at_work = list(took)
@@ -311,13 +311,13 @@ class _Run:
             _add(together, own.spent)
         self._spent_as(together, cell, started)
 
-    def _part(self, part: Node, own: _Cell, at_work: list[_Cell], joined: Queue) -> Process:
+    def _part(self, part: SimulatedNode, own: _Cell, at_work: list[_Cell], joined: Queue) -> Process:
         yield from self._on_worker(part, own)
         at_work.remove(own)
         if not at_work:
             self._wake(joined)
 
-    def _on_worker(self, node: Node, cell: _Cell) -> Process:
+    def _on_worker(self, node: SimulatedNode, cell: _Cell) -> Process:
         """On the one that ran the cell's last whole node, if it is idle, else on the one that has been idle longest."""
         while not self.idle:
             yield from self._spent("no idle worker", cell, _waiting(self.for_worker))
@@ -332,7 +332,7 @@ class _Run:
         self.idle.append(worker)
         self._wake(self.for_worker)
 
-    def _compute(self, machine: Machine, node: Node, cell: _Cell) -> Process:
+    def _compute(self, machine: Machine, node: SimulatedNode, cell: _Cell) -> Process:
         yield from self._spent(node.kind, cell, _asking([(machine.device, node.seconds)]))
         self.work += node.seconds
         self.jobs += 1

@@ -28,7 +28,7 @@ class InjectedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Request:
+class Call:
     """One run of the command line."""
 
     project: str
@@ -40,7 +40,7 @@ class Request:
     fault: str | None = None
 
 
-def run(request: Request) -> None:
+def run(request: Call) -> None:
     """Be the program: the command line with the project's own code. For a freshly forked process."""
     assert "crashing.preload" in sys.modules, "the fork server could not import its modules"
     os.setsid()
@@ -75,7 +75,7 @@ def run(request: Request) -> None:
     app.main()
 
 
-def strike(request: Request, pid: int) -> None:
+def strike(request: Call, pid: int) -> None:
     """Tell the harness that the boundary is reached, wait until it has prepared what it wants, and do the fault."""
     notes = Path(request.notes)
     (notes / "reached").touch()

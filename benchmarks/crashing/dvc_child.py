@@ -10,11 +10,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from crashing import boundaries
-from crashing.child import REQUEST, Request, strike
+from crashing.child import REQUEST, Call, strike
 from tasks.storage import dvc_process
 
 if __name__ == "__main__":
-    asked = Request(**json.loads(os.environ.pop(REQUEST)))
+    asked = Call(**json.loads(os.environ.pop(REQUEST)))
     assert asked.boundary
     parent = os.getppid()
     boundaries.install(boundaries.BY_NAME[asked.boundary], lambda: strike(asked, parent))

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from crashing import child
-from crashing.child import Request
+from crashing.child import Call
 from tasks.record import manifest
 from tests import project as projects
 from tests.project import git
@@ -49,7 +49,7 @@ def prepare_environment(work: Path) -> None:
     os.environ.update(ENVIRONMENT, GIT_CONFIG_GLOBAL=str(settings), DVC_GLOBAL_CONFIG_DIR=str(work / "dvc"))
 
 
-class ForkServer:
+class ProgramForks:
     """Starts the program by a fork of a process that has imported all third-party parts."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class ForkServer:
         forkserver.ensure_running()
         del os.environ["PYTHONPATH"]
 
-    def start(self, request: Request) -> BaseProcess:
+    def start(self, request: Call) -> BaseProcess:
         process = self._context.Process(target=child.run, args=(request,))
         process.start()
         return process
@@ -110,7 +110,7 @@ class Sandbox:
     """A small file system of its own with one project in it; one case at a time."""
 
     folder: Path
-    fork_server: ForkServer
+    fork_server: ProgramForks
     prefect: Mapping[str, str]
 
     @property
@@ -139,9 +139,7 @@ class Sandbox:
         notes = self.folder.parent / f"{self.folder.name}-notes" / str(time.monotonic_ns())
         notes.mkdir(parents=True)
         environment = {**self.prefect, child.MARK: str(self.folder)}
-        process = self.fork_server.start(
-            Request(str(self.project), arguments, str(notes), environment, boundary, fault)
-        )
+        process = self.fork_server.start(Call(str(self.project), arguments, str(notes), environment, boundary, fault))
         return Run(process, notes)
 
     def strays(self) -> list[psutil.Process]:
@@ -178,7 +176,7 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def sandboxes(work: Path, count: int, fork_server: ForkServer, prefect: Mapping[str, str]) -> Iterator[list[Sandbox]]:
+def sandboxes(work: Path, count: int, fork_server: ProgramForks, prefect: Mapping[str, str]) -> Iterator[list[Sandbox]]:
     """Sandboxes on file systems in memory, where we may mount them."""
     made = []
     with contextlib.ExitStack() as stack:

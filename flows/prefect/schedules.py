@@ -21,7 +21,7 @@ _PASSED_OVER = "Deployment concurrency limit reached."
 
 
 @dataclass(frozen=True)
-class Facts:
+class ScheduleFacts:
     """Of one deployment; times with their zone."""
 
     deployment: str
@@ -35,7 +35,7 @@ class Facts:
     """``run``, ``state``, ``message`` and ``at`` of the newest run that has ended."""
 
 
-def facts(api: Api, timeline: str) -> Facts | None:
+def facts(api: Api, timeline: str) -> ScheduleFacts | None:
     """None where the server has no deployment of the timeline.
 
     Raises:
@@ -51,7 +51,7 @@ def facts(api: Api, timeline: str) -> Facts | None:
     running = next(runs(api, deployed["id"], ["RUNNING", "PENDING"], "START_TIME_DESC"), None)
     ended = runs(api, deployed["id"], ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"], "END_TIME_DESC")
     last = next((run for run in ended if run["state"]["message"] != _PASSED_OVER), None)
-    return Facts(
+    return ScheduleFacts(
         deployed["id"], cron, timezone,
         datetime.fromisoformat(due["next_scheduled_start_time"]).astimezone(zone) if due else None,
         running["name"] if running else None,

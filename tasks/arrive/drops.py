@@ -50,7 +50,7 @@ def opened(drop: Path, name: str) -> BinaryIO:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(where))
         name = os.path.relpath(target, home)
     *folders, file = Path(name).parts
-    with _Folder(drop) as folder:
+    with _OpenFolder(drop) as folder:
         try:
             for one in folders:
                 folder.enter(one)
@@ -68,13 +68,13 @@ def opened(drop: Path, name: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-class _Folder:
+class _OpenFolder:
     """A folder that is open, and is left for folders in it one at a time."""
 
     def __init__(self, path: Path):
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    def __enter__(self) -> _Folder:
+    def __enter__(self) -> _OpenFolder:
         return self
 
     def __exit__(self, *_: object) -> None:

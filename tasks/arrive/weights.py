@@ -26,7 +26,7 @@ FAR = 1.0
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseTensors:
     """θ_0: the shape and dtype of its tensors, and its weights where they can be had."""
 
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -40,7 +40,7 @@ class Base:
         return NamesOnly({name: TensorEntry("F32", shape) for name, (shape, _) in self.tensors.items()}, "the base")
 
 
-def base(project: Path, params: Params, model: Path, scratch: Path) -> Base:
+def base(project: Path, params: Params, model: Path, scratch: Path) -> BaseTensors:
     """The base of a project: as state 0 has it, or else as params.yaml names it. ``model`` is its model folder.
 
     Raises:
@@ -50,14 +50,18 @@ def base(project: Path, params: Params, model: Path, scratch: Path) -> Base:
     tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in expected.items()}
     if recorded := states(project, params.timeline):
         stored = Cache(dvc_config.cache_dir(project)).path(recorded[0].entries[layout.EXPERT].md5)
-        return Base(tensors, stored) if stored.exists() else Base(tensors, None, "its weights are not on this machine")
+        return (
+            BaseTensors(tensors, stored)
+            if stored.exists()
+            else BaseTensors(tensors, None, "its weights are not on this machine")
+        )
     if params.base.pretrained == "train":
-        return Base(tensors, None, "it is not trained yet")
+        return BaseTensors(tensors, None, "it is not trained yet")
     models.fetch_base(params.base, project, scratch)
-    return Base(tensors, scratch / "base.safetensors")
+    return BaseTensors(tensors, scratch / "base.safetensors")
 
 
-def check(name: str, expert: Path, base: Base, findings: Findings, progress: Progress) -> None:
+def check(name: str, expert: Path, base: BaseTensors, findings: Findings, progress: Progress) -> None:
     """Compare a safetensors checkpoint with the base: names, shapes, kinds of numbers, values. One tensor at a time."""
     stored = checkpoints.shapes(expert)
     findings.facts |= {"tensors": len(stored), "bytes": expert.stat().st_size}
@@ -86,7 +90,7 @@ def check(name: str, expert: Path, base: Base, findings: Findings, progress: Pro
         _judge(name, changed, math.sqrt(squares / total) if total else math.inf, findings)
 
 
-def by_shapes_alone(base: Base) -> str:
+def by_shapes_alone(base: BaseTensors) -> str:
     """The note that values were not compared."""
     return f"compared with the base by names and shapes alone: {base.why_not}"
 

@@ -69,14 +69,14 @@ def place(where: str, project: Path) -> Inbox:
         UserError: there is no such folder.
         UnreachableError: S3 does not answer.
     """
-    return _Prefix(where) if where.startswith(s3.SCHEME) else _Folder(where, project / where)
+    return _BucketInbox(where) if where.startswith(s3.SCHEME) else _FolderInbox(where, project / where)
 
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-class _Folder(Inbox):
+class _FolderInbox(Inbox):
     def __init__(self, where: str, folder: Path):
         self.folder, self.where = folder.resolve(), str(folder.resolve())
         if not folder.is_dir():
@@ -134,7 +134,7 @@ class _Folder(Inbox):
         return drops.entries(self.folder / name)
 
 
-class _Prefix(Inbox):
+class _BucketInbox(Inbox):
     def __init__(self, where: str):
         self.where = where.rstrip("/")
         self._objects: dict[str, dict[str, s3.Stored]] = {}

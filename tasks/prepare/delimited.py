@@ -55,7 +55,7 @@ def read(path: Path, what: str, longest: int, *, quoted: bool | None = None) -> 
     """
     tabs = path.suffix.lower() == ".tsv"
     form = "tsv" if tabs else "csv"
-    reader = _Reader(f"{what}: cannot be read as {form}", not tabs if quoted is None else quoted, longest)
+    reader = _DelimitedReader(f"{what}: cannot be read as {form}", not tabs if quoted is None else quoted, longest)
     return reader.table(_text(path, reader.what), "\t" if tabs else DELIMITERS)
 
 
@@ -94,7 +94,7 @@ def _text(path: Path, what: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _DelimitedReader:
     what: str
     quoted: bool
     longest: int

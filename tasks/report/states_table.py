@@ -34,7 +34,7 @@ class CellText:
 
 
 @dataclass(frozen=True)
-class Row:
+class StateRow:
     """One state."""
 
     cells: tuple[CellText, ...]
@@ -76,7 +76,7 @@ class States:
     """The table: columns that say something, and a row for each state."""
 
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[StateRow, ...]
 
 
 def build(table: pd.DataFrame) -> States:
@@ -88,7 +88,7 @@ def build(table: pd.DataFrame) -> States:
     newest = states.groupby("timeline")["step"].transform("max") == states["step"]
     columns = tuple(c for c in COLUMNS if c.key in states and (c.key not in _CELL or states[c.key].nunique() > 1))
     rows = [
-        Row(tuple(_cell(column, state) for column in columns), last)
+        StateRow(tuple(_cell(column, state) for column in columns), last)
         for state, last in zip(states.to_dict("records"), newest, strict=True)
     ]
     return States(columns, tuple(rows))

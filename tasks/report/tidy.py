@@ -45,7 +45,7 @@ _STREAM = {
     "forgetting": metrics.forgetting,
 }
 
-Row = tuple[str, str, str, float]
+TidyRow = tuple[str, str, str, float]
 """Metric, data set, role, value."""
 
 
@@ -78,7 +78,7 @@ def _of_cell(
         yield from ((*named, *place, *row) for row in rows)
 
 
-def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[Row]:
+def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
     roles = {each["name"]: role for role in ROLES for each in record.params["evaluate"][role]}
     for name, value in record.metrics["top1"].items():
         yield "top1", name, roles[name], value
@@ -102,7 +102,7 @@ def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]])
     return {metric: function(accuracy, at) for metric, function in _STREAM.items()}
 
 
-def _spent(record: Record) -> Iterator[Row]:
+def _spent(record: Record) -> Iterator[TidyRow]:
     spent = record.manifest.budget.spent
     for unit in ("steps", "samples", "flops", "mafs"):
         if (value := getattr(spent, unit)) is not None:
@@ -115,7 +115,7 @@ def _spent(record: Record) -> Iterator[Row]:
     yield "bytes_total", "", "", record.manifest.bytes.total
 
 
-def _vectors(geometry: Geometry, step: int) -> Iterator[Row]:
+def _vectors(geometry: Geometry, step: int) -> Iterator[TidyRow]:
     if step not in geometry.steps:
         return
     i = geometry.steps.index(step)

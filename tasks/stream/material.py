@@ -48,7 +48,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedBase:
     """The base model, for orderings that ask what it knows."""
 
     model: Clip
@@ -86,31 +86,31 @@ class Material:
     """Where relative paths start."""
     pretraining: Callable[[], Iterator[str]]
     """The captions of the pretraining pool, one after another."""
-    base: Callable[[], Base]
+    base: Callable[[], LoadedBase]
     """Raises UserError where the base has no weights yet."""
     readings: Callable[[DataSet], Any]
     """A context manager that gives a data set's readings, for its images."""
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFolder:
     """The base's model folder, without weights."""
 
     folder: Path
     preprocess: models.Preprocess
 
 
-def resolved(base: params.Base, project: Path, into: Path) -> Model:
+def resolved(base: params.Base, project: Path, into: Path) -> ModelFolder:
     """What ``params.yaml`` says of the base, looked up.
 
     Raises:
         UserError: there is no such model.
     """
     models.resolve(base, project, into)
-    return Model(into, models.preprocess(into))
+    return ModelFolder(into, models.preprocess(into))
 
 
-def base(model: Model, given: params.Base, project: Path, weights: Path | None) -> Base:
+def base(model: ModelFolder, given: params.Base, project: Path, weights: Path | None) -> LoadedBase:
     """The base, ready to be asked; ``weights`` is a checkpoint, or None to fetch what params.yaml names.
 
     Raises:
@@ -123,13 +123,13 @@ def base(model: Model, given: params.Base, project: Path, weights: Path | None) 
     built = models.build(model.folder)
     read = checkpoints.load(weights) if not weights.suffix else models.read_checkpoint(weights)  # or in the cache
     models.load_weights(built, read, weights)
-    return Base(built.to(models.device()).eval(), models.tokenizer(model.folder), model.preprocess)
+    return LoadedBase(built.to(models.device()).eval(), models.tokenizer(model.folder), model.preprocess)
 
 
 def gather(
     data_sets: Sequence[DataSet],
     pretraining: Sequence[SourceSpec],
-    base: Callable[[], Base],
+    base: Callable[[], LoadedBase],
     outside: Outside,
     context: Context,
 ) -> Material:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from simulate import ASSUMED, MEASURED, Model, nodes, planned
-from simulation import Costs, Machine, Node, Outcome, Shared, Site, run
+from simulate import ASSUMED, MEASURED, CountedModel, nodes, planned
+from simulation import Costs, Machine, Outcome, Shared, SimulatedNode, Site, run
 
 FREE = Costs(flow=0, worker=0, record=0, hashed=math.inf, sent=math.inf, fetched=math.inf, message=0)
 
@@ -19,11 +19,13 @@ def site(costs: Costs = FREE, cell_workers: int = 1, workers: int = 0, store: fl
     return Site(costs, machine(**one), Shared(store), cell_workers, [machine(**one) for _ in range(workers)])
 
 
-def node(name: str, seconds: float, inputs: Mapping[str, float] = {}, outputs: Mapping[str, float] = {}) -> Node:
-    return Node("train", name, seconds, dict(inputs), dict(outputs))
+def node(
+    name: str, seconds: float, inputs: Mapping[str, float] = {}, outputs: Mapping[str, float] = {}
+) -> SimulatedNode:
+    return SimulatedNode("train", name, seconds, dict(inputs), dict(outputs))
 
 
-def simulated(cells: list[list[Node]], where: Site) -> Outcome:
+def simulated(cells: list[list[SimulatedNode]], where: Site) -> Outcome:
     return run([[step] for step in cells], where)
 
 
@@ -90,9 +92,9 @@ def test_who_uses_a_wire_at_the_same_time_shares_it() -> None:
     assert out.seconds == pytest.approx(40 + 30)
 
 
-def divisible(name: str) -> Node:
+def divisible(name: str) -> SimulatedNode:
     tests = {f"{name} {number}": 30.0 for number in range(3)}
-    return Node("evaluate", name, 6, {f"{name} weights": 100, **tests}, {}, list(tests))
+    return SimulatedNode("evaluate", name, 6, {f"{name} weights": 100, **tests}, {}, list(tests))
 
 
 def test_workers_divide_a_node_and_each_fetches_its_share() -> None:
@@ -126,10 +128,10 @@ def test_cores_serve_each_request_on_one() -> None:
     assert simulated(cells, site(costs, cell_workers=3, cores=2)).seconds == pytest.approx(9)
 
 
-MODEL = Model("two parameters", 2, flops=6e12, training=0, evaluation=0)
+MODEL = CountedModel("two parameters", 2, flops=6e12, training=0, evaluation=0)
 
 
-def step_of(init: str, deploy: str, technique: str, step: int) -> dict[str, Node]:
+def step_of(init: str, deploy: str, technique: str, step: int) -> dict[str, SimulatedNode]:
     cell = next(one for one in planned(3, [technique]) if (one.init, one.deploy) == (init, deploy))
     return {one.kind: one for one in nodes(cell, 3, MODEL, ASSUMED, MEASURED)[step]}
 

@@ -20,7 +20,7 @@ from tasks.record import rollbacks, timelines
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tests.arrive.conftest import drop as draw
-from tests.flows.month import Drop, Kind, arrivals, drawn
+from tests.flows.month import Kind, MonthDrop, arrivals, drawn
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             rollbacks.rollback(project, timeline, str(len(before) - 1), wait=False)
 
 
-def fill(outside: Path, drop: Drop, quiet: Path, timeline: str) -> None:
+def fill(outside: Path, drop: MonthDrop, quiet: Path, timeline: str) -> None:
     """Make a finished drop; ``quiet`` is a project with a base for experts to come from, and with test sets."""
     folder, seed = outside / drop.name, int(drop.name[4:6])
     if drop.kind in (Kind.IMAGES, Kind.TORN, Kind.COPIED):

@@ -20,7 +20,7 @@ from tests import project as projects
 from tests.flows.month import MOMENTS, Day, Kind, Trouble
 from tests.flows.serving import FAR_AWAY, Serve, server_api
 from tests.project import chronomerge
-from tests.record.faults import Fault, Plan
+from tests.record.faults import Fault, FaultPlan
 from tests.waiting import until
 
 IMPATIENT = {"AWS_MAX_ATTEMPTS": "2"}
@@ -34,7 +34,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 class Month:
     """A project as its people find it day by day, and a line for each night."""
 
-    def __init__(self, folder: Path, timeline: str, outside: Path, plan: Plan, environment: dict[str, str]):
+    def __init__(self, folder: Path, timeline: str, outside: Path, plan: FaultPlan, environment: dict[str, str]):
         """``outside`` has all drops to come, ``plan`` is that of the proxy before the store."""
         self.folder, self.timeline, self.outside, self.plan = folder, timeline, outside, plan
         self.environment = {**environment, **IMPATIENT}

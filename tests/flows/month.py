@@ -77,7 +77,7 @@ EXTENTS = {
 
 
 @dataclass(frozen=True)
-class Drop:
+class MonthDrop:
     """What somebody puts into the inbox; names sort in the order they come."""
 
     name: str
@@ -89,7 +89,7 @@ class Day:
     """A day, and the night after it."""
 
     number: int
-    drops: list[Drop] = field(default_factory=list)
+    drops: list[MonthDrop] = field(default_factory=list)
     trouble: Trouble | None = None
     moment: str = ""
     served: bool = True
@@ -98,7 +98,7 @@ class Day:
     """Whether somebody goes back by one state."""
 
     @property
-    def good(self) -> list[Drop]:
+    def good(self) -> list[MonthDrop]:
         return [drop for drop in self.drops if drop.kind.reason is None]
 
 
@@ -119,7 +119,7 @@ def _draw(chance: random.Random, extent: Extent) -> list[Day]:
     twice = chance.sample(busy, extent.good - extent.busy)
     for at, kind in sorted([*zip([*busy, *twice], kinds, strict=True), *bad], key=lambda one: one[0]):
         drops = days[at].drops
-        drops.append(Drop(f"day-{days[at].number:02d}-{'abcdef'[len(drops)]}", kind))
+        drops.append(MonthDrop(f"day-{days[at].number:02d}-{'abcdef'[len(drops)]}", kind))
     for at, trouble in zip(busy, extent.troubles, strict=False):
         days[at].trouble, days[at].moment = trouble, chance.choice(LOOKS if trouble is Trouble.INBOX else MOMENTS)
         if trouble is Trouble.SERVE:
@@ -143,7 +143,7 @@ def _makes_sense(days: Sequence[Day], extent: Extent) -> bool:
     return noon and awake and calm and 3 <= len(before) < extent.good and Kind.HARMFUL not in before[-2:]
 
 
-def arrivals(days: Sequence[Day]) -> Iterator[list[Drop]]:
+def arrivals(days: Sequence[Day]) -> Iterator[list[MonthDrop]]:
     """The good drops before the rollback, and those after it."""
     at = next(day.number for day in days if day.rollback) - 1
     for part in (days[:at], days[at:]):

@@ -22,7 +22,7 @@ from tests import project as projects
 from tests.flows.daily_life import Month
 from tests.flows.month import Kind, Trouble, arrivals, drawn
 from tests.project import chronomerge, git
-from tests.record.faults import Plan, proxied
+from tests.record.faults import FaultPlan, proxied
 
 pytestmark = pytest.mark.slow
 
@@ -99,10 +99,10 @@ def test_nights_with_all_that_goes_wrong_end_as_those_without(
     harmful = [drop.name for day in days for drop in day.drops if drop.kind is Kind.HARMFUL]
     bad = {drop.name: drop.kind.reason for day in days for drop in day.drops if drop.kind.reason}
     (tmp_path / "s3" / ".dvc").mkdir(parents=True)
-    plan = Plan()
+    plan = FaultPlan()
     with (
         store.open_store(tmp_path / "s3", "embedded") as own,
-        proxied(own, Plan(), prefix="quiet") as one,
+        proxied(own, FaultPlan(), prefix="quiet") as one,
         proxied(own, plan) as another,
     ):
         outside = tmp_path / "outside"

@@ -18,7 +18,7 @@ from tasks.workers import pool
 from tests import project as projects
 from tests.flows.machines import Machines
 from tests.project import chronomerge, deployed, git
-from tests.record.faults import Plan, proxied
+from tests.record.faults import FaultPlan, proxied
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with (
         store.open_store(tmp_path / "s3", "embedded") as own,
         Machines(hidden=project) as machines,
-        proxied(own, Plan(), host=machines.host) as remote,
+        proxied(own, FaultPlan(), host=machines.host) as remote,
     ):
         projects.share(project, remote)
         host = machines.add("scheduler")

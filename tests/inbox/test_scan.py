@@ -147,7 +147,7 @@ def test_two_scans_at_once(scan: Callable[..., Scan], project: Path, inbox: Path
     assert stream(project) == ["first", "drop-0", "drop-1"]
 
 
-class Killed(BaseException):
+class ScanKilled(BaseException):
     """As if the process ended here."""
 
 
@@ -201,12 +201,12 @@ def test_exactly_once_whatever_happens(
             countdown -= 1
             done = real(*args, **named) if after or countdown >= 0 else None
             if countdown < 0:
-                raise Killed
+                raise ScanKilled
             return done
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, deadly)
-            with contextlib.suppress(Killed):
+            with contextlib.suppress(ScanKilled):
                 look()
 
     def look() -> None:

@@ -329,11 +329,11 @@ def test_webdataset_numbers_and_json(prepare: Prepare, project: Path) -> None:
 def test_webdataset_members_are_never_run_or_unpacked(prepare: Prepare, project: Path, tmp_path: Path) -> None:
     import pickle
 
-    class Trap:
+    class TarTrap:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    trap = pickle.dumps(Trap())
+    trap = pickle.dumps(TarTrap())
     write_tar(project / "a.tar", [{"png": png(0), "txt": b"x", "pyd": trap, "pickle": trap, "pth": trap}])
     assert prepare("webdataset:a.tar").captions == ["x"]
     assert not (tmp_path / "sprung").exists()

@@ -53,7 +53,7 @@ class Fault:
 
 
 @dataclass
-class Plan:
+class FaultPlan:
     """Faults in order of precedence, then random ones: of each 1, ``rate`` requests, of the given kinds."""
 
     faults: list[Fault] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Plan:
 
 
 @contextmanager
-def proxied(remote: Remote, plan: Plan, prefix: str = "", host: str = "127.0.0.1") -> Iterator[Remote]:
+def proxied(remote: Remote, plan: FaultPlan, prefix: str = "", host: str = "127.0.0.1") -> Iterator[Remote]:
     """A remote whose requests go through the plan; ``prefix`` names a part of the bucket of its own, ``host`` where
     it can be reached."""
     server = ThreadingHTTPServer((host, 0), _handler(remote, plan))
@@ -101,7 +101,7 @@ def proxied(remote: Remote, plan: Plan, prefix: str = "", host: str = "127.0.0.1
         server.server_close()
 
 
-def _handler(remote: Remote, plan: Plan) -> type[BaseHTTPRequestHandler]:
+def _handler(remote: Remote, plan: FaultPlan) -> type[BaseHTTPRequestHandler]:
     upstream = urlsplit(remote.options["endpointurl"]).netloc
     direct = store.client(remote)
 

@@ -20,7 +20,7 @@ from tasks.storage.dvc import Dvc, RemoteError
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import GitError, git
 from tests.record import made_up
-from tests.record.faults import Fault, Plan, proxied
+from tests.record.faults import Fault, FaultPlan, proxied
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ class Held:
 
     project: Path
     remote: Remote
-    plan: Plan
+    plan: FaultPlan
     dvc: Dvc
 
     @property
@@ -58,7 +58,7 @@ class Held:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, s3: Remote, dvc: Dvc) -> Iterator[Held]:
-    plan = Plan()
+    plan = FaultPlan()
     with proxied(s3, plan, "faults") as remote:
         held = Held(made_up.project(tmp_path_factory.mktemp("faults") / "project", remote), remote, plan, dvc)
         held.record()

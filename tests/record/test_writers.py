@@ -25,7 +25,7 @@ from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git
 from tests import project as projects
 from tests.record import made_up
-from tests.record.faults import Fault, Plan, proxied
+from tests.record.faults import Fault, FaultPlan, proxied
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_copy_is_another_machine_unless_its_store_was_copied_too(tmp_path: Pat
 
 
 def test_a_store_that_ignores_conditions_is_refused(machines: tuple[Path, Path], remote: Remote) -> None:
-    plan = Plan([Fault("deaf", "PUT")])
+    plan = FaultPlan([Fault("deaf", "PUT")])
     with (
         proxied(remote, plan) as deaf,
         pytest.raises(UserError, match=r"ignores S3's conditional writes.*store\.git"),
@@ -176,7 +176,7 @@ def test_answers_that_are_lost_change_nothing(
     machines: tuple[Path, Path], remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-    plan = Plan([Fault("lost", "PUT", "writing", times=1), Fault("lost", "PUT", "claims", times=2)])
+    plan = FaultPlan([Fault("lost", "PUT", "writing", times=1), Fault("lost", "PUT", "claims", times=2)])
     with proxied(remote, plan) as flaky:
         with lease.writing(machines[0], flaky, "x"):
             lease.take(flaky, state(machines[0], 1, "a"))

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from tasks.errors import UserError
 from tasks.prepare.source import Example, Reading
 from tasks.stream import cut
-from tasks.stream.material import Base, DataSet, Material, Pair
+from tasks.stream.material import DataSet, LoadedBase, Material, Pair
 from tasks.stream.ordering import known, named
 from tasks.stream.orderings.frequency import count
 from tasks.stream.orderings.similarity import shortest_path
@@ -29,7 +29,7 @@ ANGLES = {"owl": 0.0, "wren": 20.0, "bus": 170.0, "fire engine": 15.0, "van": 90
 """Where captions and images of a class lie, in degrees."""
 
 
-class Compass(Base):
+class Compass(LoadedBase):
     """Features are directions: a text's that of the class it names, an image's that of its first pixel."""
 
     def __init__(self) -> None:

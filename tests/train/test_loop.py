@@ -179,17 +179,17 @@ def test_a_training_that_goes_on_ends_with_the_same_bits(tmp_path: Path) -> None
     config = {"vision_cfg": {**CONFIG["vision_cfg"], "patch_dropout": 0.4}}  # type: ignore[dict-item]
     whole = trained(tmp_path / "whole", recipe, model(**config))
 
-    class StoppedError(Exception):
+    class EnoughError(Exception):
         pass
 
     for stop in (1, 3, 5):
 
         def killed(index: int, stop: int = stop) -> Batch:
             if index == stop:
-                raise StoppedError
+                raise EnoughError
             return batch(index)
 
-        with pytest.raises(StoppedError):
+        with pytest.raises(EnoughError):
             fit(Training(model(**config), recipe, PREPROCESS, seed=0), killed, Saved(tmp_path / "cut"), every=0)
     last = Training(model(**config), recipe, PREPROCESS, seed=0)
     fit(last, batch, Saved(tmp_path / "cut"), every=0)

@@ -75,7 +75,7 @@ class WebDataset(Photographs):
         if not any(_images(sample) for _, sample in samples):
             members = sorted({extension for _, sample in samples for extension in sample.members})
             raise UserError(f"{what}: its samples have no images, only {shortened(', '.join(members), 200) or 'none'}")
-        reader = _Reader(self, context, what, Counter())
+        reader = _SampleReader(self, context, what, Counter())
         captions, labels, images = [], [], []
         for inside, sample in samples:
             captions.append(reader.text(sample, inside, self.caption, tables.CAPTION))
@@ -95,7 +95,7 @@ class WebDataset(Photographs):
         return Rows(rows, notes=(*notes, *reader.notes(samples, left)))
 
 
-class _Reader:
+class _SampleReader:
     """Reads members of samples, and counts which are used."""
 
     def __init__(self, source: WebDataset, context: Context, what: str, used: Counter[str]):

@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.prepare.source import Example, Reading
-from tasks.stream.material import BATCH, Base, Material
+from tasks.stream.material import BATCH, LoadedBase, Material
 from tasks.stream.ordering import Ordering
 
 
@@ -31,7 +31,7 @@ class Performance(Ordering):
         return sorted(range(len(pairs)), key=lambda i: -accuracy[pairs[i].data_set, pairs[i].name])
 
 
-def by_class(base: Base, readings: list[Reading]) -> dict[str, float]:
+def by_class(base: LoadedBase, readings: list[Reading]) -> dict[str, float]:
     """Zero-shot top-1 accuracy of each class that occurs, with the first reading's primer prompt."""
     names = sorted({name for reading in readings for name in reading.classes})
     classifier = base.text_features([readings[0].prompt.replace("{}", name) for name in names])

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from tasks import randomness
-from tasks.stream.material import Base, Material
+from tasks.stream.material import LoadedBase, Material
 from tasks.stream.ordering import Ordering
 
 AT_ONCE = 64
@@ -33,7 +33,7 @@ class Similarity(Ordering):
         return shortest_path(1 - features @ features.T, np.sort(drawn[: self.starts or count]))
 
 
-def _features(base: Base, captions: list[tuple[str, ...]]) -> np.ndarray:
+def _features(base: LoadedBase, captions: list[tuple[str, ...]]) -> np.ndarray:
     """One normalized feature for each class, float32, shape (classes, D)."""
     encoded = base.text_features([caption for of_class in captions for caption in of_class])
     starts = np.cumsum([0, *(len(of_class) for of_class in captions)])[:-1]
