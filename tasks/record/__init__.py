@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tasks.record.retention import let_go
     from tasks.record.rollbacks import rollback
     from tasks.record.sharing import synchronize
-    from tasks.record.state import State, metrics_of
+    from tasks.record.state import State, heads_of, metrics_of
     from tasks.record.stores import missing
     from tasks.record.timelines import (
         deployed,
@@ -86,7 +86,7 @@ _HOMES = {
     "retention": ("let_go",),
     "rollbacks": ("rollback",),
     "sharing": ("synchronize",),
-    "state": ("State", "metrics_of"),
+    "state": ("State", "heads_of", "metrics_of"),
     "stores": ("missing",),
     "timelines": (
         "deployed", "every", "find", "is_promoted", "last", "lineage", "lineage_of", "start_of", "states",

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from tasks import layout, nodes, yaml
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import Manifest, State, metrics_of, read_manifest, timeline_names
+from tasks.record import Manifest, State, heads_of, metrics_of, read_manifest, timeline_names
 from tasks.record import lineage as recorded_lineage
 from tasks.scores import ROLES
 from tasks.storage import git
@@ -32,7 +32,7 @@ class Record:
 
     state: State
     manifest: Manifest
-    metrics: Mapping[str, Any]
+    metrics: dict[str, Any]
     params: Mapping[str, Any]
     outputs: Mapping[str, tuple[str, ...]]
     """Node → the paths it wrote."""
@@ -52,7 +52,23 @@ def read(project: Path, cells: Sequence[Cell]) -> Records:
     lineages = {cell: lineage(project, cell.timeline) for cell in cells}
     recorded = [state for each in lineages.values() for state in each]
     texts = git.show_all(project, [f"{state.commit}:{name}" for state in recorded for name in _FILES])
-    return {cell: [_record(state, texts) for state in each] for cell, each in lineages.items()}
+    found = {cell: [_record(state, texts) for state in each] for cell, each in lineages.items()}
+    with_heads = [one for each in found.values() for one in each if one.params["evaluate"].get("heads")]
+    scores = git.show_all(project, [f"{one.state.commit}:{layout.HEADS_METRICS}" for one in with_heads])
+    for one in with_heads:
+        one.metrics["heads"] = _heads(one, scores[f"{one.state.commit}:{layout.HEADS_METRICS}"])
+    return found
+
+
+def _heads(record: Record, text: str) -> dict[str, Any]:
+    found = heads_of(text, record.state.tag)
+    named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
+    if lacking := {name for head in found.values() for top1 in head["top1"].values() for name in top1} - named:
+        raise UserError(
+            f"{record.state.tag}: its files contradict each other ({layout.HEADS_METRICS} names the set"
+            f" {min(lacking)}, and params.yaml does not); `chronomerge doctor` says more"
+        )
+    return found
 
 
 def lineage(project: Path, timeline: str) -> list[State]:

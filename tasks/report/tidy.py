@@ -6,6 +6,8 @@
 | ``image_to_text_recall@K``, ``text_to_image_recall@K`` | a set of images and texts | percent |
 | ``score`` | an evaluation set | percent: top-1, or the mean recall@5 of both ways (FoMo-in-Flux) |
 | ``A_KA``, ``A_ZS``, ``geometric_mean`` | | percent |
+| ``head:NAME@SHOTS`` | an evaluation set | percent: top-1 of a head, where it is scored |
+| ``head_forgetting:NAME@SHOTS`` | | percentage points; as ``forgetting``, at the head's largest number of shots |
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
 | ``budget_steps``, ``budget_samples``, ``budget_flops``, ``budget_mafs`` | | what the step's training spent |
 | ``seconds``, ``seconds:NODE`` | | wall time of the runs that made the outputs |
@@ -64,7 +66,7 @@ def _of_cell(
 ) -> Iterator[tuple[Any, ...]]:
     named = tuple(getattr(cell, column) for column in CELL)
     scored = [scores(record.metrics) for record in lineage]
-    streamed = _of_stream(lineage, scored)
+    streamed = _of_stream(lineage, scored) | _of_heads(lineage)
     vectors = geometry.get(cell.timeline)
     for index, record in enumerate(lineage):
         rows = [
@@ -87,6 +89,9 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
             yield from ((f"{way}_recall@{k}", name, roles[name], value) for k, value in at.items())
     for name, value in scored.items():
         yield "score", name, roles[name], value
+    for head, its in record.metrics.get("heads", {}).items():
+        for shots, top1 in its["top1"].items():
+            yield from ((f"head:{head}@{shots}", name, roles[name], value) for name, value in top1.items())
     for name in MEANS:
         yield name, "", "", record.metrics[name]
 
@@ -100,6 +105,19 @@ def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]])
     accuracy = np.array([[each.get(name, math.nan) for name in names] for each in scored])
     at = np.array([arrived[name] for name in names])
     return {metric: function(accuracy, at) for metric, function in _STREAM.items()}
+
+
+def _of_heads(lineage: Sequence[Record]) -> dict[str, metrics.Values]:
+    """Forgetting of each head of the newest step, at its largest number of shots."""
+    streamed = {}
+    for head, its in lineage[-1].metrics.get("heads", {}).items():
+        for shots in list(its["top1"])[-1:]:
+            scored = [
+                record.metrics.get("heads", {}).get(head, {}).get("top1", {}).get(shots, {}) for record in lineage
+            ]
+            if "forgetting" in (values := _of_stream(lineage, scored)):
+                streamed[f"head_forgetting:{head}@{shots}"] = values["forgetting"]
+    return streamed
 
 
 def _spent(record: Record) -> Iterator[TidyRow]:

@@ -12,7 +12,7 @@ from tasks.units import duration
 
 _COLORS = {
     INPUTS: "grey", "prepare": "sky", "prepare-evaluation": "yellow", "initialize": "purple", "train": "vermillion",
-    "deploy": "green", "evaluate": "blue",
+    "deploy": "green", "evaluate": "blue", "heads": "orange",
 }  # fmt: skip
 """Nodes in the order in which they run."""
 
@@ -35,13 +35,14 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _panel(costs: pd.DataFrame, title: str, digits: str, shown: alt.Parameter) -> alt.Chart:
-    order = {name: index for index, name in enumerate(_COLORS)}
-    scale = alt.Scale(domain=list(_COLORS), range=[OKABE_ITO[name] for name in _COLORS.values()])
+    colors = {name: color for name, color in _COLORS.items() if name != "heads" or name in set(costs["node"])}
+    order = {name: index for index, name in enumerate(colors)}
+    scale = alt.Scale(domain=list(colors), range=[OKABE_ITO[name] for name in colors.values()])
     shown_data = data(costs.assign(order=costs["node"].map(order)), "step", "node", "value", "order")
     chart = alt.Chart(shown_data).mark_bar(stroke="white", strokeWidth=0.5)
     return chart.encode(
         x=alt.X("step:O", title="time step", axis=alt.Axis(labelAngle=0)), y=alt.Y("value:Q", title=None),
-        color=alt.Color("node:N", scale=scale, legend=alt.Legend(title=None, values=list(_COLORS))),
+        color=alt.Color("node:N", scale=scale, legend=alt.Legend(title=None, values=list(colors))),
         order="order:Q", opacity=alt.when(shown).then(alt.value(1)).otherwise(alt.value(0.08)),
         tooltip=["step:O", "node:N", alt.Tooltip("value:Q", title=title, format=digits)],
     ).properties(title=title, width=470, height=260)  # fmt: skip
