@@ -35,7 +35,10 @@ def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
 
 
 def comparable(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the sets that all series score, at the steps at which each scores any: columns step, arrival, head, shots, value, sets."""
+    """Mean over the sets that all series score, at the steps at which each scores any.
+
+    Columns: step, arrival, head, shots, value, and sets, the number of sets.
+    """
     rows = found[found["role"] == ROLES[0]]
     series = rows.groupby("step")["series"].transform("nunique")
     of_set = rows.groupby(["step", "dataset"])["series"].transform("nunique")
