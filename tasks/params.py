@@ -55,17 +55,28 @@ class BaseTraining(Settings):
     """Peak of the learning rate; the rest of ``train`` counts for the base too."""
 
 
+COMPLETE = ("hf-hub:", "hf:", "local-dir:")
+"""How the name of a base begins that is a folder or a repository, with configuration and weights."""
+
+
 class Base(Settings):
-    """θ_0: an open_clip model (name or JSON config file) and where its weights come from."""
+    """θ_0: a model (a name of open_clip, a configuration, a folder or a repository) and where its weights come from."""
 
     model: str
-    """A model name of open_clip, or a JSON file with a configuration."""
+    """A name of open_clip, a JSON file with a configuration, ``hf-hub:ORG/NAME[@REVISION]`` or ``local-dir:FOLDER``."""
     pretrained: str
-    """A tag of open_clip, a checkpoint file, or ``train``: it is trained here first."""
+    """A tag of open_clip, a checkpoint (file, folder or ``hf:`` address; left out: the model's own), or ``train``."""
     train: BaseTraining | None = None
     """How much, where ``pretrained: train``."""
     pretraining: list[SourceSpec] = []
     """The pretraining pool: trains the base where ``pretrained: train``, and feeds the mixture."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_its_own(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "pretrained" not in values and str(values.get("model")).startswith(COMPLETE):
+            return {**values, "pretrained": values["model"]}
+        return values
 
     @model_validator(mode="after")
     def _training_needs_data(self) -> Base:

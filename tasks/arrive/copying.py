@@ -82,8 +82,10 @@ class Copying:
         return f"{layout.ARRIVALS}/{self.request.name}"
 
     def _model(self) -> Path:
+        """The timeline's model folder: that of state 0, or as params.yaml names the model."""
         folder = self.scratch / layout.HISTORY / "model"
-        models.resolve(self.params.base, self.project, folder)
+        if not known.place_model(self.project, self.params, folder):
+            models.resolve(self.params.base, self.project, folder)
         return folder
 
     def _expert(self, folder: Path) -> Arrival | None:

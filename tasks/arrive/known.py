@@ -13,7 +13,7 @@ from tasks.params import Params
 from tasks.prepare.node import prepare_evaluation
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress
-from tasks.record import last, lineage
+from tasks.record import last, lineage, states
 from tasks.scores import ROLES
 from tasks.storage import dvc_config, pointers
 from tasks.storage.cache import Cache, Entry
@@ -53,6 +53,22 @@ def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None
     entry = newest.entries[layout.EVALUATION]
     same = (before.base, before.evaluate) == (params.base, params.evaluate)
     return entry if same and not cache.missing(entry) else None
+
+
+def place_model(project: Path, params: Params, folder: Path) -> bool:
+    """Place the model folder that state 0 has; returns whether it is there, and of the base that params.yaml names."""
+    recorded = states(project, params.timeline)
+    if not recorded or recorded[0].settings.base != params.base:
+        return False
+    cache = Cache(dvc_config.cache_dir(project))
+    history = recorded[0].entries[layout.HISTORY]
+    if history.md5 in cache.missing(history):
+        return False
+    model = cache.part(history, "model")
+    if model is None or cache.missing(model):
+        return False
+    cache.link(model, folder)
+    return True
 
 
 def classes(project: Path, params: Params, outside: Outside, context: Context) -> Iterator[tuple[str, set[str]]]:

@@ -18,17 +18,19 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import UserError
-from tasks.model import tokenizers
+from tasks.errors import UnavailableError, UserError
+from tasks.model import origins, tokenizers
 from tasks.model.torchvision_shim import ensure as ensure_torchvision
-from tasks.params import Base
-from tasks.storage import atomic
+from tasks.params import COMPLETE, Base
+from tasks.storage import atomic, hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,31 +73,67 @@ class Preprocess:
 
 
 def check(base: Base, project: Path) -> None:
-    """Look whether the model, and the tag or the file of its weights, are there; builds, reads and downloads nothing.
+    """Look whether the model, and the tag or the files of its weights, are there; builds and reads nothing.
+
+    Of a repository on a hub, the list of its files is asked for.
 
     Raises:
-        UserError: an unknown model or tag (with near matches), or a file that is missing.
+        UserError: an unknown model or tag (with near matches), or a file, folder or repository that is missing.
     """
-    if base.model.endswith(".json"):
+    if base.model.startswith(COMPLETE):
+        _look(base.model, project, "base.model")
+    elif base.model.endswith(".json"):
         _from_file(base, project)
     else:
         _registered(base.model)
     if base.pretrained == "train":
         return
-    file = _checkpoint(base, project)
-    if file is None:
+    if _is_checkpoint(base, project):
+        _look(base.pretrained, project, "base.pretrained")
+    else:
         _tag(base)
-    elif not file.is_file():
-        raise UserError(f"base.pretrained: {file}: no such file; name a checkpoint, an open_clip tag, or train")
+
+
+def pinned(base: Base) -> Base:
+    """``base`` with the commits that its addresses mean now, so that everything of it is taken from one.
+
+    Raises:
+        UserError: as `hub.look`.
+    """
+    commits = {
+        key: str(replace(address, revision=hub.look(address).commit))
+        for key in ("model", "pretrained")
+        if hub.is_address(getattr(base, key))
+        for address in (hub.parse(getattr(base, key)),)
+    }
+    return base.model_copy(update=commits)
+
+
+def _look(text: str, project: Path, key: str) -> None:
+    try:
+        if hub.is_address(text):
+            snapshot = hub.look(address := hub.parse(text))
+            if address.file is None:
+                origins.files_of(snapshot.names, text)
+        elif not origins.located(text, project).path.exists():
+            raise UserError(
+                f"{project / text.removeprefix(origins.LOCAL_DIR)}: no such file or folder; name a checkpoint, an "
+                "open_clip tag, or train"
+            )
+    except UnavailableError as error:
+        raise UnavailableError(f"{key}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def resolve(base: Base, project: Path, into: Path) -> None:
     """Write ``model.json`` and ``preprocess.json`` for ``base.model`` into the folder ``into``.
 
-    A name is looked up in open_clip's registry; anything that ends in ``.json`` is a configuration file, relative to
-    ``project``, in open_clip's own format (bare, or as ``open_clip_config.json`` with ``model_cfg`` and
-    ``preprocess_cfg``). Where ``base.pretrained`` is an open_clip tag, mean, std, interpolation and the activation
-    that the weights were trained with come from the tag.
+    A name is looked up in open_clip's registry. A folder (``local-dir:``) or repository (``hf-hub:``) has open_clip's
+    configuration or transformers'. Anything that ends in ``.json`` is a configuration file, relative to ``project``,
+    in open_clip's own format (bare, or as ``open_clip_config.json`` with ``model_cfg`` and ``preprocess_cfg``). Where
+    ``base.pretrained`` is an open_clip tag, mean, std, interpolation and the activation that the weights were trained
+    with come from the tag.
 
     Raises:
         UserError: an unknown model or tag (with near matches), or a configuration that open_clip cannot build.
@@ -103,8 +141,8 @@ def resolve(base: Base, project: Path, into: Path) -> None:
     ensure_torchvision()
     import open_clip
 
-    config, preprocessing = _from_file(base, project) if base.model.endswith(".json") else (_registered(base.model), {})
-    if base.pretrained != "train" and _checkpoint(base, project) is None:
+    config, preprocessing = _configured(base, project)
+    if base.pretrained != "train" and not _is_checkpoint(base, project):
         tag = _tag(base)
         preprocessing = {**preprocessing, **tag}
         if "quick_gelu" in tag:
@@ -125,16 +163,17 @@ def resolve(base: Base, project: Path, into: Path) -> None:
     )
     _construct(config, base.model, "meta")  # a configuration that cannot be built is refused before any work
     into.mkdir(parents=True, exist_ok=True)
-    _write_json(into / "model.json", {"name": Path(base.model).stem, "model_cfg": config})
+    name = hub.parse(base.model).repository.rpartition("/")[2] if hub.is_address(base.model) else Path(base.model).stem
+    _write_json(into / "model.json", {"name": name, "model_cfg": config})
     _write_json(into / "preprocess.json", asdict(preprocess))
 
 
-def fetch_base(base: Base, project: Path, into: Path) -> None:
+def fetch_base(base: Base, project: Path, into: Path) -> hub.Pin | None:
     """Write the weights that ``base.pretrained`` names as ``into/base.safetensors``, float32.
 
-    A tag is downloaded by open_clip itself; a checkpoint file (safetensors, or a torch file, which is read with
-    ``weights_only``), relative to ``project``, may hold its weights under ``state_dict`` and with the prefix
-    ``module.``. Not to be called for ``train``.
+    A tag is downloaded by open_clip itself. Files and folders, relative to ``project``, and repositories of a hub may
+    be of any dialect (`tasks.model.dialects`); torch files are read with ``weights_only``. Of a repository the files
+    are left in ``into/source``, and what they are is returned. Not to be called for ``train``.
 
     Raises:
         UserError: a file that is missing, truncated, unsafe or of another architecture, weights that are not finite,
@@ -142,14 +181,46 @@ def fetch_base(base: Base, project: Path, into: Path) -> None:
     """
     from tasks.model import checkpoints
 
-    config = _registered(base.model) if not base.model.endswith(".json") else _from_file(base, project)[0]
-    file = _checkpoint(base, project)
-    if file is None:
-        weights = _download(base, _tag(base), _construct(config, base.model, "cpu"))
-    else:
-        weights = read_checkpoint(file)
+    config = _configured(base, project)[0]
+    if not _is_checkpoint(base, project):
+        model = _construct(config, base.model, "cpu")
+        weights = _download(base, _tag(base), model)
+        checkpoints.save(into / "base.safetensors", conform(weights, model.state_dict(), base.pretrained))
+        return None
+    origin = origins.located(base.pretrained, project)
     expected = _construct(config, base.model, "meta").state_dict()
-    checkpoints.save(into / "base.safetensors", conform(weights, expected, str(file or base.pretrained)))
+    label = base.pretrained if origin.pin else str(origin.path)
+    weights = _read_as(origin, expected, label)
+    checkpoints.save(into / "base.safetensors", conform(weights, expected, label))
+    if origin.pin:
+        for name in origin.pin.files:
+            target = into / "source" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin.root / name, target)
+    return origin.pin
+
+
+def _read_as(origin: origins.Origin, expected: Mapping[str, torch.Tensor], label: str) -> Weights:
+    """The tensors of a checkpoint of any dialect, under open_clip's names where they can be translated to them."""
+    import torch
+
+    from tasks.model import adapters
+    from tasks.model.dtypes import as_given, stored_as
+    from tasks.model.fitting import NamesOnly
+    from tasks.model.inputs import open_model
+    from tasks.model.sources import TensorEntry, raw_bytes
+    from tasks.model.translated import as_the_base
+
+    if adapters.is_adapter(origin.path):
+        raise UserError(f"base.pretrained: {label}: is a PEFT adapter; name the model that it adapts")
+    like = NamesOnly({name: TensorEntry("F32", tuple(t.shape)) for name, t in expected.items()}, "the model")
+    weights: Weights = {}
+    with ExitStack() as stack:
+        source = as_the_base(open_model(origin, "base", stack, None), like)
+        for name, entry in source.entries.items():
+            stored = raw_bytes(source, name, 0, entry.bytes).view(stored_as(entry.dtype))
+            weights[name] = as_given(stored.reshape(entry.shape), entry.dtype, torch.empty(0))
+    return weights
 
 
 def build(folder: Path, device: str = "cpu") -> Clip:
@@ -192,7 +263,10 @@ def fetch_tokenizer(base: Base, project: Path, folder: Path) -> None:
         UserError: as `tokenizers.fetch`.
     """
     text = _read_json(folder / "model.json")["model_cfg"]["text_cfg"]
-    beside = (project / base.model).parent if base.model.endswith(".json") else None
+    if base.model.startswith(COMPLETE):
+        beside: Path | None = _folder(base, project)
+    else:
+        beside = (project / base.model).parent if base.model.endswith(".json") else None
     tokenizers.fetch(folder, text, project, beside)
 
 
@@ -398,10 +472,45 @@ def _from_file(base: Base, project: Path) -> tuple[dict[str, Any], dict[str, Any
     return config, raw.get("preprocess_cfg", {})
 
 
-def _checkpoint(base: Base, project: Path) -> Path | None:
-    """The file that ``base.pretrained`` names, or None where it is a tag: a tag has no suffix and no slash."""
-    path = project / base.pretrained
-    return path if path.is_file() or path.suffix or "/" in base.pretrained else None
+def _configured(base: Base, project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model and preprocessing configuration, wherever ``base.model`` says that it is."""
+    if not base.model.startswith(COMPLETE):
+        return _from_file(base, project) if base.model.endswith(".json") else (_registered(base.model), {})
+    from tasks.model import configurations
+
+    folder = _folder(base, project)
+    if not folder.is_dir():
+        raise UserError(f"base.model: {folder}: no such folder")
+    config = configurations.of_folder(folder)
+    if config is None:
+        raise UserError(
+            f"base.model: {base.model}: has neither {configurations.OPEN_CLIP} nor {configurations.TRANSFORMERS}; name "
+            "the architecture in base.model, and this as base.pretrained"
+        )
+    missing = [key for key in REQUIRED if key not in config["model_cfg"]]
+    if missing:
+        raise UserError(f"base.model: {base.model}: its configuration lacks {', '.join(missing)}")
+    return config["model_cfg"], config.get("preprocess_cfg", {})
+
+
+def _folder(base: Base, project: Path) -> Path:
+    """Where a base's configuration and tokenizer are: a local folder, or the few files of a repository."""
+    if not hub.is_address(base.model):
+        return project / base.model.removeprefix(origins.LOCAL_DIR)
+    address = hub.parse(base.model)
+    if address.file:
+        raise UserError(f"base.model: {base.model}: names a file; write it as base.pretrained")
+    snapshot = hub.look(address)
+    beside = [name for name in origins.BESIDE if name in snapshot.names]
+    if not beside:
+        raise UserError(f"base.model: {base.model}: has no configuration")
+    return snapshot.bring(beside)
+
+
+def _is_checkpoint(base: Base, project: Path) -> bool:
+    """Whether ``base.pretrained`` names files; else it is a tag, which has no suffix and no slash."""
+    text = base.pretrained
+    return (project / text).exists() or bool(Path(text).suffix) or "/" in text or text.startswith(COMPLETE)
 
 
 def _tag(base: Base) -> dict[str, Any]:

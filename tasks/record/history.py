@@ -3,7 +3,8 @@
 ``model/`` and ``weights/`` (``lineage.json``, which says the how-manieth expert the step's will be; from step 1 on
 base, last expert, running model, and all experts where the deployment needs them), ``pools/`` (pretraining and every
 earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important, where one is chosen),
-``heads/`` (the running state of heads, where there are any).
+``heads/`` (the running state of heads, where there are any), at step 0 ``source/`` (the files that the base was read
+from, where they come from a hub).
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Seed:
     model: Path
     """Folder with ``model.json`` and ``preprocess.json``."""
     weights: Path | None
+    source: Path | None = None
+    """The files that the weights were read from, with ``origin.json``, where they come from a hub."""
 
 
 def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
@@ -54,6 +57,8 @@ def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
     parts = {"model": cache.put(seed.model), **notes}
     if seed.weights is not None:
         parts["weights/base.safetensors"] = cache.put(seed.weights)
+    if seed.source is not None:
+        parts["source"] = cache.put(seed.source)
     return cache.compose(parts)
 
 

@@ -5,6 +5,7 @@ Each function places one of them in the worktree of the step, and may be called 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -90,16 +91,21 @@ def _bring(step: Step, state: State, paths: Collection[str], *, trusted: bool) -
 
 
 def _first_history(step: Step) -> Entry:
-    base, seed = step.params.base, step.tree.scratch / "seed"
+    given, seed = step.params.base, step.tree.scratch / "seed"
     shutil.rmtree(seed, ignore_errors=True)
     seed.mkdir()
+    base = models.pinned(given)
     models.resolve(base, step.project, seed / "model")
     models.fetch_tokenizer(base, step.project, seed / "model")
-    weights = None
+    weights = source = None
     if base.pretrained != "train":
-        models.fetch_base(base, step.project, seed)
+        pin = models.fetch_base(base, step.project, seed)
         weights = seed / "base.safetensors"
-    return record.first_history(record.Seed(seed / "model", weights), step.cache, step.tree.scratch)
+        if pin is not None:
+            source = seed / "source"
+            origin = {"address": given.pretrained, **pin.as_dict()}
+            (source / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
+    return record.first_history(record.Seed(seed / "model", weights, source), step.cache, step.tree.scratch)
 
 
 def _next_history(step: Step, start: State) -> Entry:
