@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from tasks import layout
 from tasks.errors import UserError
@@ -82,7 +83,7 @@ def write_params(path: Path, step: int, arrival: Arrival | None) -> None:
 def _spell_out(given: Any, resolved: dict[str, Any]) -> None:
     for key, value in resolved.items():
         if key not in given:
-            given[key] = value
+            given[key] = _quoted(value)
         elif isinstance(value, dict) and isinstance(given[key], dict):
             _spell_out(given[key], value)
 
@@ -98,3 +99,12 @@ def require_same_code(project: Path, running: Path) -> None:
             f"this chronomerge runs the code in {running}, not that of {project}; "
             f"run `make install` there and use its .venv/bin/chronomerge"
         )
+
+
+def _quoted(value: Any) -> Any:
+    """A value whose texts with a colon have quotes: inside braces, the library would write what it cannot read."""
+    if isinstance(value, dict):
+        return {key: _quoted(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_quoted(one) for one in value]
+    return SingleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value
