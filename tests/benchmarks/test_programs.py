@@ -58,6 +58,11 @@ def test_training(tmp_path: Path) -> None:
     assert "samples/s" in ran("train.py", *small, "--peer", tmp_path)
 
 
+def test_heads() -> None:
+    small = ("--classes", 20, "--width", 16, "--queries", 50, "--threads", 1, "--peer", "--linear")
+    assert "scikit-learn LDA" in ran("heads.py", *small)
+
+
 def test_simulation() -> None:
     assert ran("simulate.py", "--arrivals", 5, "--model", "ViT-B-32")
 
