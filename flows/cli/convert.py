@@ -13,7 +13,9 @@ from flows.cli.terminal import out as terminal
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="A checkpoint file, a model's folder, or a PEFT adapter's folder.")],
+    model: Annotated[
+        Path, typer.Argument(help="A checkpoint file, the folder of a model or PEFT adapter, or hf:ORG/NAME.")
+    ],
     to: Annotated[Library, typer.Option(help="The library that is to load it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
     base: Annotated[

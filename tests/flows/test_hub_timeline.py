@@ -187,3 +187,20 @@ def test_an_adapter_for_another_base_is_refused_and_nothing_is_recorded(
     done = chronomerge(undisturbed, "arrive", "other", "--expert", str(config_of), check=False, **environment)
     assert done.returncode == 2
     assert "is an adapter for 'org/other', and the timeline's base is 'hf-hub:org/base'" in done.stdout
+
+
+def test_what_is_published_is_the_base_of_another_timeline(
+    ran: tuple[Path, dict[str, str]], server: hub.Hub, tmp_path: Path
+) -> None:
+    undisturbed, environment = ran
+    chronomerge(undisturbed, "publish", "4", "--to", "hf:org/merged", **environment)
+    assert "model.safetensors" in " ".join(server.files("org/merged"))
+    second = projects.make(tmp_path / "second", timeline="second", base={"model": "hf-hub:org/merged"}, stream=[])
+    chronomerge(second, "run", **environment)
+    assert list(deployed(second, "second")) == ["state/second/0000"]
+    chronomerge(undisturbed, "restore", "4", "--to", str(tmp_path / "four"), **environment)
+    chronomerge(second, "restore", "0", "--to", str(tmp_path / "zero"), **environment)
+    published = load_file(tmp_path / "four/data/step/deployed.safetensors")
+    again = load_file(tmp_path / "zero/data/step/deployed.safetensors")
+    assert published.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name].reshape(tensor.shape)) for name, tensor in published.items())
