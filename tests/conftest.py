@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tasks.storage import store
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git
-from tests import forks, postgres
+from tests import forks, postgres, session
 
 FIRST = (
     "flows/test_month.py", "flows/test_kill.py", "flows/test_care.py", "flows/test_workers.py", "flows/test_grid.py",
@@ -85,19 +83,14 @@ def hermetic(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def prefect_api(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """One real Prefect server for all tests that run flows; a run of its own starts one more in `test_demo` alone."""
-    from flows.prefect import server as prefect_server
+def prefect_api(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One real Prefect server for all tests of the session that run flows; a test without it starts one of its own."""
 
-    home = tmp_path_factory.mktemp("prefect")
-    before = dict(os.environ)
-    with ExitStack() as stack:
-        with FileLock(in_common / "prefect.lock"):  # the first worker's makes a database that the others' copy
-            stack.enter_context(prefect_server.serving(home)).wait()
-        address = {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")}
-        os.environ.clear()
-        os.environ.update(before)  # only the tests that ask for it use this server
-        yield address
+    def start() -> dict[str, str]:
+        return session.start_prefect_server(tmp_path_factory.mktemp("prefect"), os.environ)
+
+    address: dict[str, str] = session.once(in_common, "prefect", start)
+    return address
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
 from tasks.storage.dvc_config import Remote
-from tests import forks
+from tests import forks, session
 
 Process = subprocess.Popen[bytes] | forks.Forked
 
@@ -163,11 +163,10 @@ def start(folder: Path, *args: str, **environment: str) -> Process:
 def _started(
     folder: Path, args: Sequence[str], environment: Mapping[str, str], output: IO[bytes], errors: IO[bytes]
 ) -> Process:
-    """A process from nothing for the first use of each command in a file of tests, and for what Python itself reads
+    """A process from nothing for the first use of each command in a test session, and for what Python itself reads
     in its environment; else a fork of one that has imported everything."""
-    there = (os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0], args[0])
-    fresh = there not in _tried or any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment)
-    _tried.add(there)
+    fresh = any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment)
+    fresh = fresh or bool(forks.FOLDER and session.first(forks.FOLDER, f"command-{args[0]}"))
     complete = {**os.environ, **environment}
     if forks.FOLDER and not fresh:
         with Path(os.devnull).open("rb") as nothing:
@@ -177,10 +176,6 @@ def _started(
         [sys.executable, "-m", "flows", *args],
         cwd=folder, env=complete, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True,
     )  # fmt: skip
-
-
-_tried: set[tuple[str, str]] = set()
-"""Files of tests and commands that they have used."""
 
 
 def kill(process: Process) -> None:

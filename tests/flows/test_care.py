@@ -438,7 +438,9 @@ def test_runs_that_were_killed_are_told_to_prefect(project: Path, prefect_api: d
         closing(sqlite3.connect(home / "prefect.db")) as ours,
     ):
         theirs.backup(ours)
-        ours.execute("UPDATE flow_run SET state_type = 'RUNNING', state_name = 'Running' WHERE name = 'tiny to step 1'")
+        ours.execute("UPDATE flow_run SET state_type = 'COMPLETED', state_name = 'Completed'")  # other workers' too
+        ((killed,), *_) = ours.execute("SELECT id FROM flow_run WHERE name = 'tiny to step 1'").fetchall()
+        ours.execute("UPDATE flow_run SET state_type = 'RUNNING', state_name = 'Running' WHERE id = ?", [killed])
         ours.commit()
     environment = dict(os.environ)
     try:
@@ -448,7 +450,7 @@ def test_runs_that_were_killed_are_told_to_prefect(project: Path, prefect_api: d
         os.environ.clear()
         os.environ.update(environment)
     with closing(sqlite3.connect(home / "prefect.db")) as ours:
-        rows = ours.execute("SELECT state_type FROM flow_run WHERE name = 'tiny to step 1'").fetchall()
+        rows = ours.execute("SELECT state_type FROM flow_run WHERE id = ?", [killed]).fetchall()
     assert rows == [("CRASHED",)]
 
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests import project as projects
+from tests.flows.conftest import Recorded
 from tests.project import chronomerge, deployed, git
 from tests.waiting import until
 
@@ -33,9 +34,9 @@ def whole(folder: Path) -> None:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.long)])
 def test_killed_at_random_moments(
-    kills: int, tmp_path: Path, prefect_api: dict[str, str], timed_run: tuple[Path, float]
+    kills: int, tmp_path: Path, prefect_api: dict[str, str], recorded_run: Recorded
 ) -> None:
-    undisturbed, seconds = timed_run
+    undisturbed, seconds = recorded_run
     expected = deployed(undisturbed)
     folder = projects.make(tmp_path / "project")
     moments = random.Random(SEED)

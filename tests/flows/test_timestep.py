@@ -2,13 +2,13 @@
 
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.prefect.api import Api
 from tasks import nodes
+from tests.flows.conftest import Recorded
 from tests.project import ROOT
 
 pytestmark = pytest.mark.slow
@@ -22,13 +22,13 @@ PLACED = {
 
 
 @pytest.fixture
-def graph(run: Path, prefect_api: dict[str, str]) -> dict[str, dict[str, Any]]:
+def graph(recorded_run: Recorded, prefect_api: dict[str, str]) -> dict[str, dict[str, Any]]:
     """The task runs of step 1 of the session's timeline, by name; ``inputs`` are the names of those before it."""
     api = Api(prefect_api["PREFECT_API_URL"], sign_in=prefect_api["PREFECT_API_AUTH_STRING"])
     flow_runs = api.post(
         "flow_runs/filter", {"flow_runs": {"name": {"any_": ["step 1"]}}, "flows": {"name": {"any_": ["timestep"]}}}
     )
-    [flow_run] = [row["id"] for row in flow_runs if row["parameters"]["project"] == str(run)]
+    [flow_run] = [row["id"] for row in flow_runs if row["parameters"]["project"] == str(recorded_run.project)]
     deadline = time.monotonic() + 60  # the server writes down task runs from events, some time after they ended
     while True:
         rows = api.post("task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
