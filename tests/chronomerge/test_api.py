@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,10 +75,12 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_a_timeline_from_python(tmp_path: Path) -> None:
+def test_a_timeline_from_python(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     """In a process of its own, with the project's code, as a script of a user would run."""
     project = projects.make(tmp_path / "project")
-    done = subprocess.run([sys.executable, "-c", STORY], cwd=project, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STORY], cwd=project, env={**os.environ, **prefect_api}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["zero"], told["made"]) == ("state/tiny/0000", ["state/tiny/0001", "state/tiny/0002"])

@@ -133,7 +133,7 @@ def test_a_killed_run_leaves_no_server_of_its_own(tmp_path: Path) -> None:
     assert not any(server.is_running() for server in servers)
 
 
-def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path) -> None:
+def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     """SIGTERM to the whole process group, as a supervisor or a terminal sends it, with our own Prefect server."""
     folder = projects.make(tmp_path / "project")
     process = projects.start(folder, "run", "--until", "0")
@@ -141,7 +141,7 @@ def test_a_polite_end_is_quick_and_the_run_resumes(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) != 0
     assert not _servers(process.pid)
-    chronomerge(folder, "run", "--until", "0")
+    chronomerge(folder, "run", "--until", "0", **prefect_api)
     assert projects.tags(folder) == ["state/tiny/0000"]
 
 

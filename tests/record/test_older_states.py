@@ -1,9 +1,7 @@
 """States recorded by an older chronomerge: restored, verified and continued from by this one."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ OLD = "62f48b5"
 """The last commit before manifests had a version, and before code moved to the rooms it is in now."""
 
 
-def old_project(folder: Path) -> Path:
+def old_project(folder: Path, prefect_api: dict[str, str]) -> Path:
     """A tiny project with the code of `OLD`, and its steps 0 and 1 recorded by that code."""
     archived = subprocess.run(
         ["git", "archive", OLD, "tasks", "flows", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"],
@@ -35,18 +33,14 @@ def old_project(folder: Path) -> Path:
     git(folder, "init", "--quiet", "--initial-branch", "main")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "a project of then")
-    done = subprocess.run(
-        [sys.executable, "-m", "flows", "run", "--until", "1"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    chronomerge(folder, "run", "--until", "1", **prefect_api)
     assert "version" not in json.loads(git(folder, "show", "state/tiny/0001:manifest.json"))
     return folder
 
 
 @pytest.mark.slow
-def test_a_state_of_the_commit_before_manifests_had_versions(tmp_path: Path) -> None:
-    project = old_project(tmp_path / "project")
+def test_a_state_of_the_commit_before_manifests_had_versions(tmp_path: Path, prefect_api: dict[str, str]) -> None:
+    project = old_project(tmp_path / "project", prefect_api)
     git(project, "rm", "-r", "--quiet", "tasks", "flows")
     projects.make_code(project)
     git(project, "add", "--all")
@@ -66,7 +60,7 @@ def test_a_state_of_the_commit_before_manifests_had_versions(tmp_path: Path) -> 
     (stored,) = json.loads(chronomerge(project, "verify", "--all", "--quick", "--json").stdout)
     assert stored["same"]
 
-    chronomerge(project, "run")
+    chronomerge(project, "run", **prefect_api)
     made = manifest.read(git(project, "show", "state/tiny/0002:manifest.json"), "state/tiny/0002")
     assert (made.version, made.previous) == (manifest.VERSION, "state/tiny/0001")
     assert json.loads(chronomerge(project, "verify", "2", "--json").stdout)[0]["same"]
