@@ -18,6 +18,7 @@ import runpy
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -25,14 +26,17 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
+
+from tests import forks
 
 PREFECT = (
-    "prefect", "prefect.cache_policies", "prefect.client.schemas.objects", "prefect.flow_engine",
+    "prefect", "prefect.artifacts", "prefect.cache_policies", "prefect.client.schemas.objects", "prefect.flow_engine",
     "prefect.task_engine", "prefect.utilities.visualization",
 )  # fmt: skip
 OTHERS = (
-    "aiobotocore.session", "boto3", "botocore.session", "datasets", "dvc.repo", "dvc_s3", "httpx", "numpy",
+    "aiobotocore.session", "boto3", "botocore.session", "configobj", "datasets", "dulwich.client", "dvc.data_cloud",
+    "dvc.repo", "dvc.repo.plots", "dvc.scm", "dvc_s3", "httpx", "numpy",
     "PIL.Image", "psutil", "pyarrow.parquet", "pydantic", "rich.progress", "ruamel.yaml", "s3fs", "safetensors.torch",
     "typer",
 )  # fmt: skip
@@ -168,10 +172,22 @@ def become(call: dict[str, Any], streams: Sequence[int]) -> None:
     sys.modules.pop("tests", None)
     sys.path[0] = call["cwd"]
     importlib.invalidate_caches()
+    if call["forking"]:
+        forks.FOLDER = Path(call["forking"])
+        subprocess.Popen = _Popen  # type: ignore[misc]
     if "huggingface_hub.constants" in sys.modules:
         importlib.reload(sys.modules["huggingface_hub.constants"])  # it has read the environment
     sys.argv = ["", *call["arguments"]]
     runpy.run_module(call["module"], run_name="__main__", alter_sys=True)
+
+
+class _Popen(subprocess.Popen[Any]):
+    """As its base; DVC's process is a fork too, which does not notice when this one is killed."""
+
+    def __new__(cls, command: Any, **options: Any) -> Self:
+        if isinstance(command, list) and command[1:] == ["-m", "tasks.storage.dvc_process"]:
+            return forks.connected(command, **options)  # type: ignore[return-value]
+        return super().__new__(cls)
 
 
 def _text(number: int, mode: str, errors: str = "strict", line_buffering: bool = False) -> io.TextIOWrapper:

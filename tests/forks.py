@@ -68,7 +68,7 @@ class ForkServer:
     """The fork server of a test session; all its workers share one, which ends with the last of them."""
 
     def __init__(self, folder: Path):
-        self._path = folder / "forks"
+        self._folder, self._path = folder, folder / "forks"
         if len(str(self._path)) > 90:  # the kernel takes 107 characters
             self._path = Path(tempfile.gettempdir()) / f"chronomerge-{md5(os.fsencode(folder)).hexdigest()}"
         with FileLock(folder / "forks.lock"):
@@ -99,17 +99,35 @@ class ForkServer:
         return connection
 
     def start(
-        self, cwd: Path, environment: Mapping[str, str], streams: Sequence[int], module: str, *arguments: str
+        self,
+        cwd: Path,
+        environment: Mapping[str, str],
+        streams: Sequence[int],
+        module: str,
+        *arguments: str,
+        forking: bool = False,
     ) -> Forked:
-        """Run a module as ``python -m`` would, in a session of its own; its stdin, stdout and stderr are given."""
-        return Forked(self.call(cwd, environment, streams, module, *arguments))
+        """Run a module as ``python -m`` would, in a session of its own; its stdin, stdout and stderr are given.
+
+        With ``forking`` its DVC process is a fork as well; not for a process that is killed.
+        """
+        return Forked(self.call(cwd, environment, streams, module, *arguments, forking=forking))
 
     def call(
-        self, cwd: Path, environment: Mapping[str, str], streams: Sequence[int], module: str, *arguments: str
+        self,
+        cwd: Path,
+        environment: Mapping[str, str],
+        streams: Sequence[int],
+        module: str,
+        *arguments: str,
+        forking: bool = False,
     ) -> socket.socket:
         """Have it forked; on the connection comes the process's id and, in the end, its status."""
         connection = self._connected()
-        call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment)}
+        call = {
+            "module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment),
+            "forking": str(self._folder) if forking else None,
+        }  # fmt: skip
         _send(connection, call, streams)
         return connection
 

@@ -129,7 +129,7 @@ def program(name: str) -> str:
 def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line with the project's own code."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = _started(folder, args, environment, output, errors)
+        process = _started(folder, args, environment, output, errors, waited=True)
         try:
             status = process.wait(600)
         except subprocess.TimeoutExpired:
@@ -161,7 +161,13 @@ def start(folder: Path, *args: str, **environment: str) -> Process:
 
 
 def _started(
-    folder: Path, args: Sequence[str], environment: Mapping[str, str], output: IO[bytes], errors: IO[bytes]
+    folder: Path,
+    args: Sequence[str],
+    environment: Mapping[str, str],
+    output: IO[bytes],
+    errors: IO[bytes],
+    *,
+    waited: bool = False,
 ) -> Process:
     """A process from nothing for the first use of each command in a test session, and for what Python itself reads
     in its environment; else a fork of one that has imported everything."""
@@ -171,7 +177,7 @@ def _started(
     if forks.FOLDER and not fresh:
         with Path(os.devnull).open("rb") as nothing:
             streams = [stream.fileno() for stream in (nothing, output, errors)]
-            return forks.server().start(folder, complete, streams, "flows", *args)
+            return forks.server().start(folder, complete, streams, "flows", *args, forking=waited)
     return subprocess.Popen(
         [sys.executable, "-m", "flows", *args],
         cwd=folder, env=complete, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True,
