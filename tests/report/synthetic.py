@@ -55,6 +55,22 @@ def table(
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": np.float64})
 
 
+def with_heads(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of timelines that also score heads: better at more shots, the same at every step."""
+    scores = table[(table["metric"] == "score") & (table["reference"] == "")]
+    rows = [scores.assign(metric="head:zeroshot@0")]
+    for shots in (1, 4, 16):
+        rows += [
+            scores.assign(metric=f"head:{name}@{shots}", value=10.0 + shots + more) for name, more in HEADS.items()
+        ]
+    forgotten = scores.drop_duplicates(["timeline", "step"]).assign(dataset="", role="", value=1.0)
+    rows += [forgotten.assign(metric=f"head_forgetting:{name}@16") for name in HEADS]
+    return pd.concat([table, *rows], ignore_index=True)
+
+
+HEADS = {"gda": 3.0, "tip": 1.0}
+
+
 def _timeline(cell: Cell, steps: int, techniques: Sequence[str], trained: set[tuple[str, str, int]]) -> list[tuple]:
     random = np.random.default_rng([cell.seed, sum(map(ord, cell.timeline))])
     arrivals = ARRIVALS[:steps]
