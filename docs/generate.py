@@ -32,6 +32,7 @@ from tasks.choice import Choice, available
 from tasks.evaluate.head import Head
 from tasks.prepare.registry import kinds
 from tasks.stream.ordering import Ordering
+from tasks.track.tracker import Tracker
 from tasks.train.method import Method
 from tasks.train.regularizer import Regularizer
 
@@ -232,6 +233,7 @@ def choices_page() -> str:
         ("Training methods", "`train.method` in `params.yaml`.", Method),
         ("Regularizers", "`train.regularizer` in `params.yaml`.", Regularizer),
         ("Heads", "`evaluate.heads` in `params.yaml`; [the guide](../guides/heads.md).", Head),
+        ("Trackers", "`track` in `params.yaml`.", Tracker),
         ("Stream orders", "`--order` of `chronomerge stream cut`.", Ordering),
     ]
     parts += [_choices(title, text, available(kind)) for title, text, kind in texts]

@@ -171,7 +171,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     Raises:
         UserError: they do not.
     """
-    from tasks import evaluate, merge, prepare, train
+    from tasks import evaluate, merge, prepare, track, train
     from tasks.model import models
 
     if base:
@@ -187,7 +187,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     arrivals = [prepare.at_most(one.update, f"stream: arrival {one.name}", project) for one in params.stream]
     pretraining = prepare.at_most(params.base.pretraining, "base.pretraining", project)
     train.check_batches(params, pretraining, arrivals, base=base)
-    return merge.check(params.time, len(params.stream))
+    return [*merge.check(params.time, len(params.stream)), *track.check(params)]
 
 
 def _continues(params: Params, last: State, project: Path) -> None:

@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows import hooks
 from flows.timestep import timestep
+from tasks import track
 from tasks.record import Code, params_of
 from tasks.storage import dvc
 
@@ -25,5 +26,7 @@ def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: 
     with dvc.reused(folder):
         for step in range(first, last + 1):
             tags.append(timestep(project, step, code, remote, fresh=step > first))
+            if params.track:
+                track.tell(folder, params)
             hooks.recorded(folder, params.hooks, params.timeline, step, tags[-1])
     return tags

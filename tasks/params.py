@@ -511,6 +511,8 @@ class Params(Settings):
     """Pointers beside ``deployed`` that a gate moves, by name, such as ``champion``."""
     hooks: Hooks = Hooks()
     """Commands of your own that a run starts."""
+    track: list[NameOrSettings] = []
+    """Trackers that are told of each recorded state: ``mlflow``, ``wandb``, ``trackio`` (`tasks.track`)."""
     limits: Limits = Limits()
     """What data may take; more is refused."""
     grid: Grid | None = None

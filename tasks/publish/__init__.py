@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.publish import public
 from tasks.publish.publishing import Published, publish
 
-__all__ = ["Published", "publish"]
+__all__ = ["Published", "public", "publish"]

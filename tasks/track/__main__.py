@@ -1,0 +1,27 @@
+"""The process that talks to a tracker: a job on its standard input; the last line of its output says what failed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+from tasks.params import Named
+from tasks.text import one_line, redacted
+from tasks.track.tracker import Told, of
+
+
+def main() -> int:
+    job = json.load(sys.stdin)
+    tracker = of(Named.model_validate(job["tracker"]))
+    try:
+        tracker.send(job["timeline"], job["params"], [Told.model_validate(one) for one in job["states"]])
+    except Exception as error:  # whatever the libraries raise
+        traceback.print_exc()
+        print(redacted(one_line(f"{type(error).__name__}: {error}"))[:300])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Tell trackers of the states that they have not been told of yet."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks import environment, layout, progress
+from tasks.params import Named, Params
+from tasks.publish import public
+from tasks.record import State
+from tasks.storage import atomic
+from tasks.track.tracker import Told, of
+
+SECONDS = 120
+"""A tracker that takes longer is ended."""
+
+
+def check(params: Params) -> list[str]:
+    """Warnings on trackers whose library is not installed.
+
+    Raises:
+        UserError: there is no tracker of that name, or a setting is wrong.
+    """
+    return [
+        f"track: {one.name} is not installed, so it is told nothing; pip install 'chronomerge[{one.name}]'"
+        for one in params.track
+        if not of(one).installed()
+    ]
+
+
+def tell(project: Path, params: Params) -> int:
+    """Tell every tracker of params.yaml what it does not know of the timeline; returns how many could not be told.
+
+    Nothing that a tracker does stops a run: what fails is reported, and tried again after the next step.
+    """
+    failed = 0
+    for one in params.track:
+        try:
+            why = _tell(project, params.timeline, one)
+        except Exception as error:  # a tracker is a view
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            failed += 1
+            progress.report(
+                f"tracker {one.name}:", 1, 1, f"{' '.join(why.split())[:300]}; tried again after the next step"
+            )
+    return failed
+
+
+def _tell(project: Path, timeline: str, one: Named) -> str:
+    if not of(one).installed():
+        return ""  # which `check` has said
+    from tasks.report import plain, records, tidy  # and pandas
+
+    note = layout.private(project) / "track" / f"{one.name}-{timeline}.json"
+    known = set(json.loads(note.read_text())) if note.exists() else set()
+    (cell,) = plain.cells(project, [timeline])
+    recorded = records.read(project, [cell])
+    new = [each.state for each in recorded[cell] if each.state.commit not in known]
+    if not new:
+        return ""
+    rows = tidy.table(recorded, {})
+    states = [_told(state, rows[rows["tag"] == state.tag].to_dict("records")) for state in new]
+    job = {
+        "tracker": one.model_dump(), "timeline": timeline, "params": _flat(public.params(new[-1].params)),
+        "states": [state.model_dump() for state in states],
+    }  # fmt: skip
+    if why := _in_a_process(project, job):
+        return f"{len(new)} state{'s' if len(new) > 1 else ''} not told ({why})"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(note, json.dumps(sorted(known | {state.commit for state in new})))
+    return ""
+
+
+def _told(state: State, rows: Sequence[Mapping[Any, Any]]) -> Told:
+    metrics = {
+        f"{row['metric']}/{row['dataset']}".rstrip("/").replace(":", "."): float(row["value"])
+        for row in rows
+        if math.isfinite(row["value"])
+    }
+    manifest = public.manifest(state.manifest.as_dict())
+    files = {path: entry.md5 for path, entry in state.manifest.contents.items()}
+    return Told(
+        step=state.step, tag=state.tag, commit=state.commit, metrics=metrics, files=files, manifest=manifest
+    )  # fmt: skip
+
+
+def _flat(content: Any, path: str = "") -> dict[str, str]:
+    """Nested params as ``train.lr`` → text; lists by number."""
+    if not isinstance(content, dict | list) or not content:
+        return {path: str(content)}
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    return {key: text for name, one in pairs for key, text in _flat(one, f"{path}.{name}".lstrip(".")).items()}
+
+
+def _in_a_process(project: Path, job: Mapping[str, Any]) -> str:
+    """Have a process of its own talk to the tracker; returns why it failed, or nothing."""
+    log = layout.make_private(project) / "logs" / "track.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "tasks.track"], input=json.dumps(job).encode(), stdout=subprocess.PIPE,
+                stderr=file, env=environment.for_child(), cwd=project, timeout=SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"no answer within {SECONDS} s"
+        file.write(done.stdout)
+    if done.returncode == 0:
+        return ""
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"status {done.returncode}; {log} says more"

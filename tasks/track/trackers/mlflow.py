@@ -1,0 +1,50 @@
+"""MLflow, to a server or a database (MLFLOW_TRACKING_URI)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from tasks.track.tracker import Told, Tracker
+
+
+class MLflow(Tracker):
+    """A run of the experiment, found again by its tag ``chronomerge.timeline``; metrics by step, params, tags."""
+
+    name: ClassVar[str] = "mlflow"
+    source: ClassVar[str] = "https://mlflow.org"
+    module: ClassVar[str] = "mlflow"
+
+    def send(self, timeline: str, params: Mapping[str, str], states: Sequence[Told]) -> None:
+        for name, value in {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }.items():  # fmt: skip
+            os.environ.setdefault(name, value)
+        import mlflow
+        from mlflow.entities import Metric, Param, RunTag
+
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(self.project)
+        number = experiment.experiment_id if experiment else client.create_experiment(self.project)
+        tag = "chronomerge.timeline"
+        runs = client.search_runs([number], f"tags.`{tag}` = '{timeline}'", max_results=1)
+        run = runs[0] if runs else client.create_run(number, run_name=timeline, tags={tag: timeline})
+        run_id, known = run.info.run_id, run.data.params
+        new = [Param(key[:250], value[:6000]) for key, value in params.items() if key[:250] not in known]
+        for start in range(0, len(new), 100):  # as many as MLflow takes at a time
+            client.log_batch(run_id, params=new[start : start + 100])
+        for state in states:
+            metrics = [Metric(name, value, _milliseconds(state), state.step) for name, value in state.metrics.items()]
+            tags = [RunTag(f"{state.tag}/{path}", md5) for path, md5 in state.files.items()]
+            for start in range(0, max(len(metrics), len(tags)), 100):
+                client.log_batch(run_id, metrics[start : start + 100], tags=tags[start : start + 100])
+            client.log_dict(run_id, state.manifest, f"{state.tag}/manifest.json")
+        client.set_terminated(run_id)
+
+
+def _milliseconds(state: Told) -> int:
+    from datetime import datetime
+
+    return int(datetime.fromisoformat(state.manifest["recorded"]["at"]).timestamp() * 1000)
