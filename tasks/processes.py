@@ -6,12 +6,14 @@ Parent and child talk in lines of JSON: requests on the child's stdin, where it 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from tasks import environment
@@ -53,6 +55,19 @@ def end_with(parent: int, every: float, status: int = 1) -> None:
         os._exit(status)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def clean_up_on_sigterm() -> None:
+    """Let SIGTERM end this process as an error would: open blocks are left, and the servers they started end.
+
+    A supervisor, `make` or a terminal may send it more than once; the clean-up goes on.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def see_end(process: subprocess.Popen[Any], within: float) -> None:

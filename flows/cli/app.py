@@ -31,7 +31,7 @@ from flows.cli import (
 )
 from flows.cli.options import AsJson, Scheduler, Trust, Wait
 from flows.cli.terminal import errors, out, print_json
-from tasks import environment
+from tasks import environment, processes
 from tasks.errors import UserError, is_out_of_memory
 from tasks.storage.dvc import RemoteError
 from tasks.storage.git import GitError
@@ -51,6 +51,7 @@ Until = Annotated[int | None, typer.Option(help="The last step to run; by defaul
 def main() -> None:
     """Entry point: what the user can mend is one line and status 2."""
     terminal.protect()
+    processes.clean_up_on_sigterm()
     environment.bypass_proxies_on_loopback()
     try:
         app()

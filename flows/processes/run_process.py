@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
 import traceback
 from pathlib import Path
 
@@ -23,7 +21,7 @@ def main() -> None:
     options.add_argument("--no-wait", action="store_true")
     given = options.parse_args()
     processes.end_with(os.getppid(), every=0.5)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the clean-up of all open blocks
+    processes.clean_up_on_sigterm()
     answers = messages.answers()
     progress.listen(messages.ProgressSender(answers))
     from flows.run import run

@@ -76,7 +76,7 @@ def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> N
     assert process.wait(60) != 0
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not [one for one in alive if "flows.processes.cell_worker_process" in one.cmdline()]
-    embedded.stop_unused(folder)  # as the next run would
+    until(lambda: embedded.running(folder) is None)
 
 
 def trainings(folder: Path) -> set[tuple[Any, ...]]:
