@@ -172,11 +172,13 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
         UserError: they do not.
     """
     from tasks import evaluate, merge, prepare, track, train
+    from tasks.measure import node as measure
     from tasks.model import models
 
     if base:
         models.check(params.base, project)
     prepare.check(params, project)
+    measure.check(params)
     train.check(params.train)
     scored = evaluate.check(params.evaluate)
     conditions = [

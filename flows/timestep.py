@@ -1,4 +1,4 @@
-"""One time step, as TIME has it: fetch → prepare → initialize → train → deploy → evaluate → record."""
+"""One time step, as TIME has it: fetch → prepare → initialize → train → measure → deploy → evaluate → record."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: 
         overlap = check_overlap(current, arrival, test_sets)
 
         expert = train(current, init, arrival, history)
-        deployed = deploy(current, expert, history)
+        statistics = measure(current, expert, arrival, history)
+        deployed = deploy(current, expert, statistics, history)
         metrics = evaluate(current, deployed, test_sets, history)
-        nodes = [arrival, test_sets, init, expert, deployed, metrics]
+        nodes = [arrival, test_sets, init, expert, statistics, deployed, metrics]
         if current.params.evaluate.heads:
             nodes.append(heads(current, expert, deployed, arrival, test_sets, history))
         state = record(current, [history, raw_arrival, raw_evaluation], nodes, overlap)
@@ -97,6 +98,7 @@ prepare = node_task("prepare")
 prepare_evaluation = node_task("prepare-evaluation")
 initialize = node_task("initialize")
 train = node_task("train")
+measure = node_task("measure")
 deploy = node_task("deploy")
 evaluate = node_task("evaluate")
 heads = node_task("heads")

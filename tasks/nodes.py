@@ -102,6 +102,7 @@ NODES: Mapping[str, Implementation] = {
     "prepare-evaluation": Implementation("tasks.prepare.node:prepare_evaluation"),
     "initialize": Implementation("tasks.train.node:initialize"),
     "train": Implementation("tasks.train.node:train", resumes=True),
+    "measure": Implementation("tasks.measure.node:measure"),
     "deploy": Implementation("tasks.merge.node:deploy"),
     "evaluate": Implementation("tasks.evaluate.node:evaluate", split="tasks.evaluate.parts:SPLIT"),
     "heads": Implementation("tasks.evaluate.fewshot:run", only_with="evaluate.heads"),

@@ -98,11 +98,15 @@ class Arrival(Settings):
     """A model of the base's architecture, or an adapter for it: a path, an ``s3://`` address or ``hf:ORG/NAME``."""
     on_mismatch: Literal["error", "base"] = "error"
     """What to do with an expert's tensor of another shape than the base's: refuse the expert, or take the base's."""
+    measure: list[SourceSpec] = []
+    """Beside ``expert``: data like the expert's own, for merging techniques that look at data."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Arrival:
         if bool(self.update) == (self.expert is not None):
             raise ValueError(f"arrival {self.name!r} needs exactly one of update (data) or expert (a checkpoint)")
+        if self.measure and self.expert is None:
+            raise ValueError(f"arrival {self.name!r}: measure is for experts; others have their update")
         if self.on_mismatch != "error" and self.expert is None:
             raise ValueError(f"arrival {self.name!r}: on_mismatch is for experts")
         return self

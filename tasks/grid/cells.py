@@ -189,6 +189,7 @@ def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
         UserError: an unknown technique or setting, or no cell can run.
     """
     from tasks import merge
+    from tasks.measure import node as measure
 
     fit, left_out = [], {}
     for one in planned:
@@ -196,6 +197,7 @@ def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
         merge.create(technique.name, technique.settings)
         try:
             merge.check(one.params.time, len(one.params.stream))
+            measure.check(one.params)
         except UserError as error:
             left_out[one.cell.timeline] = str(error)
         else:

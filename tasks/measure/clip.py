@@ -14,7 +14,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.measure.measurement import WIDEST, Measurement
-from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool
+from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool, prompts_of
 from tasks.model import configurations, models
 from tasks.model.dtypes import as_given, stored_as
 from tasks.model.inputs import open_model
@@ -117,17 +117,6 @@ def _pool(
     if not images:
         raise UserError(f"measure: {_told(data)} selects no samples")
     return Pool(data[0] if len(data) == 1 else list(data), np.stack(images), captions, prompts)
-
-
-def prompts_of(classes: Sequence[str], template: str) -> list[str]:
-    """One prompt a class; none where there are not two, so that samples are told apart by their captions.
-
-    Raises:
-        UserError: a class has no name.
-    """
-    if not all(name.strip() for name in classes):
-        raise UserError("measure: a class of the data has no name, and so no prompt; name it")
-    return [template.replace("{}", name) for name in classes] if len(classes) > 1 else []
 
 
 def _told(data: Any) -> str:

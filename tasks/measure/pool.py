@@ -48,6 +48,17 @@ def drawn_rows(count: int, samples: int, seed: int) -> np.ndarray:
     return np.sort(randomness.generator(seed, "measure", "rows").permutation(count)[:samples])
 
 
+def prompts_of(classes: Sequence[str], template: str) -> list[str]:
+    """One prompt a class; none where there are not two, so that samples are told apart by their captions.
+
+    Raises:
+        UserError: a class has no name.
+    """
+    if not all(name.strip() for name in classes):
+        raise UserError("measure: a class of the data has no name, and so no prompt; name it")
+    return [template.replace("{}", name) for name in classes] if len(classes) > 1 else []
+
+
 def measure_pool(
     model: Clip,
     pool: Pool,

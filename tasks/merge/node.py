@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.merge import engine
+from tasks.merge.combined import combine
 from tasks.merge.protocol import check, for_all
 from tasks.merge.report import Report
 from tasks.merge.sequential import Accumulator
@@ -19,6 +20,8 @@ from tasks.storage import atomic
 
 _WEIGHTS = Path("data/history/weights")
 _STEP = Path("data/step")
+_STATISTICS = Path("statistics/expert.safetensors")
+_EMA_STATISTICS = "ema.stats.safetensors"
 
 
 def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
@@ -48,7 +51,7 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
 
     held: dict[str, Any] = {"step": step, "experts": number}
     if params.time.uses_ema:
-        held["ema"] = _ema(project, params, number, technique, expert, running / "ema.safetensors", progress)
+        held["ema"] = _ema(project, params, number, technique, expert, running, progress)
     if step == 0 or params.time.deploy == "ft":
         _copy(expert, deployed)
     elif params.time.deploy == "ema":
@@ -59,19 +62,31 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
 
 
 def _ema(
-    project: Path, params: Params, number: int, technique: Technique, expert: Path, out: Path, progress: Progress
+    project: Path, params: Params, number: int, technique: Technique, expert: Path, running: Path, progress: Progress
 ) -> dict[str, Any]:
-    """EMA_t = f([θ_t, EMA_{t-1}]): the new expert first. It starts at θ_0 or, with first-expert, at θ_1."""
-    start = params.time.ema_start
-    if number == 0 or (number == 1 and start == "first-expert"):
+    """EMA_t = f([θ_t, EMA_{t-1}]): the new expert first. It starts at θ_0 or, with first-expert, at θ_1.
+
+    A technique that looks at data also hands on the statistics of the running model. The base has none, so that there
+    the recursion starts at θ_1.
+    """
+    start, out = params.time.ema_start, running / "ema.safetensors"
+    measured = project / _STEP / _STATISTICS if technique.statistics and number else None
+    if measured is not None and number == 1:
+        _copy(_measured(measured), running / _EMA_STATISTICS)
+    if number == 0 or (number == 1 and (start == "first-expert" or measured is not None)):
         _copy(expert, out)
         return {"start": start, "merges": 0}
     base = _needed(project / _WEIGHTS / "base.safetensors")
     before = _needed(project / _WEIGHTS / "running" / "ema.safetensors")
+    statistics = None
+    if measured is not None:
+        statistics = [_measured(measured), _needed(project / _WEIGHTS / "running" / _EMA_STATISTICS)]
+        combine(statistics[0], statistics[1], running / _EMA_STATISTICS)
     report = engine.merge(
-        technique, [expert, before], base, out, seed=params.seed, threads=params.threads, progress=progress
-    ).report
-    merges = number - (start == "first-expert")
+        technique, [expert, before], base, out, statistics=statistics, seed=params.seed, threads=params.threads,
+        progress=progress,
+    ).report  # fmt: skip
+    merges = number - (start == "first-expert" or measured is not None)
     return {"start": start, "merges": merges, "report": _noted(report, progress)}
 
 
@@ -82,9 +97,11 @@ def _all(
     base = _needed(project / _WEIGHTS / "base.safetensors")
     if isinstance(technique, Accumulator) and technique.sequential:
         previous = project / _WEIGHTS / "running" / "all" if number > 1 else None
+        statistics = _measured(project / _STEP / _STATISTICS) if technique.statistics else None
         report = engine.advance(
-            technique, expert, base, previous, state, out, seed=params.seed, threads=params.threads, progress=progress
-        )
+            technique, expert, base, previous, state, out, statistics=statistics, seed=params.seed,
+            threads=params.threads, progress=progress,
+        )  # fmt: skip
         if report.experts != number:
             raise UserError(f"{previous}: holds {report.experts - 1} experts, and expert {number} needs {number - 1}")
         return {"report": _noted(report, progress)}
@@ -100,6 +117,12 @@ def _noted(report: Report, progress: Progress) -> dict[str, Any]:
     for text in report.notes:
         progress("note:", 1, 1, f"merging: {text}")
     return report.as_json()
+
+
+def _measured(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: no such statistics file; the measure node writes it")
+    return path
 
 
 def _number(lineage: Path) -> int:

@@ -38,11 +38,6 @@ def check(time: Time, steps: int) -> list[str]:
             diverges.
     """
     technique = create(time.technique.name, time.technique.settings)
-    if technique.statistics:
-        raise UserError(
-            f"{technique.name} needs statistics of each expert's own data, which a timeline does not measure; merge "
-            "with `chronomerge merge --statistics`, or choose another technique"
-        )
     fewest, most = technique.models
     warnings: list[str] = []
     if time.deploy == "all":
@@ -57,6 +52,11 @@ def check(time: Time, steps: int) -> list[str]:
                 "choose deploy: ema, or another technique"
             )
         chosen = for_all(technique)
+        if technique.statistics and not chosen.sequential:
+            raise UserError(
+                f"{technique.name} has no sequential form with these settings, and only the newest expert is measured "
+                "at a time step; choose deploy: ema, or LiNeS with a number for alpha"
+            )
         if not (isinstance(chosen, Accumulator) and chosen.sequential) and steps > 1:
             warnings.append(
                 f"{technique.name} has no sequential form with these settings: every time step reads all experts so far"

@@ -98,12 +98,13 @@ def fetch_arrival(
             if experts.fetch(arrival, folder, project, against, progress) and base is not None:
                 files.copy(base, folder / experts.BASE)
         outside = Outside(project, cache, params.seed, progress, limits=params.limits)
-        _fetch_noting(parse_all(arrival.update, f"arrival {arrival.name}"), folder, outside, arrival.name)
+        sources = parse_all([*arrival.update, *arrival.measure], f"arrival {arrival.name}")
+        _fetch_noting(sources, folder, outside, arrival.name)
 
 
 def pointers(arrival: Arrival, project: Path) -> list[Path]:
     """The pointers that bring back what `fetch_arrival` wants to find in the project of an arrival's files."""
-    sources = parse_all(arrival.update, f"arrival {arrival.name}")
+    sources = parse_all([*arrival.update, *arrival.measure], f"arrival {arrival.name}")
     paths = [source.path for source in sources if isinstance(source, Photographs)] + [arrival.expert or ""]
     return sorted({pointer for path in paths if (pointer := captured.pointer(project, path))})
 
@@ -179,7 +180,7 @@ def notes_on(raw: Path) -> list[str]:
 def _everything(params: Params) -> Iterator[tuple[str, Sequence[SourceSpec]]]:
     yield "base.pretraining", params.base.pretraining
     for arrival in params.stream:
-        yield f"stream: arrival {arrival.name}", arrival.update
+        yield f"stream: arrival {arrival.name}", [*arrival.update, *arrival.measure]
     for one in params.evaluate.adaptation:
         yield f"evaluate.adaptation: {one.name}", one.test
     for one in params.evaluate.retention:

@@ -31,8 +31,8 @@ REPORT_EVERY = 50
 def prepare_arrival(project: Path, params: Params, progress: Progress = silent) -> None:
     """``data/raw/arrival`` → ``data/step/arrival``.
 
-    The output holds a data set; or, for an expert arrival, ``expert.safetensors`` under the base's names; or, at step 0
-    without pretraining data, only ``nothing.json``.
+    The output holds a data set; or, for an expert arrival, ``expert.safetensors`` under the base's names, with a data
+    set ``measure`` where the arrival names data for it; or, at step 0 without pretraining data, only ``nothing.json``.
 
     Raises:
         UserError: a raw file is missing or damaged, a source selects nothing, or an expert has values that are not
@@ -47,6 +47,9 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
             experts.prepare(
                 arrival, raw, base if base.exists() else None, project / MODEL, target / experts.FILE
             )  # fmt: skip
+            if arrival.measure:
+                sources, own = parse_all(arrival.measure, f"arrival {arrival.name}"), target / "measure"
+                _prepare(arrival.name, sources, raw, own, _context(project, params), None, progress)
         else:
             sources = parse_all(arrival.update, f"arrival {arrival.name}")
             _prepare(arrival.name, sources, raw, target, _context(project, params), None, progress)

@@ -174,6 +174,15 @@ class RollbackNote(_Part):
     host: Text
 
 
+class RecordedStatistics(_Part):
+    """What of the expert's own data a technique looked at."""
+
+    samples: int
+    estimator: Text
+    pool: Any
+    kinds: tuple[Text, ...] = Field(default=(), strict=False)
+
+
 class Manifest(_Part):
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content)."""
 
@@ -209,6 +218,8 @@ class Manifest(_Part):
     pointers: dict[Text, RecordedGate] = {}
     """Pointer → what its gate found; it went to this state where the gate promoted it."""
     rollback: RollbackNote | None = None
+    statistics: RecordedStatistics | None = None
+    """Of the expert's data, where the technique looks at it."""
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
     notes: dict[Text, tuple[Text, ...]] = Field(default={}, strict=False)

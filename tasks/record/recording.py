@@ -88,6 +88,7 @@ def record(
         notes or {},
         began,
         _came_from(worktree.folder),
+        _measured(worktree.folder),
     )
     (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     return commits.commit(
@@ -120,6 +121,7 @@ def _manifest(
     notes: Mapping[str, Sequence[str]],
     began: float,
     came_from: Mapping[str, Any],
+    measured: Mapping[str, Any],
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
     finished = list(references)
@@ -152,11 +154,19 @@ def _manifest(
     content |= came_from
     if pointed:
         content["pointers"] = {name: one.as_dict() for name, one in pointed.items()}
+    content |= measured
     if overlap:
         content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
     if notes:
         content["notes"] = {path: [shortened(one_line(note)) for note in said] for path, said in notes.items()}
     return Manifest.model_validate(content)
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """What the note of the measure node says, where the technique looked at the expert's data."""
+    note = folder / layout.STATISTICS / "statistics.json"
+    measured = json.loads(note.read_text())["measured"] if note.exists() else None
+    return {"statistics": measured} if measured else {}
 
 
 def _came_from(folder: Path) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def test_every_byte_is_made_again(run: Path) -> None:
     found = json.loads(done.stdout)[0]
     assert found["same"]
     assert [node["node"] for node in found["nodes"]] == [
-        "prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate"
+        "prepare", "prepare-evaluation", "initialize", "train", "measure", "deploy", "evaluate"
     ]  # fmt: skip
-    assert "verify state/tiny/0001 6/6" in done.stderr
+    assert "verify state/tiny/0001 7/7" in done.stderr
     assert git(run, "status", "--porcelain") == ""
     assert worktrees(run) <= before
 

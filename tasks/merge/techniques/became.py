@@ -18,7 +18,8 @@ class Became(Technique):
     """(1 − λ)·old + λ·new, λ = Σ F_new δ² / Σ (F_new + F_old) δ², δ = new − old; the first model is the new one.
 
     λ is where the sum of both losses is least along the line between the models, each loss a parabola with the diagonal
-    Fisher as its curvature. F_old is the sum over all earlier experts. Models that do not differ where a Fisher counts
+    Fisher as its curvature. F_old is the sum over all earlier experts (a file's mean, times its
+    ``experts``). Models that do not differ where a Fisher counts
     give λ = ½.
     """
 
@@ -42,7 +43,7 @@ class Became(Technique):
         def curvatures(piece: Piece) -> NDArray[np.float64]:
             squares = np.square(piece.vector(0) - piece.vector(1), dtype=np.float64).reshape(-1)
             found = [squares @ piece.fisher(one).reshape(-1).astype(np.float64) for one in (new, old)]
-            return np.array([float(x) for x in found])
+            return np.array([float(x) * one.facts.experts for x, one in zip(found, (new, old), strict=True)])
 
         shares: dict[str, float] = {}
         for group, (of_new, of_old) in window.reduce(curvatures).items():

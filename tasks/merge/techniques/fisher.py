@@ -51,6 +51,13 @@ class Fisher(Weighing, Accumulator):
         norm = measured.fisher_norm(tensors, self.floor)
         return share / norm if norm else 0.0
 
+    def recursion(self, trained_from_running: bool) -> list[str]:
+        if self.forgetting < 1:
+            raise UserError(
+                "fisher: forgetting is for deploy: all; in an EMA recursion, weight is the share of the new expert"
+            )
+        return super().recursion(trained_from_running)
+
     @classmethod
     def by_part(cls) -> tuple[str, ...]:
         return ("weight", "prior", "forgetting")  # floor is in ‖F‖₂, which is the model's

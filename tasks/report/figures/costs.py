@@ -12,7 +12,7 @@ from tasks.units import duration
 
 _COLORS = {
     INPUTS: "grey", "prepare": "sky", "prepare-evaluation": "yellow", "initialize": "purple", "train": "vermillion",
-    "deploy": "green", "evaluate": "blue", "heads": "orange",
+    "measure": "black", "deploy": "green", "evaluate": "blue", "heads": "orange",
 }  # fmt: skip
 """Nodes in the order in which they run."""
 

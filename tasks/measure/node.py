@@ -1,0 +1,100 @@
+"""The node ``measure``: the statistics of the step's expert on its own data, where the technique needs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks import randomness
+from tasks.errors import UserError
+from tasks.measure.measurement import Measurement
+from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool, prompts_of
+from tasks.merge import create
+from tasks.model import checkpoints, models
+from tasks.model.datasets import Dataset
+from tasks.params import Params
+from tasks.progress import Progress, silent
+
+MODEL = Path("data/history/model")
+ARRIVAL = Path("data/step/arrival")
+EXPERT = Path("data/step/expert.safetensors")
+STATISTICS = Path("data/step/statistics")
+OWN_POOL = "measure"
+"""The folder beside an expert that arrives as a file: the data that the user names for it."""
+
+
+def measure(project: Path, params: Params, progress: Progress = silent) -> None:
+    """``data/step/expert.safetensors`` and the arrival's data → ``data/step/statistics``.
+
+    Leaves ``statistics.json`` (what was measured: nothing, at step 0 and where nothing is merged by data) and, where
+    something was, ``expert.safetensors``, a statistics file.
+
+    Raises:
+        UserError: an expert that arrives as a file without data, or inputs that are damaged.
+    """
+    target = project / STATISTICS
+    shutil.rmtree(target, ignore_errors=True)  # in a restored state its files are links into the cache
+    target.mkdir(parents=True)
+    kinds = needed(params)
+    if not kinds or not params.step:
+        _note(target, {"measured": None})
+        progress("measure", 1, 1)
+        return
+    arrived = project / ARRIVAL
+    data = arrived if (arrived / "dataset.json").exists() else arrived / OWN_POOL
+    name = params.arrival.name if params.arrival else "the arrival"
+    if not data.exists():
+        raise UserError(no_data(name, params.time.technique.name))
+    done = _measured(project, params, Dataset(data), kinds, name, target / "expert.safetensors", progress)
+    _note(target, {"measured": {**done.facts.as_json(), "kinds": list(kinds), "without_gram": list(done.left_out)}})
+
+
+def needed(params: Params) -> tuple[str, ...]:
+    """The statistics that a timeline's technique needs; none where no models are merged."""
+    if params.time.deploy == "ft" and not params.time.uses_ema:
+        return ()
+    return create(params.time.technique.name, params.time.technique.settings).statistics
+
+
+def check(params: Params) -> None:
+    """Refuse, before any work, experts that arrive as files without data where the technique needs some.
+
+    Raises:
+        UserError: names the arrival, and the way out.
+    """
+    if needed(params):
+        for arrival in params.stream:
+            if arrival.expert is not None and not arrival.measure:
+                raise UserError(no_data(arrival.name, params.time.technique.name))
+
+
+def no_data(arrival: str, technique: str) -> str:
+    """What is said of an expert that arrives as a file without data."""
+    return (
+        f"arrival {arrival!r} is an expert without data, and {technique} needs data that is like its own; name some "
+        f"under measure: (stream: {{name: {arrival}, expert: …, measure: [SOURCE]}})"
+    )
+
+
+def _measured(
+    project: Path, params: Params, data: Dataset, kinds: tuple[str, ...], name: str, out: Path, progress: Progress
+) -> Measurement:
+    models.configure(params.threads)
+    seed = randomness.derive(params.seed, params.step or 0, "measure") % 2**63
+    rows = drawn_rows(len(data), SAMPLES, seed)
+    labelled = bool((np.asarray(data.labels) >= 0).all())
+    prompts = prompts_of(data.card.classes, data.card.prompt) if labelled else []
+    pool = Pool(name, np.asarray(data.images[rows]), [data.captions[row] for row in rows], prompts)
+    model = models.build(project / MODEL)
+    models.load_weights(model, checkpoints.load(project / EXPERT), project / EXPERT)
+    model.to(models.device())
+    preprocess, tokenize = models.preprocess(project / MODEL), models.tokenizer(project / MODEL)
+    return measure_pool(model, pool, preprocess, tokenize, out, statistics=kinds, seed=seed, progress=progress)
+
+
+def _note(target: Path, content: dict[str, Any]) -> None:
+    (target / "statistics.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
