@@ -87,7 +87,7 @@ def _ema(
         progress=progress,
     ).report  # fmt: skip
     merges = number - (start == "first-expert" or measured is not None)
-    return {"start": start, "merges": merges, "report": _noted(report, progress)}
+    return {"start": start, "merges": merges, "report": _noted(report, project, progress)}
 
 
 def _all(
@@ -104,19 +104,28 @@ def _all(
         )  # fmt: skip
         if report.experts != number:
             raise UserError(f"{previous}: holds {report.experts - 1} experts, and expert {number} needs {number - 1}")
-        return {"report": _noted(report, progress)}
+        return {"report": _noted(report, project, progress)}
     earlier = [_needed(project / _WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, number)]
     report = engine.merge(
         technique, [*earlier, expert], base, out, seed=params.seed, threads=params.threads, progress=progress
     ).report
-    return {"report": _noted(report, progress)}
+    return {"report": _noted(report, project, progress)}
 
 
-def _noted(report: Report, progress: Progress) -> dict[str, Any]:
-    """The report as JSON; its notes are shown."""
+def _noted(report: Report, project: Path, progress: Progress) -> dict[str, Any]:
+    """The report as JSON, with paths from the project's folder, wherever that is; its notes are shown."""
     for text in report.notes:
         progress("note:", 1, 1, f"merging: {text}")
-    return report.as_json()
+
+    def inside(text: str) -> str:
+        return text.replace(f"{project}/", "") if project.is_absolute() else text
+
+    content = report.as_json()
+    if report.measured:
+        content["measured"] = [{**one, "file": inside(one["file"])} for one in report.measured]
+    if report.notes:
+        content["notes"] = [inside(text) for text in report.notes]
+    return content
 
 
 def _measured(path: Path) -> Path:

@@ -114,6 +114,8 @@ def test_a_running_model_weighs_as_much_as_its_experts_together(technique: str, 
         torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=2e-4)
     held = json.loads((project / "data/step/running/running.json").read_text())["ema"]
     assert [one["experts"] for one in held["report"]["measured"]] == [1, 2]
+    files = [one["file"] for one in held["report"]["measured"]]
+    assert files == ["data/step/statistics/expert.safetensors", "data/history/weights/running/ema.stats.safetensors"]
     assert held["report"]["measured"][1]["pool"] == ["a1", "a2"]
 
 
