@@ -134,7 +134,9 @@ def verify(project: Path, state: State, progress: Progress) -> Verification:
 def needs(state: State) -> list[Need]:
     """What `verify` reads: the state's inputs, and what they should follow from."""
     previous = _predecessor(state)
-    return [*([(previous, history.READS)] if previous else []), (state, layout.INPUTS)]
+    # Heads are not in every state.
+    handed_on = [path for path in history.READS if previous and path in previous.entries]
+    return [*([(previous, handed_on)] if previous else []), (state, layout.INPUTS)]
 
 
 def _predecessor(state: State) -> State | None:
