@@ -50,6 +50,18 @@ def largest(
     return {group: np.array(answers, window.precisions[group]) for group, answers in answers_of.items()}
 
 
+def threshold(window: Window, values: Callable[[Piece], Array], shares: Mapping[str, float]) -> dict[str, Array]:
+    """The least of the largest values of each group: of its share (0 to 1) of the values that are more than 0.
+
+    ``values`` gives those of a piece, (entries), none below 0. Infinite where the share is of no value. What is more
+    than 0 is counted in the pass that finds it.
+    """
+    searches = _sample(window, lambda piece: values(piece)[None], {}, shares)
+    _collect(window, lambda piece: values(piece)[None], searches)
+    _count(window, lambda piece: values(piece)[None], searches)
+    return {group: np.array(rows[0][0].answer, window.precisions[group]) for group, rows in searches.items()}
+
+
 def _of(values: Callable[[Piece, Sequence[int]], Array], rows: Sequence[int], piece: Piece) -> Array:
     return values(piece, rows)
 
@@ -64,20 +76,29 @@ def _search(window: Window, values: _Rows, ranks: Mapping[str, tuple[int, ...]])
 class _Search:
     """The search for one group's, one row's r-th largest value."""
 
-    __slots__ = ("answer", "high", "low", "rank")
+    __slots__ = ("answer", "high", "low", "rank", "share")
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, share: float | None = None) -> None:
+        self.rank, self.share = rank, share
         self.low: Any = np.float32(0)
         self.high: Any = np.float32(np.inf)
         self.answer: float | None = None
+
+    def settle(self, positive: int) -> None:
+        """The rank, where it is a share of the values that are more than 0."""
+        if self.share is not None:
+            self.rank = int(self.share * positive)
+            if self.rank == 0:
+                self.answer = np.inf
 
 
 _Searches = dict[str, list[list[_Search]]]
 """Group → row → rank."""
 
 
-def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]) -> _Searches:
+def _sample(
+    window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]], shares: Mapping[str, float] | None = None
+) -> _Searches:
     pieces = []
     stands: dict[str, float] = {}  # how many entries of a tensor each sampled one stands for
     on_host = window.on(HOST)  # runs are short: not worth a GPU's while
@@ -104,20 +125,29 @@ def _sample(window: Window, values: _Rows, wanted: Mapping[str, tuple[int, ...]]
         stands_for = np.concatenate([np.full(v.shape[1], share) for v, share in samples])
         spread = float(np.square(stands_for[stands_for > 1]).sum())
         searches[group] = [
-            _bracket(np.concatenate(row), stands_for, spread, size, wanted[group])
+            _bracket(np.concatenate(row), stands_for, spread, size, _started(shares, group, wanted))
             for row in zip(*(v for v, _ in samples), strict=True)
         ]
     return searches
 
 
+def _started(
+    shares: Mapping[str, float] | None, group: str, wanted: Mapping[str, tuple[int, ...]]
+) -> list[_Search]:  # fmt: skip
+    return [_Search(rank) for rank in wanted[group]] if shares is None else [_Search(0, shares[group])]
+
+
 def _bracket(
-    sample: Array, stands_for: NDArray[np.float64], spread: float, size: int, ranks: tuple[int, ...]
+    sample: Array, stands_for: NDArray[np.float64], spread: float, size: int, searches: list[_Search]
 ) -> list[_Search]:
-    searches = [_Search(rank) for rank in ranks]
+    positive = float(stands_for[sample > 0].sum()) if any(search.share is not None for search in searches) else 0.0
+    for search in searches:
+        search.settle(round(positive))
     if spread == 0.0:  # the sample is everything
-        if searches:
-            ordered = np.partition(sample, [size - rank for rank in ranks])
-            for search in searches:
+        left = [search for search in searches if search.answer is None]
+        if left:
+            ordered = np.partition(sample, [size - search.rank for search in left])
+            for search in left:
                 search.answer = float(ordered[size - search.rank])
         return searches
     if stands_for.min() == stands_for.max():
@@ -129,6 +159,9 @@ def _bracket(
     for search in searches:
         share = search.rank / size
         margin = _DEVIATIONS * np.sqrt(spread * max(share * (1 - share), 1e-4)) + 1
+        if search.share is not None:  # its rank is an estimate, and as far off as the sample's quantile
+            search.answer = None
+            margin *= 2
         first, last = np.searchsorted(at, [search.rank - margin, search.rank + margin])
         if first > 0:
             search.high = falling[first]
@@ -142,7 +175,7 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
     pieces = (p for p in _pieces(window) if p.tensor.group in open_groups)
     get = window.device.get
 
-    def inside(piece: Piece) -> list[list[tuple[int, int, Array | None]]]:
+    def inside(piece: Piece) -> tuple[list[list[tuple[int, int, Array | None]]], int]:
         precision = window.precisions[piece.tensor.group]
         x = values(piece).astype(precision, copy=False)
         rows = searches[piece.tensor.group]
@@ -158,13 +191,23 @@ def _collect(window: Window, values: _Rows, searches: _Searches) -> None:
             chosen = np.split(get(x[mask]), np.cumsum(counts)[:-1]) if narrow else [None] * len(rows)
             for result, row, k, n, part in zip(results, rows, above, counts, chosen, strict=True):
                 result.append((k, n, part.copy() if part is not None and row[j].low < row[j].high else None))
-        return results
+        return results, int(np.count_nonzero(x > 0)) if rows[0][0].share is not None else 0
 
     gathered: dict[str, list[list[list[tuple[int, int, Array | None]]]]] = {}
-    window.each(inside, pieces, lambda piece, result: gathered.setdefault(piece.tensor.group, []).append(result))
+    positive: dict[str, int] = {}
+
+    def use(piece: Piece, result: tuple[list[list[tuple[int, int, Array | None]]], int]) -> None:
+        group = piece.tensor.group
+        gathered.setdefault(group, []).append(result[0])
+        positive[group] = positive.get(group, 0) + result[1]
+
+    window.each(inside, pieces, use)
     for group, results in gathered.items():
         for i, row in enumerate(searches[group]):
             for j, search in enumerate(row):
+                search.settle(positive[group])
+                if search.answer is not None:
+                    continue
                 parts = [result[i][j] for result in results]
                 above = sum(part[0] for part in parts)
                 count = sum(part[1] for part in parts)

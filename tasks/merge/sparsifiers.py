@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from tasks.merge.sequential import Accumulator, Expert
@@ -16,6 +17,8 @@ from tasks.merge.types import Array, Scope, Unit
 
 _STEPS = 5
 """Time steps after which a warning says how much is left."""
+_LONG = 256
+"""Rows of so many entries are long."""
 _DRAWS = 1 << 16
 """A random number is one of so many; keep probabilities are rounded to that, and divided by as rounded."""
 
@@ -139,10 +142,20 @@ class MagnitudePruned(DroppedAtRandom):
         keys <<= np.uint64(32)
         keys |= np.arange(length, dtype=np.uint64, like=keys)
         keys.sort(axis=-1)
-        place = keys.astype(np.uint32).astype(np.intp)
-        probability = np.empty_like(x)
-        np.put_along_axis(probability, place, np.broadcast_to(np.asarray(keep, like=x), x.shape), axis=-1)
+        probability = _at_places(keys.astype(np.uint32), keep, x)
         x *= expert.random16() < probability
         x *= _DRAWS
         x /= probability
         return x
+
+
+def _at_places(place: NDArray[np.uint32], values: NDArray[np.float32], like: Array) -> Array:
+    """In each row, the i-th value at the i-th place."""
+    result = np.empty_like(like)
+    if like.ndim > 1 and like.shape[-1] >= _LONG and isinstance(like, np.ndarray):
+        for row, places in zip(result, place, strict=True):  # half the time of one assignment for all rows
+            row[places] = values
+        return result
+    rows = np.broadcast_to(np.asarray(values, like=like), like.shape)
+    np.put_along_axis(result, place.astype(np.intp), rows, axis=-1)
+    return result

@@ -60,3 +60,30 @@ def test_histograms_find_the_same_as_brackets(monkeypatch: pytest.MonkeyPatch) -
     x = np.random.default_rng(6).standard_normal(SIZE).astype(np.float32)
     for density in (0.01, 0.2, 0.7):
         np.testing.assert_array_equal(kept_by_trimming(x, density), expected(x, density))
+
+
+def kept_by_sce(x: NDArray[np.float32], density: float) -> NDArray[np.float32]:
+    """SCE of x and the base: it keeps by variance, which is x²/4, and where x is kept the result is x."""
+    zero = {"w": np.zeros_like(x)}
+    tensors = merge(create("sce", {"density": density}), [{"w": x}, zero], zero).tensors
+    assert tensors is not None
+    kept: NDArray[np.float32] = tensors["w"]
+    return kept
+
+
+def expected_of_sce(x: NDArray[np.float32], density: float) -> NDArray[np.float32]:
+    variance = np.square(x / 2)
+    rank = int(density * np.count_nonzero(variance))
+    least = np.sort(variance)[::-1][rank - 1] if rank else np.inf
+    return x * (variance >= least)
+
+
+@pytest.mark.parametrize("deviations", [0.0, 6.0])
+@pytest.mark.parametrize("kind", [k for k in DISTRIBUTIONS if k != "subnormal"])
+def test_a_share_of_what_is_more_than_0_is_exact(kind: str, deviations: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_DEVIATIONS", deviations)
+    x = np.asarray(DISTRIBUTIONS[kind](np.random.default_rng(5)), np.float32)
+    for density in (1e-5, 0.01, 0.5, 0.999):
+        np.testing.assert_array_equal(kept_by_sce(x, density), expected_of_sce(x, density))
+    for size in (1, 7, 300):
+        np.testing.assert_array_equal(kept_by_sce(x[:size], 0.5), expected_of_sce(x[:size], 0.5))

@@ -41,11 +41,8 @@ class Sce(Scoped):
         thresholds: dict[str, float] = {}
         density = {group: window.of(self, tensor).density for group, tensor in window.first.items()}
         if any(share < 1 for share in density.values()):
-            moved = window.reduce(lambda piece: np.count_nonzero(_variance(piece.vectors())))
-            ranks = {group: int(density[group] * count) for group, count in moved.items()}
-            wanted = {group: (rank,) if rank and density[group] < 1 else () for group, rank in ranks.items()}
-            largest = select.largest(window, lambda piece, _: _variance(piece.vectors())[None], wanted, rows=1)
-            thresholds = {group: float(row[0, 0]) if row.size else np.inf for group, row in largest.items()}
+            least_of = select.threshold(window, lambda piece: _variance(piece.vectors()), density)
+            thresholds = {group: float(least) for group, least in least_of.items()}
 
         def selected(piece: Piece) -> Array:
             x = piece.vectors()
