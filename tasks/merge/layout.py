@@ -17,6 +17,7 @@ from tasks.model import dialects
 from tasks.model.dtypes import FLOATS, INTEGERS
 from tasks.model.sources import TensorEntry, TensorSource, equal
 from tasks.model.translated import Translated
+from tasks.text import one_line, shortened
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")
@@ -183,7 +184,7 @@ def layout(
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
+    return ", ".join(shortened(one_line(name), 100) for name in names[:_NAMED]) + rest
 
 
 def require_model(label: str, source: TensorSource) -> None:

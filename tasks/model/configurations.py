@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,9 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers, which transformers stores."""
 _HEAD_WIDTH = 64
 """open_clip's default."""
+_VISION_DEFAULTS = {"layers": 12, "width": 768, "patch_size": 16}
+_TEXT_DEFAULTS = {"layers": 12, "width": 512, "heads": 8}
+"""open_clip's defaults."""
 _VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
 _TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 _HARMLESS = {
@@ -36,6 +39,7 @@ _HARMLESS = {
 
 _Size = Annotated[int, Field(gt=0, le=1 << 24)]
 _Layers = Annotated[int, Field(gt=0, le=1000)]
+_Ratio = Annotated[float, Field(gt=0, le=100)]
 
 
 class _Checked(BaseModel):
@@ -93,6 +97,46 @@ def _checked(model: type[_C], content: Mapping[str, Any], path: Path) -> _C:
         raise UserError(f"{path}: {key}: {first['msg']}, not {first['input']!r:.60}") from None
 
 
+class _OpenClipVision(_Checked):
+    layers: _Layers | Annotated[list[_Layers], Field(min_length=4, max_length=4)] | None = None
+    width: _Size | None = None
+    head_width: _Size | None = None
+    patch_size: _Size | None = None
+    image_size: _Size | Annotated[list[_Size], Field(min_length=2, max_length=2)] | None = None
+    mlp_ratio: _Ratio | None = None
+    timm_model_name: Annotated[str, Field(pattern=r"^[\w.\-]{1,200}$")] | None = None
+    """A name of timm's own: with a colon it would be an address that timm reads from."""
+
+
+class _OpenClipText(_Checked):
+    layers: _Layers | None = None
+    width: _Size | None = None
+    heads: _Size | None = None
+    context_length: _Size | None = None
+    vocab_size: _Size | None = None
+    mlp_ratio: _Ratio | None = None
+    hf_model_name: None = None
+    """A model of the hub, which building it would ask for."""
+
+
+class _OpenClipModel(_Checked):
+    embed_dim: _Size
+    vision_cfg: _OpenClipVision
+    text_cfg: _OpenClipText
+
+
+class _OpenClipPreprocessing(_Checked):
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    std: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    interpolation: Literal["bilinear", "bicubic", "random"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+
+class _OpenClipConfig(_Checked):
+    model_cfg: _OpenClipModel
+    preprocess_cfg: _OpenClipPreprocessing | None = None
+
+
 def of_folder(folder: Path) -> dict[str, Any] | None:
     """open_clip's configuration of the model in a folder, whichever library saved it; None where it says nothing.
 
@@ -101,8 +145,7 @@ def of_folder(folder: Path) -> dict[str, Any] | None:
     """
     if (folder / OPEN_CLIP).is_file():
         config = _read(folder / OPEN_CLIP)
-        if not isinstance(config.get("model_cfg"), dict):
-            raise UserError(f"{folder / OPEN_CLIP}: lacks model_cfg")
+        _checked(_OpenClipConfig, config, folder / OPEN_CLIP)
         return config
     if (folder / TRANSFORMERS).is_file():
         preprocessor = _read(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
@@ -117,7 +160,7 @@ def to_transformers(config: Mapping[str, Any], source: str) -> dict[str, dict[st
         UserError: transformers' CLIPModel has no such architecture; names the setting.
     """
     model = config["model_cfg"]
-    vision, text = model["vision_cfg"], model["text_cfg"]
+    vision, text = {**_VISION_DEFAULTS, **model["vision_cfg"]}, {**_TEXT_DEFAULTS, **model["text_cfg"]}
     for key, section, known in (("vision_cfg", vision, _VISION), ("text_cfg", text, _TEXT)):
         for name, value in section.items():
             if name not in known and _HARMLESS[key].get(name, ...) != value and value is not None:
@@ -148,7 +191,7 @@ def to_transformers(config: Mapping[str, Any], source: str) -> dict[str, dict[st
                 "bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1,
             },
         },
-        PREPROCESSOR: _preprocessor(config.get("preprocess_cfg", {}), size),
+        PREPROCESSOR: _preprocessor(config.get("preprocess_cfg") or {}, size),
     }  # fmt: skip
 
 
@@ -159,8 +202,8 @@ def _preprocessor(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
         "do_convert_rgb": True, "do_center_crop": not squash,
         "size": {"height": size, "width": size} if squash else {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
-        "resample": _RESAMPLE[settings.get("interpolation", "bicubic")],
-        "image_mean": list(settings.get("mean", _MEAN)), "image_std": list(settings.get("std", _STD)),
+        "resample": _RESAMPLE.get(settings.get("interpolation") or "bicubic", _RESAMPLE["bicubic"]),
+        "image_mean": list(settings.get("mean") or _MEAN), "image_std": list(settings.get("std") or _STD),
     }  # fmt: skip
 
 

@@ -429,6 +429,13 @@ def device_facts(threads: int | None) -> dict[str, str | int]:
     return facts | {"name": f"cpu ({platform.machine()})"}
 
 
+_NOT_BUILT = (
+    TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError,
+    ImportError,
+)  # fmt: skip
+"""What open_clip and timm raise at a configuration that makes no sense."""
+
+
 def _construct(config: Mapping[str, Any], name: str, device: str) -> Clip:
     """The open_clip class that a configuration means, as open_clip's own factory chooses it, but with no download."""
     ensure_torchvision()
@@ -436,12 +443,12 @@ def _construct(config: Mapping[str, Any], name: str, device: str) -> Clip:
     import torch
 
     settings = {key: value for key, value in config.items() if key != "custom_text"}
-    custom = config.get("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
+        custom = config.get("custom_text", False) or "hf_model_name" in config["text_cfg"]
+        kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
         with torch.device(device):
             model: Clip = kind(**settings)
-    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError, ImportError) as error:
+    except _NOT_BUILT as error:
         raise UserError(f"base.model: open_clip cannot build {name!r}: {_one_line(error)}") from None
     return model
 

@@ -131,6 +131,8 @@ class FileSource:
             raise UserError(f"{path}: no such checkpoint") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValueError as error:  # a null byte
+            raise UserError(f"{str(path)!r}: cannot be read ({error})") from None
         self._descriptors.append(descriptor)
         for name, (entry, offset) in _header(path, descriptor).items():
             if name in self.entries:

@@ -91,11 +91,24 @@ def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
 
 
 def copy(source: Path, target: Path) -> list[str]:
-    """Copy the tokenizer's files from one folder to another; returns their names."""
+    """Copy the tokenizer's files from one folder to another; returns their names.
+
+    Raises:
+        UserError: one is a link that leads out of the folder: somebody else's model must not take files of yours along.
+    """
     names = [name for name in FILES if (source / name).is_file()]
     for name in names:
+        _require_own(source, name)
         shutil.copyfile(source / name, target / name)
     return names
+
+
+def _require_own(folder: Path, name: str) -> None:
+    """In the hub's cache, a file of ``snapshots/COMMIT`` is a link to one in ``blobs`` beside ``snapshots``."""
+    home, file = folder.resolve(), (folder / name).resolve()
+    stored = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not file.is_relative_to(home) and file.parent != stored:
+        raise UserError(f"{folder / name}: is a link to {file}, outside its folder; put the file itself there")
 
 
 def write_clip(target: Path, context_length: int) -> None:

@@ -174,3 +174,67 @@ def test_settings_that_no_model_has_are_named(
         convert(folder, "transformers", tmp_path / "out")
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "named"),
+    [
+        (("model_cfg",), [], "model_cfg"),
+        (("model_cfg", "text_cfg"), 10**30, "model_cfg.text_cfg"),
+        (("model_cfg", "vision_cfg"), None, "model_cfg.vision_cfg"),
+        (("model_cfg", "vision_cfg", "layers"), [], "model_cfg.vision_cfg.layers"),
+        (("model_cfg", "text_cfg", "layers"), 0, "model_cfg.text_cfg.layers"),
+        (("model_cfg", "text_cfg", "width"), 10**9, "model_cfg.text_cfg.width"),
+        (("model_cfg", "text_cfg", "hf_model_name"), "somebody/model", "model_cfg.text_cfg.hf_model_name"),
+        (("model_cfg", "vision_cfg", "timm_model_name"), "hf-hub:a/b", "model_cfg.vision_cfg.timm_model_name"),
+        (("preprocess_cfg",), "\x1b]0;x\x07", "preprocess_cfg"),
+        (("preprocess_cfg", "mean"), -1, "preprocess_cfg.mean"),
+        (("preprocess_cfg", "interpolation"), "n" * 5000, "preprocess_cfg.interpolation"),
+    ],
+)
+def test_an_open_clip_configuration_that_makes_no_sense_is_named(
+    saved: Path, tmp_path: Path, keys: tuple[str, ...], value: Any, named: str
+) -> None:
+    convert(saved, "open_clip", tmp_path / "oc")
+    path = tmp_path / "oc" / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"open_clip_config\.json: {named}") as raised:
+        convert(tmp_path / "oc", "transformers", tmp_path / "hf")
+    assert len(str(raised.value)) < 500
+    assert not (tmp_path / "hf").exists()
+
+
+def test_what_an_open_clip_configuration_leaves_out_is_open_clips_default(saved: Path, tmp_path: Path) -> None:
+    convert(saved, "open_clip", tmp_path / "oc")
+    path = tmp_path / "oc" / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    del content["model_cfg"]["text_cfg"]["layers"], content["preprocess_cfg"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"lacks the tensor 'transformer\.resblocks\.1\d?\."):
+        convert(tmp_path / "oc", "transformers", tmp_path / "hf")
+
+
+def test_no_file_from_outside_a_models_folder_comes_along(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    (tmp_path / "private").write_text("secret")
+    (tmp_path / "model/vocab.json").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"vocab\.json: is a link to .*/private, outside its folder"):
+        convert(tmp_path / "model", "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_hubs_cache_is_links_to_its_blobs(saved: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "cache/snapshots/0123", tmp_path / "cache/blobs"
+    shutil.copytree(saved, blobs)
+    (blobs / "words").write_text("{}")
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    (snapshot / "vocab.json").symlink_to("../../blobs/words")
+    convert(snapshot, "open_clip", tmp_path / "out")
+    assert (tmp_path / "out/vocab.json").read_text() == "{}"

@@ -1,5 +1,6 @@
 """Whatever is wrong is said in one line, with the way out, a status, and nothing recorded."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,20 @@ def test_a_branch_that_is_checked_out(project: Path, tmp_path: Path) -> None:
     finally:
         projects.git(project, "worktree", "remove", str(tmp_path / "mine"))
         projects.git(project, "branch", "--quiet", "-D", "states/tiny")
+
+
+@pytest.mark.parametrize("kind", ["table:table.csv", "webdataset:samples.tar"])
+def test_a_batch_larger_than_a_table_or_a_tar_is_found_before_any_server_starts(project: Path, kind: str) -> None:
+    images = sorted((project / "drawings/first/train").rglob("*.png"))[:5]
+    rows = [f"{image.relative_to(project)},{image.parent.name}\n" for image in images]
+    (project / "table.csv").write_text("image,caption\n" + "".join(rows))
+    with tarfile.open(project / "samples.tar", "w") as tar:
+        for number, image in enumerate(images):
+            tar.add(image, f"{number}.png")
+            (project / "caption.txt").write_text(image.parent.name)
+            tar.add(project / "caption.txt", f"{number}.txt")
+    params = {**projects.PARAMS["base"], "pretraining": [kind]}
+    projects.write_params(project, base=params)
+    line = refused(project, "run")
+    assert "base.train.batch_size: a batch of 16 is more than the 5 samples that step 0 trains on" in line
+    assert not (project / ".chronomerge" / "logs" / "prefect.log").exists()

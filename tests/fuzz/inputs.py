@@ -28,7 +28,7 @@ from safetensors.torch import save
 
 from tests.arrive.conftest import noise
 
-CONVERTED = ("configuration", "adapter")
+CONVERTED = ("configuration", "open_clip", "adapter")
 """Kinds that are folders for `tasks.convert.convert`; all others are drops."""
 
 _ODD_TEXTS = ("", "\0", "\x1b]0;x\x07", "../../secret/key.png", "/etc/passwd", "{} {x}", "a" * 5000, "0" * 5000, "NaN",
@@ -243,6 +243,11 @@ def _configuration(folder: Path, number: int, chance: random.Random, valid: Path
     _change_file(folder / chance.choice(("config.json", "config.json", "preprocessor_config.json")), number, chance)
 
 
+def _open_clip(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    shutil.copytree(valid / "open_clip", folder, dirs_exist_ok=True)
+    _change_file(folder / "open_clip_config.json", number, chance)
+
+
 def _adapter(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
     shutil.copytree(valid / "adapter", folder, dirs_exist_ok=True)
     if chance.random() < 0.6:
@@ -271,6 +276,7 @@ _KINDS: dict[str, Callable[[Path, int, random.Random, Path], None]] = {
     "safetensors": _safetensors,
     "torch": _torch,
     "configuration": _configuration,
+    "open_clip": _open_clip,
     "adapter": _adapter,
 }
 KINDS = tuple(_KINDS)

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel
 
+from tasks.convert import convert
 from tests.arrive.conftest import PARAMS
 from tests.fuzz import inputs
 from tests.model.test_translated import clip_config
@@ -49,6 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = CLIPModel(clip_config())
     model.save_pretrained(folder / "valid/model")
     (folder / "valid/model/preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "resample": 3}')
+    convert(folder / "valid/model", "open_clip", folder / "valid/open_clip")
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / "valid/adapter")
     return folder
 

@@ -185,3 +185,13 @@ def test_a_merge_of_models_with_classifiers_left_out_is_one_line() -> None:
         "copied 9 tensors unmerged (I64 is not merged: 9): ids.0, ids.1, ids.2, ids.3, ids.4 and 4 more",
         "left out 1 tensor that only experts have: classifier",
     ]
+
+
+def test_names_of_tensors_that_pose_as_lines_or_fill_the_screen_are_shown_short_and_on_one_line(tmp_path: Path) -> None:
+    save_file({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}, tmp_path / "base.safetensors")
+    odd = {"x\nerror: done\x1b[31m": np.ones(2, np.float32), "n" * 5000: np.ones(3, np.float32)}
+    save_file(odd, tmp_path / "expert.safetensors")
+    with pytest.raises(UserError, match=r"x error: done\\x1b\[31m") as raised:
+        merge("linear", [tmp_path / "expert.safetensors"], tmp_path / "base.safetensors", tmp_path / "out.safetensors")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
