@@ -287,7 +287,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
 
     @keeping_memory()
     def own() -> None:
-        zeroshot.correct(model, data.images, data.labels, classifier, how, 256, lambda _done: None)
+        zeroshot.predict(model, data.images, np.arange(len(data)), classifier, how, 256, lambda _done: None)
 
     def own_classes() -> None:
         texts = zeroshot.prompts("blots", data.card.classes, [data.card.prompt])

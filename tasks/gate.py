@@ -11,8 +11,8 @@ the same, and a bare number beyond one is refused, since ``metrics.json`` counts
 | ``accumulation_gain``, ``geometric_mean_gain`` | how much higher A_KA, the geometric mean is than the reference's |
 | ``retention_drop`` | how much lower A_ZS is than the reference's |
 
-The reference is the newest promoted state. A difference to a state that was tested on other sets means nothing: such a
-condition is left open, and holds no state back. So is one on a head where it is not scored.
+The reference is the newest promoted state. A difference to a state that was tested on other sets, or on a share of
+them, means nothing: such a condition is left open, and holds no state back. So is one on a head where it is not scored.
 """
 
 from __future__ import annotations
@@ -120,6 +120,17 @@ def require_heads(conditions: Iterable[str], heads: Mapping[str, Collection[str]
             )
 
 
+def asked(condition: str) -> tuple[tuple[str, ...], str | None]:
+    """What a condition looks at: the roles of sets, or one set by name."""
+    name = parse(condition).name
+    if name.startswith(SCORE):
+        return (), name.removeprefix(SCORE)
+    if _HEAD.fullmatch(name):  # heads are scored on all samples anyway
+        return (), None
+    roles = {"A_KA": ROLES[:1], "A_ZS": ROLES[1:], "geometric_mean": ROLES}
+    return (roles[name] if name in roles else DIFFERENCES[name][2]), None
+
+
 @dataclass(frozen=True)
 class ConditionOutcome:
     """The result of a condition: ``value`` is a share of one; both are None where there is nothing to compare with."""
@@ -157,7 +168,7 @@ class GateReference:
     tag: str
     metrics: Mapping[str, Any]
     same: Collection[str]
-    """The `ROLES` whose evaluation sets are those of the judged state: the same names, the same content."""
+    """The `ROLES` whose evaluation sets are those of the judged state: the same names, the same content, all of it."""
 
 
 def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: GateReference | None) -> GateVerdict:

@@ -26,6 +26,7 @@ EVALUATION = "data/step/evaluation"
 TRAINING = "data/step/training"
 REGULARIZER = "data/step/regularizer"
 HEADS = "data/step/heads"
+PREDICTIONS = "data/step/predictions"
 
 PLOTS = ("plots/timeline.csv", "plots/datasets.csv")
 

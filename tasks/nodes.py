@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """How several workers share a node that leaves nothing but metrics, to the same bytes."""
+    """How several workers share a node whose results are small, to the same bytes."""
 
     divide: Callable[[Path, Params, int], list[Part]]
     """(project folder, params, at most this many) → parts; none where the node is not worth dividing."""

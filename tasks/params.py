@@ -351,6 +351,17 @@ class Evaluate(Settings):
     """Whether test images may be among what is trained on; if not, that is an error before training."""
     heads: list[Annotated[LabelledHead, BeforeValidator(_by_name)]] = []
     """Few-shot and prototype heads that are scored beside zero-shot (one of `tasks.evaluate.heads` each)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the towers' arithmetic; the lower ones are for GPUs. Similarities are computed in float32."""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of each class's test samples that steps are evaluated on, the same ones at every step.
+
+    All samples count at step 0, at the end of the stream, for conditions of the gate, and for sets without classes.
+    """
+
+    # Written by the flow into the params.yaml of a state, where there is a share.
+    in_full: tuple[Name, ...] = ()
+    """The sets of which this step evaluates all samples."""
 
     @property
     def sets(self) -> list[EvaluationSet]:
@@ -527,6 +538,19 @@ class Params(Settings):
     """The time step of the state."""
     arrival: Arrival | None = None
     """What arrived at it."""
+
+    def evaluated_in_full(self, step: int) -> tuple[str, ...]:
+        """The evaluation sets of which a step evaluates all samples although there is a share."""
+        sets = self.evaluate.sets
+        if step in (0, len(self.stream)):
+            return tuple(one.name for one in sets)
+        conditions = self.gate.require if self.gate else []
+        asked = {name for text in conditions for name in self._asked(text)}
+        return tuple(one.name for one in sets if one.name in asked)
+
+    def _asked(self, condition: str) -> list[str]:
+        roles, name = gate.asked(condition)
+        return [name] if name else [one.name for role in roles for one in getattr(self.evaluate, role)]
 
     @property
     def own_files(self) -> list[str]:

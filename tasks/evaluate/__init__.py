@@ -1,7 +1,8 @@
 """Evaluation of the deployed model: zero-shot, and by heads on features.
 
-`zeroshot` scores a test set with classes, `retrieval` one without; `towers` computes features, `memory` keeps freed
-memory for reuse, `metrics` computes the summary, `parts` divides the work, and `node` is the node ``evaluate``.
+`zeroshot` scores a test set with classes, with templates of `prompts` and on samples of `shares`; `retrieval` scores
+one without. `towers` computes features, `memory` keeps freed memory for reuse, `metrics` computes the summary,
+`predictions` keeps the classes that were predicted, `parts` divides the work, and `node` is the node ``evaluate``.
 
 `head` says what a head is, `heads` has them, `support` what they learn from, `spaces` the features that they work on,
 `headstate` what a step hands to the next, `headfile` the file of a head, and `fewshot` is the node ``heads``.

@@ -4,43 +4,91 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from tasks.scores import scores
 
 Recall = Mapping[str, Mapping[str, float]]
 """Direction (``image_to_text``, ``text_to_image``) → k → percent."""
 
+TOP = 5
+"""Of top-5."""
 DIGITS = 4
 """Decimals of every percentage: more than the resolution of a test set."""
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """Zero-shot classification of one set, in percent."""
+
+    top1: float
+    top5: float | None
+    """None where there are fewer than five classes."""
+    mean_per_class_recall: float
+    """The mean over the classes that have samples, each counting once."""
+    evaluated: int
+    """Samples."""
+    share: float | None = None
+    """Of the samples of the set, where not all were evaluated."""
+
+    @classmethod
+    def of(cls, nearest: np.ndarray, labels: np.ndarray, share: float | None = None) -> Accuracy:
+        """From what `tasks.evaluate.zeroshot.predict` gives, (M, k + 1), and the classes of the same samples, (M,).
+
+        As CLIP_benchmark's ``acc1``, ``acc5`` and ``mean_per_class_recall`` (scikit-learn's balanced accuracy).
+        """
+        right = nearest[:, 0] == labels
+        recalls = [float(right[labels == one].mean()) for one in np.unique(labels)]
+        among = (nearest[:, 1:] == labels[:, None]).any(axis=1)
+        return cls(
+            top1=100 * int(right.sum()) / len(labels),
+            top5=100 * int(among.sum()) / len(labels) if nearest.shape[1] > TOP else None,
+            mean_per_class_recall=100 * fmean(recalls),
+            evaluated=len(labels),
+            share=share,
+        )
+
+
 def summary(
-    top1: Mapping[str, float],
+    accuracy: Mapping[str, Accuracy],
     recall: Mapping[str, Recall],
-    size: Mapping[str, int],
+    pairs: Mapping[str, int],
     adaptation: Sequence[str],
     retention: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of ``metrics.json``; ``top1`` of sets with classes and ``recall`` of sets without, in percent.
+    """The content of ``metrics.json``: the accuracy of sets with classes, recall and size of sets without, in percent.
 
     A set's score is its top-1, or the mean of its recall@5 in both directions. A_KA is the mean score over the
     adaptation sets, A_ZS over the retention sets, each set counting once; the geometric mean is √(A_KA · A_ZS).
     """
+    top1 = {name: one.top1 for name, one in accuracy.items()}
     scored = scores({"top1": top1, "recall": recall})
     accumulation = fmean(scored[name] for name in adaptation)
     retained = fmean(scored[name] for name in retention)
     names = (*adaptation, *retention)
+    classified = {name: accuracy[name] for name in names if name in accuracy}
     content: dict[str, Any] = {
         "A_KA": round(accumulation, DIGITS),
         "A_ZS": round(retained, DIGITS),
         "geometric_mean": round(math.sqrt(accumulation * retained), DIGITS),
-        "top1": {name: round(top1[name], DIGITS) for name in names if name in top1},
+        "top1": {name: round(one.top1, DIGITS) for name, one in classified.items()},
     }
     if recall:
         content["recall"] = {name: _rounded(recall[name]) for name in names if name in recall}
-    return content | {"size": {name: size[name] for name in names}}
+    content["size"] = {name: accuracy[name].evaluated if name in accuracy else pairs[name] for name in names}
+    if top5 := {name: round(one.top5, DIGITS) for name, one in classified.items() if one.top5 is not None}:
+        content["top5"] = top5
+    if classified:
+        content["mean_per_class_recall"] = {
+            name: round(one.mean_per_class_recall, DIGITS) for name, one in classified.items()
+        }
+    if partial := {name: one.share for name, one in classified.items() if one.share is not None}:
+        content["share"] = partial
+    return content
 
 
 def _rounded(recall: Recall) -> Recall:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tasks.errors import UserError
-from tasks.evaluate import metrics, prompts, retrieval, zeroshot
+from tasks.evaluate import metrics, predictions, prompts, retrieval, shares, zeroshot
 from tasks.evaluate.memory import keeping_memory
-from tasks.evaluate.metrics import Recall
+from tasks.evaluate.metrics import Accuracy, Recall
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Dataset
 from tasks.params import EvaluationSet, Params
@@ -23,19 +24,25 @@ from tasks.storage import atomic
 MODEL = Path("data/history/model")
 DEPLOYED = Path("data/step/deployed.safetensors")
 SETS = Path("data/step/evaluation")
+PREDICTIONS = Path("data/step/predictions")
 METRICS = Path("metrics.json")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of test sets by name, in percent: zero-shot top-1 if a set has classes, else recall@k in both ways."""
+    """Results of test sets by name."""
 
-    top1: dict[str, float]
+    nearest: dict[str, np.ndarray]
+    """Of sets with classes: for each evaluated sample the nearest classes (see `zeroshot.predict`)."""
     recall: dict[str, Recall]
+    """Of sets without: recall@k in both ways, in percent."""
 
 
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
-    """Write ``metrics.json``: the score of the deployed model on every test set, A_KA, A_ZS and their geometric mean.
+    """Score the deployed model on every test set.
+
+    Writes ``metrics.json`` (A_KA, A_ZS, their geometric mean, and the scores of each set) and ``data/step/predictions``
+    (see `tasks.evaluate.predictions`).
 
     Raises:
         UserError: as `measure`.
@@ -44,15 +51,29 @@ def evaluate(project: Path, params: Params, progress: Progress = silent) -> None
 
 
 def write(project: Path, params: Params, scores: Scores) -> None:
-    """Write ``metrics.json`` from the scores of all sets."""
+    """Write ``metrics.json`` and the predictions from the results of all sets."""
     settings = params.evaluate
+    accuracy: dict[str, Accuracy] = {}
+    predicted: dict[str, np.ndarray] = {}
+    pairs: dict[str, int] = {}
+    for one in settings.sets:
+        data = Dataset(project / SETS / one.name)
+        if one.name in scores.recall:
+            pairs[one.name] = len(data)
+            continue
+        share, nearest = shares.share_of(settings, one.name), scores.nearest[one.name]
+        rows = shares.drawn(one.name, data, share)
+        accuracy[one.name] = Accuracy.of(nearest, data.labels[rows], share)
+        predicted[one.name] = np.full(len(data), predictions.NOT_EVALUATED, np.int32)
+        predicted[one.name][rows] = nearest[:, 0]
     summary = metrics.summary(
-        scores.top1,
+        accuracy,
         scores.recall,
-        {one.name: len(Dataset(project / SETS / one.name)) for one in settings.sets},
+        pairs,
         [one.name for one in settings.adaptation],
         [one.name for one in settings.retention],
     )
+    predictions.write(project / PREDICTIONS, predicted)
     atomic.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -64,7 +85,8 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
         UserError: damaged weights or data, or a test set with neither classes nor pairs; the message names it.
     """
     models.configure(params.threads)
-    batch_size, tokenize = params.evaluate.batch_size, models.tokenizer(project / MODEL)
+    batch_size, precision = params.evaluate.batch_size, params.evaluate.precision
+    tokenize = models.tokenizer(project / MODEL)
     sets = {one.name: Dataset(project / SETS / one.name) for one in chosen}
     pairs = {name: retrieval.pairs(name, data, tokenize) for name, data in sets.items() if not _labelled(name, data)}
     texts = {
@@ -80,17 +102,25 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
 
     classifiers: dict[tuple[tuple[str, ...], ...], torch.Tensor] = {}
     scores, done = Scores({}, {}), 0
-    work = {name: len(pairs.get(name, data)) for name, data in sets.items()}
+    rows = {
+        name: shares.drawn(name, data, shares.share_of(params.evaluate, name))
+        for name, data in sets.items()
+        if name not in pairs
+    }
+    work = {name: len(pairs[name] if name in pairs else rows[name]) for name in sets}
     for name, data in sets.items():
         on_done = partial(_report, progress, done, sum(work.values()), name)
         if name in pairs:
-            scores.recall[name] = retrieval.recall(model, data.images, pairs[name], preprocess, batch_size, on_done)
+            scores.recall[name] = retrieval.recall(
+                model, data.images, pairs[name], preprocess, batch_size, on_done, precision
+            )
         else:
             own = tuple(map(tuple, texts[name]))
             if own not in classifiers:  # sets that share class list and templates share the classifier
-                classifiers[own] = zeroshot.classifier(model, tokens[name], batch_size)
-            hits = zeroshot.correct(model, data.images, data.labels, classifiers[own], preprocess, batch_size, on_done)
-            scores.top1[name] = 100 * hits / len(data)
+                classifiers[own] = zeroshot.classifier(model, tokens[name], batch_size, precision)
+            scores.nearest[name] = zeroshot.predict(
+                model, data.images, rows[name], classifiers[own], preprocess, batch_size, on_done, precision
+            )
         done += work[name]
     return scores
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from tasks.evaluate.node import SETS, Scores, measure, write
 from tasks.model.datasets import Dataset
@@ -36,16 +37,18 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
 def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
     """Score some test sets, and write their scores to `RESULT`."""
     chosen = [one for one in params.evaluate.sets if one.name in names]
-    atomic.write(project / RESULT, json.dumps(asdict(measure(project, params, chosen, progress))))
+    found = measure(project, params, chosen, progress)
+    nearest = {name: rows.tolist() for name, rows in found.nearest.items()}
+    atomic.write(project / RESULT, json.dumps({"nearest": nearest, "recall": found.recall}))
 
 
 def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
-    """Write ``metrics.json`` as `tasks.evaluate.node.evaluate` would, from the results of the parts."""
+    """Write what `tasks.evaluate.node.evaluate` would, from the results of the parts."""
     scores = Scores({}, {})
     for result in results:
-        part = Scores(**json.loads(result))
-        scores.top1.update(part.top1)
-        scores.recall.update(part.recall)
+        part = json.loads(result)
+        scores.nearest.update({name: np.array(rows, np.int32) for name, rows in part["nearest"].items()})
+        scores.recall.update(part["recall"])
     write(project, params, scores)
 
 

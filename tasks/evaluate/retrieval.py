@@ -17,7 +17,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
-from tasks.evaluate.towers import image_features, text_features
+from tasks.evaluate.towers import Precision, image_features, text_features
 from tasks.model.datasets import Dataset, digest
 from tasks.model.models import Preprocess, Tokenizer
 
@@ -76,6 +76,7 @@ def recall(
     preprocess: Preprocess,
     batch_size: int,
     on_done: Callable[[int], None],
+    precision: Precision = "float32",
 ) -> Recall:
     """recall@k in percent, both ways: the share of queries with a right candidate among the k most similar.
 
@@ -86,9 +87,9 @@ def recall(
     features = []
     for start in range(0, count, batch_size):
         rows = among.images[start : start + batch_size]
-        features.append(image_features(model, images[rows], preprocess))
+        features.append(image_features(model, images[rows], preprocess, precision))
         on_done(start + len(rows))
-    texts = text_features(model, among.tokens, batch_size, lambda done: on_done(count + done))
+    texts = text_features(model, among.tokens, batch_size, lambda done: on_done(count + done), precision)
     by_image, by_caption = before_right(torch.cat(features), texts, among.right)
     return {"image_to_text": _shares(by_image), "text_to_image": _shares(by_caption)}
 

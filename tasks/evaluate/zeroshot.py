@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from tasks.errors import UserError
+from tasks.evaluate.metrics import TOP
 from tasks.evaluate.prompts import PLACE
-from tasks.evaluate.towers import image_features, text_features
+from tasks.evaluate.towers import Precision, image_features, text_features
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def tokens(name: str, texts: Sequence[Sequence[str]], tokenize: Tokenizer) -> to
 
 
 @torch.inference_mode()
-def classifier(model: Clip, token_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
+def classifier(model: Clip, token_ids: torch.Tensor, batch_size: int, precision: Precision = "float32") -> torch.Tensor:
     """A unit vector for each class, float32 of shape (C, D), from tokens of shape (C, T, L).
 
     The normalized features of its prompts; of several the mean, normalized again, as open_clip's
@@ -60,32 +61,39 @@ def classifier(model: Clip, token_ids: torch.Tensor, batch_size: int) -> torch.T
     """
     count = token_ids.shape[1]
     if count == 1:
-        return text_features(model, token_ids[:, 0], batch_size)
+        return text_features(model, token_ids[:, 0], batch_size, precision=precision)
     means = [
-        text_features(model, part.flatten(0, 1), batch_size).unflatten(0, (len(part), count)).mean(dim=1)
+        text_features(model, part.flatten(0, 1), batch_size, precision=precision)
+        .unflatten(0, (len(part), count))
+        .mean(dim=1)
         for part in token_ids.split(max(1, batch_size // count))
     ]
     return torch.nn.functional.normalize(torch.cat(means), dim=1)
 
 
 @torch.inference_mode()
-def correct(
+def predict(
     model: Clip,
     images: np.ndarray,
-    labels: np.ndarray,
+    rows: np.ndarray,
     classifier: torch.Tensor,
     preprocess: Preprocess,
     batch_size: int,
     on_done: Callable[[int], None],
-) -> int:
-    """How many uint8 images (N, H, W, 3) have their own class's row of ``classifier`` (C, D) nearest.
+    precision: Precision = "float32",
+) -> np.ndarray:
+    """For some of the uint8 images (N, H, W, 3) the rows of ``classifier`` (C, D) that are nearest, nearest first.
 
-    Images are read ``batch_size`` at a time; ``on_done`` is called with the number done so far.
+    ``rows`` are the images' numbers, int64 (M,); the result is int32 of shape (M, min(C, 5) + 1). Its first column is
+    the nearest (the first of equal ones), the others are the five nearest. Images are read ``batch_size`` at a time;
+    ``on_done`` is called with the number done so far.
     """
-    hits = 0
-    for start in range(0, len(images), batch_size):
-        features = image_features(model, images[start : start + batch_size], preprocess)
-        nearest = (features @ classifier.T).argmax(dim=1)
-        hits += int((nearest.cpu().numpy() == labels[start : start + batch_size]).sum())
-        on_done(min(start + batch_size, len(images)))
-    return hits
+    found = []
+    for start in range(0, len(rows), batch_size):
+        features = image_features(model, images[rows[start : start + batch_size]], preprocess, precision)
+        similar = features @ classifier.T
+        nearest = similar.argmax(dim=1, keepdim=True)
+        among = similar.topk(min(TOP, similar.shape[1]), dim=1).indices
+        found.append(torch.cat([nearest, among], dim=1).cpu().numpy().astype(np.int32))
+        on_done(min(start + batch_size, len(rows)))
+    return np.concatenate(found)

@@ -68,7 +68,13 @@ def write_params(path: Path, step: int, arrival: Arrival | None) -> None:
     content: Any = yaml.load(path.read_text())
     for key in NOT_OF_A_STATE:
         content.pop(key, None)
-    _spell_out(content, load(path).model_dump(mode="json", exclude=set(NOT_OF_A_STATE)))
+    params = load(path)
+    _spell_out(
+        content,
+        params.model_dump(mode="json", exclude={**dict.fromkeys(NOT_OF_A_STATE, True), "evaluate": {"in_full"}}),
+    )
+    if params.evaluate.share is not None:
+        content["evaluate"]["in_full"] = list(params.evaluated_in_full(step))
     buffer = io.StringIO()
     plain = YAML(typ="safe")
     plain.default_flow_style = False

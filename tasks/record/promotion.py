@@ -44,7 +44,9 @@ def reference(
         bring(theirs.md5)
     before = _contents(state.settings.evaluate, cache.members(theirs))
     now = _contents(evaluate, cache.members(sets))
-    return gate.GateReference(state.tag, state.metrics, [role for role in ROLES if before[role] == now[role]])
+    partial = state.metrics.get("share", {}).keys()
+    same = [role for role in ROLES if before[role] == now[role] and not before[role].keys() & partial]
+    return gate.GateReference(state.tag, state.metrics, same)
 
 
 def _contents(evaluate: Evaluate, files: Mapping[str, str]) -> dict[str, dict[str, dict[str, str]]]:

@@ -188,6 +188,9 @@ class _Metrics(TypedDict):
     geometric_mean: float
     top1: dict[str, float]
     recall: NotRequired[dict[str, dict[str, dict[str, float]]]]
+    top5: NotRequired[dict[str, float]]
+    mean_per_class_recall: NotRequired[dict[str, float]]
+    share: NotRequired[dict[str, float]]
 
 
 _METRICS = TypeAdapter(_Metrics)

@@ -83,13 +83,15 @@ class WorkerPool:
             if split and parts:
                 done = self._divided(job, key, parts, split.result)
                 split.join(folder, params, [one.metrics[split.result] for one in done])
+                made = {path: cache.put(folder / path) for path in node.outs}
             else:
                 done = [self._undivided(job, key, folder)]
-                bring(done[0].outs, cache, dvc, folder, f"the outputs of {node.name}")
-                self._stored |= cache.md5s(done[0].outs.values())
+                made = dict(done[0].outs)
+                bring(made, cache, dvc, folder, f"the outputs of {node.name}")
+                self._stored |= cache.md5s(made.values())
         finally:
             self._client.unsubscribe_topic(job.topic)
-        outs = {**done[0].outs, **{path: cache.put(folder / path) for path in node.metrics}}
+        outs = {**made, **{path: cache.put(folder / path) for path in node.metrics}}
         progress(node.name, 1, 1)
         return Reference(node.name, key, outs, round(sum(one.seconds for one in done), 3), job.machine)
 
@@ -140,7 +142,7 @@ class WorkerPool:
 def _of_part(job: Job, part: Part, result: str) -> Job:
     spared = tuple(f"{path}/" for path in part.spared)
     inputs = {path: entry for path, entry in job.inputs.items() if not path.startswith(spared)}
-    return replace(job, command=(*job.command, "part", *part.names), inputs=inputs, metrics=(result,))
+    return replace(job, command=(*job.command, "part", *part.names), inputs=inputs, outs=(), metrics=(result,))
 
 
 _current: ContextVar[WorkerPool | None] = ContextVar("current_pool", default=None)

@@ -24,11 +24,38 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_summary_is_means_over_sets_and_their_geometric_mean() -> None:
-    found = metrics.summary({"a": 10.0, "b": 30.0, "c": 100 / 3}, {}, {"a": 5, "b": 500, "c": 3}, ["a", "b"], ["c"])
+    found = metrics.summary(
+        {"a": accuracy(10.0, 5), "b": accuracy(30.0, 500), "c": accuracy(100 / 3, 3)}, {}, {}, ["a", "b"], ["c"]
+    )
     assert (found["A_KA"], found["A_ZS"], found["geometric_mean"]) == (20.0, 33.3333, 25.8199)
     assert found["top1"] == {"a": 10.0, "b": 30.0, "c": 33.3333}
     assert found["size"] == {"a": 5, "b": 500, "c": 3}
-    assert list(found) == ["A_KA", "A_ZS", "geometric_mean", "top1", "size"]
+    assert found["mean_per_class_recall"] == {"a": 5.0, "b": 15.0, "c": 16.6667}
+    assert list(found) == ["A_KA", "A_ZS", "geometric_mean", "top1", "size", "mean_per_class_recall"]
+
+
+def accuracy(top1: float, evaluated: int) -> metrics.Accuracy:
+    return metrics.Accuracy(top1, None, top1 / 2, evaluated)
+
+
+def test_accuracy_by_hand() -> None:
+    labels = np.array([0, 0, 0, 1, 3, 3])  # no sample of class 2
+    nearest = np.array([[0, 0, 1], [1, 1, 0], [0, 0, 2], [1, 1, 0], [2, 2, 0], [0, 0, 1]], dtype=np.int32)
+    found = metrics.Accuracy.of(nearest, labels)
+    assert found == metrics.Accuracy(50.0, None, 100 * (2 / 3 + 1 + 0) / 3, 6)
+    top5 = np.concatenate([nearest[:, :1], np.array([[0, 1, 2, 4, 5]] * 6)], axis=1)
+    assert metrics.Accuracy.of(top5, labels).top5 == 100 * 4 / 6
+
+
+def test_mean_per_class_recall_is_the_balanced_accuracy_of_a_confusion_matrix() -> None:
+    """As CLIP_benchmark has it from scikit-learn: the mean of diagonal over row sums, of rows that have samples."""
+    random = np.random.default_rng(0)
+    labels, nearest = random.integers(0, 7, 50), random.integers(0, 9, (50, 1)).astype(np.int32)
+    confusion = np.zeros((9, 9))
+    np.add.at(confusion, (labels, nearest[:, 0]), 1)
+    with np.errstate(invalid="ignore"):
+        expected = 100 * np.nanmean(np.diag(confusion) / confusion.sum(axis=1))
+    assert metrics.Accuracy.of(nearest, labels).mean_per_class_recall == pytest.approx(expected, abs=1e-10)
 
 
 def test_top1_is_what_open_clip_says_one_image_at_a_time(folder: Path) -> None:
