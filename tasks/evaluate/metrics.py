@@ -30,13 +30,15 @@ class Accuracy:
     """None where there are fewer than five classes."""
     mean_per_class_recall: float
     """The mean over the classes that have samples, each counting once."""
+    classes: int
+    """Candidates."""
     evaluated: int
     """Samples."""
     share: float | None = None
     """Of the samples of the set, where not all were evaluated."""
 
     @classmethod
-    def of(cls, nearest: np.ndarray, labels: np.ndarray, share: float | None = None) -> Accuracy:
+    def of(cls, nearest: np.ndarray, labels: np.ndarray, classes: int, share: float | None = None) -> Accuracy:
         """From what `tasks.evaluate.zeroshot.predict` gives, (M, k + 1), and the classes of the same samples, (M,).
 
         As CLIP_benchmark's ``acc1``, ``acc5`` and ``mean_per_class_recall`` (scikit-learn's balanced accuracy).
@@ -48,6 +50,7 @@ class Accuracy:
             top1=100 * int(right.sum()) / len(labels),
             top5=100 * int(among.sum()) / len(labels) if nearest.shape[1] > TOP else None,
             mean_per_class_recall=100 * fmean(recalls),
+            classes=classes,
             evaluated=len(labels),
             share=share,
         )
@@ -86,6 +89,7 @@ def summary(
         content["mean_per_class_recall"] = {
             name: round(one.mean_per_class_recall, DIGITS) for name, one in classified.items()
         }
+        content["classes"] = {name: one.classes for name, one in classified.items()}
     if partial := {name: one.share for name, one in classified.items() if one.share is not None}:
         content["share"] = partial
     return content

@@ -63,7 +63,7 @@ def write(project: Path, params: Params, scores: Scores) -> None:
             continue
         share, nearest = shares.share_of(settings, one.name), scores.nearest[one.name]
         rows = shares.drawn(one.name, data, share)
-        accuracy[one.name] = Accuracy.of(nearest, data.labels[rows], share)
+        accuracy[one.name] = Accuracy.of(nearest, data.labels[rows], len(data.card.classes), share)
         predicted[one.name] = np.full(len(data), predictions.NOT_EVALUATED, np.int32)
         predicted[one.name][rows] = nearest[:, 0]
     summary = metrics.summary(

@@ -191,6 +191,8 @@ class _Metrics(TypedDict):
     top5: NotRequired[dict[str, float]]
     mean_per_class_recall: NotRequired[dict[str, float]]
     share: NotRequired[dict[str, float]]
+    classes: NotRequired[dict[str, int]]
+    size: NotRequired[dict[str, int]]
 
 
 _METRICS = TypeAdapter(_Metrics)

@@ -60,12 +60,38 @@ def headline(table: pd.DataFrame) -> list[Fact]:
     return [*(_of_one(table) if table["timeline"].nunique() == 1 else _of_many(table)), *_costs(table)]
 
 
+def notes(table: pd.DataFrame) -> list[str]:
+    """What a reader of the numbers must know, in sentences."""
+    found = []
+    shares = table[table["metric"] == "evaluated_share"]
+    if len(shares):
+        steps = ", ".join(f"{step:.0f}" for step in sorted(set(shares["step"])))
+        percent = " or ".join(f"{value:.3g} %" for value in sorted(set(100 * shares["value"])))
+        found.append(
+            f"At step {steps} scores are those of a share of the samples of {_names(shares)}: {percent} of each class."
+            " All other scores are those of all samples."
+        )
+    left = table[table["metric"] == "left_out_of_normalized"]
+    if len(left):
+        found.append(f"Normalized retention leaves out {_names(left)}: the base is under twice chance there.")
+    return found
+
+
+def _names(rows: pd.DataFrame) -> str:
+    return ", ".join(sorted(set(rows["dataset"])))
+
+
 def _of_one(table: pd.DataFrame) -> list[Fact]:
     first, last = (table[table["step"] == step].set_index("metric")["value"] for step in (0, last_step(table)))
     names = {"A_KA": "accumulation, A_KA", "A_ZS": "retention, A_ZS", _MEAN: "geometric mean"}
     facts = [Fact(name, f"{last[key]:.1f} %", f"base {first[key]:.1f} %") for key, name in names.items()]
     if "BWT" in last:
         facts.append(Fact("backward transfer", f"{last['BWT']:+.1f}".replace("-", "−"), f"ACC {last['ACC']:.1f} %"))
+    if "Transfer" in last:
+        value = f"{last['Transfer']:.1f} %"
+        facts.append(Fact("transfer", value, f"average {last['Average']:.1f} %, last {last['Last']:.1f} %"))
+    if "normalized_retention" in last:
+        facts.append(Fact("normalized retention", f"{last['normalized_retention']:.1f} %", "of the base's scores"))
     return facts
 
 

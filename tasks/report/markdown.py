@@ -11,7 +11,7 @@ from tasks.report.summary import KEYS, effects, named, over_seeds
 from tasks.scores import MEANS
 from tasks.text import markdown, printable
 
-_METRICS = (*MEANS, "ACC", "BWT", "FWT", "forgetting")
+_METRICS = (*MEANS, "ACC", "BWT", "FWT", "forgetting", "Transfer", "Average", "Last", "normalized_retention")
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -60,6 +60,46 @@ def forgetting(accuracy: Values, arrived: NDArray[np.int64]) -> Values:
     return _mean(np.where(before, best - accuracy, np.nan))
 
 
+def transfer(accuracy: Values, arrived: NDArray[np.int64]) -> Values:
+    """Transfer_t: the mean over the arrivals i of steps 2 on of the mean of a[l, i] over steps 1 ≤ l ≤ t before s_i.
+
+    What is known of data sets that have not arrived yet; each data set counts once (MTIL: Zheng et al., 2023, arXiv
+    2303.06628, section 5.1).
+    """
+    step = np.arange(len(accuracy))[:, None]
+    before = np.where((step >= 1) & (step < arrived[None, :]), accuracy, np.nan)
+    finite = np.isfinite(before)
+    count, total = finite.cumsum(axis=0), np.where(finite, before, 0.0).cumsum(axis=0)
+    return _mean(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
+
+
+def average(accuracy: Values, arrived: NDArray[np.int64]) -> Values:
+    """Average_t: the mean over steps 1 to t of Last (MTIL)."""
+    each = last(accuracy, arrived)
+    finite = np.isfinite(each)
+    count, total = finite.cumsum(), np.where(finite, each, 0.0).cumsum()
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def last(accuracy: Values, arrived: NDArray[np.int64]) -> Values:  # noqa: ARG001 - all arrivals, past and to come
+    """Last_t: the mean of a[t, i] over all arrivals of the stream, 1 to N, after step t ≥ 1 (MTIL)."""
+    found = _mean(accuracy)
+    found[0] = np.nan
+    return found
+
+
+def normalized(accuracy: Values, reference: Values, counted: NDArray[np.bool_]) -> Values:
+    """The mean ratio of a model's accuracy to a reference's, as a percentage, over the sets that count.
+
+    ``accuracy`` has shape (T + 1, N), ``reference`` too or (N,), and ``counted`` as well: where the reference is barely
+    above chance a ratio says nothing (Yadav et al., 2024, arXiv 2410.03617: held-in accuracy is divided by each task's
+    own expert's, held-out by the base's).
+    """
+    usable = counted & np.isfinite(reference) & (reference > 0)
+    ratio = np.divide(accuracy, reference, out=np.full_like(accuracy, np.nan), where=usable)
+    return _mean(100 * ratio)
+
+
 def _steps(accuracy: Values) -> NDArray[np.int64]:
     return np.arange(len(accuracy))
 

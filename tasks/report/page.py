@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks.report import facts, states_table
+from tasks.report.classes import Classes
 from tasks.report.figures.figure import Figure
 from tasks.report.provenance import Provenance
 from tasks.report.vectors import Missing
@@ -25,10 +26,17 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """The version that the figures are written for, as `vl_convert` wants it."""
 
 
-def build(table: pd.DataFrame, figures: Sequence[Figure], left_out: Sequence[Missing], provenance: Provenance) -> str:
+def build(
+    table: pd.DataFrame,
+    figures: Sequence[Figure],
+    left_out: Sequence[Missing],
+    provenance: Provenance,
+    classes: Classes,
+) -> str:
     """The page of a tidy table.
 
-    ``left_out`` are the weights that some figure would have needed.
+    ``left_out`` are the weights that some figure would have needed; ``classes`` is what is known of one timeline's
+    test samples.
     """
     jinja = Environment(
         loader=FileSystemLoader(_HERE),
@@ -45,6 +53,8 @@ def build(table: pd.DataFrame, figures: Sequence[Figure], left_out: Sequence[Mis
         figures=figures,
         left_out=left_out,
         states=states_table.build(table),
+        classes=classes,
+        notes=facts.notes(table),
         several=table["timeline"].nunique() > 1,
         provenance=provenance,
         css=Markup((_HERE / "page.css").read_text()),

@@ -11,7 +11,8 @@ import vl_convert
 
 from tasks.grid.cells import Cell
 from tasks.progress import Progress, silent
-from tasks.report import figures, page, provenance, records, tidy, vectors
+from tasks.report import classes, figures, page, provenance, records, tidy, vectors
+from tasks.report.classes import Classes
 from tasks.report.figures import Figure
 from tasks.report.provenance import Provenance
 from tasks.report.summary import best_cell
@@ -19,6 +20,7 @@ from tasks.report.vectors import Missing, Vectors
 from tasks.storage import atomic
 from tasks.text import csv_cell, printable
 
+NO_CLASSES = Classes()
 _SCALE = 2.0
 """Pixels of a PNG for each of the page's."""
 
@@ -58,14 +60,23 @@ def report(
     known = {name: experts.geometry for experts in geometry.known for name in experts.timelines}
     table = tidy.table(lineages, known)
     best = str(best_cell(table)["timeline"])
-    return write(table, geometry, provenance.of(lineages, best, made_by, drawn_by), to, progress)
+    shown = next(lineage for cell, lineage in lineages.items() if cell.timeline == best)
+    made = provenance.of(lineages, best, made_by, drawn_by)
+    return write(table, geometry, made, to, progress, classes.of(project, shown))
 
 
-def write(table: pd.DataFrame, geometry: Vectors, made: Provenance, to: Path, progress: Progress = silent) -> Written:
+def write(
+    table: pd.DataFrame,
+    geometry: Vectors,
+    made: Provenance,
+    to: Path,
+    progress: Progress = silent,
+    by_class: Classes = NO_CLASSES,
+) -> Written:
     """Write the report on a tidy table; files of an earlier report there are replaced."""
     table = _each_text(table, printable)
     drawn = figures.draw(table, geometry)
-    content: dict[str, bytes] = {"index.html": page.build(table, drawn, geometry.missing, made).encode()}
+    content: dict[str, bytes] = {"index.html": page.build(table, drawn, geometry.missing, made, by_class).encode()}
     for done, figure in enumerate(drawn):
         progress("report", done, len(drawn), figure.name)
         content |= _files(figure)

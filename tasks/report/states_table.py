@@ -64,7 +64,9 @@ COLUMNS = (
     Column("arrival", "arrival"),
     *(Column(name, name, _percent) for name in ("A_KA", "A_ZS")),
     Column("mean", "geometric_mean", _percent),
-    *(Column(name, name, _percent) for name in ("ACC", "BWT", "FWT", "forgetting")),
+    *(Column(name, name, _percent) for name in ("ACC", "BWT", "FWT", "forgetting", "Transfer", "Average", "Last")),
+    Column("normalized", "normalized_retention", _percent),
+    Column("evaluated", "evaluated"),
     Column("samples", "budget_samples", lambda value: f"{value:,.0f}"),
     Column("time", "seconds", duration),
     Column("new", "bytes_new", size),
@@ -85,6 +87,10 @@ def build(table: pd.DataFrame) -> States:
     metrics = table[(table["dataset"] == "") & table["metric"].isin(wanted)]
     values = metrics.pivot(index="tag", columns="metric", values="value")
     states = named(table.drop_duplicates("tag")).set_index("tag", drop=False).join(values)
+    shares = table[table["metric"] == "evaluated_share"]
+    if len(shares):
+        states["evaluated"] = shares.groupby("tag")["value"].min().map(lambda share: f"{100 * share:.3g} %")
+        states["evaluated"] = states["evaluated"].fillna("all")
     newest = states.groupby("timeline")["step"].transform("max") == states["step"]
     columns = tuple(c for c in COLUMNS if c.key in states and (c.key not in _CELL or states[c.key].nunique() > 1))
     rows = [

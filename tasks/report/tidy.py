@@ -5,10 +5,15 @@
 | ``top1`` | an evaluation set | percent |
 | ``image_to_text_recall@K``, ``text_to_image_recall@K`` | a set of images and texts | percent |
 | ``score`` | an evaluation set | percent: top-1, or the mean recall@5 of both ways (FoMo-in-Flux) |
+| ``top5``, ``mean_per_class_recall`` | a set with classes | percent; not in older states |
+| ``evaluated_share`` | a set of which not all samples were evaluated | the share of its samples, below 1 |
 | ``A_KA``, ``A_ZS``, ``geometric_mean`` | | percent |
 | ``head:NAME@SHOTS`` | an evaluation set | percent: top-1 of a head, where it is scored |
 | ``head_forgetting:NAME@SHOTS`` | | percentage points; as ``forgetting``, at the head's largest number of shots |
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
+| ``Transfer``, ``Average``, ``Last`` | | percent (MTIL); see `tasks.report.metrics` |
+| ``normalized_retention`` | | percent of the base's score, mean over retention sets; see `tasks.report.metrics` |
+| ``left_out_of_normalized`` | a retention set that this leaves out | the base's score, which is under twice chance |
 | ``budget_steps``, ``budget_samples``, ``budget_flops``, ``budget_mafs`` | | what the step's training spent |
 | ``seconds``, ``seconds:NODE`` | | wall time of the runs that made the outputs |
 | ``elapsed`` | | seconds on the clock from the step's start until its outputs were in the store; not in older states |
@@ -45,6 +50,9 @@ _STREAM = {
     "BWT": metrics.backward_transfer,
     "FWT": metrics.forward_transfer,
     "forgetting": metrics.forgetting,
+    "Transfer": metrics.transfer,
+    "Average": metrics.average,
+    "Last": metrics.last,
 }
 
 TidyRow = tuple[str, str, str, float]
@@ -72,6 +80,7 @@ def _of_cell(
         rows = [
             *_measured(record, scored[index]),
             *((name, "", "", values[index]) for name, values in streamed.items() if math.isfinite(values[index])),
+            *_normalized(lineage, found, index),
             *_spent(record),
             *ledger.rows(record),
             *(_vectors(vectors, record.state.step) if vectors else ()),
@@ -92,6 +101,9 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
     for head, its in record.metrics.get("heads", {}).items():
         for shots, top1 in its["top1"].items():
             yield from ((f"head:{head}@{shots}", name, roles[name], value) for name, value in top1.items())
+    for metric, key in (("top5", "top5"), ("mean_per_class_recall",) * 2, ("evaluated_share", "share")):
+        for name, value in record.metrics.get(key, {}).items():
+            yield metric, name, roles[name], value
     for name in MEANS:
         yield name, "", "", record.metrics[name]
 
@@ -118,6 +130,31 @@ def _of_heads(lineage: Sequence[Record]) -> dict[str, metrics.Values]:
             if "forgetting" in (values := _of_stream(lineage, scored)):
                 streamed[f"head_forgetting:{head}@{shots}"] = values["forgetting"]
     return streamed
+
+
+def _normalized(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]], step: int) -> Iterator[TidyRow]:
+    """Retention as a percentage of the base's, over the sets on which the base is at twice chance at least."""
+    base = lineage[0].metrics
+    role = ROLES[1]
+    names = [one["name"] for one in lineage[0].params["evaluate"][role] if one["name"] in scored[step]]
+    reference = np.array([scored[0][name] for name in names])
+    chance = np.array([_chance(base, name) for name in names])
+    counted = reference >= 2 * chance
+    value = metrics.normalized(np.array([[scored[step][name] for name in names]]), reference, counted)
+    if np.isfinite(value[0]):
+        yield "normalized_retention", "", "", float(value[0])
+    for name, score, limit, usable in zip(names, reference, chance, counted, strict=True):
+        if not usable and math.isfinite(limit):
+            yield "left_out_of_normalized", name, role, score
+
+
+def _chance(measured: Mapping[str, Any], name: str) -> float:
+    """What guessing scores, in percent; NaN for states that do not say how many candidates there are."""
+    if name in measured.get("classes", {}):
+        return float(100 / max(1, measured["classes"][name]))
+    if name in measured.get("recall", {}) and name in measured.get("size", {}):
+        return float(min(100.0, 500 / max(1, measured["size"][name])))  # recall@5
+    return math.nan
 
 
 def _spent(record: Record) -> Iterator[TidyRow]:

@@ -31,20 +31,20 @@ def test_summary_is_means_over_sets_and_their_geometric_mean() -> None:
     assert found["top1"] == {"a": 10.0, "b": 30.0, "c": 33.3333}
     assert found["size"] == {"a": 5, "b": 500, "c": 3}
     assert found["mean_per_class_recall"] == {"a": 5.0, "b": 15.0, "c": 16.6667}
-    assert list(found) == ["A_KA", "A_ZS", "geometric_mean", "top1", "size", "mean_per_class_recall"]
+    assert list(found) == ["A_KA", "A_ZS", "geometric_mean", "top1", "size", "mean_per_class_recall", "classes"]
 
 
 def accuracy(top1: float, evaluated: int) -> metrics.Accuracy:
-    return metrics.Accuracy(top1, None, top1 / 2, evaluated)
+    return metrics.Accuracy(top1, None, top1 / 2, 4, evaluated)
 
 
 def test_accuracy_by_hand() -> None:
     labels = np.array([0, 0, 0, 1, 3, 3])  # no sample of class 2
     nearest = np.array([[0, 0, 1], [1, 1, 0], [0, 0, 2], [1, 1, 0], [2, 2, 0], [0, 0, 1]], dtype=np.int32)
-    found = metrics.Accuracy.of(nearest, labels)
-    assert found == metrics.Accuracy(50.0, None, 100 * (2 / 3 + 1 + 0) / 3, 6)
+    found = metrics.Accuracy.of(nearest, labels, 4)
+    assert found == metrics.Accuracy(50.0, None, 100 * (2 / 3 + 1 + 0) / 3, 4, 6)
     top5 = np.concatenate([nearest[:, :1], np.array([[0, 1, 2, 4, 5]] * 6)], axis=1)
-    assert metrics.Accuracy.of(top5, labels).top5 == 100 * 4 / 6
+    assert metrics.Accuracy.of(top5, labels, 6).top5 == 100 * 4 / 6
 
 
 def test_mean_per_class_recall_is_the_balanced_accuracy_of_a_confusion_matrix() -> None:
@@ -55,7 +55,7 @@ def test_mean_per_class_recall_is_the_balanced_accuracy_of_a_confusion_matrix() 
     np.add.at(confusion, (labels, nearest[:, 0]), 1)
     with np.errstate(invalid="ignore"):
         expected = 100 * np.nanmean(np.diag(confusion) / confusion.sum(axis=1))
-    assert metrics.Accuracy.of(nearest, labels).mean_per_class_recall == pytest.approx(expected, abs=1e-10)
+    assert metrics.Accuracy.of(nearest, labels, 9).mean_per_class_recall == pytest.approx(expected, abs=1e-10)
 
 
 def test_top1_is_what_open_clip_says_one_image_at_a_time(folder: Path) -> None:

@@ -157,13 +157,13 @@ def test_a_set_counts_by_the_mean_of_its_recall_at_5() -> None:
             "text_to_image": {"1": 2.0, "5": 100 / 3, "10": 90.0},
         }
     }
-    top1 = {name: metrics.Accuracy(value, None, value, 5) for name, value in {"a": 10.0, "c": 33.0}.items()}
+    top1 = {name: metrics.Accuracy(value, None, value, 4, 5) for name, value in {"a": 10.0, "c": 33.0}.items()}
     found = metrics.summary(top1, recall, {"pairs": 7}, ["a", "pairs"], ["c"])
     assert (found["A_KA"], found["A_ZS"]) == (round((10 + (20 + 100 / 3) / 2) / 2, 4), 33.0)
     assert found["top1"] == {"a": 10.0, "c": 33.0}
     assert found["recall"]["pairs"]["text_to_image"] == {"1": 2.0, "5": 33.3333, "10": 90.0}
     assert list(found) == [
-        "A_KA", "A_ZS", "geometric_mean", "top1", "recall", "size", "mean_per_class_recall"
+        "A_KA", "A_ZS", "geometric_mean", "top1", "recall", "size", "mean_per_class_recall", "classes"
     ]  # fmt: skip
     alone = metrics.summary({}, recall, {"pairs": 7}, ["pairs"], ["pairs"])
     assert alone["top1"] == {}

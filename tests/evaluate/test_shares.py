@@ -114,9 +114,7 @@ def test_the_base_the_end_and_what_a_gate_asks_are_evaluated_in_full(
 
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_lower_precision_changes_scores_little_and_float32_not_at_all(
-    folder: Path, precision: str
-) -> None:
+def test_a_lower_precision_changes_scores_little_and_float32_not_at_all(folder: Path, precision: str) -> None:
     evaluate(folder, settings())
     exact = (folder / METRICS).read_bytes(), np.load(folder / PREDICTIONS / "large.npy")
     evaluate(folder, settings(precision="float32"))

@@ -38,6 +38,25 @@ def test_forward_transfer_by_hand() -> None:
     )
 
 
+def test_transfer_average_and_last_by_hand() -> None:
+    """MTIL's: over the steps before a data set arrives, each set once; over all steps; after the last."""
+    assert metrics.transfer(HAND, ARRIVED) == pytest.approx(
+        [math.nan, (22 + 30) / 2, (22 + (30 + 33) / 2) / 2, (22 + (30 + 33) / 2) / 2], nan_ok=True
+    )
+    rows = [(50 + 22 + 30) / 3, (40 + 60 + 33) / 3, (44 + 55 + 70) / 3]
+    assert metrics.last(HAND, ARRIVED) == pytest.approx([math.nan, *rows], nan_ok=True)
+    assert metrics.average(HAND, ARRIVED) == pytest.approx(
+        [math.nan, rows[0], sum(rows[:2]) / 2, sum(rows) / 3], nan_ok=True
+    )
+
+
+def test_normalized_accuracy_is_a_mean_of_ratios_without_sets_that_do_not_count() -> None:
+    accuracy = np.array([[81.0, 76.0, 5.0]])
+    reference = np.array([90.0, 80.0, 1.0])
+    assert metrics.normalized(accuracy, reference, np.array([True, True, False])) == pytest.approx([92.5])
+    assert metrics.normalized(accuracy, reference, np.array([False] * 3)) == pytest.approx([math.nan], nan_ok=True)
+
+
 def test_forgetting_is_from_the_best_that_was() -> None:
     recovered = HAND.copy()
     recovered[2, 0] = 58.0  # better at step 2 than when it arrived

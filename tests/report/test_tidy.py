@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tasks.grid.cells import Cell
-from tasks.report import tidy
+from tasks.report import facts, states_table, tidy
 from tasks.report.vectors import Geometry
 from tests.report import made_up
 
@@ -117,3 +117,37 @@ def test_task_vectors_stand_at_their_steps() -> None:
     assert values(table, "task_vector_cosine", step=1, dataset="flags") == [0.5]
     assert values(table, "task_vector_angle", step=2, dataset="food") == pytest.approx([60])
     assert values(table, "task_vector_distance", step=1) == pytest.approx([(4 + 9 - 6) ** 0.5])
+
+
+def test_top5_recall_per_class_and_shares_of_sets_that_have_them() -> None:
+    found = made_up.lineage(CELL, ["food", "flags"], TOP1, ["faces"])
+    found[1].metrics.update(top5={"food": 80.0}, mean_per_class_recall={"food": 45.0}, share={"faces": 0.1})  # type: ignore[attr-defined]
+    table = tidy.table({CELL: found}, {})
+    assert values(table, "top5") == [80.0]
+    assert values(table, "mean_per_class_recall", dataset="food", step=1) == [45.0]
+    assert values(table, "evaluated_share", role="retention") == [0.1]
+    assert facts.notes(table) == [
+        "At step 1 scores are those of a share of the samples of faces: 10 % of each class."
+        " All other scores are those of all samples."
+    ]
+    column = [one.title for one in states_table.build(table).columns].index("evaluated")
+    assert [row.cells[column].text for row in states_table.build(table).rows] == ["all", "10 %", "all"]
+
+
+def test_normalized_retention_leaves_out_sets_under_twice_chance_by_name() -> None:
+    top1 = [{"food": 10.0, "faces": 60.0, "dice": 40.0}, {"food": 50.0, "faces": 45.0, "dice": 60.0}]
+    found = made_up.lineage(CELL, ["food"], top1, ["faces", "dice"])
+    found[0].metrics.update(classes={"food": 10, "faces": 3, "dice": 6})  # type: ignore[attr-defined]
+    table = tidy.table({CELL: found}, {})
+    assert values(table, "normalized_retention") == [100.0, 150.0]  # of dice: twice chance is 33.3
+    assert values(table, "left_out_of_normalized", dataset="faces") == [60.0, 60.0]  # twice chance is 66.7
+    assert values(table, "left_out_of_normalized", dataset="dice") == []
+    assert facts.notes(table) == ["Normalized retention leaves out faces: the base is under twice chance there."]
+
+
+def test_older_states_do_not_say_how_many_classes_there_are_and_have_no_normalized_retention(
+    table: pd.DataFrame,
+) -> None:
+    assert values(table, "normalized_retention") == []
+    assert values(table, "left_out_of_normalized") == []
+    assert facts.notes(table) == []
