@@ -37,9 +37,9 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
 def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
     """Score some test sets, and write their scores to `RESULT`."""
     chosen = [one for one in params.evaluate.sets if one.name in names]
-    found = measure(project, params, chosen, progress)
-    nearest = {name: rows.tolist() for name, rows in found.nearest.items()}
-    atomic.write(project / RESULT, json.dumps({"nearest": nearest, "recall": found.recall}))
+    scores = measure(project, params, chosen, progress)
+    nearest = {name: rows.tolist() for name, rows in scores.nearest.items()}
+    atomic.write(project / RESULT, json.dumps({"nearest": nearest, "recall": scores.recall}))
 
 
 def join(project: Path, params: Params, results: Sequence[bytes]) -> None:

@@ -88,12 +88,12 @@ def predict(
     the nearest (the first of equal ones), the others are the five nearest. Images are read ``batch_size`` at a time;
     ``on_done`` is called with the number done so far.
     """
-    found = []
+    batches = []
     for start in range(0, len(rows), batch_size):
         features = image_features(model, images[rows[start : start + batch_size]], preprocess, precision)
         similar = features @ classifier.T
         nearest = similar.argmax(dim=1, keepdim=True)
         among = similar.topk(min(TOP, similar.shape[1]), dim=1).indices
-        found.append(torch.cat([nearest, among], dim=1).cpu().numpy().astype(np.int32))
+        batches.append(torch.cat([nearest, among], dim=1).cpu().numpy().astype(np.int32))
         on_done(min(start + batch_size, len(rows)))
-    return np.concatenate(found)
+    return np.concatenate(batches)

@@ -62,19 +62,19 @@ def headline(table: pd.DataFrame) -> list[Fact]:
 
 def notes(table: pd.DataFrame) -> list[str]:
     """What a reader of the numbers must know, in sentences."""
-    found = []
+    sentences = []
     shares = table[table["metric"] == "evaluated_share"]
     if len(shares):
         steps = ", ".join(f"{step:.0f}" for step in sorted(set(shares["step"])))
         percent = " or ".join(f"{value:.3g} %" for value in sorted(set(100 * shares["value"])))
-        found.append(
+        sentences.append(
             f"At step {steps} scores are those of a share of the samples of {_names(shares)}: {percent} of each class."
             " All other scores are those of all samples."
         )
     left = table[table["metric"] == "left_out_of_normalized"]
     if len(left):
-        found.append(f"Normalized retention leaves out {_names(left)}: the base is under twice chance there.")
-    return found
+        sentences.append(f"Normalized retention leaves out {_names(left)}: the base is under twice chance there.")
+    return sentences
 
 
 def _names(rows: pd.DataFrame) -> str:

@@ -80,7 +80,7 @@ def _of_cell(
         rows = [
             *_measured(record, scored[index]),
             *((name, "", "", values[index]) for name, values in streamed.items() if math.isfinite(values[index])),
-            *_normalized(lineage, found, index),
+            *_normalized(lineage, scored, index),
             *_spent(record),
             *ledger.rows(record),
             *(_vectors(vectors, record.state.step) if vectors else ()),
