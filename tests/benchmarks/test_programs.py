@@ -63,6 +63,10 @@ def test_heads() -> None:
     assert "scikit-learn LDA" in ran("heads.py", *small)
 
 
+def test_converting() -> None:
+    assert "transformers, load and save" in ran("convert.py", "--model", "tiny", "--repeat", 1)
+
+
 def test_simulation() -> None:
     assert ran("simulate.py", "--arrivals", 5, "--model", "ViT-B-32")
 

@@ -25,7 +25,7 @@ def committed(project: Path, files: dict[str, str], links: dict[str, str] | None
         (project / path).symlink_to(target)
     git(project, "add", "--force", "--all")
     tree = git(project, "write-tree")
-    return commits.make(project, "x", 0, 1, tree, [git(project, "rev-parse", "HEAD")], "bad", None)
+    return commits.make(project, "x", 0, 1, tree, [git(project, "rev-parse", "HEAD")], "bad", None, pointers=())
 
 
 def check(state: State) -> None:

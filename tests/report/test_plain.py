@@ -61,7 +61,7 @@ def state(project: Path, timeline: str, files: Mapping[str, str] = {}, **changes
     git(project, "--work-tree", str(tree), "add", "--all")
     made = git(project, "write-tree")
     git(project, "read-tree", "HEAD")
-    commits.make(project, timeline, 0, 1, made, [git(project, "rev-parse", "HEAD")], "state", None)
+    commits.make(project, timeline, 0, 1, made, [git(project, "rev-parse", "HEAD")], "state", None, pointers=())
 
 
 def test_a_cell_is_what_the_newest_states_params_say(project: Path) -> None:
