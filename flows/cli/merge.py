@@ -38,7 +38,12 @@ def merge(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A safetensors file, or NAME.safetensors.index.json for shards."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="A safetensors file, NAME.safetensors.index.json for shards, or a new folder: with the base's "
+            "configuration and tokenizer, and a model card.",
+        ),
     ] = None,
     statistics: Annotated[
         list[Path] | None,
@@ -83,13 +88,15 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Merge checkpoints of one architecture in flat memory; any safetensors will do."""
+    from tasks.convert import RECIPE, merge_into, recipe
     from tasks.merge import Report, mergekit
     from tasks.merge import merge as run
 
     if out is None and not dry_run:
         raise UserError("say where the merged model goes: --out merged.safetensors (or --dry-run)")
-    if out is not None and not out.name.endswith((".safetensors", ".index.json")):
-        raise UserError(f"--out {out}: give a .safetensors file, or NAME.safetensors.index.json for shards")
+    is_file = out is None or out.name.endswith((".safetensors", ".index.json"))
+    if out is not None and not is_file and out.suffix in (".pt", ".bin", ".pth", ".ckpt", ".json"):
+        raise UserError(f"--out {out}: give a .safetensors file, NAME.safetensors.index.json for shards, or a folder")
     if not 0 < shard_size < math.inf:
         raise UserError(f"--shard-size is in gigabytes and more than 0, got {shard_size:g}")
     warnings: tuple[str, ...] = ()
@@ -126,20 +133,25 @@ def merge(
             "statistics": statistics,
             "part_weights": part_weights,
         }
-    report: Report = run(
-        **arguments,
-        out=out,
-        dtype=dtype,
-        seed=seed,
-        threads=threads,
-        device=device,
-        shard_bytes=int(shard_size * 1e9),
-        overwrite=overwrite,
-        on_missing=on_missing.value,
-        on_mismatch=on_mismatch.value,
-        dry_run=dry_run,
-        progress=_bar(),
-    ).report
+    arguments |= {
+        "dtype": dtype,
+        "seed": seed,
+        "threads": threads,
+        "device": device,
+        "shard_bytes": int(shard_size * 1e9),
+        "overwrite": overwrite,
+        "on_missing": on_missing.value,
+        "on_mismatch": on_mismatch.value,
+        "dry_run": dry_run,
+        "metadata": {RECIPE: json.dumps(recipe(arguments | {"dtype": dtype, "seed": seed}))},
+        "progress": _bar(),
+    }
+    notes: list[str] = []
+    if out is not None and not is_file:
+        done, notes = merge_into(out, **arguments)
+        report: Report = done.report
+    else:
+        report = run(**arguments, out=out).report
     for warning in warnings:
         terminal.errors.print(f"warning: {warning}")
     if as_json:
@@ -154,7 +166,7 @@ def merge(
     if dry_run:
         terminal.out.print(f"  settings: {_settings(report.settings)}")
         terminal.out.print(f"  reads {report.read_bytes / 1e6:,.1f} MB a pass")
-    for line in report.summary():
+    for line in [*report.summary(), *notes]:
         terminal.out.print(f"  {line}")
 
 

@@ -32,9 +32,9 @@ class Destination:
         """
         self._outdated(FileSink.names(self.path, entries, self.shard_bytes))
 
-    def open(self, entries: Mapping[str, TensorEntry]) -> FileSink:
+    def open(self, entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> FileSink:
         """The sink to write to; when it is finished, outdated files are gone."""
-        return FileSink(self.path, entries, self.shard_bytes, self._outdated)
+        return FileSink(self.path, entries, self.shard_bytes, self._outdated, metadata)
 
     def _outdated(self, written: Collection[str]) -> list[Path]:
         """Files that go when those ``written`` come."""

@@ -74,6 +74,7 @@ def merge(
     on_missing: Literal["error", "keep"] = "error",
     on_mismatch: OnMismatch = "error",
     dry_run: bool = False,
+    metadata: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> Merged:
     """Merge models of one architecture.
@@ -103,6 +104,7 @@ def merge(
             base's are kept.
         on_mismatch: whether it is an error that a tensor has another shape in an expert, or the base's is taken.
         dry_run: check everything that the headers tell, and only report.
+        metadata: for the header of each safetensors file of the output, beside ``format``.
 
     Raises:
         UserError: anything wrong with the inputs, before any work where headers and settings show it.
@@ -145,7 +147,7 @@ def merge(
                 return Merged(report)
             data_weights = [chosen.data_weight(one, plan.merged) for one in measured]
             scratch = _scratch(where_to, stack) if _needs_scratch(chosen) else Path()
-            sink = DictSink(plan.entries) if where_to is None else where_to.open(plan.entries)
+            sink = DictSink(plan.entries) if where_to is None else where_to.open(plan.entries, metadata or {})
             with _all_or_none([sink], out), Workers(threads or where.threads) as pool:
                 tick = _ticker(progress, report.parameters)
                 for tensors in _cut(plan, together=needs_all_at_once(chosen)):

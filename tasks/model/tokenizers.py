@@ -98,13 +98,19 @@ def copy(source: Path, target: Path) -> list[str]:
     """
     names = [name for name in FILES if (source / name).is_file()]
     for name in names:
-        _require_own(source, name)
+        require_own(source, name)
         shutil.copyfile(source / name, target / name)
     return names
 
 
-def _require_own(folder: Path, name: str) -> None:
-    """In the hub's cache, a file of ``snapshots/COMMIT`` is a link to one in ``blobs`` beside ``snapshots``."""
+def require_own(folder: Path, name: str) -> None:
+    """Refuse a file of a model's folder that is a link out of it.
+
+    In the hub's cache, a file of ``snapshots/COMMIT`` is a link to one in ``blobs`` beside ``snapshots``.
+
+    Raises:
+        UserError: it is such a link.
+    """
     home, file = folder.resolve(), (folder / name).resolve()
     stored = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not file.is_relative_to(home) and file.parent != stored:

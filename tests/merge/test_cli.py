@@ -96,7 +96,7 @@ def test_techniques_are_listed_with_settings_needs_and_source() -> None:
     ("arguments", "message"),
     [
         (("-o", "m.bin"), r"--out m\.bin: give a \.safetensors file"),
-        (("-o", "."), r"--out \.: give a \.safetensors file"),
+        (("-o", "."), r"\.: exists; choose a new folder"),
         (("-o", "folder.safetensors"), r"folder\.safetensors: is a folder; name a file in it"),
         (("-o", "m.safetensors", "--shard-size", "0"), "--shard-size is in gigabytes and more than 0, got 0"),
         (("-o", "m.safetensors", "--shard-size", "nan"), "--shard-size is .* got nan"),

@@ -1,0 +1,158 @@
+"""A merged model as a folder that loads: configuration, preprocessing and tokenizer of the base, and a model card.
+
+The card follows https://huggingface.co/docs/hub/model-cards; ``base_model_relation: merge`` is the hub's own term.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.compat import StringIO
+
+from tasks.convert.conversion import DTYPES, WEIGHTS
+from tasks.errors import UserError
+from tasks.merge import Merged, merge
+from tasks.model import configurations, tokenizers
+from tasks.model.adapters import is_adapter
+from tasks.model.origins import located
+from tasks.model.sinks import INDEX
+from tasks.storage import atomic, hub
+from tasks.text import markdown
+
+CARD = "README.md"
+RECIPE = "chronomerge"
+"""The key of the weights' metadata that has the recipe, as JSON."""
+_COPIED = (
+    configurations.OPEN_CLIP, configurations.TRANSFORMERS, configurations.PREPROCESSOR, "processor_config.json",
+    "generation_config.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+def recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What `merge` is called with, as JSON: models by their names, or addresses on a hub, without their folders."""
+    made = {
+        "technique": _name(arguments["technique"]),
+        "settings": arguments.get("settings") or {},
+        "base": _name(arguments["base"]) if arguments.get("base") else None,
+        "experts": [_name(expert) for expert in arguments["experts"]],
+        "weights": arguments.get("weights"),
+        "part_weights": arguments.get("part_weights"),
+        "statistics": [_name(path) for path in arguments.get("statistics") or []],
+        "dtype": arguments.get("dtype"),
+        "seed": arguments.get("seed", 0),
+    }
+    return {key: value for key, value in made.items() if value or key in ("technique", "seed")}
+
+
+def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
+    """Merge models (arguments as of `tasks.merge.merge`, without ``out``) into a new folder that others load.
+
+    The weights are ``open_clip_model.safetensors`` or ``model.safetensors``, sharded where the base's are. Returns the
+    outcome, and what to tell of the other files. With ``dry_run`` nothing is written.
+
+    Raises:
+        UserError: as of `tasks.merge.merge`; or the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists; choose a new folder, so that no file of another model stays in it")
+    like = located(arguments.get("base") or arguments["experts"][0]).path
+    if arguments.get("dry_run"):
+        return merge(**arguments), []
+    source = like if like.is_dir() else like.parent
+    library = "open_clip" if (source / configurations.OPEN_CLIP).is_file() else "transformers"
+    weights = WEIGHTS[library]
+    sharded = like.name.endswith(INDEX) or (like.is_dir() and (like / f"{weights}{INDEX}").is_file())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.private_folder(folder.parent / f".{folder.name}.part") as part:
+        made = part / "model"
+        made.mkdir()
+        merged = merge(**arguments, out=made / (f"{weights}{INDEX}" if sharded else weights))
+        notes = [] if is_adapter(like) else _copy(source, made, arguments.get("dtype"))
+        if not any((made / name).is_file() for name in (configurations.OPEN_CLIP, configurations.TRANSFORMERS)):
+            notes.append(
+                f"no configuration: there is none beside {like}; the folder has the weights and the card alone"
+            )
+        (made / CARD).write_text(card(folder.name, library, arguments, merged.report.summary()))
+        if folder.exists():
+            folder.rmdir()  # an empty one
+        made.rename(folder)
+    return merged, notes
+
+
+def card(title: str, library: str, arguments: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """The text of a model card: front matter, the models and the command that merges them again."""
+    made = recipe(arguments)
+    named = [name for name in (made.get("base"), *made["experts"]) if name and hub.is_address(name)]
+    front: dict[str, Any] = {"library_name": library, "tags": ["merge", "model-merging", "chronomerge"]}
+    if named:
+        repositories = dict.fromkeys(hub.parse(name).repository for name in named)
+        front |= {"base_model": list(repositories), "base_model_relation": "merge"}
+    weights = made.get("weights") or [None] * len(made["experts"])
+    lines = [
+        f"# {markdown(title)}",
+        "",
+        f"Merged with the technique `{made['technique']}`.",
+        "",
+        "| model | role | weight |",
+    ]
+    lines += ["|---|---|---|"]
+    if base := made.get("base"):
+        lines.append(f"| {markdown(base)} | base | |")
+    for expert, weight in zip(made["experts"], weights, strict=True):
+        lines.append(f"| {markdown(expert)} | expert | {'' if weight is None else f'{weight:g}'} |")
+    lines += ["", "The recipe, which the weights' metadata has too:", "", "```yaml", _yaml(made).rstrip(), "```"]
+    if made.get("part_weights") is None and "parts" not in made.get("settings", {}):
+        lines += ["", "The command that merges them again:", "", "```", _command(made), "```"]
+    lines += ["", *[f"- {markdown(note)}" for note in notes]] if notes else []
+    return f"---\n{_yaml(front)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _name(model: Any) -> str:
+    text = str(getattr(model, "name", model)) if not isinstance(model, Path) else str(model)
+    return text if hub.is_address(text) else Path(text).name
+
+
+def _command(made: Mapping[str, Any]) -> str:
+    words = ["chronomerge", "merge", "--technique", made["technique"]]
+    words += ["--base", made["base"]] if made.get("base") else []
+    weights = made.get("weights") or [None] * len(made["experts"])
+    for expert, weight in zip(made["experts"], weights, strict=True):
+        words += ["--expert", expert if weight is None else f"{expert}:{weight!r}"]
+    for name in made.get("statistics", []):
+        words += ["--statistics", name]
+    for key, value in made.get("settings", {}).items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += ["--dtype", made["dtype"]] if made.get("dtype") else []
+    words += ["--seed", str(made["seed"])] if made["seed"] else []
+    return shlex.join([*words, "--out", "merged"])
+
+
+def _copy(source: Path, made: Path, dtype: str | None) -> list[str]:
+    """Copy configuration and tokenizer; returns what to tell."""
+    names = [name for name in _COPIED if (source / name).is_file()]
+    for name in names:
+        tokenizers.require_own(source, name)
+        (made / name).write_bytes((source / name).read_bytes())
+    config = made / configurations.TRANSFORMERS
+    if dtype in DTYPES and config.is_file():  # transformers loads in the dtype that the configuration names
+        try:
+            content = json.loads(config.read_text())
+            content |= {key: dtype for key in ("dtype", "torch_dtype") if key in content}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{source / config.name}: not a readable configuration ({error!r:.100})") from None
+        config.write_text(json.dumps(content, indent=1) + "\n")
+    words = tokenizers.copy(source, made)
+    return [f"of {source}: {', '.join([*names, *words])}"] if names or words else []
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    text = StringIO()
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.dump(dict(content), text)
+    return str(text.getvalue())

@@ -1,0 +1,120 @@
+"""``chronomerge merge --out FOLDER``: a folder that loads, with a card, and the recipe in the weights."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPTokenizer
+from typer.testing import CliRunner, Result
+
+from flows.cli.app import app
+from tasks.convert import convert, merge_into
+from tasks.errors import UserError
+from tests.convert.test_conversion import words
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three transformers folders with tokenizers: base, a and b."""
+    home = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        torch.manual_seed(seed)
+        CLIPModel(words()).save_pretrained(home / name)
+    convert(home / "base", "open_clip", home / "oc")
+    convert(home / "oc", "transformers", home / "words")
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (home / "base" / file).write_bytes((home / "words" / file).read_bytes())
+    return home
+
+
+def merged(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, ["merge", *map(str, args)], catch_exceptions=True)
+
+
+def test_the_folder_loads_in_transformers_and_has_card_recipe_and_tokenizer(folders: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    models = ("--base", folders / "base", "--expert", f"{folders / 'a'}:0.25", "--expert", f"{folders / 'b'}:0.75")
+    done = merged("--technique", "task_arithmetic", *models, "--set", "scale=0.5", "--out", out)
+    assert done.exit_code == 0, done.output
+    base, a, b = (load_file(folders / name / "model.safetensors") for name in ("base", "a", "b"))
+    found = CLIPModel.from_pretrained(out).state_dict()
+    for name, tensor in base.items():
+        expected = tensor + 0.5 * (0.25 * (a[name] - tensor) + 0.75 * (b[name] - tensor))
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+    assert CLIPTokenizer.from_pretrained(out)("a dog").input_ids[0] == 49406
+
+    card = ModelCard.load(out / "README.md")
+    assert {"merge", "chronomerge"} <= set(card.data.tags or [])
+    assert "| a | expert | 0.25 |" in card.text
+    assert str(tmp_path) not in card.content
+    assert str(folders) not in card.content
+    with safe_open(out / "model.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()["chronomerge"])
+    assert recipe == {
+        "technique": "task_arithmetic", "settings": {"scale": 0.5}, "base": "base", "experts": ["a", "b"],
+        "weights": [0.25, 0.75], "seed": 0,
+    }  # fmt: skip
+
+
+def test_the_command_on_the_card_merges_them_again(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders)
+    once, again = tmp_path / "once", tmp_path / "again"
+    arguments = ("-t", "ties", "-b", "base", "-e", "a", "-e", "b", "--set", "density=0.3", "--dtype", "bfloat16")
+    assert merged(*arguments, "-o", once).exit_code == 0
+    command = next(line for line in (once / "README.md").read_text().splitlines() if line.startswith("chronomerge "))
+    words = shlex.split(command)[2:]
+    words[-1] = str(again)
+    assert merged(*words).exit_code == 0
+    names = {path.name for path in once.iterdir()}
+    assert names == {path.name for path in again.iterdir()}
+    assert (once / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert json.loads((once / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_folder_of_an_open_clip_base_loads_in_open_clip(folders: Path, tmp_path: Path) -> None:
+    """Experts may be of the other library."""
+    done = merged("-t", "ties", "-b", folders / "oc", "-e", folders / "a", "-o", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}")
+    weights = load_file(tmp_path / "merged" / "open_clip_model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_base_that_is_a_file_alone_gives_weights_and_card_and_says_so(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors")
+    done = merged("-t", "linear", "-e", tmp_path / "x.safetensors", "-o", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    assert "no configuration" in done.output
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == {"model.safetensors", "README.md"}
+
+
+def test_a_file_has_the_recipe_too(folders: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    assert merged("-t", "linear", "-e", folders / "a", "-e", folders / "b", "-o", out).exit_code == 0
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["chronomerge"])["experts"] == ["a", "b"]
+
+
+def test_a_folder_with_files_and_a_failed_merge_leave_all_as_it_was(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists; choose a new folder"):
+        merge_into(tmp_path / "mine", technique="linear", experts=[folders / "a"])
+    save_file({"w": torch.ones(2)}, tmp_path / "strange.safetensors")
+    with pytest.raises(UserError):
+        merge_into(
+            tmp_path / "new", technique="linear", base=folders / "base", experts=[tmp_path / "strange.safetensors"]
+        )
+    with pytest.raises(UserError, match=r"give a \.safetensors file"):
+        raise merged("-t", "linear", "-e", folders / "a", "-o", tmp_path / "m.pt").exception or AssertionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "strange.safetensors"]
