@@ -87,7 +87,8 @@ def _told(state: State, rows: Sequence[Mapping[Any, Any]]) -> Told:
     manifest = public.manifest(state.manifest.as_dict())
     files = {path: entry.md5 for path, entry in state.manifest.contents.items()}
     return Told(
-        step=state.step, tag=state.tag, commit=state.commit, metrics=metrics, files=files, manifest=manifest
+        step=state.step, tag=state.tag, commit=state.commit, recorded_at=state.manifest.recorded.at, metrics=metrics,
+        files=files, manifest=manifest,
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ class Told(BaseModel):
     step: int
     tag: str
     commit: str
+    recorded_at: str
+    """As ISO 8601."""
     metrics: dict[str, float]
     """``A_KA``, or ``top1/SET``: those of the report's table, in its units."""
     files: dict[str, str]

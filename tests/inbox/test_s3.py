@@ -65,7 +65,7 @@ def test_data_and_experts_in_s3(project: Path, tmp_path: Path, bucket: Any, monk
         assert verdict.outcome == "would arrive", verdict.problems
     bucket.put_object(Key="e.safetensors", Body=b"short")
     (problem,) = arrive(project, Request("vendor", expert="s3://drops/e.safetensors"), dry_run=True).problems
-    assert problem.startswith("expert s3://drops/e.safetensors: not a readable safetensors file")
+    assert problem.startswith("expert s3://drops/e.safetensors: a text file, not a safetensors file")
     (problem,) = arrive(project, Request("new", ("s3://drops/none",)), dry_run=True).problems
     assert problem == "s3://drops/none: nothing is stored there"
     for key in ("../../x.png", "a//b.png", "/etc/x.png"):

@@ -152,7 +152,7 @@ def test_pipes_sockets_and_folders_are_named_and_do_not_hang(tmp_path: Path, mon
         with pytest.raises(UserError, match=r"socket\.safetensors: (not a regular file|cannot be read)"):
             merge("linear", [Path("socket.safetensors")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: a folder without model\.safetensors, open_clip_model\.saf"):
+    with pytest.raises(UserError, match=r"empty: a folder without open_clip_model\.safetensors, model\.saf"):
         merge("linear", [Path("empty")])
 
 

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tasks.report import figures, page, report
+from tasks.report.classes import Classes
 from tasks.report.figures import NAMES
 from tasks.report.provenance import Command, Provenance
 from tasks.report.report import Written
@@ -191,7 +192,7 @@ def test_a_report_takes_the_place_of_another(tmp_path: Path) -> None:
 def test_a_page_names_what_it_lacks_and_lets_no_name_out_of_its_place() -> None:
     table = synthetic.table(("</script><b>",), 1, 2, ("ema+ema",), with_references=False)
     missing = (Missing("demo", "the experts of state 1 are not here", "chronomerge restore 1"),)
-    html = page.build(table, figures.draw(table, Vectors()), missing, MADE)
+    html = page.build(table, figures.draw(table, Vectors()), missing, MADE, Classes())
     assert "<code>chronomerge restore 1</code>" in html
     assert "</script><b>" not in html
     assert html.count("</script>") == html.count("<script")

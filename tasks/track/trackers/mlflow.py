@@ -47,4 +47,4 @@ class MLflow(Tracker):
 def _milliseconds(state: Told) -> int:
     from datetime import datetime
 
-    return int(datetime.fromisoformat(state.manifest["recorded"]["at"]).timestamp() * 1000)
+    return int(datetime.fromisoformat(state.recorded_at).timestamp() * 1000)
