@@ -172,7 +172,7 @@ EVIL = """[core]
 
 def test_a_states_own_dvc_config_is_replaced(s3: Remote, tmp_path: Path, mark: Path) -> None:
     """A fetch under the state's own options would read ``aws`` and run its ``credential_process``."""
-    remote = Remote("there", s3.url, s3.options)
+    remote = Remote("there", f"{s3.url}-foreign", s3.options)  # its timeline x is in other tests too
     folder = made_up.project(tmp_path / "mine", remote)
     with Dvc(folder) as dvc:
         made_up.record(folder, remote, dvc)
