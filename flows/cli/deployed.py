@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import options
-from flows.cli.options import AsJson, Library, Name, Timeline
+from flows.cli.options import AsJson, Library, ModelDtype, ModelFormat, Name, Timeline
 from flows.cli.terminal import errors, out, print_json
 from tasks.errors import UserError
 
@@ -64,8 +64,8 @@ def fetch(
     pointer: Annotated[
         str | None, typer.Option(metavar="NAME", help="The state that another pointer is at, such as champion.")
     ] = None,
-    library: Annotated[Library, typer.Option("--format", help="The library that is to load it.")] = Library.open_clip,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [the state's].")] = None,
+    library: ModelFormat = Library.open_clip,
+    dtype: ModelDtype = None,
     as_json: AsJson = False,
     timeline: Timeline = None,
 ) -> None:

@@ -44,6 +44,10 @@ class Library(StrEnum):
     transformers = "transformers"
 
 
+ModelFormat = Annotated[Library, typer.Option("--format", help="The library that is to load it.")]
+ModelDtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 [the state's].")]
+
+
 def project() -> Path:
     """The project around the current folder; its ``.chronomerge`` is its owner's alone from here on.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import options
-from flows.cli.options import AsJson, Library, Timeline
+from flows.cli.options import AsJson, Library, ModelDtype, ModelFormat, Timeline
 from flows.cli.terminal import errors, out, print_json
 from tasks.errors import UserError
 
@@ -21,8 +21,8 @@ def publish(
     pointer: Annotated[
         str | None, typer.Option(metavar="NAME", help="The state that a pointer is at, such as champion.")
     ] = None,
-    library: Annotated[Library, typer.Option("--format", help="The library that is to load it.")] = Library.open_clip,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 [the state's].")] = None,
+    library: ModelFormat = Library.open_clip,
+    dtype: ModelDtype = None,
     as_json: AsJson = False,
     timeline: Timeline = None,
 ) -> None:

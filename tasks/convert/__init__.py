@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.convert.conversion import DTYPES, LIBRARIES, Converted, Library, convert
+from tasks.convert.conversion import LIBRARIES, Converted, Library, convert
 from tasks.convert.merged import RECIPE, merge_into, recipe
 
-__all__ = ["DTYPES", "LIBRARIES", "RECIPE", "Converted", "Library", "convert", "merge_into", "recipe"]
+__all__ = ["LIBRARIES", "RECIPE", "Converted", "Library", "convert", "merge_into", "recipe"]

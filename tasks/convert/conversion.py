@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tasks.errors import UserError
 from tasks.merge.layout import require_model
-from tasks.model import configurations, dialects, tokenizers
+from tasks.model import configurations, dialects, dtypes, tokenizers
 from tasks.model.adapters import is_adapter
 from tasks.model.dtypes import FLOATS
 from tasks.model.fitting import fitted
@@ -19,7 +19,7 @@ from tasks.model.inputs import open_model
 from tasks.model.origins import located
 from tasks.model.sources import TensorEntry, TensorSource
 from tasks.model.translated import from_open_clip, plainly_named, to_open_clip
-from tasks.model.writing import write
+from tasks.model.writing import place, require_new, write
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
@@ -27,7 +27,6 @@ Library = Literal["open_clip", "transformers"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 WEIGHTS: Mapping[str, str] = {"open_clip": "open_clip_model.safetensors", "transformers": "model.safetensors"}
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
 @dataclass
@@ -64,10 +63,8 @@ def convert(
         UserError: an input is unreadable, no configuration is known, the architecture has no like in the other
             library, or ``out`` exists.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists; choose a new folder, so that no file of another model stays in it")
+    written = dtypes.named(dtype)
+    require_new(out)
     with ExitStack() as stack:
         found = located(model, progress=progress)
         found_base = located(base, progress=progress) if base else None
@@ -81,16 +78,13 @@ def convert(
         config = _configuration(places, model)
         named = _in(to, source)
         _require_all(named, config, to, str(model))
-        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic.private_folder(out.parent / f".{out.name}.part") as part:
             made = part / "model"
             made.mkdir()
-            entries = {n: _cast(e, DTYPES[dtype] if dtype else None) for n, e in named.entries.items()}
+            entries = {n: _cast(e, written) for n, e in named.entries.items()}
             write(named, entries, made / WEIGHTS[to], progress)
             notes = [*notes, *_write_rest(to, config, made, places)]
-            if out.exists():
-                out.rmdir()  # an empty one
-            made.rename(out)
+            place(made, out)
     return Converted(out, len(entries), sum(e.bytes for e in entries.values()), notes)
 
 

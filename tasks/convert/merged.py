@@ -11,16 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.compat import StringIO
-
-from tasks.convert.conversion import DTYPES, WEIGHTS
+from tasks import yaml
+from tasks.convert.conversion import WEIGHTS
 from tasks.errors import UserError
 from tasks.merge import Merged, merge
 from tasks.model import configurations, tokenizers
 from tasks.model.adapters import is_adapter
 from tasks.model.origins import located
 from tasks.model.sinks import INDEX
+from tasks.model.writing import place, require_new
 from tasks.storage import atomic, hub
 from tasks.text import markdown
 
@@ -58,8 +57,7 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
     Raises:
         UserError: as of `tasks.merge.merge`; or the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists; choose a new folder, so that no file of another model stays in it")
+    require_new(folder)
     like = located(arguments.get("base") or arguments["experts"][0]).path
     if arguments.get("dry_run"):
         return merge(**arguments), []
@@ -67,7 +65,6 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
     library = "open_clip" if (source / configurations.OPEN_CLIP).is_file() else "transformers"
     weights = WEIGHTS[library]
     sharded = like.name.endswith(INDEX) or (like.is_dir() and (like / f"{weights}{INDEX}").is_file())
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic.private_folder(folder.parent / f".{folder.name}.part") as part:
         made = part / "model"
         made.mkdir()
@@ -78,9 +75,7 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
                 f"no configuration: there is none beside {like}; the folder has the weights and the card alone"
             )
         (made / CARD).write_text(card(folder.name, library, arguments, merged.report.summary()))
-        if folder.exists():
-            folder.rmdir()  # an empty one
-        made.rename(folder)
+        place(made, folder)
     return merged, notes
 
 
@@ -105,15 +100,15 @@ def card(title: str, library: str, arguments: Mapping[str, Any], notes: Sequence
         lines.append(f"| {markdown(base)} | base | |")
     for expert, weight in zip(made["experts"], weights, strict=True):
         lines.append(f"| {markdown(expert)} | expert | {'' if weight is None else f'{weight:g}'} |")
-    lines += ["", "The recipe, which the weights' metadata has too:", "", "```yaml", _yaml(made).rstrip(), "```"]
+    lines += ["", "The recipe, which the weights' metadata has too:", "", "```yaml", yaml.dump(made).rstrip(), "```"]
     if made.get("part_weights") is None and "parts" not in made.get("settings", {}):
         lines += ["", "The command that merges them again:", "", "```", _command(made), "```"]
     lines += ["", *[f"- {markdown(note)}" for note in notes]] if notes else []
-    return f"---\n{_yaml(front)}---\n\n" + "\n".join(lines) + "\n"
+    return f"---\n{yaml.dump(front)}---\n\n" + "\n".join(lines) + "\n"
 
 
 def _name(model: Any) -> str:
-    text = str(getattr(model, "name", model)) if not isinstance(model, Path) else str(model)
+    text = str(model)
     return text if hub.is_address(text) else Path(text).name
 
 
@@ -139,7 +134,7 @@ def _copy(source: Path, made: Path, dtype: str | None) -> list[str]:
         tokenizers.require_own(source, name)
         (made / name).write_bytes((source / name).read_bytes())
     config = made / configurations.TRANSFORMERS
-    if dtype in DTYPES and config.is_file():  # transformers loads in the dtype that the configuration names
+    if dtype and config.is_file():  # transformers loads in the dtype that the configuration names
         try:
             content = json.loads(config.read_text())
             content |= {key: dtype for key in ("dtype", "torch_dtype") if key in content}
@@ -148,11 +143,3 @@ def _copy(source: Path, made: Path, dtype: str | None) -> list[str]:
         config.write_text(json.dumps(content, indent=1) + "\n")
     words = tokenizers.copy(source, made)
     return [f"of {source}: {', '.join([*names, *words])}"] if names or words else []
-
-
-def _yaml(content: Mapping[str, Any]) -> str:
-    text = StringIO()
-    writer = YAML()
-    writer.default_flow_style = False
-    writer.dump(dict(content), text)
-    return str(text.getvalue())

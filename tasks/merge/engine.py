@@ -31,6 +31,7 @@ from tasks.merge.statistics import Moments, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
 from tasks.merge.threads import Workers
+from tasks.model import dtypes
 from tasks.model.dtypes import as_given
 from tasks.model.fitting import OnMismatch
 from tasks.model.inputs import open_model
@@ -43,7 +44,6 @@ Model = Path | str | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
 
 _WINDOW = 1 << 24
-_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def merge(
         def attempt(copied: Mapping[str, str]) -> Merged:
             rules = Rules(
                 chosen.grouping,
-                dtype=_dtype(dtype),
+                dtype=dtypes.named(dtype),
                 keep_missing=on_missing == "keep",
                 keep_mismatched=on_mismatch == "base",
                 reference="the base" if base_source else "expert 1",
@@ -315,12 +315,6 @@ def _part_weights(
             f"{technique.name}: weights are given both by {min(own)} of a part and with the models; keep one"
         )
     return {pattern: _weights(technique, count, weights) for pattern, weights in given.items()}
-
-
-def _dtype(name: str | None) -> str | None:
-    if name is not None and name not in _DTYPES:
-        raise UserError(f"unknown dtype {name!r}; there are {', '.join(_DTYPES)}")
-    return None if name is None else _DTYPES[name]
 
 
 def _cut(plan: MergeLayout, together: bool) -> Iterator[list[Tensor]]:

@@ -19,6 +19,9 @@ BITS = {
 FLOATS = ("F32", "F16", "BF16", "F64")
 """What is merged: in float64 where an input is float64, otherwise in float32."""
 
+NAMED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+"""What people call the dtypes that a model can be written in."""
+
 INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 """What counts, indexes or masks, and is copied."""
 
@@ -31,6 +34,17 @@ _OF_TORCH = {
     "torch.float8_e8m0fnu": "F8_E8M0", "torch.float8_e4m3fnuz": "F8_E4M3FNUZ", "torch.float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
 """Torch's dtypes that NumPy has not: their bits are handed over as unsigned integers."""
+
+
+def named(name: str | None) -> str | None:
+    """The dtype that people call ``name``; None for None.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is not None and name not in NAMED:
+        raise UserError(f"unknown dtype {name!r}; there are {', '.join(NAMED)}")
+    return None if name is None else NAMED[name]
 
 
 def stored_as(dtype: str) -> str:

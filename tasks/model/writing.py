@@ -42,6 +42,23 @@ def write(source: TensorSource, entries: Mapping[str, TensorEntry], path: Path, 
         sink.abandon()  # what is unfinished, and the private folders
 
 
+def require_new(folder: Path) -> None:
+    """Refuse a folder for a model that has anything in it.
+
+    Raises:
+        UserError: it has, or is no folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists; choose a new folder, so that no file of another model stays in it")
+
+
+def place(made: Path, folder: Path) -> None:
+    """Give a finished folder its name, as `require_new` allowed it."""
+    if folder.exists():
+        folder.rmdir()  # an empty one
+    made.rename(folder)
+
+
 def _recoded(raw: NDArray[np.uint8], dtype: str, wanted: str, name: str) -> NDArray[Any]:
     if dtype == wanted:
         return raw

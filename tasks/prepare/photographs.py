@@ -171,6 +171,18 @@ class Photographs(Source):
         """
         return files
 
+    def at_most(self, project: Path) -> int | None:
+        path = project / self.path
+        if not path.exists():  # it comes out of the store
+            return None
+        counts = [self.at_most_in(file) for file in self._regular(path, self.find(path).files, refuse)]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def at_most_in(self, file: Path) -> int | None:  # noqa: ARG002 - of a kind that counts its files otherwise
+        """The largest number of samples in one file, where a look at it tells; else None."""
+        return None
+
     def _regular(self, path: Path, files: list[Path], complain: Complain) -> list[Path]:
         """Those of some files that are regular files of readable names; the rest is complained of."""
         regular = []

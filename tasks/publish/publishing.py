@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.model.writing import place, require_new
 from tasks.progress import Progress, silent
 from tasks.publish import card, picture, public, recipe
 from tasks.record import Form, State, gather_model, lineage_of, open_source
@@ -49,15 +50,11 @@ def publish(state: State, to: str, form: Form, progress: Progress = silent) -> P
     if address is None:
         folder = Path(to).resolve()
         outside(state.project, folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: exists; choose a new folder, so that no file of another model stays in it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        require_new(folder)
         with atomic.private_folder(folder.parent / f".{folder.name}.part") as part:
             made, notes = _made(state, part, folder.name, None, form, progress)
             count, size = _extent(made)
-            if folder.exists():
-                folder.rmdir()  # an empty one
-            made.rename(folder)
+            place(made, folder)
         return Published(state, str(folder), count, size, None, notes)
     from tasks.publish import upload
 

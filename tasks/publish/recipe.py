@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from tasks import layout
+from tasks import layout, yaml
 from tasks.publish import public
 from tasks.record import State, start_of
 
@@ -19,9 +16,9 @@ FOLDER = "recipe"
 def write(state: State, into: Path) -> None:
     """Write ``params.yaml``, ``manifest.json`` and ``merge.yaml`` into a new folder."""
     into.mkdir()
-    (into / "params.yaml").write_text(_yaml(public.params(state.params)))
+    (into / "params.yaml").write_text(yaml.dump(public.params(state.params)))
     (into / "manifest.json").write_text(json.dumps(public.manifest(state.manifest.as_dict()), indent=1) + "\n")
-    (into / "merge.yaml").write_text(_yaml(last_merge(state)))
+    (into / "merge.yaml").write_text(yaml.dump(last_merge(state)))
 
 
 def last_merge(state: State) -> dict[str, Any]:
@@ -54,12 +51,3 @@ def last_merge(state: State) -> dict[str, Any]:
 def _model(state: State, path: str) -> dict[str, Any]:
     entry = state.entries.get(path) or state.entries.get(path.rpartition("/")[0])
     return {"model": f"{state.tag}:{path}", **({"md5": entry.md5} if entry else {})}
-
-
-def _yaml(content: Any) -> str:
-    text = io.StringIO()
-    writer = YAML()
-    writer.default_flow_style = False
-    writer.width = 120
-    writer.dump(content, text)
-    return text.getvalue()

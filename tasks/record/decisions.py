@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.errors import UserError
 from tasks.record import heads
 from tasks.storage.git import git, identity, show
+
+_Row = TypeVar("_Row")
 
 _FILE = "decisions.json"
 
@@ -68,17 +70,7 @@ def read(project: Path, commit: str | None) -> list[Decision]:
     Raises:
         UserError: they are damaged.
     """
-    if commit is None:
-        return []
-    if _FILE not in git(project, "ls-tree", "--name-only", commit).splitlines():
-        return []  # pointers were moved by hand, and nothing else was decided
-    try:
-        return _DECISIONS.validate_json(show(project, commit, _FILE), strict=True)
-    except ValidationError as error:
-        reason = str(error.errors()[0]["msg"])
-        raise UserError(
-            f"{_FILE} of {commit[:10]} is damaged ({reason}); `git log refs/decisions/TIMELINE` shows earlier ones"
-        ) from None
+    return read_rows(project, commit, _FILE, _DECISIONS)
 
 
 def latest(project: Path, commit: str | None) -> Mapping[str, Decision]:
@@ -96,6 +88,23 @@ def add(project: Path, before: str | None, decision: Decision) -> str:
     rows = [asdict(one) for one in (*read(project, before), decision)]
     subject = f"{'promote' if decision.promoted else 'hold'} {decision.state}"
     return commit(project, before, _FILE, rows, subject, decision.reason)
+
+
+def read_rows(project: Path, commit: str | None, file: str, kind: TypeAdapter[list[_Row]]) -> list[_Row]:
+    """What ``file`` holds at a commit of the decisions; nothing where there is no such commit, or no such file in it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if commit is None or file not in git(project, "ls-tree", "--name-only", commit).splitlines():
+        return []
+    try:
+        return kind.validate_json(show(project, commit, file), strict=True)
+    except ValidationError as error:
+        reason = str(error.errors()[0]["msg"])
+        raise UserError(
+            f"{file} of {commit[:10]} is damaged ({reason}); `git log refs/decisions/TIMELINE` shows earlier ones"
+        ) from None
 
 
 def commit(

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks import layout
-from tasks.convert import DTYPES, LIBRARIES, Library, convert
+from tasks.convert import LIBRARIES, Library, convert
 from tasks.errors import UserError
-from tasks.model import tokenizers
+from tasks.model import dtypes, tokenizers
 from tasks.params import load
 from tasks.progress import Progress, silent
 from tasks.record import pointers, restoration, retention, sharing, stores, timelines
@@ -55,8 +55,7 @@ class Form:
     def __post_init__(self) -> None:
         if self.library not in LIBRARIES:
             raise UserError(f"unknown format {self.library!r}; there are {', '.join(LIBRARIES)}")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPES)}")
+        dtypes.named(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from tasks.errors import UserError
 from tasks.params import POINTER
 from tasks.record import decisions, heads, timelines
 from tasks.record.state import State
-from tasks.storage.git import git, show
 
 FILE = "pointers.json"
 
@@ -64,15 +63,7 @@ def read(project: Path, commit: str | None) -> list[PointerMove]:
     Raises:
         UserError: they are damaged.
     """
-    if commit is None or FILE not in git(project, "ls-tree", "--name-only", commit).splitlines():
-        return []
-    try:
-        return _MOVES.validate_json(show(project, commit, FILE), strict=True)
-    except ValidationError as error:
-        reason = str(error.errors()[0]["msg"])
-        raise UserError(
-            f"{FILE} of {commit[:10]} is damaged ({reason}); `git log refs/decisions/TIMELINE` shows earlier ones"
-        ) from None
+    return decisions.read_rows(project, commit, FILE, _MOVES)
 
 
 def add(project: Path, before: str | None, move: PointerMove) -> str:

@@ -204,15 +204,7 @@ def metrics_of(text: str, state: str) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON, or a number is missing or something else.
     """
-    try:
-        _METRICS.validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{state}: metrics.json is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
-        ) from None
-    return dict(json.loads(text))
+    return _checked(_METRICS, text, state, "metrics.json")
 
 
 class _HeadMetrics(TypedDict):
@@ -233,12 +225,16 @@ def heads_of(text: str, state: str) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON, or a number is missing or something else.
     """
+    return _checked(_HEADS, text, state, layout.HEADS_METRICS)
+
+
+def _checked(kind: TypeAdapter[Any], text: str, state: str, file: str) -> dict[str, Any]:
     try:
-        _HEADS.validate_json(text, strict=True)
+        kind.validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{state}: {layout.HEADS_METRICS} is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
+            f"{state}: {file} is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
         ) from None
     return dict(json.loads(text))

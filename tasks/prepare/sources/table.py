@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from tasks.errors import UserError
 from tasks.prepare import files, hugging, listing, tables
 from tasks.prepare.photographs import Photographs, Row, Rows, Selection, other_parts, part_of_files
-from tasks.prepare.source import Context, Outside, refuse
+from tasks.prepare.source import Context, Outside
 from tasks.prepare.splits import parts_among
 from tasks.prepare.tables import FORMATS, Table
 
@@ -55,14 +55,8 @@ class TableSource(Photographs):
         chosen = part_of_files(sorted(files), self)
         return Selection(chosen.files, chosen.given, tuple(left), chosen.notes)
 
-    def at_most(self, project: Path) -> int | None:
-        path = project / self.path
-        if not path.exists():  # it comes out of the store
-            return None
-        what = f"table: {self.path}"
-        counts = [tables.at_most(file, what) for file in self._regular(path, self.find(path).files, refuse)]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+    def at_most_in(self, file: Path) -> int | None:
+        return tables.at_most(file, f"table: {self.path}")
 
     def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:
         outside.cache.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from tasks.errors import UserError
 from tasks.prepare import files, listing, tables, tars
 from tasks.prepare.photographs import Photographs, Row, Rows, Selection, part_of_files
-from tasks.prepare.source import Context, Outside, refuse
+from tasks.prepare.source import Context, Outside
 from tasks.prepare.tars import TarMember, TarSample
 from tasks.text import shortened
 
@@ -48,14 +48,8 @@ class WebDataset(Photographs):
         left = [file for file in there if file not in set(files) and file.name not in CLASS_FILES]
         return Selection(chosen.files, chosen.given, tuple(left), chosen.notes)
 
-    def at_most(self, project: Path) -> int | None:
-        path = project / self.path
-        if not path.exists():  # it comes out of the store
-            return None
-        what = f"webdataset: {self.path}"
-        counts = [tars.at_most(file, what) for file in self._regular(path, self.find(path).files, refuse)]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+    def at_most_in(self, file: Path) -> int | None:
+        return tars.at_most(file, f"webdataset: {self.path}")
 
     def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
         listed = [home / name for name in CLASS_FILES if (home / name).is_file()]
