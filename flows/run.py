@@ -171,8 +171,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     Raises:
         UserError: they do not.
     """
-    from tasks import evaluate, merge, prepare, track, train
-    from tasks.measure import node as measure
+    from tasks import evaluate, measure, merge, prepare, track, train
     from tasks.model import models
 
     if base:

@@ -188,8 +188,7 @@ def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
     Raises:
         UserError: an unknown technique or setting, or no cell can run.
     """
-    from tasks import merge
-    from tasks.measure import node as measure
+    from tasks import measure, merge
 
     fit, left_out = [], {}
     for one in planned:

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tasks.measure.clip import measure_clip
     from tasks.measure.measurement import Measurement, measure
+    from tasks.measure.needs import check
     from tasks.measure.own import measure_own
 
 _HOMES = {
+    "check": "tasks.measure.needs",
     "Measurement": "tasks.measure.measurement",
     "measure": "tasks.measure.measurement",
     "measure_clip": "tasks.measure.clip",
     "measure_own": "tasks.measure.own",
 }
-__all__ = ["Measurement", "measure", "measure_clip", "measure_own"]
+__all__ = ["Measurement", "check", "measure", "measure_clip", "measure_own"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks import randomness
 from tasks.errors import UserError
-from tasks.measure.measurement import Measurement
-from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool, prompts_of
-from tasks.merge import create
+from tasks.measure.needs import needed, no_data
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Dataset
 from tasks.params import Params
 from tasks.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from tasks.measure.measurement import Measurement
 
 MODEL = Path("data/history/model")
 ARRIVAL = Path("data/step/arrival")
@@ -53,36 +54,11 @@ def measure(project: Path, params: Params, progress: Progress = silent) -> None:
     _note(target, {"measured": {**done.facts.as_json(), "kinds": list(kinds), "without_gram": list(done.left_out)}})
 
 
-def needed(params: Params) -> tuple[str, ...]:
-    """The statistics that a timeline's technique needs; none where no models are merged."""
-    if params.time.deploy == "ft" and not params.time.uses_ema:
-        return ()
-    return create(params.time.technique.name, params.time.technique.settings).statistics
-
-
-def check(params: Params) -> None:
-    """Refuse, before any work, experts that arrive as files without data where the technique needs some.
-
-    Raises:
-        UserError: names the arrival, and the way out.
-    """
-    if needed(params):
-        for arrival in params.stream:
-            if arrival.expert is not None and not arrival.measure:
-                raise UserError(no_data(arrival.name, params.time.technique.name))
-
-
-def no_data(arrival: str, technique: str) -> str:
-    """What is said of an expert that arrives as a file without data."""
-    return (
-        f"arrival {arrival!r} is an expert without data, and {technique} needs data that is like its own; name some "
-        f"under measure: (stream: {{name: {arrival}, expert: …, measure: [SOURCE]}})"
-    )
-
-
 def _measured(
     project: Path, params: Params, data: Dataset, kinds: tuple[str, ...], name: str, out: Path, progress: Progress
 ) -> Measurement:
+    from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool, prompts_of
+
     models.configure(params.threads)
     seed = randomness.derive(params.seed, params.step or 0, "measure") % 2**63
     rows = drawn_rows(len(data), SAMPLES, seed)

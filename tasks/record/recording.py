@@ -191,6 +191,9 @@ def _judge(
     Without a gate there is nothing that it could hold against.
     """
     params = worktree.params
+    required = params.gate.require if params.gate else []
+    if not required and not params.pointers:
+        return gate.judge([], {}, None), {}
     metrics = json.loads((worktree.folder / "metrics.json").read_text())
     if layout.HEADS in outputs:
         metrics["heads"] = json.loads((worktree.folder / layout.HEADS_METRICS).read_text())
@@ -208,7 +211,7 @@ def _judge(
     decided = heads.local(project, params.timeline).decisions
     promoted = timelines.promoted_state(project, params.timeline, decided)
     pointed = pointers.all_of(project, params.timeline) if params.pointers else {}
-    return judge(params.gate.require if params.gate else [], promoted), {
+    return judge(required, promoted), {
         name: judge(one.require, pointed.get(name)) for name, one in params.pointers.items()
     }
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from tasks import environment, layout, progress
 from tasks.params import Named, Params
-from tasks.publish import public
 from tasks.record import State
 from tasks.storage import atomic
 from tasks.track.tracker import Told, of
@@ -56,6 +55,7 @@ def tell(project: Path, params: Params) -> int:
 def _tell(project: Path, timeline: str, one: Named) -> str:
     if not of(one).installed():
         return ""  # which `check` has said
+    from tasks.publish import public  # only a run with trackers pays for it
     from tasks.report import plain, records, tidy  # and pandas
 
     note = layout.private(project) / "track" / f"{one.name}-{timeline}.json"
@@ -79,6 +79,8 @@ def _tell(project: Path, timeline: str, one: Named) -> str:
 
 
 def _told(state: State, rows: Sequence[Mapping[Any, Any]]) -> Told:
+    from tasks.publish import public  # only a run with trackers pays for it
+
     metrics = {
         f"{row['metric']}/{row['dataset']}".rstrip("/").replace(":", "."): float(row["value"])
         for row in rows

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import UserError
-from tasks.measure.node import check, measure
+from tasks.measure import check
+from tasks.measure.node import measure
 from tasks.merge import merge
 from tasks.merge.combined import combine
 from tasks.merge.node import deploy
