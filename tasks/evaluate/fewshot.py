@@ -18,7 +18,7 @@ from tasks.errors import UserError
 from tasks.evaluate import head as heads
 from tasks.evaluate import headfile, headstate, zeroshot
 from tasks.evaluate import support as supports
-from tasks.evaluate.head import ALL, Classifier, Head, Linear, Space, SupportHead, Text
+from tasks.evaluate.head import ALL, Classifier, Head, LinearClassifier, Space, SupportHead, Text
 from tasks.evaluate.headstate import HeadState, Spec
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import DIGITS
@@ -183,7 +183,7 @@ class _Run:
                 continue
             data, its = features[one.name]
             text = self._text(one, data)
-            classifier = Linear(text.double(), torch.zeros(len(text), dtype=torch.float64))
+            classifier = LinearClassifier(text.double(), torch.zeros(len(text), dtype=torch.float64))
             top1[one.name] = _top1(classifier, its, data.labels, np.arange(len(text)))
 
     def _text(self, one: EvaluationSet, data: Dataset) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Classifier(ABC):
 
 
 @dataclass(frozen=True)
-class Linear(Classifier):
+class LinearClassifier(Classifier):
     """Logits f·wᵀ + b."""
 
     weight: torch.Tensor

@@ -17,7 +17,7 @@ from tasks import layout
 from tasks.storage import atomic, locks
 
 
-class Note(BaseModel):
+class DropNote(BaseModel):
     """What became of one drop."""
 
     model_config = ConfigDict(frozen=True)
@@ -41,15 +41,15 @@ def one_at_a_time(project: Path) -> AbstractContextManager[None]:
     return locks.exclusive(_home(project) / "lock")
 
 
-def read(project: Path, place: str, drop: str) -> Note | None:
+def read(project: Path, place: str, drop: str) -> DropNote | None:
     """The note on a drop; None where there is none that can be read."""
     try:
-        return Note.model_validate_json(_path(project, place, drop).read_bytes())
+        return DropNote.model_validate_json(_path(project, place, drop).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
 
-def write(project: Path, note: Note) -> None:
+def write(project: Path, note: DropNote) -> None:
     """Write a note, whole or not at all."""
     atomic.write(_path(project, note.place, note.drop), note.model_dump_json(indent=1) + "\n")
 

@@ -23,7 +23,7 @@ from tasks import arrive as arriving
 from tasks.arrive import CHECKPOINTS, ChangedError, Memo, Request, UnreachableError, Verdict
 from tasks.errors import ReadableError, UserError
 from tasks.inbox import notes, places
-from tasks.inbox.notes import Note
+from tasks.inbox.notes import DropNote
 from tasks.inbox.places import MANIFEST, MARKERS, Inbox
 from tasks.params import Limits, load
 from tasks.progress import Progress, silent
@@ -149,7 +149,7 @@ class _Look:
             else:
                 self.found.known.append(Drop(name, f"was refused, and is the same since; see {note.report}"))
 
-    def _seen_again(self, note: Note, signature: str) -> Note | None:
+    def _seen_again(self, note: DropNote, signature: str) -> DropNote | None:
         """The note on a drop that looks different; None where that is to be looked into."""
         changed = self.place.content(note.drop) != note.content
         if changed and note.outcome == "refused":
@@ -187,7 +187,7 @@ class _Look:
         else:
             self.found.taken.append(Drop(name, f"taken as {arrival!r}, step {verdict.step}", verdict))
         if not self.dry_run:
-            notes.write(self.project, Note(
+            notes.write(self.project, DropNote(
                 place=self.place.where, drop=name, signature=signature, content=content,
                 outcome="refused" if verdict.refused else "taken", arrival=arrival, report=verdict.report,
             ))  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.measure.measurement import WIDEST, Measurement
-from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool, prompts_of
+from tasks.measure.pool import SAMPLES, MeasurePool, drawn_rows, measure_pool, prompts_of
 from tasks.model import configurations, models
 from tasks.model.dtypes import as_given, stored_as
 from tasks.model.inputs import open_model
@@ -96,7 +96,7 @@ def _pool(
     preprocess: models.Preprocess,
     scratch: Path,
     progress: Progress,
-) -> Pool:
+) -> MeasurePool:
     outside = Outside(Path(), scratch, seed, progress)
     squash = preprocess.resize_mode == "squash"
     context = Context(seed, preprocess.image_size, preprocess.interpolation, squash, scratch=scratch)
@@ -116,7 +116,7 @@ def _pool(
         prompts = prompts_of(classes, readings[0].prompt) if labelled and readings else []
     if not images:
         raise UserError(f"measure: {_told(data)} selects no samples")
-    return Pool(data[0] if len(data) == 1 else list(data), np.stack(images), captions, prompts)
+    return MeasurePool(data[0] if len(data) == 1 else list(data), np.stack(images), captions, prompts)
 
 
 def _told(data: Any) -> str:

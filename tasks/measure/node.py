@@ -57,14 +57,14 @@ def measure(project: Path, params: Params, progress: Progress = silent) -> None:
 def _measured(
     project: Path, params: Params, data: Dataset, kinds: tuple[str, ...], name: str, out: Path, progress: Progress
 ) -> Measurement:
-    from tasks.measure.pool import SAMPLES, Pool, drawn_rows, measure_pool, prompts_of
+    from tasks.measure.pool import SAMPLES, MeasurePool, drawn_rows, measure_pool, prompts_of
 
     models.configure(params.threads)
     seed = randomness.derive(params.seed, params.step or 0, "measure") % 2**63
     rows = drawn_rows(len(data), SAMPLES, seed)
     labelled = bool((np.asarray(data.labels) >= 0).all())
     prompts = prompts_of(data.card.classes, data.card.prompt) if labelled else []
-    pool = Pool(name, np.asarray(data.images[rows]), [data.captions[row] for row in rows], prompts)
+    pool = MeasurePool(name, np.asarray(data.images[rows]), [data.captions[row] for row in rows], prompts)
     model = models.build(project / MODEL)
     models.load_weights(model, checkpoints.load(project / EXPERT), project / EXPERT)
     model.to(models.device())

@@ -30,7 +30,7 @@ _FORWARD = 64
 
 
 @dataclass(frozen=True)
-class Pool:
+class MeasurePool:
     """Samples to measure on."""
 
     name: Any
@@ -61,7 +61,7 @@ def prompts_of(classes: Sequence[str], template: str) -> list[str]:
 
 def measure_pool(
     model: Clip,
-    pool: Pool,
+    pool: MeasurePool,
     preprocess: Preprocess,
     tokenize: Tokenizer,
     out: Path,

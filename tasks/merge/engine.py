@@ -27,7 +27,7 @@ from tasks.merge.output import copy_kept, needs_all_at_once, write_merged
 from tasks.merge.parts import resolve
 from tasks.merge.report import Report, report_of
 from tasks.merge.sequential import Accumulator, accumulate, state_entries
-from tasks.merge.statistics import Moments, shares
+from tasks.merge.statistics import RunningStatistics, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
 from tasks.merge.threads import Workers
@@ -171,7 +171,7 @@ def merge(
                             part_weights=parts.weights,
                         )
                         write_merged(window, chosen, chosen.plan(window), sink, slice_entries, tick)
-                moments = Moments()
+                moments = RunningStatistics()
                 for source, share in zip(sources, shares(used), strict=True):
                     moments.add(plan.statistics, source, share)
                 moments.write(plan.entries, sink)

@@ -28,7 +28,7 @@ _NEAR = 6
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartSettings:
     """What differs between tensors, by their names: a tensor that is not there has the settings of all."""
 
     techniques: Mapping[str, Technique] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Parts:
 
 def resolve(
     technique: Technique, plan: MergeLayout, count: int, weights: Mapping[str, Sequence[float]]
-) -> tuple[MergeLayout, Parts]:
+) -> tuple[MergeLayout, PartSettings]:
     """Settle the parts of a technique and of the models' weights (pattern → one a model) on a model's tensors.
 
     Tensors whose statistics are taken together, over a tower or the model, stay together where they agree in what these
@@ -48,7 +48,7 @@ def resolve(
     """
     given = technique.parts or {}
     if not given and not weights:
-        return plan, Parts()
+        return plan, PartSettings()
     names = {alias: t.name for t in plan.merged for alias in (t.name, *t.tied)}
     matched = {pattern: _matched(pattern, names) for pattern in {**given, **weights}}
     notes = _noted(matched, plan)
@@ -72,7 +72,7 @@ def resolve(
         apart = [f"{key}={own[key]:g}" for key in sorted(own) if key in technique.ranked]
         whole = tensor.group == tensor.name or not apart
         merged.append(tensor if whole else replace(tensor, group=f"{tensor.group} {' '.join(apart)}"))
-    return replace(plan, merged=tuple(merged), notes=(*plan.notes, *notes)), Parts(techniques, weighed)
+    return replace(plan, merged=tuple(merged), notes=(*plan.notes, *notes)), PartSettings(techniques, weighed)
 
 
 def layers_of(names: Iterable[str]) -> dict[str, float]:

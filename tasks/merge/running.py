@@ -13,7 +13,7 @@ from tasks.errors import UserError
 from tasks.merge.layout import MergeLayout
 from tasks.merge.reading import read
 from tasks.merge.sequential import Accumulator, RunningState, state_entries
-from tasks.merge.statistics import TOTAL, Moments
+from tasks.merge.statistics import TOTAL, RunningStatistics
 from tasks.model.sinks import FileSink
 from tasks.model.sources import FileSource, TensorEntry
 from tasks.storage import atomic
@@ -83,14 +83,14 @@ def save(technique: Accumulator, earlier: RunningState, folder: Path) -> None:
     atomic.write(folder / _SCALARS, json.dumps(scalars, indent=2, sort_keys=True) + "\n")
 
 
-def load_statistics(folder: Path | None, plan: MergeLayout) -> Moments:
+def load_statistics(folder: Path | None, plan: MergeLayout) -> RunningStatistics:
     """BatchNorm's statistics of the experts so far.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     if folder is None or not plan.statistics:
-        return Moments()
+        return RunningStatistics()
     with FileSource(folder / _STATISTICS) as source:
         if source.entries.keys() != {*plan.statistics, TOTAL}:
             raise UserError(f"{source.label}: the running state is of another architecture; start a new timeline")
@@ -98,10 +98,10 @@ def load_statistics(folder: Path | None, plan: MergeLayout) -> Moments:
         def values(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
             return read(source, name, 0, source.entries[name].size, precision=np.float64)
 
-        return Moments({name: values(name) for name in plan.statistics}, float(values(TOTAL)[0]))
+        return RunningStatistics({name: values(name) for name in plan.statistics}, float(values(TOTAL)[0]))
 
 
-def save_statistics(moments: Moments, sink: FileSink) -> None:
+def save_statistics(moments: RunningStatistics, sink: FileSink) -> None:
     """Write what `load_statistics` reads, to the sink of `statistics_sink`."""
     for name, value in moments.values.items():
         sink.write(name, 0, value)

@@ -25,7 +25,7 @@ _MEAN, _VARIANCE = "running_mean", "running_var"
 
 
 @dataclass
-class Moments:
+class RunningStatistics:
     """Statistics of the models so far: by tensor name, in float64, and the sum of their weights."""
 
     values: dict[str, Float64] = field(default_factory=dict)

@@ -23,7 +23,7 @@ _VISION = ("visual.", "vision_model.", "visual_projection.")
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedModel:
     """A model that has been made like a base."""
 
     source: TensorSource
@@ -52,7 +52,7 @@ class NamesOnly:
         raise UserError(f"{self.label}: its weights are not known yet, and {name!r} depends on them")
 
 
-def fitted(source: TensorSource, base: TensorSource, on_mismatch: OnMismatch = "error") -> Fitted:
+def fitted(source: TensorSource, base: TensorSource, on_mismatch: OnMismatch = "error") -> FittedModel:
     """A model under the names of a base, completed by it where it is one tower alone.
 
     A tower that is saved alone may lack its projection, and the temperature. What lacks otherwise stays lacking, what
@@ -68,14 +68,14 @@ def fitted(source: TensorSource, base: TensorSource, on_mismatch: OnMismatch = "
     reshaped = differing if on_mismatch == "base" else []
     lacking = _lacking(source.entries.keys(), base.entries.keys())
     if not lacking and not reshaped:
-        return Fitted(source)
+        return FittedModel(source)
     notes = []
     if lacking:
         notes.append(f"{source.label}: {_part(lacking)}; {len(lacking)} tensors are the base's ({shown(lacking)})")
     if reshaped:
         notes.append(f"{source.label}: {len(reshaped)} of other shapes are the base's ({shown(reshaped)})")
     source.notes.extend(notes)
-    return Fitted(_Completed(source, base, {*lacking, *reshaped}), tuple(lacking), tuple(reshaped))
+    return FittedModel(_Completed(source, base, {*lacking, *reshaped}), tuple(lacking), tuple(reshaped))
 
 
 class _Completed:

@@ -9,13 +9,13 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.model.adapters import adapted, is_adapter, read_adapter
-from tasks.model.origins import TORCH_NAMES, Origin, located
+from tasks.model.origins import TORCH_NAMES, ModelFiles, located
 from tasks.model.sources import TORCH_STARTS, DictSource, FileSource, TensorSource
 from tasks.model.translated import as_the_base
 
 
 def open_model(
-    model: str | Path | Origin | Mapping[str, Any], label: str, stack: ExitStack, base: TensorSource | None
+    model: str | Path | ModelFiles | Mapping[str, Any], label: str, stack: ExitStack, base: TensorSource | None
 ) -> TensorSource:
     """A model to read, under the names of ``base`` where there is one; ``stack`` closes it.
 
@@ -29,7 +29,7 @@ def open_model(
     """
     if isinstance(model, Mapping):
         return _named(DictSource(model, label), base)
-    origin = model if isinstance(model, Origin) else located(model)
+    origin = model if isinstance(model, ModelFiles) else located(model)
     source = _opened(origin.path, stack, base)
     if origin.pin:
         source.notes.append(f"{origin.path.name}: of {origin.pin.repository} on the hub, commit {origin.pin.commit}")

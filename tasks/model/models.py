@@ -200,7 +200,7 @@ def fetch_base(base: Base, project: Path, into: Path) -> hub.Pin | None:
     return origin.pin
 
 
-def _read_as(origin: origins.Origin, expected: Mapping[str, torch.Tensor], label: str) -> Weights:
+def _read_as(origin: origins.ModelFiles, expected: Mapping[str, torch.Tensor], label: str) -> Weights:
     """The tensors of a checkpoint of any dialect, under open_clip's names where they can be translated to them."""
     import torch
 

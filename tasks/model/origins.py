@@ -26,7 +26,7 @@ BESIDE = ("open_clip_config.json", "config.json", "preprocessor_config.json", *t
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelFiles:
     """The files of a model on this machine."""
 
     path: Path
@@ -37,7 +37,7 @@ class Origin:
     """What the paths of `pin` are relative to."""
 
 
-def located(text: str | Path, project: Path = Path(), progress: Progress = silent) -> Origin:
+def located(text: str | Path, project: Path = Path(), progress: Progress = silent) -> ModelFiles:
     """The model that a path (relative to ``project``), ``local-dir:FOLDER`` or the address of a hub names.
 
     Raises:
@@ -46,7 +46,7 @@ def located(text: str | Path, project: Path = Path(), progress: Progress = silen
     """
     given = str(text)
     if not hub.is_address(given):
-        return Origin(project / given.removeprefix(LOCAL_DIR))
+        return ModelFiles(project / given.removeprefix(LOCAL_DIR))
     address = hub.parse(given)
     snapshot = hub.look(address)
     if address.file is None:
@@ -62,7 +62,7 @@ def located(text: str | Path, project: Path = Path(), progress: Progress = silen
     folder = snapshot.bring(names, progress)
     # Of a folder of the cache one cannot say what else it holds.
     main = folder if names[0] == ADAPTER[0] and address.file is None else folder / names[0]
-    return Origin(main, snapshot.pin(names, folder), folder)
+    return ModelFiles(main, snapshot.pin(names, folder), folder)
 
 
 def files_of(names: Collection[str], where: str, *, pickles: bool = False) -> list[str]:

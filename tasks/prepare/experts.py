@@ -20,7 +20,7 @@ from typing import Any
 from tasks.errors import UnavailableError, UserError
 from tasks.model import dialects
 from tasks.model.adapters import is_adapter, read_adapter
-from tasks.model.fitting import Fitted, NamesOnly, OnMismatch, fitted
+from tasks.model.fitting import FittedModel, NamesOnly, OnMismatch, fitted
 from tasks.model.inputs import open_model
 from tasks.model.origins import entries, files_of, located, shards_of
 from tasks.model.sources import INDEX, FileSource, TensorEntry, TensorSource
@@ -188,12 +188,12 @@ def names_of(model: Path) -> TensorSource:
     return NamesOnly({name: TensorEntry("F32", tuple(t.shape)) for name, t in shapes.items()}, "the base")
 
 
-def _opened(raw_files: Path, base: TensorSource | None, on_mismatch: OnMismatch, stack: ExitStack) -> Fitted:
+def _opened(raw_files: Path, base: TensorSource | None, on_mismatch: OnMismatch, stack: ExitStack) -> FittedModel:
     path = raw(raw_files)
     if is_adapter(path):
-        return Fitted(open_model(path, "expert", stack, base))
+        return FittedModel(open_model(path, "expert", stack, base))
     source = open_model(path, "expert", stack, None)
-    return fitted(source, base, on_mismatch) if base is not None else Fitted(source)
+    return fitted(source, base, on_mismatch) if base is not None else FittedModel(source)
 
 
 def _bring(expert: str, into: Path, project: Path, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.publish import public
 from tasks.publish.recipe import FOLDER as RECIPE
-from tasks.record import Form, Source, State
+from tasks.record import Form, State, StateObjects
 from tasks.scores import MEANS, ROLES
 from tasks.storage import hub
 from tasks.text import markdown, redacted
@@ -36,7 +36,7 @@ class Licence:
     credit: str
 
 
-def licences(source: Source) -> list[Licence]:
+def licences(source: StateObjects) -> list[Licence]:
     """Of every data set that a state was trained or tested on, out of the cards of its data sets.
 
     Raises:

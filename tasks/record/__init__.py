@@ -5,7 +5,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | subject | names |
 |---|---|
 | find | `State`, `Manifest`, `states`, `lineage`, `timeline_names`, `every`, `find`, `last`, `deployed`, `start_of` |
-| deliver | `fetch_model`, `Form`, `Delivered`, `Source`, `open_source`, `gather_model` |
+| deliver | `fetch_model`, `Form`, `Delivered`, `StateObjects`, `open_source`, `gather_model` |
 | bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.record.decisions import Decision, decided
-    from tasks.record.delivery import Delivered, Form, Source, fetch_model, pointed
+    from tasks.record.delivery import Delivered, Form, StateObjects, fetch_model, pointed
     from tasks.record.delivery import gather as gather_model
     from tasks.record.delivery import opened as open_source
     from tasks.record.diagnosis import Diagnosis, Finding, Visit, doctor
@@ -69,7 +69,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "project_code": ("Code", "code_of", "params_of", "require_same_code", "with_params"),
     "decisions": ("Decision", "decided"),
-    "delivery": ("Delivered", "Form", "Source", "fetch_model", "pointed", "gather_model=gather", "open_source=opened"),
+    "delivery": (
+        "Delivered", "Form", "StateObjects", "fetch_model", "pointed", "gather_model=gather", "open_source=opened",
+    ),
     "diagnosis": ("Diagnosis", "Finding", "Visit", "doctor"),
     "difference": ("Difference", "compare"),
     "garbage": ("SweepPlan",),

@@ -132,7 +132,7 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
 
 
 @contextlib.contextmanager
-def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator[Source]:
+def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator[StateObjects]:
     """What a state refers to under some paths, as files in the private folder ``part``; the store only where needed.
 
     Raises:
@@ -144,17 +144,17 @@ def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator
     cache.drop_damaged(state.entries[layout.DEPLOYED])  # comes from the remote
     with stores.opened_for(project, [(state, paths)]) as remote:
         if remote is None:
-            yield Source(state, cache, None, part)
+            yield StateObjects(state, cache, None, part)
             return
         with Dvc(project) as dvc:
             try:
-                yield Source(state, cache, Depot(project, cache, remote, dvc), part)
+                yield StateObjects(state, cache, Depot(project, cache, remote, dvc), part)
             except UserError:
                 retention.require_weights(state)
                 raise
 
 
-def gather(source: Source, part: Path, form: Form, progress: Progress = silent) -> tuple[Path, tuple[str, ...]]:
+def gather(source: StateObjects, part: Path, form: Form, progress: Progress = silent) -> tuple[Path, tuple[str, ...]]:
     """Make the model's folder in the private folder ``part``: weights, configuration, tokenizer; and notes on it.
 
     Raises:
@@ -182,7 +182,7 @@ def gather(source: Source, part: Path, form: Form, progress: Progress = silent) 
     return made, tuple(notes)
 
 
-def _bring_heads(source: Source, into: Path) -> None:
+def _bring_heads(source: StateObjects, into: Path) -> None:
     into.mkdir()
     files = source.listing(layout.HEADS)
     for name in sorted(name for name in files if _is_ours(f"{HEADS}/{name}")):
@@ -203,7 +203,7 @@ def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
     return bool(files == noted["files"] and noted == {**_facts(state, form), **_hashes(folder, files)})
 
 
-class Source:
+class StateObjects:
     """Objects of a state, out of the cache or else the remote, as files of their own in the folder ``into``."""
 
     def __init__(self, state: State, cache: Cache, depot: Depot | None, into: Path):
@@ -236,7 +236,7 @@ class Source:
         return listed[md5]
 
 
-def _config(state: State, source: Source, files: Mapping[str, str]) -> dict[str, Any]:
+def _config(state: State, source: StateObjects, files: Mapping[str, str]) -> dict[str, Any]:
     """The model in open_clip's own format; see `tasks.model.models` for what lies in the history."""
     parts = []
     for name, wanted in (("model.json", "model_cfg"), ("preprocess.json", "image_size")):

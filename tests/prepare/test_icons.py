@@ -199,14 +199,14 @@ def test_a_damaged_download_is_fetched_again(tmp_path: Path) -> None:
 def test_what_is_not_pinned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npm, "PAUSE_S", 0.0)
     pin = sets.styles()["streamline-emojis"].pin
-    other = npm.Pin(pin.package, pin.version, "sha512-" + "A" * 86 + "==")
+    other = npm.PackagePin(pin.package, pin.version, "sha512-" + "A" * 86 + "==")
     with pytest.raises(UserError, match="does not have the pinned hash"):
         npm.fetch([other], tmp_path, lambda *_: None)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_version_that_is_not_there_is_not_tried_again(tmp_path: Path) -> None:
-    pin = npm.Pin("@iconify-json/noto", "999.0.0", "sha512-AA==")
+    pin = npm.PackagePin("@iconify-json/noto", "999.0.0", "sha512-AA==")
     with pytest.raises(UserError, match=r"could not get @iconify-json/noto@999\.0\.0: .*ETARGET"):
         npm.fetch([pin], tmp_path, lambda *_: None)
 

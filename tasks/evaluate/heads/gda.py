@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from tasks.evaluate.head import Classifier, Linear, MomentHead, Text, Tunable
+from tasks.evaluate.head import Classifier, LinearClassifier, MomentHead, Text, Tunable
 from tasks.evaluate.support import Moments
 
 NOISE = 1e-12
@@ -35,7 +35,7 @@ class Gda(MomentHead):
         precision = inverse_covariance(moments)
         weight = means @ precision
         bias = -math.log(len(means)) - 0.5 * (weight * means).sum(dim=1)
-        return Linear(text.scale * text.features.double() + self.alpha * weight, self.alpha * bias)
+        return LinearClassifier(text.scale * text.features.double() + self.alpha * weight, self.alpha * bias)
 
 
 def inverse_covariance(moments: Moments) -> torch.Tensor:

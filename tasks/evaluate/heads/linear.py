@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tasks.evaluate.head import Classifier, Linear, SupportHead, Text, Tunable
+from tasks.evaluate.head import Classifier, LinearClassifier, SupportHead, Text, Tunable
 from tasks.evaluate.support import Support
 
 TOLERANCE = 1e-8
@@ -34,7 +34,7 @@ class LinearProbe(SupportHead):
         return regression(support, self.c)
 
 
-def regression(support: Support, c: float) -> Linear:
+def regression(support: Support, c: float) -> LinearClassifier:
     """Multinomial logistic regression on features, float (M, D)."""
     features, count = support.features.double(), len(support.labels)
     weight = torch.zeros(len(support.classes), features.shape[1], dtype=torch.float64, requires_grad=True)
@@ -52,4 +52,4 @@ def regression(support: Support, c: float) -> Linear:
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return Linear(weight.detach(), bias.detach())
+    return LinearClassifier(weight.detach(), bias.detach())

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tasks.evaluate.head import Classifier, Linear, MomentHead, Text
+from tasks.evaluate.head import Classifier, LinearClassifier, MomentHead, Text
 from tasks.evaluate.support import Moments
 
 
@@ -24,4 +24,4 @@ class Prototype(MomentHead):
     def from_moments(self, moments: Moments, text: Text) -> Classifier:  # noqa: ARG002 - no zero-shot part
         means = moments.sums / moments.counts[:, None]
         weight = torch.nn.functional.normalize(means, dim=1)
-        return Linear(weight, torch.zeros(len(weight), dtype=torch.float64))
+        return LinearClassifier(weight, torch.zeros(len(weight), dtype=torch.float64))

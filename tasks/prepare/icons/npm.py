@@ -23,7 +23,7 @@ TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
-class Pin:
+class PackagePin:
     """One version of a package and the hash of its .tgz, in npm's form: ``sha512-`` and base64."""
 
     package: str
@@ -41,7 +41,7 @@ class Pin:
         return path.is_file() and base64.b64encode(files.digest(path, algorithm)).decode() == expected
 
 
-def fetch(pins: Sequence[Pin], cache: Path, progress: Progress) -> dict[Pin, Path]:
+def fetch(pins: Sequence[PackagePin], cache: Path, progress: Progress) -> dict[PackagePin, Path]:
     """The packages' .tgz files, from the cache folder where they are there and unharmed, else from the registry.
 
     Raises:
@@ -72,7 +72,7 @@ class _Problem:
     """Whether trying again is of no use."""
 
 
-def _pack(pins: Sequence[Pin], cache: Path) -> _Problem:
+def _pack(pins: Sequence[PackagePin], cache: Path) -> _Problem:
     """One ``npm pack`` for all; moves what has the right hash into the cache, and says what else went wrong."""
     command = [*npm(), "pack", *(f"{p.package}@{p.version}" for p in pins), "--ignore-scripts", "--loglevel=error"]
     with atomic.private_folder(cache / ".npm.part") as folder:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
-from tasks.prepare.icons.npm import Pin
+from tasks.prepare.icons.npm import PackagePin
 
 Role = Literal["train", "test", "later"]
 
@@ -25,7 +25,7 @@ class Style:
 
     name: str
     role: Role
-    pin: Pin
+    pin: PackagePin
 
 
 @cache
@@ -33,7 +33,7 @@ def styles() -> dict[str, Style]:
     """All styles by name, in the order of sets.toml."""
     raw = tomllib.loads(Path(__file__).with_name("sets.toml").read_text())
     return {
-        name: Style(name, entry["role"], Pin(f"@iconify-json/{name}", entry["version"], entry["integrity"]))
+        name: Style(name, entry["role"], PackagePin(f"@iconify-json/{name}", entry["version"], entry["integrity"]))
         for name, entry in raw.items()
     }
 
