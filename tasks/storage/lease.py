@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tasks import layout
 from tasks.errors import UserError
@@ -33,12 +33,22 @@ from tasks.storage.dvc import RemoteError
 from tasks.storage.dvc_config import EMBEDDED, Remote
 from tasks.storage.git import common_dir
 
-if TYPE_CHECKING:
-    from tasks.record import State
-
 SILENT_SECONDS = 120.0
 """A lease that was not renewed for so long is free."""
 POLL_SECONDS = 2.0
+
+
+class Commit(Protocol):
+    """What the store registers of a state."""
+
+    @property
+    def project(self) -> Path: ...
+
+    @property
+    def tag(self) -> str: ...
+
+    @property
+    def commit(self) -> str: ...
 
 
 def needed(settings: Store, remote: Remote) -> bool:
@@ -46,7 +56,7 @@ def needed(settings: Store, remote: Remote) -> bool:
     return remote.is_s3 and not settings.git
 
 
-def agreement(settings: Store, remote: Remote) -> Callable[[State], None]:
+def agreement(settings: Store, remote: Remote) -> Callable[[Commit], None]:
     """What to call before git's own transaction records a state: `take` where it is `needed`, else nothing."""
     return functools.partial(take, remote) if needed(settings, remote) else lambda _: None
 
@@ -107,7 +117,7 @@ def _renew_until(notes: NoteStore, key: str, note: dict[str, Any], tag: str, end
             tag = renewed
 
 
-def take(remote: Remote, state: State) -> None:
+def take(remote: Remote, state: Commit) -> None:
     """Register the commit of a state, before git's own transaction; to register it again changes nothing.
 
     Raises:
