@@ -133,6 +133,10 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _form(value: Any) -> Any:
+    return {"form": value} if isinstance(value, str) else value
+
+
 NameOrSettings = Annotated[Named, BeforeValidator(_by_name)]
 """``lora``, or with settings ``{name: lora, rank: 64}``."""
 
@@ -476,6 +480,23 @@ class Hooks(Settings):
     """When a run has failed."""
 
 
+class Prepared(Settings):
+    """How prepared images are stored: as raw pixels, or as JPEG files for a tenth of the bytes."""
+
+    form: Literal["raw", "jpeg"] = "raw"
+    """``jpeg`` files are decoded by several threads when batches are read."""
+    size: Literal["model", "original"] = "model"
+    """With ``jpeg``: images at the model's size, or at their own, from which random crops are then drawn."""
+    quality: int = Field(default=95, ge=1, le=100)
+    """Of the JPEG files; those that a source has are stored as they are at their original size."""
+
+    @model_validator(mode="after")
+    def _raw_is_of_the_models_size(self) -> Prepared:
+        if self.form == "raw" and (self.size, self.quality) != ("model", 95):
+            raise ValueError("size and quality are those of JPEG files; add form: jpeg")
+        return self
+
+
 class Limits(Settings):
     """What data may take; more is refused with one line. Those of files hold for what others drop (`inbox`)."""
 
@@ -528,6 +549,8 @@ class Params(Settings):
     """Commands of your own that a run starts."""
     track: list[NameOrSettings] = []
     """Trackers that are told of each recorded state: ``mlflow``, ``wandb``, ``trackio`` (`tasks.track`)."""
+    prepared: Annotated[Prepared, BeforeValidator(_form)] = Prepared()
+    """How prepared images are stored: ``raw``, ``jpeg``, or with settings ``{form: jpeg, size: original}``."""
     limits: Limits = Limits()
     """What data may take; more is refused."""
     grid: Grid | None = None

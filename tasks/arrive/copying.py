@@ -16,7 +16,7 @@ from tasks.arrive.request import LocatedSource, Request, located
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Findings, few
 from tasks.errors import UnavailableError, UserError
-from tasks.model import models
+from tasks.model import jpeg, models
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import experts
 from tasks.prepare.photographs import Photographs
@@ -138,6 +138,7 @@ class Copying:
         context = Context(
             params.seed, how.image_size, how.interpolation, how.resize_mode == "squash", self.scratch,
             limits=params.limits,
+            jpeg=jpeg.chosen(params.prepared, how.interpolation, squash=how.resize_mode == "squash"),
         )  # fmt: skip
         copied: list[tuple[LocatedSource, Path]] = []
         readings: list[tuple[Source, Reading]] = []
@@ -156,7 +157,7 @@ class Copying:
                     hearing = replace(context, complain=complain, note=note)
                     readings.append((source.source, source.source.read(raw, hearing)))
                 copied.append((source, raw))
-        samples.check(self.request.name, readings, self._tests(), self.findings, self.progress)
+        samples.check(self.request.name, readings, self._tests(), self.findings, self.progress, context.jpeg)
         self._compare(replace(outside, progress=silent), context)
         if self.findings.problems:
             return None

@@ -51,7 +51,7 @@ def _recorded_tests(project: Path, params: Params, cache: Cache) -> Entry | None
         return None
     before = newest.settings
     entry = newest.entries[layout.EVALUATION]
-    same = (before.base, before.evaluate) == (params.base, params.evaluate)
+    same = (before.base, before.evaluate, before.prepared) == (params.base, params.evaluate, params.prepared)
     return entry if same and not cache.missing(entry) else None
 
 

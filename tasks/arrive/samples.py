@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tasks.arrive.verdict import Findings, few
 from tasks.errors import UserError
-from tasks.model.datasets import digest
+from tasks.model.datasets import as_stored, digest
+from tasks.model.jpeg import Jpeg
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.source import Example, Reading, Source
 from tasks.progress import Progress
@@ -26,10 +27,11 @@ def check(
     tests: Mapping[bytes, str],
     findings: Findings,
     progress: Progress,
+    stored: Jpeg | None = None,
 ) -> None:
     """Read every sample of an arrival. What cannot be decoded complains for itself, through the readings' context.
 
-    ``tests`` has the hash of every test image, and in words where it is.
+    ``tests`` has the hash of every test image, and in words where it is; ``stored`` is how images will be stored.
     """
     total = sum(reading.count for _, reading in readings)
     counts: Counter[str] = Counter()
@@ -42,7 +44,7 @@ def check(
         ids.add(example.id)
         if example.class_name is not None:
             counts[example.class_name] += 1
-        key = digest(example.image)
+        key = digest(as_stored(example.image, example.original, stored))
         if key in tests:
             findings.complain(f"{example.id}: is a test image ({tests[key]}); what is tested must not be trained on")
         if key in seen:

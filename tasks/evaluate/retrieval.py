@@ -18,7 +18,7 @@ import torch
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import Precision, image_features, text_features
-from tasks.model.datasets import Dataset, digest
+from tasks.model.datasets import Dataset, Images, digest
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def pairs(name: str, data: Dataset, tokenize: Tokenizer) -> Pairs:
 
 def recall(
     model: Clip,
-    images: np.ndarray,
+    images: Images,
     among: Pairs,
     preprocess: Preprocess,
     batch_size: int,

@@ -2,8 +2,8 @@
 
 A folder of three files, all of standard formats and of bytes that depend on the content alone:
 
-``images.npy``
-    uint8, shape (N, H, W, 3): RGB, already at the model's image size.
+``images.npy``, or ``images.arrow``
+    uint8, shape (N, H, W, 3): RGB, already at the model's image size; or JPEG files (see `tasks.model.jpeg`).
 ``samples.arrow``
     Arrow IPC file (uncompressed, memory-mapped), N rows: ``id`` string, unique within the data set; ``caption``
     string; ``label`` int32, index into the classes, or -1 where the source has captions only.
@@ -17,13 +17,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from tasks.errors import UserError
+from tasks.model import jpeg
+from tasks.model.jpeg import Jpeg, JpegImages
 from tasks.storage import atomic
 
 _FIELDS: dict[str, pa.DataType] = {"id": pa.string(), "caption": pa.string(), "label": pa.int32()}
@@ -55,11 +58,13 @@ class Card:
     """Number of samples."""
     templates: tuple[str, ...] = ()
     """The prompt ensemble that the data come with, as several prompts like ``prompt``; empty where that is all."""
+    jpeg: Jpeg | None = None
+    """How images are stored as JPEG files; None where they are raw pixels."""
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``dataset.json``."""
         content = asdict(self)
-        return content if self.templates else {key: value for key, value in content.items() if key != "templates"}
+        return {key: value for key, value in content.items() if value or key not in ("templates", "jpeg")}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,23 @@ class Sample:
     image: np.ndarray = field(repr=False)
     caption: str
     label: int = -1
+    original: bytes | None = field(default=None, repr=False)
+    """The image at its original size, as a JPEG file; only for data sets that store it."""
+
+
+class Images(Protocol):
+    """The images of a data set: a memory-mapped array, or `JpegImages`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """uint8 images of one row, of a slice or of an array of rows."""
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
 def digest(image: np.ndarray) -> bytes:
@@ -91,8 +113,9 @@ class Dataset:
             raw["origins"] = tuple(Origin(**o) for o in raw["origins"])
             raw["classes"] = tuple(raw["classes"])
             raw["templates"] = tuple(raw.get("templates", ()))
+            raw["jpeg"] = Jpeg(**raw["jpeg"]) if "jpeg" in raw else None
             self.card = Card(**raw)
-            self.images: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
+            self.images: Images = self._images()
             with pa.memory_map(str(folder / "samples.arrow")) as source:
                 table = pa.ipc.open_file(source).read_all()
         except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
@@ -105,6 +128,12 @@ class Dataset:
                 f"{folder}: {len(self.images)} images, {len(self.ids)} samples, {self.card.size} on the card; "
                 "prepare it again"
             )
+
+    def _images(self) -> Images:
+        if self.card.jpeg:
+            return JpegImages(self.folder / "images.arrow", self.card.image_size, self.card.jpeg)
+        pixels: np.ndarray = np.load(self.folder / "images.npy", mmap_mode="r")
+        return pixels
 
     def __len__(self) -> int:
         return self.card.size
@@ -124,27 +153,55 @@ def write(folder: Path, card: Card, samples: Iterable[Sample], count: int) -> Ca
         raise UserError(f"data set {card.name!r} is empty: its sources select no samples")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset.json").unlink(missing_ok=True)
-    shape = (card.image_size, card.image_size, 3)
+    for name in ("images.npy", "images.arrow"):
+        (folder / name).unlink(missing_ok=True)
     rows: dict[str, list[str | int]] = {"id": [], "caption": [], "label": []}
-    seen: set[str] = set()
-    # Written through a file, not a memory map: a full disk is an OSError there, and a crash (SIGBUS) here.
-    with (folder / "images.npy").open("wb") as images:
-        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (count, *shape)}
-        np.lib.format.write_array_header_1_0(images, header)
-        for sample in _counted(samples, count):
-            _check(card, sample, shape)
-            if sample.id in seen:
-                raise UserError(f"data set {card.name!r} holds the sample {sample.id!r} twice")
-            seen.add(sample.id)
-            images.write(sample.image.tobytes())
-            rows["id"].append(sample.id)
-            rows["caption"].append(sample.caption)
-            rows["label"].append(sample.label)
+    checked = _checked(card, _counted(samples, count), rows)
+    if card.jpeg:
+        jpeg.write(folder / "images.arrow", _encoded(checked, card.jpeg))
+    else:
+        _write_pixels(folder / "images.npy", checked, (count, card.image_size, card.image_size, 3))
     with pa.OSFile(str(folder / "samples.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.table(rows, schema=SCHEMA))
     card = replace(card, size=count)
     atomic.write(folder / "dataset.json", json.dumps(card.as_dict(), indent=1, ensure_ascii=False) + "\n")
     return card
+
+
+def _checked(card: Card, samples: Iterable[Sample], rows: dict[str, list[str | int]]) -> Iterator[Sample]:
+    """The samples as they come, each added to ``rows``."""
+    shape = (card.image_size, card.image_size, 3)
+    seen: set[str] = set()
+    for sample in samples:
+        _check(card, sample, shape)
+        if sample.id in seen:
+            raise UserError(f"data set {card.name!r} holds the sample {sample.id!r} twice")
+        seen.add(sample.id)
+        rows["id"].append(sample.id)
+        rows["caption"].append(sample.caption)
+        rows["label"].append(sample.label)
+        yield sample
+
+
+def _write_pixels(path: Path, samples: Iterable[Sample], shape: tuple[int, ...]) -> None:
+    # Written through a file, not a memory map: a full disk is an OSError there, and a crash (SIGBUS) here.
+    with path.open("wb") as images:
+        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(images, header)
+        for sample in samples:
+            images.write(sample.image.tobytes())
+
+
+def _encoded(samples: Iterator[Sample], how: Jpeg) -> Iterator[bytes]:
+    while some := list(islice(samples, jpeg.ROWS)):
+        yield from jpeg.encoded([sample.original or sample.image for sample in some], how.quality)
+
+
+def as_stored(image: np.ndarray, original: bytes | None, how: Jpeg | None) -> np.ndarray:
+    """An image as a data set gives it back: uint8, shape (H, W, 3), changed by JPEG where it is stored so."""
+    if how is None:
+        return image
+    return jpeg.decode(original or jpeg.encode(image, how.quality), len(image), how)
 
 
 def _check(card: Card, sample: Sample, shape: tuple[int, ...]) -> None:

@@ -9,27 +9,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.errors import UserError
+from tasks.model import jpeg
 from tasks.prepare.listing import HEIC, image_extensions
 from tasks.prepare.source import Context
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ORIENTATION = 0x0112
+"""The number of the EXIF tag that says how an image is turned."""
 _BACKGROUND = (255, 255, 255, 255)
 _UNCLEAR = 16.0
 """Brightest value of a floating point image between 1 and which its range is neither 0 to 1 nor 0 to 255."""
 
 
 def decode(data: bytes, context: Context, what: str) -> np.ndarray:
+    """As `decode_with_original`, the pixels alone."""
+    return _pixels(_upright(data, context, what), context, what)
+
+
+def decode_with_original(data: bytes, context: Context, what: str) -> tuple[np.ndarray, bytes | None]:
     """Decode an image file as open_clip's evaluation transform would, up to normalization.
 
     Turned upright (EXIF), transparency on white, RGB, shorter side resized to the image size, centre crop (or
-    squeezed, where the context says so). Returns uint8 of shape (image_size, image_size, 3).
+    squeezed, where the context says so). Returns uint8 of shape (image_size, image_size, 3); and, where the context
+    asks for originals, the upright RGB image as a JPEG file: the file itself, if it is one.
 
     Raises:
         UserError: it is no image that Pillow reads, is cut off, has too many pixels, or values of an unclear range;
             names ``what``.
     """
+    image = _upright(data, context, what)
+    if not (context.originals and context.jpeg):
+        return _pixels(image, context, what), None
+    original = data if _is_plain_jpeg(data) else jpeg.encode(image, context.jpeg.quality)
+    return _pixels(image, context, what), original
+
+
+def _upright(data: bytes, context: Context, what: str) -> Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     _set_up()
@@ -40,22 +57,29 @@ def decode(data: bytes, context: Context, what: str) -> np.ndarray:
                     f"{what}: has {opened.width} x {opened.height} pixels, more than {context.limits.image_pixels} "
                     "(limits.image_pixels in params.yaml); make it smaller"
                 )
-            image = _rgb(ImageOps.exif_transpose(opened), what)
+            return _rgb(ImageOps.exif_transpose(opened), what)
     except UnidentifiedImageError:
         raise UserError(f"{what}: not an image, or of a format that is not read; replace or remove it") from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise UserError(f"{what}: the image cannot be decoded ({error}); replace or remove it") from None
-    size = context.image_size
-    scale = size / min(image.size)
-    width, height = (size, size) if context.squash else (max(size, int(side * scale)) for side in image.size)
+
+
+def _pixels(image: Image, context: Context, what: str) -> np.ndarray:
+    width, height = jpeg.fitted_size(image.size, context.image_size, squash=context.squash)
     if width * height > context.limits.image_pixels:
         raise UserError(
             f"{what}: is {image.width} x {image.height} pixels, too narrow to be resized; crop or remove it"
         )
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling[context.interpolation.upper()])
-    left, top = round((width - size) / 2), round((height - size) / 2)  # as torchvision's CenterCrop
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(jpeg.fitted(image, context.image_size, context.interpolation, squash=context.squash))
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether a file is a JPEG that needs nothing but decoding: grey or RGB, and upright."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        upright = opened.getexif().get(ORIENTATION, 1) == 1
+        return opened.format == "JPEG" and opened.mode in ("L", "RGB") and upright
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from tasks.errors import UserError
-from tasks.model import datasets
+from tasks.model import datasets, jpeg
 from tasks.model.datasets import Card, Sample
 from tasks.params import EvaluationSet, Params
 from tasks.prepare import classnames, experts
@@ -111,6 +111,7 @@ def _prepare(
             prompt=_prompt(name, readings, evaluation),
             templates=_templates(name, readings, evaluation),
             origins=tuple(dict.fromkeys(origin for reading in readings for origin in reading.origins)),
+            jpeg=context.jpeg,
         )
         count = sum(reading.count for reading in readings)
         datasets.write(folder, card, _samples(name, readings, classes, count, progress), count)
@@ -123,7 +124,7 @@ def _samples(
     examples = (example for reading in readings for example in reading.examples)
     for done, example in enumerate(examples, start=1):
         label = -1 if example.class_name is None else labels[example.class_name]
-        yield Sample(example.id, example.image, example.caption, label)
+        yield Sample(example.id, example.image, example.caption, label, example.original)
         if done % REPORT_EVERY == 0 or done == count:
             progress(f"preparing {name}", done, count)
 
@@ -167,5 +168,6 @@ class _Preprocess(BaseModel):
     def context(self, params: Params) -> Context:
         squash = self.resize_mode == "squash"
         return Context(
-            params.seed, self.image_size, self.interpolation, squash, scratch=Path(), limits=params.limits
+            params.seed, self.image_size, self.interpolation, squash, scratch=Path(), limits=params.limits,
+            jpeg=jpeg.chosen(params.prepared, self.interpolation, squash=squash),
         )  # fmt: skip

@@ -289,9 +289,9 @@ class Photographs(Source):
         return row.caption or self.template.replace("{}", row.class_name or "")
 
     def _examples(self, rows: Sequence[Row], context: Context) -> Iterator[Example]:
-        def decode(row: Row) -> np.ndarray | str:
+        def decode(row: Row) -> tuple[np.ndarray, bytes | None] | str:
             try:
-                return imaging.decode(row.load(), context, row.id)
+                return imaging.decode_with_original(row.load(), context, row.id)
             except OSError as error:
                 return f"{row.id}: cannot be read: {error.strerror or error}"
             except UserError as error:
@@ -304,7 +304,7 @@ class Photographs(Source):
                     if isinstance(image, str):
                         context.complain(image)
                     else:
-                        yield Example(row.id, image, self._caption(row), row.class_name)
+                        yield Example(row.id, image[0], self._caption(row), row.class_name, image[1])
 
 
 def part_of_files(files: list[Path], source: Photographs) -> Selection:

@@ -14,6 +14,7 @@ from pydantic import field_validator
 from tasks.choice import Choice
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
+from tasks.model.jpeg import Jpeg
 from tasks.params import Limits
 from tasks.progress import Progress
 
@@ -73,6 +74,13 @@ class Context:
     complain: Complain = field(default=refuse, repr=False)
     note: Note = field(default=unheard, repr=False)
     limits: Limits = field(default_factory=Limits, repr=False)
+    jpeg: Jpeg | None = None
+    """How images are stored as JPEG files; None where they are stored as raw pixels."""
+
+    @property
+    def originals(self) -> bool:
+        """Whether examples have their ``original``."""
+        return self.jpeg is not None and self.jpeg.size == "original"
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ class Example:
     caption: str
     class_name: str | None = None
     """None where the source has captions only."""
+    original: bytes | None = field(default=None, repr=False)
+    """The image at its original size as a JPEG file, where the context asks for `originals` and the source has them."""
 
 
 @dataclass(frozen=True)

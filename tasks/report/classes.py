@@ -33,7 +33,7 @@ PICTURES = 4
 """Of each kind."""
 SIDE = 96
 """Pixels: larger pictures are made smaller."""
-FILES = ("dataset.json", "samples.arrow", "images.npy")
+FILES = ("dataset.json", "samples.arrow", "images.npy", "images.arrow")
 
 
 @dataclass(frozen=True)

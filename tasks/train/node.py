@@ -253,10 +253,15 @@ def batches(
         caption = torch.from_numpy(np.concatenate([of[r] for of, r in zip(captions.of_pools, rows, strict=True)]))
         mine = world.part(len(caption))
         starts = np.cumsum([0, *map(len, rows)])
-        own = [r[max(mine.start - s, 0) : max(mine.stop - s, 0)] for r, s in zip(rows, starts[:-1], strict=True)]
+        draws = augment.draw(len(caption), randomness.generator(seed, step, "crop", index))
+        views = []
+        for pool, own, start in zip(pools, rows, starts[:-1], strict=True):
+            low, high = max(mine.start, start), min(mine.stop, start + len(own))
+            if low < high:
+                views.append(pool.views(own[low - start : high - start], draws[low:high]))
         return Batch(
-            images=np.concatenate([pool.images(r) for pool, r in zip(pools, own, strict=True) if len(r)]),
-            crops=augment.draw_crops(len(caption), randomness.generator(seed, step, "crop", index))[mine],
+            images=np.concatenate([images for images, _ in views]),
+            crops=np.concatenate([boxes for _, boxes in views]),
             tokens=captions.tokens[caption[mine]],
             captions=caption,
             ids=lambda: [name for pool, r in zip(pools, rows, strict=True) if len(r) for name in pool.ids(r)],

@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from tasks.model.datasets import Card
+from tasks.model.datasets import Card, Images
+from tasks.model.jpeg import JpegImages
+from tasks.train.augment import WHOLE, Draws
 
 
 class Samples(Protocol):
@@ -20,7 +22,7 @@ class Samples(Protocol):
     """int32, shape (N,): index into ``card.classes``, or -1."""
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> Images:
         """uint8, shape (N, H, W, 3); only rows that are indexed need be in memory."""
 
     @property
@@ -74,6 +76,23 @@ class Pool:
             inside = parts == part
             images[inside] = self._parts[part].images[local[inside]]
         return images
+
+    def views(self, rows: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+        """As `images`, at random: originals are cropped as they are decoded, from all that they show.
+
+        Returns images and, float32 of shape (len(rows), 4), what of each is still to be cropped by `augment.crop`.
+        """
+        parts, local = self._locate(rows)
+        images = np.empty((len(rows), *self._parts[0].images.shape[1:]), dtype=np.uint8)
+        boxes = draws.squares()
+        for part in np.unique(parts):
+            inside, stored = parts == part, self._parts[part].images
+            if isinstance(stored, JpegImages) and stored.how.size == "original":
+                crops = draws[inside].pixels(stored.sizes[local[inside]])
+                images[inside], boxes[inside] = stored.cropped(local[inside], crops), WHOLE
+            else:
+                images[inside] = stored[local[inside]]
+        return images, boxes
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Sample ids of some rows, each with the name of the pool before it."""

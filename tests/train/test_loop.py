@@ -57,7 +57,7 @@ def batch(index: int) -> Batch:
     for row, length in zip(tokens, random.integers(2, 10, COUNT), strict=True):
         row[: length + 1] = [*random.integers(1, 300, length), WORDS - 1]
     images = random.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
-    crops = augment.draw_crops(COUNT, randomness.generator(0, "crop", index))
+    crops = augment.draw(COUNT, randomness.generator(0, "crop", index)).squares()
     return Batch(images, crops, torch.from_numpy(tokens), torch.arange(COUNT), lambda: [f"s{i}" for i in range(COUNT)])
 
 

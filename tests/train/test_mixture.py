@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.model.datasets import Dataset
+from tasks.model.datasets import Card, Dataset, Sample, write
+from tasks.model.jpeg import Jpeg, encode
+from tasks.train.augment import WHOLE, draw
 from tasks.train.mixture import Balanced, Order, Shuffled, counts, reservoir
 from tasks.train.pools import Pool
 from tests.train.project import dataset
@@ -119,3 +121,22 @@ def test_pool_joins_its_parts(tmp_path: Path) -> None:
     assert part.groups("arrival").tolist() == [0, 1]
     assert len(Pool("empty")) == 0
     assert Pool("empty").captions == []
+
+
+@pytest.mark.parametrize("form", ["raw", "model", "original"])
+def test_views_of_a_pool_are_random_crops_of_all_that_is_stored(tmp_path: Path, form: str) -> None:
+    how = None if form == "raw" else Jpeg("original" if form == "original" else "model")
+    ramp = np.tile(np.linspace(0, 255, 48, dtype=np.uint8)[None, :, None], (16, 1, 3))  # three times as wide as high
+    square = np.asarray(ramp[:, 16:32])
+    original = encode(np.asarray(ramp), 95) if form == "original" else None
+    write(tmp_path, Card("ramp", 16, jpeg=how), [Sample("s", square, "a ramp", -1, original)], 1)
+    pool, draws = Pool("update", [Dataset(tmp_path)]), draw(3, np.random.default_rng(0))
+    images, boxes = pool.views(np.array([0, 0, 0]), draws)
+    assert images.shape == (3, 16, 16, 3)
+    if form == "original":  # the centre of the ratio 4:3, as torchvision has it where nothing fits
+        assert (boxes == WHOLE).all()
+        assert images[0, 8, 0, 0] < square[8, 0, 0] - 5
+        assert images[0, 8, -1, 0] > square[8, -1, 0] + 5
+    else:
+        np.testing.assert_array_equal(boxes, draws.squares())
+        assert np.abs(images[0].astype(int) - square).max() <= (0 if form == "raw" else 4)

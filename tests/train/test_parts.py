@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional
 
 from tasks import randomness
@@ -181,7 +182,7 @@ def test_rsqrt_recovers_what_the_cool_down_left() -> None:
 
 
 def test_crops_are_torchvisions_in_size_and_stay_inside() -> None:
-    boxes = augment.draw_crops(4000, randomness.generator(0, "crop"))
+    boxes = augment.draw(4000, randomness.generator(0, "crop")).squares()
     centre, size = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
     area = size.prod(axis=1)
     assert (centre - size / 2).min() >= -1e-6
@@ -207,3 +208,33 @@ def test_crop_of_the_whole_image_is_the_image_and_a_box_is_what_it_covers() -> N
     left = augment.crop(ramp, np.array([[0.25, 0.5, 0.5, 1]], dtype=np.float32))
     assert left.mean().item() == pytest.approx(0.25, abs=0.01)
     assert math.isclose(left.max().item(), 0.5 - 1 / 32, abs_tol=0.01)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 333), (40, 400), (224, 224), (1, 1)])
+def test_boxes_of_originals_are_torchvisions(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision_shim.ensure()
+    from torchvision.transforms import RandomResizedCrop
+
+    draws = augment.draw(50, randomness.generator(0, "crop"))
+    ours = draws.pixels(np.array([size] * 50))
+    for row, (left, top, right, bottom) in enumerate(ours.tolist()):
+        # Their random numbers become ours: an area, then the logarithm of a ratio, and last two places.
+        numbers = iter([x for pair in zip(draws.area[row], np.log(draws.ratio[row]), strict=True) for x in pair])
+
+        class Next:
+            def __init__(self, numbers: Iterator[float] = numbers):
+                self._numbers = numbers
+
+            def uniform_(self, *_bounds: float) -> torch.Tensor:
+                return torch.tensor(next(self._numbers), dtype=torch.float64)
+
+        places = iter([draws.place[row, 1], draws.place[row, 0]])
+        monkeypatch.setattr(torch, "empty", lambda *_size, source=Next: source())
+
+        def randint(low: int, high: int, places: Iterator[float] = places, **_size: object) -> torch.Tensor:
+            return torch.tensor([low + int(next(places) * (high - low))])
+
+        monkeypatch.setattr(torch, "randint", randint)
+        i, j, h, w = RandomResizedCrop.get_params(Image.new("RGB", size), [0.9, 1.0], [3 / 4, 4 / 3])
+        monkeypatch.undo()
+        assert (left, top, right, bottom) == (j, i, j + w, i + h)
