@@ -25,6 +25,10 @@ def ran(*command: object, status: tuple[int, ...] = (0,), **environment: str) ->
     return done.stdout
 
 
+def test_prepared_images() -> None:
+    assert "jpeg, original" in ran("prepared.py", "--count", 8, "--size", 32)
+
+
 def test_recording() -> None:
     assert "goal" in ran("record.py", "--megabytes", 20, "--repeat", 1, status=(0, 1))
 
