@@ -30,6 +30,7 @@ from flows.cli.app import app
 from tasks import params
 from tasks.choice import Choice, available
 from tasks.evaluate.head import Head
+from tasks.fit.method import Method as FitMethod
 from tasks.prepare.registry import kinds
 from tasks.stream.ordering import Ordering
 from tasks.track.tracker import Tracker
@@ -232,6 +233,7 @@ def choices_page() -> str:
     texts: list[tuple[str, str, type[Choice]]] = [
         ("Training methods", "`train.method` in `params.yaml`.", Method),
         ("Regularizers", "`train.regularizer` in `params.yaml`.", Regularizer),
+        ("Fits", "`fit` in `params.yaml`; [the guide](../guides/fitting.md).", FitMethod),
         ("Heads", "`evaluate.heads` in `params.yaml`; [the guide](../guides/heads.md).", Head),
         ("Trackers", "`track` in `params.yaml`.", Tracker),
         ("Stream orders", "`--order` of `chronomerge stream cut`.", Ordering),

@@ -171,7 +171,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     Raises:
         UserError: they do not.
     """
-    from tasks import evaluate, measure, merge, prepare, track, train
+    from tasks import evaluate, fit, measure, merge, prepare, track, train
     from tasks.model import models
 
     if base:
@@ -188,7 +188,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     arrivals = [prepare.at_most(one.update, f"stream: arrival {one.name}", project) for one in params.stream]
     pretraining = prepare.at_most(params.base.pretraining, "base.pretraining", project)
     train.check_batches(params, pretraining, arrivals, base=base)
-    return [*merge.check(params.time, len(params.stream)), *track.check(params)]
+    return [*merge.check(params.time, len(params.stream)), *fit.check(params), *track.check(params)]
 
 
 def _continues(params: Params, last: State, project: Path) -> None:
@@ -203,7 +203,7 @@ def _continues(params: Params, last: State, project: Path) -> None:
             "can continue it until its tag and branch are back at the commit that was recorded"
         )
     before = last.settings
-    for key in ("seed", "base", "time"):
+    for key in ("seed", "base", "time", "fit"):
         if getattr(before, key) != getattr(params, key):
             raise UserError(
                 f"{project / 'params.yaml'}: {key} differs from what timeline {params.timeline!r} was recorded with "

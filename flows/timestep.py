@@ -48,9 +48,10 @@ def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: 
 
         expert = train(current, init, arrival, history)
         statistics = measure(current, expert, arrival, history)
-        deployed = deploy(current, expert, statistics, history)
+        found = [fit(current, expert, statistics, arrival, history)] if current.params.fit else []
+        deployed = deploy(current, expert, statistics, *found, history)
         metrics = evaluate(current, deployed, test_sets, history)
-        nodes = [arrival, test_sets, init, expert, statistics, deployed, metrics]
+        nodes = [arrival, test_sets, init, expert, statistics, *found, deployed, metrics]
         if current.params.evaluate.heads:
             nodes.append(heads(current, expert, deployed, arrival, test_sets, history))
         state = record(current, [history, raw_arrival, raw_evaluation], nodes, overlap)
@@ -99,6 +100,7 @@ prepare_evaluation = node_task("prepare-evaluation")
 initialize = node_task("initialize")
 train = node_task("train")
 measure = node_task("measure")
+fit = node_task("fit")
 deploy = node_task("deploy")
 evaluate = node_task("evaluate")
 heads = node_task("heads")

@@ -103,6 +103,7 @@ NODES: Mapping[str, Implementation] = {
     "initialize": Implementation("tasks.train.node:initialize"),
     "train": Implementation("tasks.train.node:train", resumes=True),
     "measure": Implementation("tasks.measure.node:measure"),
+    "fit": Implementation("tasks.fit.node:fit", only_with="fit"),
     "deploy": Implementation("tasks.merge.node:deploy"),
     "evaluate": Implementation("tasks.evaluate.node:evaluate", split="tasks.evaluate.parts:SPLIT"),
     "heads": Implementation("tasks.evaluate.fewshot:run", only_with="evaluate.heads"),
@@ -193,10 +194,18 @@ def _paths(outputs: list[str | dict[str, Any]]) -> Iterator[str]:
 
 
 def without_unused(pipeline: str, params: Mapping[str, Any]) -> str:
-    """The text of a ``dvc.yaml`` without the stages that a step of these params does not have."""
+    """The text of a ``dvc.yaml`` without the stages that a step of these params does not have.
+
+    Other stages do not read what these would have made.
+    """
     for name, node in NODES.items():
         if node.only_with and not _value(params, node.only_with):
-            pipeline = re.sub(rf"^  {name}:\n(?:^(?:    .*)?\n)*", "", pipeline, flags=re.MULTILINE)
+            stage = re.search(rf"^  {name}:\n(?:^(?:    .*)?\n)*", pipeline, flags=re.MULTILINE)
+            if stage is None:
+                continue
+            pipeline = pipeline[: stage.start()] + pipeline[stage.end() :]
+            for out in re.findall(r"^      - (data/\S+)$", stage[0].partition("    outs:\n")[2], flags=re.MULTILINE):
+                pipeline = pipeline.replace(f"      - {out}\n", "")
     return pipeline
 
 

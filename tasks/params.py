@@ -270,11 +270,19 @@ class Train(Settings):
     """Shares of the three pools."""
     buffer: Buffer = Buffer()
     """How earlier arrivals are drawn."""
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every pool's samples that nothing is trained on, for ``fit``."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
         require_parts(self.batch_size, self.processes or 1, self.accumulate)
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A state of a timeline that holds nothing out says nothing of it."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key != "holdout" or value}
 
     @property
     def given(self) -> Budget:
@@ -537,6 +545,8 @@ class Params(Settings):
     """TIME's three axes."""
     train: Train
     """How experts are trained."""
+    fit: NameOrSettings | None = None
+    """How coefficients of the merge are found on data (one of `tasks.fit.methods`); by default they are as given."""
     evaluate: Evaluate
     """What every deployed model is tested on."""
     store: Store = Store()
@@ -596,6 +606,12 @@ class Params(Settings):
             for one in value.values():
                 gate.require_sets(one.require, [each.name for each in evaluate.sets])
         return value
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A state of a timeline without a fit says nothing of it: its keys and bytes are as before there were any."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key != "fit" or value}
 
     @model_validator(mode="after")
     def _unique(self) -> Params:

@@ -67,7 +67,7 @@ def test_a_base_is_shared_by_timelines_that_train_experts_in_another_way(project
 def test_the_chain_is_the_time_step() -> None:
     declared = nodes.declared(ROOT)
     assert list(declared) == [
-        "prepare", "prepare-evaluation", "initialize", "train", "measure", "deploy", "evaluate", "heads"
+        "prepare", "prepare-evaluation", "initialize", "train", "measure", "fit", "deploy", "evaluate", "heads"
     ]  # fmt: skip
     made: set[str] = set()
     for node in declared.values():
@@ -107,12 +107,16 @@ def test_a_step_without_heads_has_no_such_stage_and_the_others_as_they_are() -> 
     shipped = (ROOT / "dvc.yaml").read_text()
     without = nodes.without_unused(shipped, {"evaluate": {}})
     both = nodes.parse(shipped, "dvc.yaml"), nodes.parse(without, "dvc.yaml")
-    assert both[0].keys() - both[1].keys() == {"heads"}
-    assert all(both[0][name] == node for name, node in both[1].items())
+    assert both[0].keys() - both[1].keys() == {"fit", "heads"}
+    assert all(both[0][name] == node for name, node in both[1].items() if name != "deploy")
+    assert set(both[0]["deploy"].deps) - set(both[1]["deploy"].deps) == {"data/step/fit"}
     removed = [line for line in shipped.splitlines() if line not in without.splitlines()]
-    assert removed[0] == "  heads:"
+    assert [line for line in removed if line.endswith(":") and line.startswith("  ") and line[2] != " "] == [
+        "  fit:", "  heads:"
+    ]  # fmt: skip
     assert without.endswith(shipped[shipped.index("# `dvc plots show`") :])
-    assert nodes.without_unused(shipped, {"evaluate": {"heads": [{"name": "gda"}]}}) == shipped
+    every = {"evaluate": {"heads": [{"name": "gda"}]}, "fit": {"name": "paint"}}
+    assert nodes.without_unused(shipped, every) == shipped
     assert nodes.without_unused(without, {"evaluate": {}}) == without
 
 
@@ -126,7 +130,8 @@ def test_params_without_heads_say_nothing_of_them() -> None:
 def test_every_module_a_node_imports_is_a_dependency_of_it() -> None:
     """Otherwise a change of code would be answered with what the old code made."""
     packages = {"prepare": "prepare", "prepare-evaluation": "prepare", "initialize": "train", "train": "train",
-                "measure": "measure", "deploy": "merge", "evaluate": "evaluate", "heads": "evaluate"}  # fmt: skip
+                "measure": "measure", "fit": "fit", "deploy": "merge", "evaluate": "evaluate",
+                "heads": "evaluate"}  # fmt: skip
     of_heads = {"fewshot", "head", "headfile", "headstate", "spaces", "support", "heads"}
     for name, package in packages.items():
         declared = nodes.declared(ROOT)[name]

@@ -8,9 +8,9 @@ both as a query and as a candidate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import Precision, image_features, text_features
-from tasks.model.datasets import Dataset, Images, digest
+from tasks.model.datasets import Images, digest
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
@@ -48,7 +48,17 @@ class Pairs:
         return len(self.images) + len(self.tokens)
 
 
-def pairs(name: str, data: Dataset, tokenize: Tokenizer) -> Pairs:
+class Captioned(Protocol):
+    """Images with captions, one a row; a `tasks.model.datasets.Dataset` is one."""
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+
+def pairs(name: str, data: Captioned, tokenize: Tokenizer) -> Pairs:
     """The pairs of the evaluation set ``name``.
 
     Raises:

@@ -188,19 +188,20 @@ def usable(planned: Iterable[Planned]) -> tuple[list[Planned], dict[str, str]]:
     Raises:
         UserError: an unknown technique or setting, or no cell can run.
     """
-    from tasks import measure, merge
+    from tasks import fit, measure, merge
 
-    fit, left_out = [], {}
+    chosen, left_out = [], {}
     for one in planned:
         technique = one.params.time.technique
         merge.create(technique.name, technique.settings)
         try:
             merge.check(one.params.time, len(one.params.stream))
             measure.check(one.params)
+            fit.check(one.params)
         except UserError as error:
             left_out[one.cell.timeline] = str(error)
         else:
-            fit.append(one)
-    if not fit:
+            chosen.append(one)
+    if not chosen:
         raise UserError(f"no cell of this grid can run: {'; '.join(dict.fromkeys(left_out.values()))}")
-    return fit, left_out
+    return chosen, left_out

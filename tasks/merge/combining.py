@@ -19,6 +19,7 @@ class Summed(Sparsified, Weighted):
     """λ Σ w_k τ̂_k, divided by Σ w_k with normalize."""
 
     state: ClassVar[tuple[str, ...]] = ("sum",)
+    output_settings: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     scale: float = 1.0
     """λ."""
@@ -45,6 +46,7 @@ class SignElected(Sparsified, Weighted):
     """
 
     state: ClassVar[tuple[str, ...]] = ("positive", "negative", "positive_weight", "negative_weight")
+    output_settings: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     normalize: bool = True
     scale: float = 1.0

@@ -1,10 +1,10 @@
 """What one state hands on to the next: ``data/history``, put together from the previous state by hash alone.
 
 ``model/`` and ``weights/`` (``lineage.json``, which says the how-manieth expert the step's will be; from step 1 on
-base, last expert, running model, and all experts where the deployment needs them), ``pools/`` (pretraining and every
-earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important, where one is chosen),
-``heads/`` (the running state of heads, where there are any), at step 0 ``source/`` (the files that the base was read
-from, where they come from a hub).
+base, last expert, running model, and all experts and the deployed model where the next step needs them), ``pools/``
+(pretraining and every earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important,
+where one is chosen), ``heads/`` (the running state of heads, where there are any), at step 0 ``source/`` (the files
+that the base was read from, where they come from a hub).
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from tasks.errors import UserError
 from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
-READS = (layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.ARRIVAL, layout.REGULARIZER, layout.HEADS)
+READS = (
+    layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.DEPLOYED, layout.ARRIVAL, layout.REGULARIZER, layout.HEADS,
+)  # fmt: skip
 """What `after` reads of the previous state."""
+DEPLOYED = "weights/deployed.safetensors"
+"""The deployed model in a history that has it."""
 NOTHING_HELD = {"regularizer/regularizer.json": {"name": None}}
 """No parameter is important to a regularizer."""
 
@@ -62,8 +66,10 @@ def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
     return cache.compose(parts)
 
 
-def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) -> Entry:
+def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool, deployed: bool = False) -> Entry:
     """The history of a step that starts from a state; everything it refers to must be in the cache.
+
+    ``deployed``: with the deployed model, for a fit that compares with it.
 
     Experts are counted, not steps: one whose state was held and skipped has never been.
 
@@ -94,6 +100,8 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool) ->
         "weights/expert.safetensors": expert,
         "weights/running": entries[layout.RUNNING],
     }
+    if deployed:
+        parts[DEPLOYED] = entries[layout.DEPLOYED]
     if layout.REGULARIZER in entries:
         parts["regularizer"] = entries[layout.REGULARIZER]
     else:  # a state of before there were regularizers

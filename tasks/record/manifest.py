@@ -183,6 +183,31 @@ class RecordedStatistics(_Part):
     kinds: tuple[Text, ...] = Field(default=(), strict=False)
 
 
+class FitPoint(_Part):
+    """A value that was tried, and what the model merged with it scored on held-out samples, in percent."""
+
+    value: Number
+    accumulation: Number = Field(alias="A_KA")
+    retention: Number = Field(alias="A_ZS")
+    geometric_mean: Number
+    holds: bool
+
+
+class RecordedFit(_Part):
+    """How coefficients of the merge were found; ``fit.json`` has them all."""
+
+    method: Text
+    samples: dict[Text, int] = {}
+    """Pool → held-out samples."""
+    setting: Text | None = None
+    value: Number | None = None
+    holds: bool | None = None
+    """Whether the gate's conditions hold on the held-out samples."""
+    curve: tuple[FitPoint, ...] = Field(default=(), strict=False)
+    weights: dict[Text, Number] = {}
+    """Model → its weight, where each has one."""
+
+
 class Manifest(_Part):
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content)."""
 
@@ -220,6 +245,8 @@ class Manifest(_Part):
     rollback: RollbackNote | None = None
     statistics: RecordedStatistics | None = None
     """Of the expert's data, where the technique looks at it."""
+    fit: RecordedFit | None = None
+    """Of the merge's coefficients, where they were found on data."""
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
     notes: dict[Text, tuple[Text, ...]] = Field(default={}, strict=False)

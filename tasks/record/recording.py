@@ -88,7 +88,7 @@ def record(
         notes or {},
         began,
         _came_from(worktree.folder),
-        _measured(worktree.folder),
+        _measured(worktree.folder) | _fitted(worktree.folder),
     )
     (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     return commits.commit(
@@ -121,7 +121,7 @@ def _manifest(
     notes: Mapping[str, Sequence[str]],
     began: float,
     came_from: Mapping[str, Any],
-    measured: Mapping[str, Any],
+    found: Mapping[str, Any],
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
     finished = list(references)
@@ -154,7 +154,7 @@ def _manifest(
     content |= came_from
     if pointed:
         content["pointers"] = {name: one.as_dict() for name, one in pointed.items()}
-    content |= measured
+    content |= found
     if overlap:
         content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
     if notes:
@@ -167,6 +167,13 @@ def _measured(folder: Path) -> dict[str, Any]:
     note = folder / layout.STATISTICS / "statistics.json"
     measured = json.loads(note.read_text())["measured"] if note.exists() else None
     return {"statistics": measured} if measured else {}
+
+
+def _fitted(folder: Path) -> dict[str, Any]:
+    """How the fit node found the merge's coefficients, where it did."""
+    note = folder / layout.FIT / "fit.json"
+    content = json.loads(note.read_text()) if note.exists() else {}
+    return {"fit": content["report"]} if content.get("fitted") else {}
 
 
 def _came_from(folder: Path) -> dict[str, Any]:

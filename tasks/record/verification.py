@@ -184,7 +184,8 @@ def unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]
         return ()
     recorded = cache.members(state.entries[layout.HISTORY])
     batch = any(path.startswith("weights/experts/") for path in recorded)
-    follows = cache.members(history.after(previous, cache, scratch, all_experts=batch))
+    deployed = history.DEPLOYED in recorded
+    follows = cache.members(history.after(previous, cache, scratch, all_experts=batch, deployed=deployed))
     return tuple(sorted(path for path in {*recorded, *follows} if recorded.get(path) != follows.get(path)))
 
 

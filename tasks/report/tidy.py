@@ -10,6 +10,8 @@
 | ``A_KA``, ``A_ZS``, ``geometric_mean`` | | percent |
 | ``head:NAME@SHOTS`` | an evaluation set | percent: top-1 of a head, where it is scored |
 | ``head_forgetting:NAME@SHOTS`` | | percentage points; as ``forgetting``, at the head's largest number of shots |
+| ``fit:A_KA``, ``fit:A_ZS``, ``fit:geometric_mean`` | a value that `fit` tried | percent, on held-out samples |
+| ``fit_value`` | the setting that `fit` chose | its value |
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
 | ``Transfer``, ``Average``, ``Last`` | | percent (MTIL); see `tasks.report.metrics` |
 | ``normalized_retention`` | | percent of the base's score, mean over retention sets; see `tasks.report.metrics` |
@@ -80,6 +82,7 @@ def _of_cell(
         rows = [
             *_measured(record, scored[index]),
             *((name, "", "", values[index]) for name, values in streamed.items() if math.isfinite(values[index])),
+            *_fitted(record),
             *_normalized(lineage, scored, index),
             *_spent(record),
             *ledger.rows(record),
@@ -106,6 +109,16 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
             yield metric, name, roles[name], value
     for name in MEANS:
         yield name, "", "", record.metrics[name]
+
+
+def _fitted(record: Record) -> Iterator[TidyRow]:
+    found = record.manifest.fit
+    if found is None or found.setting is None or found.value is None:
+        return
+    for point in found.curve:
+        scored = (point.accumulation, point.retention, point.geometric_mean)
+        yield from ((f"fit:{name}", f"{point.value:.6g}", "", value) for name, value in zip(MEANS, scored, strict=True))
+    yield "fit_value", found.setting, "", found.value
 
 
 def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]]) -> dict[str, metrics.Values]:

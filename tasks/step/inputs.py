@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tasks import layout, merge, prepare, record
+from tasks import fit, layout, merge, prepare, record
 from tasks.model import models
 from tasks.params import Params
 from tasks.record import State
@@ -110,8 +110,11 @@ def _first_history(step: Step) -> Entry:
 
 def _next_history(step: Step, start: State) -> Entry:
     time = step.params.time
-    all_experts = time.deploy == "all" and not merge.has_sequential_form(time.technique.name, time.technique.settings)
-    return record.next_history(start, step.cache, step.tree.scratch, all_experts=all_experts)
+    merges_all = time.deploy == "all"
+    sequential = merge.has_sequential_form(time.technique.name, time.technique.settings)
+    all_experts = merges_all and (not sequential or fit.reads_all_experts(step.params))
+    deployed = merges_all and step.params.fit is not None
+    return record.next_history(start, step.cache, step.tree.scratch, all_experts=all_experts, deployed=deployed)
 
 
 def _place(step: Step, path: str, entry: Entry) -> Inputs:

@@ -18,6 +18,7 @@ from tasks.choice import Choice
 from tasks.errors import UserError
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Dataset
+from tasks.model.holdout import held_out
 from tasks.params import BaseTraining, Budget, Params, Train, require_parts
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
@@ -338,8 +339,8 @@ def _adopt(arrived: Path, like: Path, target: Path) -> None:
 
 
 def _pools(project: Path, params: Params) -> tuple[list[Pool], list[float]]:
-    """The pools of a step and their shares; the base trains only on the arrival."""
-    update = Pool("update", [Dataset(project / ARRIVAL)])
+    """The pools of a step, without what is held out, and their shares; the base trains only on the arrival."""
+    update = _trained_on("update", [Dataset(project / ARRIVAL)], params)
     if params.step == 0:
         return [update], [1.0]
     shares, size, folder = params.train.mixture, params.train.buffer.size, project / POOLS
@@ -349,9 +350,18 @@ def _pools(project: Path, params: Params) -> tuple[list[Pool], list[float]]:
     earlier = [Dataset(folder / name) for name in names]
     keep = mixture.reservoir(params.seed, names, [len(data) for data in earlier], size) if size else None
     return (
-        [Pool("pretraining", pretraining), update, Pool("buffer", earlier, keep)],
+        [_trained_on("pretraining", pretraining, params), update, _trained_on("buffer", earlier, params, keep)],
         [shares.pretraining, shares.update, shares.buffer],
     )
+
+
+def _trained_on(name: str, parts: Sequence[Dataset], params: Params, keep: np.ndarray | None = None) -> Pool:
+    """A pool of the rows that are not held out; of ``keep`` alone, where it is given."""
+    if not params.train.holdout or not parts:
+        return Pool(name, parts, keep)
+    held = np.concatenate([held_out(part.images, params.train.holdout, params.seed) for part in parts])
+    rows = np.flatnonzero(~held)
+    return Pool(name, parts, rows if keep is None else np.intersect1d(rows, keep))
 
 
 def _names(path: Path) -> list[str]:

@@ -71,6 +71,17 @@ def with_heads(table: pd.DataFrame) -> pd.DataFrame:
 HEADS = {"gda": 3.0, "tip": 1.0}
 
 
+def with_fit(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of timelines whose weight was chosen on held-out samples: more gains, and forgets more."""
+    each = table[(table["reference"] == "") & (table["step"] > 0)].drop_duplicates(["timeline", "step"])
+    rows = [each.assign(metric="fit_value", dataset="weight", role="", value=0.5)]
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        gained, kept = 20 + 10 * value, 30 - 10 * value**2
+        for name, score in (("A_KA", gained), ("A_ZS", kept), ("geometric_mean", math.sqrt(gained * kept))):
+            rows.append(each.assign(metric=f"fit:{name}", dataset=f"{value:g}", role="", value=score))
+    return pd.concat([table, *rows], ignore_index=True)
+
+
 def _timeline(cell: Cell, steps: int, techniques: Sequence[str], trained: set[tuple[str, str, int]]) -> list[tuple]:
     random = np.random.default_rng([cell.seed, sum(map(ord, cell.timeline))])
     arrivals = ARRIVALS[:steps]

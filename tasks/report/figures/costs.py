@@ -12,9 +12,11 @@ from tasks.units import duration
 
 _COLORS = {
     INPUTS: "grey", "prepare": "sky", "prepare-evaluation": "yellow", "initialize": "purple", "train": "vermillion",
-    "measure": "black", "deploy": "green", "evaluate": "blue", "heads": "orange",
+    "measure": "black", "fit": "brown", "deploy": "green", "evaluate": "blue", "heads": "orange",
 }  # fmt: skip
 """Nodes in the order in which they run."""
+_OPTIONAL = ("fit", "heads")
+"""Nodes that not every timeline has."""
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -35,7 +37,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _panel(costs: pd.DataFrame, title: str, digits: str, shown: alt.Parameter) -> alt.Chart:
-    colors = {name: color for name, color in _COLORS.items() if name != "heads" or name in set(costs["node"])}
+    nodes = set(costs["node"])
+    colors = {name: color for name, color in _COLORS.items() if name not in _OPTIONAL or name in nodes}
     order = {name: index for index, name in enumerate(colors)}
     scale = alt.Scale(domain=list(colors), range=[OKABE_ITO[name] for name in colors.values()])
     shown_data = data(costs.assign(order=costs["node"].map(order)), "step", "node", "value", "order")

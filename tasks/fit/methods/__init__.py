@@ -1,0 +1,1 @@
+"""The methods of the node ``fit``, one file each."""

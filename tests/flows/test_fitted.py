@@ -1,0 +1,54 @@
+"""A timeline whose coefficient is chosen on held-out samples, run for real: fitted, recorded, made again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks import layout
+from tests import project as projects
+from tests.project import ROOT, chronomerge, git
+
+pytestmark = pytest.mark.slow
+
+GUIDE = ROOT / "docs/guides/fitting.md"
+
+
+def example(number: int) -> dict[str, Any]:
+    """A snippet of params.yaml in the guide, as it stands there."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", GUIDE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    snippet: dict[str, Any] = YAML(typ="safe").load(blocks[number])
+    return snippet
+
+
+def run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """A recorded timeline of one arrival with what a snippet says; the manifest of its last state."""
+    train = {**projects.PARAMS["train"], "holdout": given["train"]["holdout"]}
+    projects.make(folder, **{**given, "train": train, "stream": projects.PARAMS["stream"][:1]})
+    chronomerge(folder, "run")
+    manifest: dict[str, Any] = json.loads(git(folder, "show", "state/tiny/0001:manifest.json"))
+    return manifest
+
+
+def test_the_guides_example_chooses_a_weight_and_every_byte_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    fitted = run(folder, example(0))["fit"]
+    assert fitted["method"] == "paint"
+    assert len(fitted["curve"]) == 11
+    assert fitted["samples"].keys() == {"first", "pretraining"}
+    assert fitted["value"] in [point["value"] for point in fitted["curve"]]
+    base = json.loads(git(folder, "show", "state/tiny/0000:manifest.json"))
+    assert "fit" not in base
+    assert layout.FIT in base["outputs"]
+    found = json.loads(chronomerge(folder, "verify", "1", "--json").stdout)[0]
+    assert found["same"]
+    nodes = [node["node"] for node in found["nodes"]]
+    assert nodes.index("measure") < nodes.index("fit") < nodes.index("deploy")
+    written = chronomerge(folder, "report", "--to", str(tmp_path / "report")).stdout
+    assert written
+    assert "How weight was chosen" in next((tmp_path / "report").rglob("*.html")).read_text()
