@@ -173,7 +173,8 @@ def _given(technique: Technique) -> dict[str, Any]:
 
 def _conditions(params: Params, pools: Collection[str]) -> tuple[list[str], list[str]]:
     """The gate's conditions that can be judged on pools of these names, and those that cannot."""
-    judged, left = [], []
+    judged: list[str] = []
+    left: list[str] = []
     for text in params.gate.require if params.gate else []:
         name = gate.parse(text).name
         unknown = name.startswith(SCORE) and name.removeprefix(SCORE) not in pools

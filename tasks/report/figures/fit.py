@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from tasks.report.figures.figure import INK, OKABE_ITO, Figure, data
+from tasks.report.figures.figure import INK, OKABE_ITO, Chart, Figure, data
 from tasks.scores import MEANS
 
 PREFIX = "fit:"
@@ -25,7 +25,7 @@ def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
     setting = str(taken["dataset"].iloc[0])
     color = alt.Color("score:N", scale=alt.Scale(domain=list(MEANS), range=_COLORS), legend=alt.Legend(title=None))
     y = alt.Y("value:Q", title="%", scale=alt.Scale(zero=False))
-    panels: list[alt.LayerChart] = []
+    panels: list[Chart] = []
     for step, each in curves.groupby("step"):
         tooltip = ["score:N", alt.Tooltip("tried:Q", title=setting), alt.Tooltip("value:Q", format=".2f")]
         chart = alt.Chart(data(each, "score", "tried", "value"))
