@@ -16,13 +16,14 @@ from tasks.arrive.request import LocatedSource, Request, located
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.verdict import Findings, few
 from tasks.errors import UnavailableError, UserError
-from tasks.model import jpeg, models
+from tasks.model import jpeg, models, origins
 from tasks.params import Arrival, Params, SourceSpec
-from tasks.prepare import experts
+from tasks.prepare import experts, files
 from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import written
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
+from tasks.storage import hub
 from tasks.storage.cache import Entry, hash_of
 from tasks.text import redacted
 
@@ -86,6 +87,7 @@ class Copying:
         folder = self.scratch / layout.HISTORY / "model"
         if not known.place_model(self.project, self.params, folder):
             models.resolve(self.params.base, self.project, folder)
+            models.fetch_tokenizer(self.params.base, self.project, folder)
         return folder
 
     def _expert(self, folder: Path) -> Arrival | None:
@@ -96,10 +98,14 @@ class Copying:
         base = weights.base(self.project, self.params, model, self.scratch)
         against = experts.Against(self.params.base, base.weights, base.names)
         with self._complaining():
-            here = self._brought(address)
+            here, of_hub = self._brought(address)
             with self._complaining(lambda text: text.replace(here, address)):
                 given = Arrival(name=self.request.name, expert=here, on_mismatch=how)
                 needs_base = experts.fetch(given, folder, self.project, against, self.progress)
+                if of_hub:
+                    experts.write_origin(of_hub, folder)
+                if self.request.from_others:
+                    self._tell_left_out(Path(here))
                 whole = self.scratch / experts.FILE
                 if needs_base and base.weights is None:
                     self.findings.note(weights.by_shapes_alone(base))
@@ -112,22 +118,51 @@ class Copying:
                 )
         return None
 
-    def _brought(self, address: str) -> str:
-        """Where an expert is: a copy of it, where it is in S3 or somebody else's."""
+    def _brought(self, address: str) -> tuple[str, Mapping[str, Any] | None]:
+        """Where an expert is, and what it was on a hub: a copy of it, where it is in S3 or somebody else's."""
         limits, target = self.params.limits, self.scratch / "download"
         if address.startswith(s3.SCHEME):
             bounds = limits if self.request.from_others else None
-            return str(s3.download(address, target, self.progress, bounds, self.request.ignored))
+            return str(s3.download(address, target, self.progress, bounds, self.request.ignored)), None
         if not self.request.from_others:
-            return address
+            return address, None
+        if hub.is_address(address):
+            return self._of_hub(address, target)
         drop = Path(str(self.request.drop))
         only = Path(address).relative_to(drop).as_posix()
-        return str(
-            drops.copied(
-                drop, target, limits, self.findings.complain, self.progress, only=only if only != "." else None,
-                ignored=self.request.ignored,
-            )
+        here = drops.copied(
+            drop, target, limits, self.findings.complain, self.progress, only=only if only != "." else None,
+            ignored=self.request.ignored,
         )  # fmt: skip
+        return str(here), None
+
+    def _of_hub(self, address: str, target: Path) -> tuple[str, Mapping[str, Any]]:
+        """A copy of what somebody else names on a hub: as anybody has it, without the user's token and cache."""
+        total = 0
+
+        def within(name: str, size: int) -> None:
+            nonlocal total
+            total += size
+            drops.require_within(self.params.limits, total, size, f"{address}/{name}", address)
+
+        try:
+            found = origins.located(address, progress=self.progress, public=target / "cache", allowed=within)
+        except UnavailableError as error:
+            raise UnreachableError(str(error)) from None
+        assert found.pin is not None
+        here = target / "repository"
+        for name in found.pin.files:
+            files.copy(found.root / name, here / name)
+        only = hub.parse(address).file
+        return str(here / only if only else here), {"address": address, **found.pin.as_dict()}
+
+    def _tell_left_out(self, here: Path) -> None:
+        """Note which files of a drop are no part of the model in it."""
+        if not here.is_dir():
+            return
+        used = set(origins.files_of(origins.entries(here), str(here), pickles=True))
+        if left := sorted({path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()} - used):
+            self.findings.note(f"left out: {len(left)} file{'s'[: len(left) > 1]} that no model has ({few(left)})")
 
     def _data(self, folder: Path) -> Arrival | None:
         how = models.preprocess(self._model())

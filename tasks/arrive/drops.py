@@ -102,7 +102,7 @@ def copied(
     ignored: Collection[str] = (),
     only: str | None = None,
 ) -> Path:
-    """Copy a drop's files, or ``only`` one of them, to the folder ``into``; returns where the copy is.
+    """Copy a drop's files, or ``only`` one file or folder of it, to the folder ``into``; returns where the copy is.
 
     ``ignored`` are files at its top that are not data. What is not copied is complained of.
 
@@ -112,7 +112,9 @@ def copied(
     """
     home = into / drop.name
     home.mkdir(parents=True)
-    names = [only] if only is not None else [name for name in entries(drop) if name not in ignored]
+    names = [name for name in entries(drop) if name not in ignored]
+    if only is not None:
+        names = [name for name in names if name.startswith(f"{only}/")] or [only]
     total = 0
     for done, name in enumerate(names, start=1):
         try:

@@ -161,12 +161,18 @@ def _write_rest(to: Library, config: dict[str, Any], made: Path, sources: list[P
     for name, content in files.items():
         (made / name).write_text(json.dumps(content, indent=1) + "\n")
     for path in sources:
-        if names := tokenizers.copy(path if path.is_dir() else path.parent, made):
+        beside = path if path.is_dir() else path.parent
+        if names := tokenizers.copy(beside, made):
+            if to == "open_clip" and (beside / configurations.TRANSFORMERS).is_file():
+                tokenizers.name_class(made)
             return [f"tokenizer: {', '.join(names)} of {path}"]
+    if name := text.get("hf_tokenizer_name"):
+        wanted = "the model's own" if name == tokenizers.BESIDE else f"those of {name!r:.80}"
+        return [f"no tokenizer: none is beside the model; save the tokenizer's files in the folder yourself, {wanted}"]
     if to == "open_clip":
         return []  # open_clip has its own
-    if text.get("vocab_size", tokenizers.CLIP_WORDS) == tokenizers.CLIP_WORDS:
-        tokenizers.write_clip(made, text.get("context_length", 77))
+    if (text.get("vocab_size") or tokenizers.CLIP_WORDS) == tokenizers.CLIP_WORDS:
+        tokenizers.write_clip(made, text.get("context_length") or 77)
         return ["tokenizer: CLIP's own"]
     return [f"no tokenizer: none is beside the model, and {text['vocab_size']} words are not CLIP's vocabulary"]
 

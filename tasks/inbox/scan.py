@@ -25,9 +25,11 @@ from tasks.errors import ReadableError, UserError
 from tasks.inbox import notes, places
 from tasks.inbox.notes import DropNote
 from tasks.inbox.places import MANIFEST, MARKERS, Inbox
+from tasks.model.origins import ADAPTER, TORCH_NAMES
+from tasks.model.sources import INDEX, SINGLE
 from tasks.params import Limits, load
 from tasks.progress import Progress, silent
-from tasks.storage import dvc, store
+from tasks.storage import dvc, hub, store
 from tasks.text import printable
 
 
@@ -78,7 +80,7 @@ class _Manifest(BaseModel):
     name: str | None = None
     """Of the arrival; by default the drop's."""
     expert: str | None = None
-    """The checkpoint among the drop's files."""
+    """The checkpoint among the drop's files, a folder in it (``.``: the drop itself), or an ``hf:`` address."""
     prompt: str | None = None
     """Caption where there is none, with ``{}`` for the class."""
 
@@ -217,6 +219,8 @@ _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EN
 """Errors that say nothing of a drop: a disk is full, files run out."""
 _UNREADABLE = (PermissionError, FileNotFoundError)
 """What a drop's own files can raise: they may be readable by the next look."""
+_OF_A_MODEL = (*SINGLE, INDEX, *TORCH_NAMES, ADAPTER[0])
+"""The files of which each makes the folder that has it a model's."""
 
 
 def _request(place: Inbox, name: str, limits: Limits) -> Request:
@@ -229,15 +233,12 @@ def _request(place: Inbox, name: str, limits: Limits) -> Request:
     files = [file for file in place.names(name) if file not in MARKERS]
     settings = dict(said.__pydantic_extra__ or {})
     address = place.address(name)
-    expert = said.expert
-    if expert is None and not settings and len(files) == 1 and Path(files[0]).suffix.lower() in CHECKPOINTS:
-        expert = files[0]
+    expert = said.expert if said.expert is not None else None if settings or said.prompt else _model_in(files)
     if expert is not None:
-        if expert not in files:
-            raise UserError(f"{address}/{MANIFEST}: expert: {expert!r} is none of the drop's files")
         if settings or said.prompt:
             raise UserError(f"{address}/{MANIFEST}: an expert takes no {next(iter([*settings, 'prompt']))}")
-        request = Request(said.name or name, expert=f"{address}/{expert}", drop=address)
+        found = _expert(expert, files, address)
+        request = Request(said.name or name, expert=found, drop=address, ignored=MARKERS)
     else:
         if "path" in settings:
             raise UserError(f"{address}/{MANIFEST}: path: the data are the drop's files, wherever it lies")
@@ -251,6 +252,37 @@ def _request(place: Inbox, name: str, limits: Limits) -> Request:
         )  # fmt: skip
     request.require_sense()
     return request
+
+
+def _model_in(files: list[str]) -> str | None:
+    """What a drop without a word on it brings as an expert: its only file, or itself where it is a model's folder."""
+    if len(files) == 1 and Path(files[0]).suffix.lower() in CHECKPOINTS:
+        return files[0]
+    return "." if any(name in files for name in _OF_A_MODEL) else None
+
+
+def _expert(expert: str, files: list[str], address: str) -> str:
+    """The address of the expert that a manifest names.
+
+    Raises:
+        UserError: it is not in the drop; or it is on a hub, and the drop has files.
+    """
+    if hub.is_address(expert):
+        hub.parse(expert)
+        if files:
+            raise UserError(
+                f"{address}/{MANIFEST}: expert: {expert!r} is on a hub, and the drop has files ({files[0]}); "
+                "drop one of the two"
+            )
+        return expert
+    if expert.endswith(INDEX):  # with the shards beside it
+        expert = PurePosixPath(expert).parent.as_posix()
+    whole = expert.removesuffix("/")
+    if whole == "." and files:
+        return address
+    if whole not in files and not any(name.startswith(f"{whole}/") for name in files):
+        raise UserError(f"{address}/{MANIFEST}: expert: {expert!r} is none of the drop's files")
+    return f"{address}/{whole}"
 
 
 def _manifest(place: Inbox, name: str, limits: Limits) -> _Manifest:

@@ -54,7 +54,10 @@ def measure_clip(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="measure-")))
         folder = scratch / "model"
-        models.resolve(_base(Path(model), architecture, scratch), Path(), folder)
+        base = _base(Path(model), architecture, scratch)
+        models.resolve(base, Path(), folder)
+        beside = Path(model) if Path(model).is_dir() else Path(model).parent
+        models.fetch_tokenizer(base, Path(), folder, None if architecture else beside)
         built = models.build(folder)
         models.load_weights(built, _weights(Path(model), built, stack), Path(model))
         built.to(models.device())

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import UserError
+from tasks.model import tokenizers, vocabularies
 
 OPEN_CLIP = "open_clip_config.json"
 TRANSFORMERS = "config.json"
@@ -29,10 +30,12 @@ _VISION_DEFAULTS = {"layers": 12, "width": 768, "patch_size": 16}
 _TEXT_DEFAULTS = {"layers": 12, "width": 512, "heads": 8}
 """open_clip's defaults."""
 _VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
-_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+_TEXT = {
+    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "hf_tokenizer_name", "pool_type", "eos_id",
+}  # fmt: skip
 _HARMLESS = {
     "vision_cfg": {"pool_type": "tok", "patch_dropout": 0.0, "timm_model_pretrained": False},
-    "text_cfg": {"pool_type": "argmax", "hf_tokenizer_name": "", "embed_cls": False, "no_causal_mask": False},
+    "text_cfg": {"embed_cls": False, "no_causal_mask": False, "tokenizer_kwargs": {}},
 }
 """Settings that transformers has no words for, at the values that mean what it does anyway."""
 
@@ -67,8 +70,9 @@ class _Text(_Tower):
     hidden_size: _Size = 512
     intermediate_size: _Size = 2048
     num_attention_heads: _Size = 8
-    vocab_size: _Size = 49408
+    vocab_size: _Size = tokenizers.CLIP_WORDS
     max_position_embeddings: _Size = 77
+    eos_token_id: Annotated[int, Field(ge=0)] = vocabularies.CLIP_END
 
 
 class _Clip(_Checked):
@@ -187,12 +191,24 @@ def to_transformers(config: Mapping[str, Any], source: str) -> dict[str, dict[st
                 "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0)),
                 "num_hidden_layers": text["layers"], "num_attention_heads": text["heads"], "vocab_size": words,
                 "max_position_embeddings": text.get("context_length", 77),
-                # The text feature is read at the end-of-text token, which has the largest id.
-                "bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1,
+                **_tokens(text, words, source),
             },
         },
         PREPROCESSOR: _preprocessor(config.get("preprocess_cfg") or {}, size),
     }  # fmt: skip
+
+
+def _tokens(text: Mapping[str, Any], words: int, source: str) -> dict[str, int | None]:
+    """At which token transformers reads the feature of a text, which is where open_clip's model does."""
+    pool, end = text.get("pool_type") or "argmax", text.get("eos_id", 2)
+    if pool not in ("argmax", "eos") or (pool, end) == ("eos", 2):
+        shown = f"{pool!r} at token 2" if pool == "eos" else repr(pool)
+        raise UserError(f"{source}: transformers' CLIPModel has nothing like text_cfg.pool_type: {shown:.80}")
+    if not text.get("hf_tokenizer_name") and words == tokenizers.CLIP_WORDS and pool == "argmax":
+        end = vocabularies.CLIP_END  # the largest
+        return {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    # transformers takes 2 for the token with the largest number.
+    return {"bos_token_id": None, "eos_token_id": end if pool == "eos" else 2, "pad_token_id": None}
 
 
 def _preprocessor(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -242,6 +258,7 @@ def _from_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any
                 "context_length": text.max_position_embeddings, "vocab_size": text.vocab_size,
                 "width": text.hidden_size, "heads": text.num_attention_heads,
                 "layers": text.num_hidden_layers, "mlp_ratio": text.intermediate_size / text.hidden_size,
+                **tokenizers.of_transformers(path.parent, text.vocab_size, text.eos_token_id),
             },
         },
         "preprocess_cfg": settings,

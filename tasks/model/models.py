@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         """Added to the logits, in models made for SigLIP's loss."""
         positional_embedding: torch.nn.Parameter
         attn_mask: torch.Tensor | None
+        text_eos_id: int
         encode_image: Callable[..., torch.Tensor]
         """Float (N, 3, H, W) → (N, D); ``normalize=True`` for unit length."""
         encode_text: Callable[..., torch.Tensor]
@@ -173,7 +174,8 @@ def fetch_base(base: Base, project: Path, into: Path) -> hub.Pin | None:
 
     A tag is downloaded by open_clip itself. Files and folders, relative to ``project``, and repositories of a hub may
     be of any dialect (`tasks.model.dialects`); torch files are read with ``weights_only``. Of a repository the files
-    are left in ``into/source``, and what they are is returned. Not to be called for ``train``.
+    are left in ``into/source``, and what they are is returned. A tokenizer beside them must be that of the model folder
+    ``into/model``, where `resolve` and `fetch_tokenizer` have made it. Not to be called for ``train``.
 
     Raises:
         UserError: a file that is missing, truncated, unsafe or of another architecture, weights that are not finite,
@@ -191,6 +193,8 @@ def fetch_base(base: Base, project: Path, into: Path) -> hub.Pin | None:
     expected = _construct(config, base.model, "meta").state_dict()
     label = base.pretrained if origin.pin else str(origin.path)
     weights = _read_as(origin, expected, label)
+    if (into / "model").is_dir() and base.pretrained != base.model:
+        tokenizers.require_same(origin.path if origin.path.is_dir() else origin.path.parent, into / "model")
     checkpoints.save(into / "base.safetensors", conform(weights, expected, label))
     if origin.pin:
         for name in origin.pin.files:
@@ -256,18 +260,21 @@ def tokenizer(folder: Path) -> Tokenizer:
     return tokenizers.load(folder, _read_json(folder / "model.json")["model_cfg"]["text_cfg"])
 
 
-def fetch_tokenizer(base: Base, project: Path, folder: Path) -> None:
+def fetch_tokenizer(base: Base, project: Path, folder: Path, beside: Path | None = None) -> None:
     """Save the tokenizer's files into a model folder that `resolve` has written, where it is none of open_clip's own.
+
+    ``beside`` is a folder that may have them; by default that of the configuration which ``base.model`` names.
 
     Raises:
         UserError: as `tokenizers.fetch`.
     """
     text = _read_json(folder / "model.json")["model_cfg"]["text_cfg"]
-    if base.model.startswith(COMPLETE):
-        beside: Path | None = _folder(base, project)
-    else:
-        beside = (project / base.model).parent if base.model.endswith(".json") else None
-    tokenizers.fetch(folder, text, project, beside)
+    if beside is None and base.model.startswith(COMPLETE):
+        beside = _folder(base, project)
+    elif beside is None and base.model.endswith(".json"):
+        beside = (project / base.model).parent
+    # In a complete model, a relative name starts at its own folder.
+    tokenizers.fetch(folder, text, beside if beside and base.model.startswith(COMPLETE) else project, beside)
 
 
 def preprocess(folder: Path) -> Preprocess:
@@ -294,9 +301,12 @@ def text_features(model: Clip, tokens: torch.Tensor) -> torch.Tensor:
     """
     from torch.func import functional_call
 
-    if getattr(model, "text_pool_type", None) != "argmax" or model.attn_mask is None:
+    pool = getattr(model, "text_pool_type", None)
+    if pool not in ("argmax", "eos") or model.attn_mask is None:
         return model.encode_text(tokens, normalize=True)
-    length = int(tokens.argmax(dim=1).max()) + 1  # the end-of-text token has the largest id
+    # The end-of-text token has the largest number, or the one that the model names; padding may be the same token.
+    ends = tokens if pool == "argmax" else (tokens == model.text_eos_id).int()
+    length = int(ends.argmax(dim=1).max()) + 1
     shorter = {
         "positional_embedding": model.positional_embedding[:length],
         "attn_mask": model.attn_mask[:length, :length],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -37,8 +37,17 @@ class ModelFiles:
     """What the paths of `pin` are relative to."""
 
 
-def located(text: str | Path, project: Path = Path(), progress: Progress = silent) -> ModelFiles:
+def located(
+    text: str | Path,
+    project: Path = Path(),
+    progress: Progress = silent,
+    *,
+    public: Path | None = None,
+    allowed: Callable[[str, int], None] | None = None,
+) -> ModelFiles:
     """The model that a path (relative to ``project``), ``local-dir:FOLDER`` or the address of a hub names.
+
+    ``public`` is as of `hub.look`; ``allowed`` is called with name and size of each file before it is downloaded.
 
     Raises:
         UserError: the hub has no such repository, revision or file, or the repository no weights that are read.
@@ -48,18 +57,23 @@ def located(text: str | Path, project: Path = Path(), progress: Progress = silen
     if not hub.is_address(given):
         return ModelFiles(project / given.removeprefix(LOCAL_DIR))
     address = hub.parse(given)
-    snapshot = hub.look(address)
+    snapshot = hub.look(address, public)
+
+    def bring(names: Sequence[str]) -> Path:
+        for name in names:
+            if allowed and name in snapshot.sizes:
+                allowed(name, snapshot.sizes[name])
+        return snapshot.bring(names, progress)
+
     if address.file is None:
         names = files_of(snapshot.names, str(address))
-        if INDEX in names:
-            snapshot.bring([INDEX], progress)
     elif address.file.endswith(".json"):
-        folder = snapshot.bring([address.file], progress)
+        folder = bring([address.file])
         within = PurePosixPath(address.file).parent
         names = [address.file, *((within / shard).as_posix() for shard in shards_of(folder / address.file))]
     else:
         names = [address.file]
-    folder = snapshot.bring(names, progress)
+    folder = bring(names)
     # Of a folder of the cache one cannot say what else it holds.
     main = folder if names[0] == ADAPTER[0] and address.file is None else folder / names[0]
     return ModelFiles(main, snapshot.pin(names, folder), folder)

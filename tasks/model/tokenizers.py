@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
+from tasks.model import vocabularies
 from tasks.model.torchvision_shim import ensure as ensure_torchvision
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ FILES = (
     "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 """What transformers' tokenizers are saved as; no other file is ever taken from a folder."""
-CLIP_WORDS = 49408
+CLIP_WORDS = vocabularies.CLIP_END + 1
 """Entries of the vocabulary of OpenAI's CLIP, which open_clip ships."""
+BESIDE = "tokenizer"
+"""The ``hf_tokenizer_name`` of a model whose tokenizer's files are beside its configuration."""
 
 
 def load(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
@@ -57,18 +60,103 @@ def fetch(folder: Path, text: Mapping[str, Any], project: Path, beside: Path | N
     ``local-dir:``). Else the name is a folder (relative paths start at ``project``), or a repository of the hub.
 
     Raises:
-        UserError: as `load`.
+        UserError: as `load`; or the tokenizer is of another model: its numbers are none of the model's, or the text
+            tower would not find the end of a text.
     """
     name = text.get("hf_tokenizer_name")
     if not name:
         return
     local = beside if beside and any((beside / file).is_file() for file in FILES) else project / name
+    if name == BESIDE and not local.is_dir():
+        raise UserError(
+            f"{beside or project}: no tokenizer beside the model, whose vocabulary is not CLIP's (vocab_size "
+            f"{text.get('vocab_size')}); save its tokenizer's files ({', '.join(FILES[:2])}, …) there"
+        )
     made = folder / f".{FOLDER}"
-    _hugging_face(str(local) if local.is_dir() else name, text).tokenizer.save_pretrained(made)
+    tokenizer = _hugging_face(str(local) if local.is_dir() else name, text)
+    _require_fitting(tokenizer, text, name if local is not beside else str(beside))
+    tokenizer.tokenizer.save_pretrained(made)
     (folder / FOLDER).mkdir()
     if not copy(made, folder / FOLDER):
         raise UserError(f"the model's tokenizer {name!r} has none of the files {', '.join(FILES[:2])}, …")
     shutil.rmtree(made)
+
+
+def of_transformers(folder: Path, words: int, end: int) -> dict[str, Any]:
+    """What a ``text_cfg`` of open_clip says of the tokenizer in a folder of a transformers ``CLIPModel``.
+
+    Nothing where it is CLIP's own. ``words`` is the configuration's ``vocab_size``, ``end`` its ``eos_token_id``: 2
+    means the token with the largest number (transformers/models/clip/modeling_clip.py, ``CLIPTextModel``).
+
+    Raises:
+        UserError: a file cannot be read, or the files are of another model.
+    """
+    files = [name for name in FILES if (folder / name).is_file()]
+    if any(vocabularies.is_source(name) for name in files):
+        for name in files:
+            require_own(folder, name)
+        numbers = vocabularies.of(folder)
+        if numbers and max(numbers.values()) >= words:
+            raise UserError(
+                f"{folder}: the tokenizer's files number {max(numbers.values()) + 1} tokens, and the model has "
+                f"vocab_size {words}; put the tokenizer that it was trained with there"
+            )
+        ours = vocabularies.is_clip(folder)
+    else:
+        ours = words == CLIP_WORDS  # as transformers' own conversion of OpenAI's models, which saves the model alone
+    if ours and end in (2, vocabularies.CLIP_END):
+        return {}
+    if ours:
+        raise UserError(
+            f"{folder}: eos_token_id {end} is not the end of a text in CLIP's vocabulary ({vocabularies.CLIP_END}); "
+            "put the files of the tokenizer that the model was trained with there"
+        )
+    return {"hf_tokenizer_name": BESIDE, **({} if end == 2 else {"pool_type": "eos", "eos_id": end})}
+
+
+def require_same(folder: Path, model: Path) -> None:
+    """Hold the tokenizer beside other weights, if there is one, against that of a timeline's model folder.
+
+    Weights that were trained with other numbers for the same words mean something else, whatever their shapes.
+
+    Raises:
+        UserError: a token has another number in one than in the other; or a file cannot be read.
+    """
+    theirs = vocabularies.of(folder)
+    if theirs is None:
+        return
+    for name in FILES:
+        if (folder / name).is_file():
+            require_own(folder, name)
+    kept = model / FOLDER
+    ours = vocabularies.of(kept) if kept.is_dir() else vocabularies.clip()[0]
+    if ours is None or theirs == ours:
+        return
+    differing = sorted(theirs.items() ^ ours.items(), key=lambda pair: (pair[1], pair[0]))
+    token = differing[0][0]
+    raise UserError(
+        f"{folder}: its tokenizer is another than the base's: the token {token!r:.60} is number "
+        f"{theirs.get(token, 'none')}, in the base {ours.get(token, 'none')} ({len(theirs)} tokens, the base has "
+        f"{len(ours)}); merging needs models that were trained with the same tokenizer"
+    )
+
+
+def _require_fitting(tokenizer: HFTokenizer, text: Mapping[str, Any], name: str) -> None:
+    """Hold a tokenizer against the model: one text shows what every text has."""
+    its = f"the model's tokenizer {name!r}"
+    if tokenizer.tokenizer.pad_token_id is None:
+        raise UserError(f"{its} has no pad_token, which fills texts up to the context length; name one in its settings")
+    if tokenizer.tokenizer.padding_side != "right":
+        raise UserError(f"{its} pads on the left, where the text tower would read it; set padding_side: right")
+    tokens = tokenizer(["a"])[0].tolist()
+    largest, words = max(tokens), text.get("vocab_size") or CLIP_WORDS
+    if largest >= words:
+        raise UserError(f"{its} gives the number {largest}, and the model has {words} words (vocab_size)")
+    if text.get("pool_type") == "eos" and text.get("eos_id", 2) not in tokens:
+        raise UserError(
+            f"{its} does not end a text with the token {text.get('eos_id', 2)}, where the text tower reads "
+            f"(eos_token_id of transformers, eos_id of open_clip); it gives {str(tokens[:8])[1:-1]}, …"
+        )
 
 
 def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
@@ -88,6 +176,14 @@ def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
     except Exception as error:  # damaged files make its parsers raise errors of any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the model's tokenizer {name!r} cannot be had: {reason}") from None
+
+
+def name_class(folder: Path) -> None:
+    """Have copied files say which of transformers' classes reads them, which a config.json of CLIP's said before."""
+    path = folder / "tokenizer_config.json"
+    settings = vocabularies.read(path) if path.is_file() else {}
+    if "tokenizer_class" not in settings:
+        path.write_text(json.dumps({**settings, "tokenizer_class": "CLIPTokenizer"}, indent=1) + "\n")
 
 
 def copy(source: Path, target: Path) -> list[str]:
@@ -119,18 +215,10 @@ def require_own(folder: Path, name: str) -> None:
 
 def write_clip(target: Path, context_length: int) -> None:
     """The files of transformers' ``CLIPTokenizer`` for CLIP's vocabulary."""
-    ensure_torchvision()
-    from open_clip.tokenizer import SimpleTokenizer
-
-    simple = SimpleTokenizer()
-    merges = sorted(simple.bpe_ranks, key=lambda pair: simple.bpe_ranks[pair])
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    # open_clip's names of the two; transformers calls them the same.
-    words = {
-        word.replace("<start_of_text>", start).replace("<end_of_text>", end): i for word, i in simple.encoder.items()
-    }
+    words, merges = vocabularies.clip()
+    start, end = vocabularies.START, vocabularies.END
     (target / "vocab.json").write_text(json.dumps(words, ensure_ascii=False))
-    (target / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (target / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in merges))
     settings = {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, "do_lower_case": True,
         "bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end, "errors": "replace",

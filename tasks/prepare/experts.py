@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UnavailableError, UserError
-from tasks.model import dialects
+from tasks.model import dialects, tokenizers
 from tasks.model.adapters import is_adapter, read_adapter
 from tasks.model.fitting import FittedModel, NamesOnly, OnMismatch, fitted
 from tasks.model.inputs import open_model
@@ -114,7 +114,7 @@ def convert(arrival: Arrival, raw_files: Path, base: Path | None, model: Path, t
     needs them, ``model`` is the timeline's model folder.
 
     Raises:
-        UserError: names the expert, and the tensor that does not fit.
+        UserError: names the expert, and the tensor that does not fit; or its tokenizer is another than the model's.
     """
     path = raw(raw_files)
     with _named(str(arrival.expert), raw_files), ExitStack() as stack:
@@ -127,6 +127,8 @@ def convert(arrival: Arrival, raw_files: Path, base: Path | None, model: Path, t
         elif dialect is not None or plain_names.keys() != names.keys() or is_adapter(path):
             like = names_of(model)
         made = _opened(raw_files, like, arrival.on_mismatch, stack)
+        if path.is_dir() and not is_adapter(path):
+            tokenizers.require_same(path, model)
         if path.suffix == ".safetensors" and like is None:
             files.copy(path, target)
         else:
@@ -156,6 +158,11 @@ def origin(folder: Path) -> dict[str, Any] | None:
     """The repository, commit and files that an expert came from, where that is a hub."""
     path = folder / ORIGIN
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_origin(origin: Mapping[str, Any], folder: Path) -> None:
+    """Note beside the raw files of an expert what `origin` reads."""
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
 
 
 def adapted_base(path: Path, base: BaseParams) -> str | None:
@@ -202,7 +209,7 @@ def _bring(expert: str, into: Path, project: Path, progress: Progress) -> None:
         found = located(expert, progress=progress)
         assert found.pin is not None
         _copy(found.root, list(found.pin.files), into, main=hub.parse(expert).file)
-        (into / ORIGIN).write_text(json.dumps({"address": expert, **found.pin.as_dict()}, indent=1) + "\n")
+        write_origin({"address": expert, **found.pin.as_dict()}, into)
         return
     if "://" in expert:
         _download(expert, into, progress)

@@ -99,8 +99,15 @@ class Snapshot:
 
     address: Address
     commit: str
-    names: frozenset[str]
-    """The paths of all files."""
+    sizes: Mapping[str, int]
+    """The paths of all files → bytes; of a cache that knows no list of files, only those that it has."""
+    public: Path | None = None
+    """A cache of its own, filled without a token."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The paths of all files."""
+        return frozenset(self.sizes)
 
     def bring(self, names: Iterable[str], progress: Progress = silent) -> Path:
         """Download files; returns the folder that has them. What the cache has already needs no hub.
@@ -120,7 +127,7 @@ class Snapshot:
                 paths[name] = Path(
                     hf_hub_download(
                         self.address.repository, name, repo_type=self.address.kind, revision=self.commit,
-                        tqdm_class=bar,
+                        tqdm_class=bar, **_access(self.public),
                     )
                 )  # fmt: skip
             if not _is_intact(paths[name].resolve()):
@@ -155,10 +162,12 @@ class Snapshot:
         return f"; near matches: {', '.join(near)}" if near else ""
 
 
-def look(address: Address) -> Snapshot:
+def look(address: Address, public: Path | None = None) -> Snapshot:
     """The repository at the revision of an address; downloads no more than the list of its files.
 
-    Where the hub cannot be reached, or HF_HUB_OFFLINE says so, what huggingface_hub's cache has decides.
+    With ``public``, a folder for a cache of its own, no token is sent, and no other cache is read: what somebody else
+    names may be had only where anybody can have it. Else, where the hub cannot be reached, or HF_HUB_OFFLINE says so,
+    what huggingface_hub's cache has decides.
 
     Raises:
         UserError: there is no such repository or revision, or no access to it; or the hub names files that would lie
@@ -169,17 +178,23 @@ def look(address: Address) -> Snapshot:
 
     with _readable(address):
         commit = str(
-            HfApi().resolve_revision(address.repository, repo_type=address.kind, revision=address.revision).resolved
+            HfApi()
+            .resolve_revision(address.repository, repo_type=address.kind, revision=address.revision, **_access(public))
+            .resolved
         )
-        files = _listed(address, commit)
+        files = _listed(address, commit, public)
     strange = sorted(name for name in files if not _is_inside(name))
     if strange:
         raise UserError(f"{address}: has a file named {strange[0]!r}, which would lie outside of its folder")
-    return Snapshot(address, commit, frozenset(files))
+    return Snapshot(address, commit, files, public)
 
 
-def _listed(address: Address, commit: str) -> set[str]:
-    """The paths of all files of a commit; of those in the cache where that has to do."""
+def _access(public: Path | None) -> dict[str, Any]:
+    return {"cache_dir": str(public), "token": False} if public else {}
+
+
+def _listed(address: Address, commit: str, public: Path | None) -> dict[str, int]:
+    """The paths of all files of a commit → bytes; of those in the cache where that has to do."""
     from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.file_download import repo_folder_name
@@ -187,17 +202,21 @@ def _listed(address: Address, commit: str) -> set[str]:
     where: dict[str, Any] = {"repo_type": address.kind, "revision": commit}
     try:
         # It stores the list of files in the cache; no file is called so.
-        snapshot_download(address.repository, allow_patterns=["\0"], tqdm_class=_bar(silent, ""), **where)
+        snapshot_download(
+            address.repository, allow_patterns=["\0"], tqdm_class=_bar(silent, ""), **where, **_access(public)
+        )
     except LocalEntryNotFoundError as error:
         unreachable: Exception = error
     else:
         unreachable = LocalEntryNotFoundError("the list of files is missing")
     try:
-        return {file.path for file in get_cached_repo_tree(address.repository, **where)}
+        tree = get_cached_repo_tree(address.repository, cache_dir=public, **where)
+        return {file.path: file.size for file in tree}
     except CachedRepoTreeNotFoundError:
         name = repo_folder_name(repo_id=address.repository, repo_type=address.kind)
-        folder = Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
-        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        folder = Path(public or constants.HF_HUB_CACHE) / name / "snapshots" / commit
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
         if not files:
             raise unreachable from None
         return files

@@ -17,7 +17,7 @@ from tasks.model import checkpoints, dialects, models
 from tasks.model.translated import to_open_clip
 from tasks.params import Arrival, Base
 from tasks.prepare import fetch_arrival, node
-from tests import hub
+from tests import hub, tokenizers
 from tests.model.test_adapters import trained
 from tests.model.test_translated import CONTEXT, EMBED, LAYERS, TEXT, WIDTH, WORDS, clip_config, source, tensors
 from tests.prepare.conftest import params
@@ -202,3 +202,15 @@ def test_a_repository_of_a_hub_is_kept_with_its_commit(arrive: Any, tmp_path: Pa
         one, _ = arrive("hf:org/vendor/model.safetensors")
         same(one, ours(expert.state_dict()))
     assert about["read_as"] == "transformers CLIPModel"
+
+
+def test_an_expert_with_another_tokenizer_is_refused(arrive: Any, tmp_path: Path) -> None:
+    theirs(1).save_pretrained(tmp_path / "vendor")
+    tokenizers.save(tmp_path / "vendor")
+    with pytest.raises(
+        UserError, match=r"expert vendor: its tokenizer is another than the base's: the token .* is numb"
+    ):
+        arrive("vendor")
+    (tmp_path / "vendor/tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a readable tokenizer"):
+        arrive("vendor")

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer
 
 from tasks import layout
 from tasks.errors import UserError
@@ -109,10 +109,33 @@ def test_a_folder_that_changes_its_form_keeps_no_other_weights(states: tuple[Sta
     assert not delivery.is_there(state, tmp_path)
 
 
-def test_a_model_that_the_library_does_not_have_leaves_nothing(states: tuple[State, State], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"transformers' CLIPModel has nothing like text_cfg\.hf_tokenizer_name"):
-        delivery.deliver(states[1], tmp_path, Form("transformers"))
-    assert not list(tmp_path.iterdir())
+def test_transformers_finds_the_models_own_tokenizer(states: tuple[State, State], tmp_path: Path) -> None:
+    delivery.deliver(states[1], tmp_path / "oc")
+    assert not delivery.deliver(states[1], tmp_path / "hf", Form("transformers")).notes[1:]
+    net, tokenize = (
+        open_clip.create_model(f"local-dir:{tmp_path / 'oc'}"),
+        AutoTokenizer.from_pretrained(tmp_path / "hf"),
+    )
+    texts, images = ["a red square", "blue"], torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            CLIPModel.from_pretrained(tmp_path / "hf")
+            .eval()(pixel_values=images, **tokenize(texts, padding=True, return_tensors="pt"))
+            .logits_per_image,
+            net.eval().get_logits(images, open_clip.get_tokenizer(f"local-dir:{tmp_path / 'oc'}")(texts))[0],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_a_model_that_the_library_does_not_have_leaves_nothing(dvc: Dvc, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    remote = Remote("there", str(tmp_path / "remote"))
+    project = made_up.project(tmp_path / "project", remote)
+    state = made_up.record(project, remote, dvc, instead=model(tmp_path / "made", pool_type="last"))
+    with pytest.raises(UserError, match=r"transformers' CLIPModel has nothing like text_cfg\.pool_type: 'last'"):
+        delivery.deliver(state, tmp_path / "to", Form("transformers"))
+    assert not list((tmp_path / "to").iterdir())
     with pytest.raises(UserError, match="unknown dtype 'int8'; there are float32, bfloat16"):
         Form(dtype="int8")
 
