@@ -15,8 +15,9 @@ from tasks.arrive import drops, s3
 from tasks.errors import UserError
 from tasks.model.fitting import OnMismatch
 from tasks.params import TAKEN, Limits, Name, SourceSpec
+from tasks.prepare.hosted import Hosted
 from tasks.prepare.photographs import Photographs
-from tasks.prepare.registry import kinds, parse, recognised
+from tasks.prepare.registry import kinds, parse, recognised, written
 from tasks.prepare.source import Source
 from tasks.progress import Progress
 
@@ -95,11 +96,17 @@ def located(
         UnreachableError: S3 does not give it.
     """
     spec, where = _said(given, request), request.where
-    if isinstance(spec, str):
+    if isinstance(spec, str) or "source" in spec:
         source = parse(spec, where)
+        if isinstance(source, Hosted):
+            if request.from_others:
+                raise UserError(f"{where}: {given}: a drop brings its own files; name what is on a hub yourself")
+            source = source.pinned(project)
+            return LocatedSource(source, written(source))
         if not isinstance(source, Photographs):
             return LocatedSource(source, spec)
-        spec = {"source": source.name, **source.model_dump(mode="json", exclude_defaults=True)}
+        if isinstance(spec, str):
+            spec = {"source": source.name, **source.model_dump(mode="json", exclude_defaults=True)}
     path = spec.get("path")
     if not isinstance(path, str):
         return LocatedSource(parse(spec, where), spec)

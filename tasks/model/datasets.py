@@ -42,6 +42,8 @@ class Origin:
     licence: str = "unknown"
     attribution: str = ""
     """Authors and the address of the licence, as the source asks to be credited."""
+    files: tuple[tuple[str, int, str], ...] = ()
+    """Of files that were downloaded: path, bytes, SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class Card:
     def as_dict(self) -> dict[str, Any]:
         """The content of ``dataset.json``."""
         content = asdict(self)
+        for origin in content["origins"]:
+            if not origin["files"]:
+                del origin["files"]
         return {key: value for key, value in content.items() if value or key not in ("templates", "jpeg")}
 
 
@@ -110,7 +115,9 @@ class Dataset:
         self.folder = folder
         try:
             raw = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-            raw["origins"] = tuple(Origin(**o) for o in raw["origins"])
+            raw["origins"] = tuple(
+                Origin(**{**o, "files": tuple(tuple(one) for one in o.get("files", ()))}) for o in raw["origins"]
+            )
             raw["classes"] = tuple(raw["classes"])
             raw["templates"] = tuple(raw.get("templates", ()))
             raw["jpeg"] = Jpeg(**raw["jpeg"]) if "jpeg" in raw else None

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import captured, classnames, experts, files
+from tasks.prepare.hosted import Hosted, read_record
+from tasks.prepare.image_source import ImageSource
 from tasks.prepare.photographs import Photographs
-from tasks.prepare.registry import parse_all
+from tasks.prepare.registry import kinds, parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from tasks.prepare.overlap import Overlap
 
 __all__ = [
-    "at_most", "check", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "pointers",
+    "at_most", "check", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "origins_of",
+    "pointers",
 ]  # fmt: skip
 
 NOTES = "notes.json"
@@ -162,7 +165,7 @@ def _fetch_noting(sources: Sequence[Source], folder: Path, outside: Outside, nam
         context = Context(outside.seed, 1, "bicubic", squash=False, scratch=Path(scratch), limits=outside.limits)
         context = replace(context, note=notes.setdefault)
         for source in sources:
-            if isinstance(source, Photographs):
+            if isinstance(source, ImageSource):
                 source.read(folder / source.name, context)
     for note in notes:
         outside.progress(f"note on {name}: {note}", 1, 1)
@@ -175,6 +178,14 @@ def notes_on(raw: Path) -> list[str]:
     path = raw / NOTES
     notes: list[str] = json.loads(path.read_text()) if path.exists() else []
     return notes
+
+
+def origins_of(raw: Path) -> list[dict[str, Any]]:
+    """The repositories of a hub that data in a folder of `fetch_arrival` or `fetch_evaluation` came from, with commit
+    and files, as `manifest.RecordedOrigin` has them."""
+    hosted = [kind for kind, source in kinds().items() if issubclass(source, Hosted)]
+    records = [read_record(path) for kind in hosted for path in sorted((raw / kind).glob("*.json"))]
+    return [record.origin for record in records if record.origin is not None]
 
 
 def _everything(params: Params) -> Iterator[tuple[str, Sequence[SourceSpec]]]:

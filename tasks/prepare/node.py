@@ -104,10 +104,13 @@ def _prepare(
         context = replace(context, scratch=Path(scratch))
         readings = [source.read(raw / source.name, context) for source in sources]
         classes = tuple(sorted({c for reading in readings for c in reading.classes}))
+        names = {own: name for reading in readings for own, name in reading.names.items()}
+        spoken = tuple(names.get(one, one) for one in classes)
+        tabled = evaluation is not None and evaluation.classnames is not None
         card = Card(
             name=name,
             image_size=context.image_size,
-            classes=classnames.named(evaluation, raw, classes) if evaluation else classes,
+            classes=classnames.named(evaluation, raw, classes) if evaluation and tabled else spoken,
             prompt=_prompt(name, readings, evaluation),
             templates=_templates(name, readings, evaluation),
             origins=tuple(dict.fromkeys(origin for reading in readings for origin in reading.origins)),

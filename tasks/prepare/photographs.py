@@ -1,4 +1,4 @@
-"""What all sources of a user's own images share: settings, train/test splits, captions, decoding."""
+"""What all sources of a user's own images share: settings, train/test splits, what is copied."""
 
 from __future__ import annotations
 
@@ -7,40 +7,17 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
-import numpy as np
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field
 
 from tasks.errors import UserError
-from tasks.model.datasets import Origin
-from tasks.prepare import captured, files, imaging, listing
-from tasks.prepare.source import Complain, Context, Example, Outside, Reading, Source, refuse
-from tasks.prepare.splits import Parts, Share, Split, drawn, parts_of_files
-
-CHUNK = 256
-"""Images decoded at a time."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample before decoding."""
-
-    id: str
-    group: str
-    """What decides on which side of a drawn split it falls: rows of one image stay together."""
-    caption: str | None
-    class_name: str | None
-    load: Callable[[], bytes]
-    """Reads the encoded image."""
-
-    @property
-    def wordless(self) -> bool:
-        return self.caption is None and self.class_name is None
+from tasks.prepare import captured, files, listing
+from tasks.prepare.image_source import ImageSource, Listing, Row
+from tasks.prepare.source import Complain, Context, Outside, refuse
+from tasks.prepare.splits import Parts, Split, drawn, parts_of_files
 
 
 @dataclass(frozen=True)
@@ -56,26 +33,7 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The samples of a source, before decoding."""
-
-    rows: list[Row]
-    given: bool = False
-    """Whether a column has split them already."""
-    notes: tuple[str, ...] = ()
-
-
-class _Listing(BaseModel):
-    """What was fetched, for preparation later: kept beside the raw copies."""
-
-    given: bool
-    """Whether the files are one of several given splits."""
-    files: list[str]
-    """Relative to the raw copy's root."""
-
-
-class Photographs(Source):
+class Photographs(ImageSource):
     """Settings of a source of a user's own images; short form ``kind:PATH``, ``kind:PATH#train``, ``kind:PATH#test``.
 
     Where the data come with a train or a test part, ``split`` picks one, complete. Where they come with neither, it
@@ -84,50 +42,14 @@ class Photographs(Source):
     ``kind:PATH#train[:80%]``. Without ``split`` and ``share``, all images are used.
     """
 
-    path: str = Field(min_length=1)
-    """Relative to the project's root, or absolute."""
     drawn_as: str | None = None
     """The path that a drawn split goes by, where the files have come from there; by default ``path``."""
     split: Split | None = None
     fraction: float = Field(default=0.2, gt=0, lt=1)
-    share: str | None = None
-    """A drawn share: ``[:80%]``, ``[80%:]``, ``[20%:80%]``."""
     caption: str | None = None
     """Name of the column of captions; by default a usual one."""
     label: str | None = None
     """Name of the column of classes (names, or numbers into ``classes``); by default a usual one."""
-    classes: tuple[str, ...] = ()
-    template: str = "a photo of a {}."
-    """Caption where there's none, and primer prompt; ``{}`` is the class name."""
-    licence: str = "unknown"
-    attribution: str = ""
-    """Both for the data card."""
-
-    @field_validator("template")
-    @classmethod
-    def _has_place(cls, value: str) -> str:
-        if value.count("{}") != 1:
-            raise ValueError("must hold {} once, where the class name goes")
-        return value
-
-    @field_validator("share")
-    @classmethod
-    def _readable_share(cls, value: str | None) -> str | None:
-        return None if value is None else str(Share.parse(value))
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @classmethod
-    def from_text(cls, what: str) -> dict[str, Any]:
-        path, mark, part = what.rpartition("#")
-        if not mark:
-            return {"path": what}
-        split, bracket, share = part.partition("[")
-        settings = {"path": path, "split": split} if split or not bracket else {"path": path}
-        return settings | ({"share": bracket + share} if bracket else {})
 
     @property
     def store(self) -> str:
@@ -197,13 +119,6 @@ class Photographs(Source):
         """What messages call a file at the user's ``path``: as params.yaml names it."""
         return Path(self.path).as_posix() if file == path else (Path(self.path) / file.relative_to(path)).as_posix()
 
-    @abstractmethod
-    def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
-        """All rows of the raw copies of the given files.
-
-        ``home`` is the raw copy's root. Loads no images.
-        """
-
     def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
         """Copy what the fetched files refer to; returns the files copied."""
         return ()
@@ -217,7 +132,7 @@ class Photographs(Source):
             files.copy(file, into / self.store / file.relative_to(home))
             outside.progress(f"copying {self.path}", done, len(usable))
         more = {os.path.realpath(file) for file in self.fetch_more(home, usable, into / self.store, outside)}
-        record = _Listing(given=selection.given, files=[file.relative_to(home).as_posix() for file in usable])
+        record = Listing(given=selection.given, files=[file.relative_to(home).as_posix() for file in usable])
         (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n")
         sentence = listing.left_out(file for file in selection.left_out if os.path.realpath(file) not in more)
         for note in (*selection.notes, *([sentence] if sentence else ())):
@@ -228,7 +143,7 @@ class Photographs(Source):
 
         Returns the source that reads the very same samples from there, without the files of another split.
         """
-        listed = self._listing(raw)
+        listed = self.fetched(raw)
         folder.parent.mkdir(parents=True, exist_ok=True)
         (raw / self.store).rename(folder)
         given = listed.given
@@ -238,73 +153,22 @@ class Photographs(Source):
         drawn_as = (self.drawn_as or self.path) if self.share or (self.split and not given) else None
         return self.model_copy(update={"path": path, "split": None if given else self.split, "drawn_as": drawn_as})
 
-    def _listing(self, raw: Path) -> _Listing:
+    def fetched(self, raw: Path) -> Listing:
         path = raw / f"{self.store}.json"
         try:
-            return _Listing.model_validate_json(path.read_text())
+            return Listing.model_validate_json(path.read_text())
         except (OSError, ValueError):
             raise UserError(f"{path}: missing or damaged; fetch the arrival again") from None
 
-    def read(self, raw: Path, context: Context) -> Reading:
-        listed = self._listing(raw)
-        what = f"{self.name}: {self.path}"
-        home = (raw / self.store).absolute()  # as the paths that come back out of a table are
-        table = self.rows(home, [home / name for name in listed.files], context)
-        for note in table.notes:
-            context.note(f"{what}: {note}")
-        names = self.selected((row.class_name for row in table.rows), what)
-        rows = [row for row in table.rows if row.class_name in names]
-        rows = self._drawn(rows, context, given=listed.given or table.given, what=what)
-        for row in rows:
-            if row.wordless:
-                context.complain(f"{row.id}: has neither a caption nor a class; name the column with caption or label")
-            elif row.caption and len(row.caption) > context.limits.cell_characters:
-                context.complain(f"{row.id}: its caption has more than {context.limits.cell_characters} characters")
-        rows = [row for row in rows if not row.wordless]
-        return Reading(
-            count=len(rows),
-            classes=tuple(dict.fromkeys(row.class_name for row in rows if row.class_name is not None)),
-            prompt=self.template,
-            origins=(Origin(self.path, self.licence, self.attribution),),
-            examples=self._examples(rows, context),
-            texts=tuple((self._caption(row), row.class_name) for row in rows),
-        )
-
     def _drawn(self, rows: list[Row], context: Context, *, given: bool, what: str) -> list[Row]:
-        """The rows of the share that was asked for, if any."""
-        if self.share is not None:
-            if self.split == "test" and not given:
-                raise UserError(f"{what}: has no test part; draw one from all of it with #train[80%:]")
-            share, asked = Share.parse(self.share), f"{self.share} of {'the part' if given else 'all of it'}"
-            chosen = [row for row in rows if share.holds(row.group, context.seed)]
-        elif self.split is not None and not given:
-            asked = f"it comes without a train and a test part, so #{self.split} is a drawn share"
-            chosen = [row for row in rows if drawn(row.group, context.seed, self.fraction) == self.split]
-        else:
-            return rows
+        if self.share is not None and self.split == "test" and not given:
+            raise UserError(f"{what}: has no test part; draw one from all of it with #train[80%:]")
+        if self.share is not None or self.split is None or given:
+            return super()._drawn(rows, context, given=given, what=what)
+        chosen = [row for row in rows if drawn(row.group, context.seed, self.fraction) == self.split]
+        asked = f"it comes without a train and a test part, so #{self.split} is a drawn share"
         context.note(f"{what}: {asked}: {len(chosen)} of {len(rows)} samples")
         return chosen
-
-    def _caption(self, row: Row) -> str:
-        return row.caption or self.template.replace("{}", row.class_name or "")
-
-    def _examples(self, rows: Sequence[Row], context: Context) -> Iterator[Example]:
-        def decode(row: Row) -> tuple[np.ndarray, bytes | None] | str:
-            try:
-                return imaging.decode_with_original(row.load(), context, row.id)
-            except OSError as error:
-                return f"{row.id}: cannot be read: {error.strerror or error}"
-            except UserError as error:
-                return str(error)
-
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside the interpreter lock
-            for start in range(0, len(rows), CHUNK):
-                chunk = rows[start : start + CHUNK]
-                for row, image in zip(chunk, pool.map(decode, chunk), strict=True):
-                    if isinstance(image, str):
-                        context.complain(image)
-                    else:
-                        yield Example(row.id, image[0], self._caption(row), row.class_name, image[1])
 
 
 def part_of_files(files: list[Path], source: Photographs) -> Selection:

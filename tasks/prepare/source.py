@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +111,8 @@ class Reading:
     """Caption and class of every example, known without decoding it."""
     templates: tuple[str, ...] = ()
     """The prompt ensemble that the data come with, if any; each of the form of ``prompt``."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What classes are called in prompts, where that is not what they are told apart by."""
 
 
 class Source(Choice):

@@ -144,7 +144,7 @@ class RecordedFile(_Part):
 
 
 class RecordedOrigin(_Part):
-    """Where a model came from: a repository of a hub at one commit, and each file that was taken."""
+    """Where a model or a data set came from: a repository of a hub at one commit, and each file that was taken."""
 
     address: Text
     """As params.yaml, or whoever let it arrive, named it."""
@@ -255,6 +255,8 @@ class Manifest(_Part):
     """Of an arrival that is an expert."""
     base: RecordedOrigin | None = None
     """Where the base came from: at step 0, where that is a hub."""
+    data: dict[Text, list[RecordedOrigin]] = {}
+    """Path of an input → the repositories of a hub that its data came from."""
 
     @field_validator("version")
     @classmethod

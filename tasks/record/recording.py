@@ -20,6 +20,7 @@ from tasks import gate, layout, nodes
 from tasks.errors import UserError
 from tasks.gate import GateVerdict
 from tasks.params import Params
+from tasks.prepare import origins_of
 from tasks.record import commits, heads, manifest, plots, pointers, promotion, timelines
 from tasks.record.manifest import Manifest
 from tasks.record.project_code import Code
@@ -177,7 +178,7 @@ def _fitted(folder: Path) -> dict[str, Any]:
 
 
 def _came_from(folder: Path) -> dict[str, Any]:
-    """What the notes beside an expert, and beside a base of a hub, say of where they came from."""
+    """What the notes beside an expert, a base of a hub, and data of one say of where they came from."""
     about, origin = folder / layout.ARRIVAL / "expert.json", folder / layout.RAW_ARRIVAL / "origin.json"
     base = folder / layout.HISTORY / "source/origin.json"
     found: dict[str, Any] = {}
@@ -187,6 +188,8 @@ def _came_from(folder: Path) -> dict[str, Any]:
             found["expert"]["origin"] = json.loads(origin.read_text())
     if base.exists():
         found["base"] = json.loads(base.read_text())
+    if data := {path: origins for path in layout.RAW if (origins := origins_of(folder / path))}:
+        found["data"] = data
     return found
 
 

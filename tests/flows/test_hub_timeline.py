@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from tests import hub
+from tests import hub, published
 from tests import project as projects
+from tests.prepare.conftest import picture
 from tests.project import chronomerge, deployed, git
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub.Hub]:
     with hub.serving() as one:
         one.commit("org/base", home / "base")
         one.commit("org/adapter", home / "adapter")
+        animals = {
+            "train": [(picture(number), number % 3) for number in range(12)],
+            "test": [(picture(number), number % 3) for number in range(20, 26)],
+        }
+        folder = published.clip_benchmark(home / "animals", animals)
+        one.commit("clip-benchmark/wds_vtab-animals", folder, kind="datasets")
         yield one
 
 
@@ -75,11 +83,15 @@ def make(folder: Path) -> Path:
         folder,
         base={"model": ADDRESS},
         stream=[
-            {"name": "data", "update": ["images:drawings/first#train"]},
+            {"name": "data", "update": ["images:drawings/first#train", "clip-benchmark:vtab/animals#train"]},
             {"name": "full", "expert": str(elsewhere / "full")},
             {"name": "tower", "expert": str(elsewhere / "tower")},
             {"name": "adapter", "expert": "hf:org/adapter@main"},
         ],
+        evaluate={
+            "adaptation": [{"name": "first", "test": ["images:drawings/first#test"]}],
+            "retention": [{"name": "animals", "test": ["clip-benchmark:vtab/animals#test"]}],
+        },
     )
 
 
@@ -115,6 +127,19 @@ def test_the_manifests_say_where_each_model_came_from(ran: tuple[Path, dict[str,
     assert adapter["read_as"] == "a PEFT adapter"
     assert adapter["origin"]["repository"] == "org/adapter"
     assert set(adapter["origin"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_the_manifests_pin_each_data_set(ran: tuple[Path, dict[str, str]], server: hub.Hub) -> None:
+    folder, _ = ran
+    data = manifest(folder, 1)["data"]
+    (origin,) = data["data/raw/arrival"]
+    (tested,) = data["data/raw/evaluation"]
+    commit = server.repositories["datasets/clip-benchmark/wds_vtab-animals"].refs["main"]
+    assert origin["commit"] == tested["commit"] == commit
+    assert {"train/0.tar", "train/2.tar"} <= origin["files"].keys()
+    assert "train/0.tar" not in tested["files"]
+    files = server.files("clip-benchmark/wds_vtab-animals", kind="datasets")
+    assert origin["files"]["train/0.tar"]["sha256"] == hashlib.sha256(files["train/0.tar"]).hexdigest()
 
 
 def test_the_states_need_no_hub_to_verify_restore_and_go_on(ran: tuple[Path, dict[str, str]]) -> None:

@@ -38,7 +38,7 @@ BASE_SHARE = 1 / 3
 
 
 class Icons(Source):
-    """See the module's docstring."""
+    """Emoji in nine drawing styles, from npm: ``icons:food``, ``icons:food+travel/new/test``; the demo's data."""
 
     name: ClassVar[str] = "icons"
 

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 
 from tasks.errors import UserError
 from tasks.prepare import listing, tables
-from tasks.prepare.photographs import Photographs, Row, Rows, Selection, other_parts
+from tasks.prepare.image_source import Row, Rows
+from tasks.prepare.photographs import Photographs, Selection, other_parts
 from tasks.prepare.source import Complain, Context, refuse
 from tasks.prepare.splits import Parts, parts_among
 
@@ -23,7 +24,8 @@ FILE_COLUMNS = ("file_name", "image_file_name", *tables.IMAGE)
 
 
 class Images(Photographs):
-    """See the module's docstring."""
+    """Folders of image files: ``images:PATH``, ``images:PATH#train``; the folder of an image is its class, or a table
+    (metadata.csv, .jsonl or .parquet) gives captions or classes."""
 
     name: ClassVar[str] = "images"
 

@@ -19,14 +19,16 @@ from typing import Any, ClassVar
 
 from tasks.errors import UserError
 from tasks.prepare import files, hugging, listing, tables
-from tasks.prepare.photographs import Photographs, Row, Rows, Selection, other_parts, part_of_files
+from tasks.prepare.image_source import Row, Rows
+from tasks.prepare.photographs import Photographs, Selection, other_parts, part_of_files
 from tasks.prepare.source import Context, Outside
 from tasks.prepare.splits import parts_among
 from tasks.prepare.tables import FORMATS, Table
 
 
 class TableSource(Photographs):
-    """See the module's docstring."""
+    """CSV, TSV, JSON lines or Parquet: ``table:PATH``, ``table:PATH#train``; columns of images (paths, in Parquet also
+    encoded images), captions, classes."""
 
     name: ClassVar[str] = "table"
 

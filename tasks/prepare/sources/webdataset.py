@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 
 from tasks.errors import UserError
 from tasks.prepare import files, listing, tables, tars
-from tasks.prepare.photographs import Photographs, Row, Rows, Selection, part_of_files
+from tasks.prepare.image_source import Row, Rows
+from tasks.prepare.photographs import Photographs, Selection, part_of_files
 from tasks.prepare.source import Context, Outside
 from tasks.prepare.tars import TarMember, TarSample
 from tasks.text import shortened
@@ -29,7 +30,7 @@ CLASS_FILES = ("classnames.txt", "classes.txt")
 
 
 class WebDataset(Photographs):
-    """See the module's docstring."""
+    """Tar files whose members of one name are a sample: ``webdataset:PATH``, ``webdataset:PATH#train``."""
 
     name: ClassVar[str] = "webdataset"
 

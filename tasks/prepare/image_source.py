@@ -1,0 +1,195 @@
+"""What all sources of images, captions and classes share: settings, shares, captions, decoding."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, field_validator
+
+from tasks.errors import UserError
+from tasks.model.datasets import Origin
+from tasks.prepare import imaging
+from tasks.prepare.source import Context, Example, Reading, Source
+from tasks.prepare.splits import Share
+
+CHUNK = 256
+"""Images decoded at a time."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample before decoding."""
+
+    id: str
+    group: str
+    """What decides on which side of a drawn split it falls: rows of one image stay together."""
+    caption: str | None
+    class_name: str | None
+    load: Callable[[], bytes]
+    """Reads the encoded image."""
+
+    @property
+    def wordless(self) -> bool:
+        return self.caption is None and self.class_name is None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of a source, before decoding."""
+
+    rows: list[Row]
+    given: bool = False
+    """Whether a column has split them already."""
+    notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    """All classes that the data name, in their order, those without samples too; by default those that occur."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What classes are called in prompts and captions, where that is not what they are told apart by."""
+    prompts: tuple[str, ...] = ()
+    """The prompts that the data come with; of one that the source's settings say, none."""
+
+
+class Listing(BaseModel):
+    """What was fetched, for preparation later: kept beside the raw copies."""
+
+    given: bool
+    """Whether the files are one of several given splits."""
+    files: list[str]
+    """Relative to the raw copy's root."""
+
+
+class ImageSource(Source):
+    """Settings of a source of images with captions or classes; short form ``kind:PATH``, ``kind:PATH#PART``.
+
+    ``share`` draws from the part that is read, by a hash of each sample's name and the seed: ``kind:PATH#train[:80%]``.
+    """
+
+    path: str = Field(min_length=1)
+    """Relative to the project's root, or absolute; an address, where a kind takes one."""
+    share: str | None = None
+    """A drawn share: ``[:80%]``, ``[80%:]``, ``[20%:80%]``."""
+    classes: tuple[str, ...] = ()
+    template: str = "a photo of a {}."
+    """Caption where there's none, and primer prompt; ``{}`` is the class name."""
+    licence: str = "unknown"
+    attribution: str = ""
+    """Both for the data card."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_place(cls, value: str) -> str:
+        if value.count("{}") != 1:
+            raise ValueError("must hold {} once, where the class name goes")
+        return value
+
+    @field_validator("share")
+    @classmethod
+    def _readable_share(cls, value: str | None) -> str | None:
+        return None if value is None else str(Share.parse(value))
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @classmethod
+    def from_text(cls, what: str) -> dict[str, Any]:
+        path, mark, part = what.rpartition("#")
+        if not mark:
+            return {"path": what}
+        split, bracket, share = part.partition("[")
+        settings = {"path": path, "split": split} if split or not bracket else {"path": path}
+        return settings | ({"share": bracket + share} if bracket else {})
+
+    @property
+    @abstractmethod
+    def store(self) -> str:
+        """Folder name of these files among the raw files of this kind."""
+
+    @abstractmethod
+    def fetched(self, raw: Path) -> Listing:
+        """What `fetch` left in ``raw``.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+
+    @abstractmethod
+    def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
+        """All rows of the raw copies of the given files.
+
+        ``home`` is the raw copy's root. Loads no images.
+        """
+
+    def read(self, raw: Path, context: Context) -> Reading:
+        listed = self.fetched(raw)
+        what = f"{self.name}: {self.path}"
+        home = (raw / self.store).absolute()  # as the paths that come back out of a table are
+        table = self.rows(home, [home / name for name in listed.files], context)
+        for note in table.notes:
+            context.note(f"{what}: {note}")
+        names = self.selected((*table.classes, *(row.class_name for row in table.rows)), what)
+        rows = [row for row in table.rows if row.class_name in names]
+        rows = self._drawn(rows, context, given=listed.given or table.given, what=what)
+        for row in rows:
+            if row.wordless:
+                context.complain(f"{row.id}: has neither a caption nor a class; name the column with caption or label")
+            elif row.caption and len(row.caption) > context.limits.cell_characters:
+                context.complain(f"{row.id}: its caption has more than {context.limits.cell_characters} characters")
+        rows = [row for row in rows if not row.wordless]
+        prompt = table.prompts[0] if table.prompts and "template" not in self.model_fields_set else self.template
+        there = (*table.classes, *(row.class_name for row in rows if row.class_name is not None))
+        spoken = [self._caption(row, prompt, table.names) for row in rows]
+        return Reading(
+            count=len(rows),
+            classes=tuple(dict.fromkeys(name for name in there if name in names)),
+            prompt=prompt,
+            origins=(self.origin(raw),),
+            examples=self._examples(rows, spoken, context),
+            texts=tuple(zip(spoken, (row.class_name for row in rows), strict=True)),
+            templates=table.prompts if len(table.prompts) > 1 and prompt == table.prompts[0] else (),
+            names=table.names,
+        )
+
+    def origin(self, raw: Path) -> Origin:  # noqa: ARG002 - raw files may say more
+        """Where the data come from, for the data card."""
+        return Origin(self.path, self.licence, self.attribution)
+
+    def _drawn(self, rows: list[Row], context: Context, *, given: bool, what: str) -> list[Row]:
+        """The rows of the share that was asked for, if any."""
+        if self.share is None:
+            return rows
+        share, asked = Share.parse(self.share), f"{self.share} of {'the part' if given else 'all of it'}"
+        chosen = [row for row in rows if share.holds(row.group, context.seed)]
+        context.note(f"{what}: {asked}: {len(chosen)} of {len(rows)} samples")
+        return chosen
+
+    def _caption(self, row: Row, prompt: str, names: Mapping[str, str]) -> str:
+        name = row.class_name or ""
+        return row.caption or prompt.replace("{}", names.get(name, name))
+
+    def _examples(self, rows: Sequence[Row], captions: Sequence[str], context: Context) -> Iterator[Example]:
+        def decode(row: Row) -> tuple[np.ndarray, bytes | None] | str:
+            try:
+                return imaging.decode_with_original(row.load(), context, row.id)
+            except OSError as error:
+                return f"{row.id}: cannot be read: {error.strerror or error}"
+            except UserError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside the interpreter lock
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows[start : start + CHUNK]
+                spoken = captions[start : start + CHUNK]
+                for row, caption, image in zip(chunk, spoken, pool.map(decode, chunk), strict=True):
+                    if isinstance(image, str):
+                        context.complain(image)
+                    else:
+                        yield Example(row.id, image[0], caption, row.class_name, image[1])
