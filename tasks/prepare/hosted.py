@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
-from tasks.prepare import files
+from tasks.prepare import files, tars
 from tasks.prepare.image_source import ImageSource, Listing, Row
 from tasks.prepare.places import CARD, CARD_BYTES, Folder, Place
 from tasks.prepare.source import Context, Outside
@@ -139,8 +140,10 @@ class Hosted(ImageSource):
         return taken, [f"the first {self.first} samples: {counted(len(taken), len(chosen.files), 'files')} read"]
 
     def samples_in(self, file: Path, outside: Outside) -> int:
-        """The number of samples of a file."""
-        raise NotImplementedError
+        """The number of samples of a file; of another than a tar file, the kind says it."""
+        outside.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=outside.cache, prefix=".tar-") as scratch:
+            return len(tars.read(file, Path(scratch), self.what, outside.limits.drop_bytes).samples)
 
     def place(self, project: Path) -> Place:
         """The files there are.
@@ -240,12 +243,10 @@ def counted(some: int, of: int, what: str) -> str:
 
 def front_matter(card: Path) -> dict[str, Any]:
     """The YAML at the head of a repository's card; empty where there is none that can be read."""
-    from huggingface_hub import DatasetCard
+    from huggingface_hub import metadata_load
 
     try:
-        if card.stat().st_size > CARD_BYTES:
-            return {}
-        content = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        content = (metadata_load(card) if card.stat().st_size <= CARD_BYTES else None) or {}
     except (OSError, ValueError, RecursionError):
         return {}
     except Exception as error:  # of the YAML library

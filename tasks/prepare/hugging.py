@@ -35,7 +35,7 @@ def load(form: Format, files: Sequence[Path], scratch: Path, what: str) -> datas
     # A list of exact files: as patterns, names with [ or * would mean something else.
     data_files = DataFilesDict({"train": DataFilesList([str(path) for path in files], [])})
     try:
-        with _silent():
+        with silent():
             builder = _builder(form, data_files, scratch)
             builder.download_and_prepare()
             table = builder.as_dataset(split="train")
@@ -59,7 +59,7 @@ def load(form: Format, files: Sequence[Path], scratch: Path, what: str) -> datas
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without the library's progress bars and log lines: what is wrong is in the error."""
     import datasets
 
@@ -83,6 +83,22 @@ def _builder(form: Format, data_files: Any, scratch: Path) -> Any:
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     return Parquet(**common)
+
+
+def features(schema: Any) -> dict[str, Any]:
+    """The columns of an Arrow schema as ``datasets``' features, with the names of classes that it has."""
+    import datasets
+
+    return dict(datasets.Features.from_arrow_schema(schema))
+
+
+def kind(feature: Any) -> Literal["image", "class", "other"]:
+    """What a feature is, as far as it matters here."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return "image"
+    return "class" if isinstance(feature, datasets.ClassLabel) else "other"
 
 
 def encoded(value: Any, what: str) -> bytes:

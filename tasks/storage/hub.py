@@ -12,7 +12,7 @@ import io
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from tasks.progress import Progress, silent
 SCHEMES = ("hf:", "hf-hub:")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[^/@#\s]+))?(?:/(?P<file>[^@#]+))?")
+TAIL = 1 << 18
+"""Bytes that are asked for at a time where parts of a file are read."""
 _LONGEST = 96
 """Characters of a repository's name."""
 
@@ -137,6 +139,27 @@ class Snapshot:
         name, path = next(iter(paths.items()))
         return path.parents[name.count("/")]
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """A file for reading: from the cache, or else the parts that are read come over the network, and are not kept.
+
+        Raises:
+            UserError, UnavailableError: as `bring`.
+        """
+        from huggingface_hub import HfFileSystem, try_to_load_from_cache
+
+        where: dict[str, Any] = {"repo_type": self.address.kind, "revision": self.commit}
+        cached = try_to_load_from_cache(self.address.repository, name, cache_dir=self.public, **where)
+        folder = "datasets/" if self.address.kind == "dataset" else ""
+        with _readable(self.address), ExitStack() as stack:
+            if isinstance(cached, str):
+                yield stack.enter_context(Path(cached).open("rb"))
+                return
+            token = {"token": False} if self.public else {}
+            store = HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True, **token)
+            path = f"{folder}{self.address.repository}@{self.commit}/{name}"
+            yield stack.enter_context(store.open(path, "rb", block_size=TAIL))
+
     def copy(self, names: Collection[str], into: Path, progress: Progress = silent) -> Pin:
         """Copy files into a folder, under their own paths; says what they are.
 
@@ -220,6 +243,12 @@ def _listed(address: Address, commit: str, public: Path | None) -> dict[str, int
         if not files:
             raise unreachable from None
         return files
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
 
 
 def _is_inside(path: str) -> bool:

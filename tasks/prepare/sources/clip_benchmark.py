@@ -10,7 +10,6 @@ Sets of images and captions (``dataset_type.txt``: retrieval) have one caption a
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,11 +92,6 @@ class ClipBenchmark(Hosted):
         if not text.isascii() or not text.isdigit() or not 0 < int(text[:12]) <= MOST_SHARDS:
             raise UserError(f"{self.what}: {split}/{NSHARDS} holds {text!r:.60}, which is no number of shards")
         return int(text)
-
-    def samples_in(self, file: Path, outside: Outside) -> int:
-        outside.cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=outside.cache, prefix=".tar-") as scratch:
-            return len(tars.read(file, Path(scratch), self.what, outside.limits.drop_bytes).samples)
 
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         kind = self.record(home.parent).facts["kind"]

@@ -115,7 +115,7 @@ class Images(Photographs):
         if len(by_depth) < 2 or self.class_level:
             return None
         shallow, deep = by_depth[min(by_depth)], by_depth[max(by_depth)]
-        first, last = _spoken(deep.relative_to(top).parts[0]), _spoken(deep.parent.name)
+        first, last = spoken(deep.relative_to(top).parts[0]), spoken(deep.parent.name)
         return (
             f"images: {self.path}: images lie at different depths ({self.shown(shallow, path)} and "
             f"{self.shown(deep, path)}): the class of the second is {first!r} with class_level: first, and {last!r} "
@@ -123,7 +123,7 @@ class Images(Photographs):
         )
 
     def _class_of(self, file: Path, top: Path) -> str:
-        return _spoken(file.relative_to(top).parts[0] if self.class_level == "first" else file.parent.name)
+        return spoken(file.relative_to(top).parts[0] if self.class_level == "first" else file.parent.name)
 
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         metadata = [file for file in files if file.name in METADATA]
@@ -163,7 +163,7 @@ class Images(Photographs):
             captions = tables.captions(table, tables.find(table, self.caption, tables.CAPTION, what), what)
             label = tables.find(table, self.label, tables.LABEL, what)
             classes = tables.class_names(table, label, self.classes, what)
-            for number, (name, caption, spoken) in enumerate(
+            for number, (name, caption, label_text) in enumerate(
                 zip(table[column], captions, classes, strict=True), start=1
             ):
                 image = file.parent / str(name or "").replace("\\", "/")
@@ -171,7 +171,11 @@ class Images(Photographs):
                     context.complain(f"{what}:{number}: names the image {name!r}, and there is no such image")
                     continue
                 named.add(image)
-                rows.append(self._row(home, image, caption, _spoken(spoken) if spoken and label == "label" else spoken))
+                rows.append(
+                    self._row(
+                        home, image, caption, spoken(label_text) if label_text and label == "label" else label_text
+                    )
+                )
         if sentence := listing.left_out(known - named):
             notes.append(
                 f"{sentence}: images that {' and '.join(dict.fromkeys(t.name for t in metadata))} does not name"
@@ -188,6 +192,6 @@ class Images(Photographs):
         return path / name if name else path
 
 
-def _spoken(folder: str) -> str:
+def spoken(folder: str) -> str:
     """The class that a folder is named after."""
     return folder.replace("_", " ")

@@ -1,0 +1,236 @@
+"""Parquet files of images, as ``datasets`` writes them: columns found, row groups chosen, images left encoded.
+
+What is read of them goes to an Arrow file in a folder for temporary files, and is memory-mapped from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from tasks.errors import UserError
+from tasks.prepare import hugging, tables
+from tasks.text import one_line
+
+ROWS = 256
+"""Rows read at a time."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are read."""
+
+    image: str
+    label: str | None
+    caption: str | None
+    classes: tuple[str, ...] = ()
+    """Names that numbers in the column of classes count into."""
+
+    @property
+    def read(self) -> list[str]:
+        return list(dict.fromkeys(one for one in (self.image, self.label, self.caption) if one))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows that were read: where each is from, its label and caption, and the images by number."""
+
+    file: list[str]
+    row: list[int]
+    label: list[Any]
+    caption: list[Any]
+    images: Any
+    notes: tuple[str, ...] = ()
+
+    def image(self, number: int, shown: str) -> bytes:
+        """The encoded image of a row.
+
+        Raises:
+            UserError: it has none; names ``shown``.
+        """
+        return hugging.encoded(self.images[number].as_py(), shown)
+
+
+def columns(
+    schema: pa.Schema,
+    image: str | None,
+    label: str | None,
+    caption: str | None,
+    classes: Mapping[str, Sequence[str]],
+    what: str,
+) -> Columns:
+    """The columns of images, classes and captions: those named, or those of usual names, or the only ones of a kind.
+
+    ``classes`` are names of classes from elsewhere, by column; those of the file itself come first.
+
+    Raises:
+        UserError: one is missing, or several may be meant; names ``what``.
+    """
+    features = hugging.features(schema)
+    kinds = {name: hugging.kind(one) for name, one in features.items()}
+    for name in kinds:
+        if kinds[name] == "image" or (kinds[name] == "other" and _is_encoded(schema.field(name).type)):
+            kinds[name] = "image"
+        elif name in classes and kinds[name] != "image":
+            kinds[name] = "class"
+    names = list(schema.names)
+    found_image = _column(names, kinds, image, tables.IMAGE, "image", what)
+    if found_image is None:
+        raise UserError(f"{what}: no column of images among {', '.join(names)}; name it with image")
+    if not _is_encoded(schema.field(found_image).type):
+        raise UserError(
+            f"{what}: column {found_image!r} holds {schema.field(found_image).type}, not encoded images; name the "
+            "column of images with image"
+        )
+    found_label = _column(names, kinds, label, tables.LABEL, "class", what)
+    found_caption = _column(names, kinds, caption, tables.CAPTION, "", what)
+    own = getattr(features.get(found_label or ""), "names", None) or classes.get(found_label or "", ())
+    return Columns(found_image, found_label, found_caption, tuple(own))
+
+
+def _column(
+    names: Sequence[str], kinds: Mapping[str, str], wanted: str | None, usual: Sequence[str], kind: str, what: str
+) -> str | None:
+    if wanted is not None:
+        if wanted not in names:
+            raise UserError(f"{what}: no column {wanted!r}; there are {', '.join(names)}")
+        return wanted
+    if there := next((name for name in usual if name in names), None):
+        return there
+    of_kind = [name for name in names if kind and kinds.get(name) == kind]
+    if len(of_kind) > 1:
+        setting = "image" if kind == "image" else "label"
+        raise UserError(f"{what}: the columns {', '.join(of_kind)} may be meant; name one with {setting}")
+    return of_kind[0] if of_kind else None
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    """Whether a column may hold encoded images: bytes, or a structure of bytes and a path."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_encoded(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def groups(file: pa.parquet.ParquetFile, found: Columns, wanted: Collection[str]) -> list[int]:
+    """Those row groups of a file that may have a row of the wanted classes, by their statistics.
+
+    All of them, where there are no statistics; none where no class is wanted that the column could hold.
+    """
+    every = list(range(file.metadata.num_row_groups))
+    if found.label is None or found.label not in file.schema_arrow.names:
+        return every
+    cells = _cells(found, wanted)
+    place = next(
+        (i for i in range(file.metadata.num_columns) if file.metadata.schema.column(i).path == found.label), None
+    )
+    if place is None:
+        return every
+    chosen = []
+    for number in every:
+        statistics = file.metadata.row_group(number).column(place).statistics
+        if statistics is None or not statistics.has_min_max:
+            chosen.append(number)
+            continue
+        low, high = _plain(statistics.min), _plain(statistics.max)
+        if any(type(cell) is type(low) and low <= cell <= high for cell in cells):
+            chosen.append(number)
+    return chosen
+
+
+def _cells(found: Columns, wanted: Collection[str]) -> list[Any]:
+    """What cells of the column of classes hold for the wanted ones: numbers, and names as they are."""
+    return [*wanted, *(number for number, name in enumerate(found.classes) if name in wanted)]
+
+
+def _plain(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+@contextmanager
+def opened(file: Any, what: str) -> Iterator[pa.parquet.ParquetFile]:
+    """A Parquet file, of a path or an open file.
+
+    Raises:
+        UserError: it is damaged, or none.
+    """
+    try:
+        with pa.parquet.ParquetFile(file) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{what}: is no readable Parquet file ({one_line(str(error)):.200})") from None
+
+
+def read(
+    home: Path,
+    files: Sequence[Path],
+    found: Columns,
+    wanted: Collection[str],
+    first: int | None,
+    scratch: Path,
+    what: str,
+) -> Cells:
+    """The rows of some files: of the ``wanted`` classes alone where there are some, and at most about ``first``.
+
+    Raises:
+        UserError: a file is damaged, or its columns differ from those of the first.
+    """
+    target = scratch / f"rows-{len(list(scratch.iterdir()))}.arrow"
+    cells = Cells([], [], [], [], None)
+    cut, of = 0, 0
+    schema: pa.Schema | None = None
+    writer: Any = None
+    with pa.OSFile(str(target), "wb") as sink:
+        for path in files:
+            name = path.relative_to(home).as_posix()
+            with opened(path, f"{what}: {name}") as parquet:
+                if missing := [one for one in found.read if one not in parquet.schema_arrow.names]:
+                    raise UserError(f"{what}: {name}: no column {missing[0]!r}, which other files of it have")
+                image = pa.schema([parquet.schema_arrow.field(found.image).with_nullable(True)])
+                if schema is None:
+                    schema = image
+                    writer = pa.ipc.new_file(sink, schema)
+                chosen = groups(parquet, found, wanted) if wanted else list(range(parquet.metadata.num_row_groups))
+                cut, of = cut + len(chosen), of + parquet.metadata.num_row_groups
+                starts = _starts(parquet)
+                for group in chosen:
+                    if first is not None and len(cells.row) >= first:
+                        break
+                    row = starts[group]
+                    for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=found.read):
+                        kept = _kept(batch, found, wanted)
+                        writer.write_table(pa.table(batch.select([found.image])).take(kept).cast(schema))
+                        cells.file.extend([name] * len(kept))
+                        cells.row.extend(row + one for one in kept)
+                        for column, into in ((found.label, cells.label), (found.caption, cells.caption)):
+                            values = batch.column(column).take(pa.array(kept, pa.int64())).to_pylist() if column else []
+                            into.extend(values or [None] * len(kept))
+                        row += len(batch)
+        if writer is None:
+            raise UserError(f"{what}: has no Parquet files")
+        writer.close()
+    with pa.memory_map(str(target)) as source:
+        images = pa.ipc.open_file(source).read_all()[found.image]
+    notes = (f"row groups: {cut} of {of} read, which may have the classes of only",) if wanted else ()
+    return Cells(cells.file, cells.row, cells.label, cells.caption, images, notes)
+
+
+def _starts(parquet: pa.parquet.ParquetFile) -> list[int]:
+    """The number of each row group's first row, counted from 1."""
+    starts = [1]
+    for number in range(parquet.metadata.num_row_groups):
+        starts.append(starts[-1] + parquet.metadata.row_group(number).num_rows)
+    return starts
+
+
+def _kept(batch: pa.RecordBatch, found: Columns, wanted: Collection[str]) -> list[int]:
+    """The rows of a batch that are of the wanted classes; all, where none are said."""
+    if not wanted or found.label is None:
+        return list(range(len(batch)))
+    cells = set(_cells(found, wanted))
+    return [number for number, cell in enumerate(batch.column(found.label).to_pylist()) if _plain(cell) in cells]
