@@ -37,8 +37,8 @@ class Problem:
     """The deployed model that the step starts from."""
     merged: Callable[[Technique], Path]
     """A technique → the file of what the protocol would deploy with it, until the next call."""
-    out: Path
-    """A folder for files of the result, relative to the project in `Fitted.models`."""
+    scratch: Path
+    """A folder that goes when the node ends."""
     seed: int
     progress: Progress
 

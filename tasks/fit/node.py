@@ -49,7 +49,7 @@ def fit(project: Path, params: Params, progress: Progress = silent) -> None:
             models=merge.models() if method.learns else (),
             reference=merge.before(),
             merged=lambda technique: merge.merged(technique, Path(scratch)),
-            out=FIT,
+            scratch=Path(scratch),
             seed=seed,
             progress=progress,
         )

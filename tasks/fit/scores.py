@@ -58,12 +58,22 @@ class Scorer:
         return {name: len(rows) for name, rows in self._rows.items()}
 
     def score(self, weights: Path) -> dict[str, Any]:
-        """As ``metrics.json`` has it, with pools for evaluation sets; A_ZS and the geometric mean only where they are.
+        """As `measure`, of a file.
 
         Raises:
             UserError: weights of another model or that are not finite, or classes that cannot be told apart.
         """
         models.load_weights(self.model, checkpoints.load(weights), weights)
+        return self.measure()
+
+    def measure(self) -> dict[str, Any]:
+        """The scores of the model as it is, in the form of ``metrics.json``, with pools for evaluation sets.
+
+        A_ZS and the geometric mean only where there is a pretraining pool.
+
+        Raises:
+            UserError: the classes of a pool cannot be told apart.
+        """
         self.model.eval()
         top1: dict[str, float] = {}
         recall: dict[str, Any] = {}

@@ -205,7 +205,9 @@ class RecordedFit(_Part):
     """Whether the gate's conditions hold on the held-out samples."""
     curve: tuple[FitPoint, ...] = Field(default=(), strict=False)
     weights: dict[Text, Number] = {}
-    """Model → its weight, where each has one."""
+    """Model → its weight, where each has one: of a weight by tensor the mean."""
+    gap: Number | None = None
+    """Frank-Wolfe's, in nats."""
 
 
 class Manifest(_Part):

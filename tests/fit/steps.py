@@ -31,6 +31,7 @@ def params(step: int, *, method: Any, **changes: Any) -> Params:
 
 def project(folder: Path) -> Path:
     """A project before step 1: a model, a base, and a pretraining pool."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.json").write_text(json.dumps(MODEL))
     history = folder / "data/history"
     models.resolve(Base(model="tiny.json", pretrained="base.safetensors"), folder, history / "model")

@@ -1,0 +1,171 @@
+"""Coefficients for each task vector, or each of its tensors, by the entropy of what the merged model predicts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from tasks.errors import UserError
+from tasks.fit.landscape import TEMPERATURE, Landscape, Vectors
+from tasks.fit.method import Method, Problem
+from tasks.fit.scores import scorer_of
+from tasks.merge import Fitted, Technique, merge
+from tasks.merge.technique import Density
+from tasks.params import Params
+
+DIGITS = 8
+"""Decimals of a coefficient."""
+SCORED = 256
+"""Held-out samples of a pool, at most."""
+
+
+class Adam:
+    """Adam (Kingma and Ba, arXiv 1412.6980) in float64, with values kept from 0 to 1."""
+
+    def __init__(self, start: np.ndarray, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self.values = start.astype(np.float64)
+        self._lr, self._betas, self._eps, self._count = lr, betas, eps, 0
+        self._first, self._second = np.zeros_like(self.values), np.zeros_like(self.values)
+
+    def step(self, gradient: np.ndarray) -> None:
+        """Move against a gradient."""
+        self._count += 1
+        a, b = self._betas
+        self._first += (1 - a) * (gradient - self._first)
+        self._second += (1 - b) * (gradient**2 - self._second)
+        first, second = self._first / (1 - a**self._count), self._second / (1 - b**self._count)
+        self.values = np.clip(self.values - self._lr * first / (np.sqrt(second) + self._eps), 0.0, 1.0)
+
+
+class AdaMerging(Method):
+    """θ_0 + Σ λ_k τ_k with the λ, from 0 to 1, that make the merged model surest of the arrivals' samples, unlabelled.
+
+    The entropy is that of the classes' probabilities, over the samples that are trained on. It stops where the entropy
+    of held-out samples no longer falls, and takes the λ where that was least. With deploy: ema there are two models,
+    the expert and the running one.
+    """
+
+    name: ClassVar[str] = "adamerging"
+    source: ClassVar[str] = "Yang et al. 2024, AdaMerging (arXiv 2310.02575)"
+
+    by: Literal["tensor", "model"] = "tensor"
+    """One coefficient for each tensor of each model, or one for each model."""
+    trim: Density | None = None
+    """AdaMerging++: the share of each task vector's largest entries that stays (0.2); signs are elected as in TIES."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Adam's learning rate."""
+    iterations: int = Field(default=500, gt=0)
+    """At most."""
+    batch_size: int = Field(default=16, gt=1)
+    """Samples of each pool in an iteration."""
+    every: int = Field(default=25, gt=0)
+    """Iterations between looks at the held-out samples."""
+    patience: int = Field(default=4, gt=0)
+    """Looks without a lower entropy after which it stops."""
+
+    @override
+    def check(self, params: Params, technique: Technique) -> list[str]:
+        require_start(self.name, technique)
+        return []
+
+    def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
+        empty = problem.samples.require_held()
+        files = [problem.project / path for _, path in problem.models]
+        if self.trim is not None:
+            files = [self._trimmed(problem, number, path) for number, path in enumerate(files)]
+        names = [name for name, _ in problem.model.named_parameters()]
+        vectors = Vectors(problem.base, files, names, elect=self.trim is not None)
+        landscape = Landscape(problem, vectors, problem.samples.arrivals, "entropy")
+        start = np.repeat(np.array(start_of(problem))[:, None], len(vectors.names), axis=1)
+        learned = np.array([name not in TEMPERATURE for name in vectors.names])
+        best, course = self._descend(problem, landscape, start, learned)
+
+        scorer = scorer_of(problem, SCORED)
+        scores = {}
+        for when, values in (("start", start), ("end", best)):
+            vectors.place(problem.model, values)
+            scores[when] = {key: value for key, value in scorer.measure().items() if key.startswith(("A_", "geo"))}
+        own = {name: best[:, i] for i, name in enumerate(vectors.names) if self.by == "tensor" or not learned[i]}
+        weights = best[:, learned].mean(axis=1)
+        found = Fitted(
+            technique="task_arithmetic" if self.trim is None else "ties",
+            settings={"scale": 1.0} if self.trim is None else {**self._ties, "scale": 1.0},
+            models=tuple(str(path) for _, path in problem.models),
+            weights=tuple(weights.round(DIGITS).tolist()),
+            tensors={name: tuple(values.round(DIGITS).tolist()) for name, values in own.items()},
+        )
+        report = {
+            "weights": dict(zip([name for name, _ in problem.models], found.weights or (), strict=True)),
+            "course": course, "scores": scores, "samples": scorer.sizes, "without_samples": empty,
+        }  # fmt: skip
+        return found, report
+
+    def _descend(
+        self, problem: Problem, landscape: Landscape, start: np.ndarray, learned: np.ndarray
+    ) -> tuple[np.ndarray, list[dict[str, float]]]:
+        """The coefficients with the least entropy on held-out samples, and both entropies at each look."""
+        shared = self.by == "model"
+        adam = Adam(start.mean(axis=1) if shared else start, self.lr)
+
+        def values() -> np.ndarray:
+            spread = np.repeat(adam.values[:, None], start.shape[1], axis=1) if shared else adam.values
+            return np.where(learned[None, :], spread, start).round(DIGITS)
+
+        best, least, waited = start, landscape.held_out(start, SCORED), 0
+        course = [{"iteration": 0, "held_out": round(least, DIGITS)}]
+        entropies: list[float] = []
+        for number in range(1, self.iterations + 1):
+            now = values()
+            entropies.append(landscape.gradient(now, number, self.batch_size))
+            gradient = landscape.vectors.inner(problem.model, now)
+            gradient[:, ~learned] = 0
+            adam.step(gradient.sum(axis=1) if shared else gradient)
+            problem.progress("fit", number, self.iterations, f"entropy {entropies[-1]:.4f}")
+            if number % self.every and number < self.iterations:
+                continue
+            held = landscape.held_out(values(), SCORED)
+            mean = float(np.mean(entropies))
+            course.append({"iteration": number, "entropy": round(mean, DIGITS), "held_out": round(held, DIGITS)})
+            entropies.clear()
+            if held < least:
+                best, least, waited = values(), held, 0
+                continue
+            waited += 1
+            if waited >= self.patience:
+                break
+        return best, course
+
+    @property
+    def _ties(self) -> dict[str, Any]:
+        return {"density": self.trim, "scope": "model", "normalize": False}
+
+    def _trimmed(self, problem: Problem, number: int, path: Any) -> Any:
+        out = problem.scratch / f"trimmed-{number}.safetensors"
+        merge("ties", [path], problem.base, out, settings=self._ties, threads=problem.params.threads)
+        return out
+
+
+def require_start(method: str, technique: Technique) -> None:
+    """Refuse techniques that do not say where coefficients start.
+
+    Raises:
+        UserError: it is another than linear and task_arithmetic, or has settings by part.
+    """
+    if technique.name not in ("linear", "task_arithmetic") or technique.parts or technique.lines:
+        raise UserError(
+            f"fit: {method} learns the weights of task vectors; set time.technique to linear or task_arithmetic, "
+            "without parts and lines (it says where they start)"
+        )
+
+
+def start_of(problem: Problem) -> list[float]:
+    """The weight of each model as the technique has it: λ for task arithmetic, where a running model stays whole."""
+    count = len(problem.models)
+    if problem.technique.name == "task_arithmetic":
+        scale = float(problem.technique.scale)  # type: ignore[attr-defined]
+        return [scale, 1.0] if problem.params.time.deploy == "ema" else [scale] * count
+    chosen = problem.technique.weights(2) if problem.params.time.deploy == "ema" else [1.0] * count
+    return [weight / sum(chosen) for weight in chosen]
