@@ -100,12 +100,18 @@ def grid(
     Raises:
         UserError: an error that concerns all cells, reported as early as possible.
     """
+    from tasks import prepare
+
     if not selected.todo:
         return GridResult()
     record.require_same_code(project, Path(__file__).parents[1])
+    arrivals = {}
     for one in selected.todo:
-        for warning in check(one.params, project, base=record.last(project, one.cell.timeline) is None):
+        last = record.last(project, one.cell.timeline)
+        for warning in check(one.params, project, base=last is None):
             progress.report("note:", 1, 1, f"{one.cell.timeline}: {warning}")
+        arrivals |= {arrival.name: arrival for arrival in one.params.stream[last.step if last else 0 :]}
+    prepare.check_hub(arrivals.values())
     own = sorted({path for one in selected.todo for path in one.params.own_files})
     code = record.code_of(project, *own)
     starting = "starting the store, the Prefect server and the cell workers"

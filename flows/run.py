@@ -79,6 +79,9 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             return []
         for warning in check(params, project, base=todo.steps[0] == 0):
             progress.report("note:", 1, 1, warning)
+        from tasks import prepare
+
+        prepare.check_hub(params.stream[step - 1] for step in todo.steps if step)
         stack.enter_context(notes.recording(project, params, todo.steps))
         starting = "starting the store" + ("" if os.environ.get("PREFECT_API_URL") else " and the Prefect server")
         progress.report(starting, 0, 1)

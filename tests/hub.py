@@ -16,6 +16,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class Hub:
     requests: list[Request] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
     """SHA-256 of a large file → bytes after which its next download breaks off."""
+    stall: dict[str, int] = field(default_factory=dict)
+    """SHA-256 of a large file → bytes after which its download stands still for as long as the file is here."""
     down: bool = False
     """Whether every request is answered with status 503."""
 
@@ -225,7 +228,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(refused.status, json.dumps({"error": refused.message or refused.code}).encode(), headers)
 
     def _send(
-        self, status: int, body: bytes, headers: Mapping[str, str] | None = None, *, cut: int | None = None
+        self,
+        status: int,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        cut: int | None = None,
+        stalled: str | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
@@ -234,6 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self.wfile.write(body if cut is None else body[:cut])
+        while stalled and stalled in self._hub.stall:
+            self.wfile.flush()
+            time.sleep(0.02)
         if cut is not None:
             self.wfile.flush()
             self.close_connection = True
@@ -313,9 +325,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = self._hub.objects[oid]
         headers = {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"}
         given = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        cut = self._hub.cut.pop(oid, None) if self.command == "GET" else None
+        cut = self._hub.cut.pop(oid, self._hub.stall.get(oid)) if self.command == "GET" else None
         if given is None:
-            self._send(200, content, headers, cut=cut)
+            self._send(200, content, headers, cut=cut, stalled=oid)
             return
         start, stop = int(given[1]), int(given[2]) + 1 if given[2] else len(content)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"

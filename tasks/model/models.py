@@ -76,7 +76,7 @@ class Preprocess:
 def check(base: Base, project: Path) -> None:
     """Look whether the model, and the tag or the files of its weights, are there; builds and reads nothing.
 
-    Of a repository on a hub, the list of its files is asked for.
+    Of a repository on a hub, it is asked whether the files are there and may be read.
 
     Raises:
         UserError: an unknown model or tag (with near matches), or a file, folder or repository that is missing.
@@ -113,9 +113,7 @@ def pinned(base: Base) -> Base:
 def _look(text: str, project: Path, key: str) -> None:
     try:
         if hub.is_address(text):
-            snapshot = hub.look(address := hub.parse(text))
-            if address.file is None:
-                origins.files_of(snapshot.names, text)
+            origins.require_there(hub.parse(text))
         elif not origins.located(text, project).path.exists():
             raise UserError(
                 f"{project / text.removeprefix(origins.LOCAL_DIR)}: no such file or folder; name a checkpoint, an "

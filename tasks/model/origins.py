@@ -79,6 +79,16 @@ def located(
     return ModelFiles(main, snapshot.pin(names, folder), folder)
 
 
+def require_there(address: hub.Address) -> None:
+    """Look whether a model, an adapter or a file is on a hub and may be read; nothing of it is downloaded.
+
+    Raises:
+        UserError, UnavailableError: as `located`.
+    """
+    snapshot = hub.look(address)
+    snapshot.require(files_of(snapshot.names, str(address)) if address.file is None else [address.file])
+
+
 def files_of(names: Collection[str], where: str, *, pickles: bool = False) -> list[str]:
     """The files that make up a model or an adapter, of all files of a folder or repository; what is read, first.
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import UnavailableError, UserError
+from tasks.model import origins
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import captured, classnames, experts, files
 from tasks.prepare.hosted import Hosted, read_record
@@ -22,14 +24,14 @@ from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import kinds, parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent
-from tasks.storage import atomic
+from tasks.storage import atomic, hub
 
 if TYPE_CHECKING:
     from tasks.prepare.overlap import Overlap
 
 __all__ = [
-    "at_most", "check", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on", "origins_of",
-    "pointers",
+    "at_most", "check", "check_hub", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on",
+    "origins_of", "pointers",
 ]  # fmt: skip
 
 NOTES = "notes.json"
@@ -50,6 +52,23 @@ def check(params: Params, project: Path = Path()) -> None:
             experts.check(arrival.expert, project)
     for one in params.evaluate.sets:
         classnames.check(one, project)
+
+
+def check_hub(arrivals: Iterable[Arrival]) -> None:
+    """Ask a hub whether the experts that are there can be had: repository, revision, files, access. Downloads nothing.
+
+    Raises:
+        UserError: one cannot; names the arrival.
+        UnavailableError: the hub does not answer, and the cache lacks a file.
+    """
+    for arrival in arrivals:
+        if arrival.expert is None or not hub.is_address(arrival.expert):
+            continue
+        try:
+            origins.require_there(hub.parse(arrival.expert))
+        except UserError as error:
+            kind = UnavailableError if isinstance(error, UnavailableError) else UserError
+            raise kind(f"stream: arrival {arrival.name}: expert {error}") from None
 
 
 def check_overlap(arrival: Path, evaluation: Path, params: Params, progress: Progress = silent) -> list[Overlap]:

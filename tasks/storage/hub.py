@@ -160,6 +160,24 @@ class Snapshot:
             path = f"{folder}{self.address.repository}@{self.commit}/{name}"
             yield stack.enter_context(store.open(path, "rb", block_size=TAIL))
 
+    def require(self, names: Iterable[str]) -> None:
+        """Look whether files can be had, without downloading any.
+
+        Raises:
+            UserError: the repository lacks one, or access to it is restricted.
+            UnavailableError: the hub does not answer, and the cache lacks the file.
+        """
+        from huggingface_hub import hf_hub_download
+
+        for name in names:
+            if name not in self.names:
+                raise UserError(f"{self.address}: has no file {name!r}{self._near(name)}")
+            with _readable(self.address):
+                hf_hub_download(
+                    self.address.repository, name, repo_type=self.address.kind, revision=self.commit, dry_run=True,
+                    **_access(self.public),
+                )  # fmt: skip
+
     def copy(self, names: Collection[str], into: Path, progress: Progress = silent) -> Pin:
         """Copy files into a folder, under their own paths; says what they are.
 

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from tasks.errors import UserError
+from tasks.errors import UnavailableError, UserError
 from tasks.model import checkpoints, dialects, models
+from tasks.model.origins import located
 from tasks.model.translated import to_open_clip
 from tasks.params import Arrival, Base
-from tasks.prepare import fetch_arrival, node
+from tasks.prepare import check_hub, fetch_arrival, node
 from tests import hub, tokenizers
 from tests.model.test_adapters import trained
 from tests.model.test_translated import CONTEXT, EMBED, LAYERS, TEXT, WIDTH, WORDS, clip_config, source, tensors
@@ -214,3 +215,36 @@ def test_an_expert_with_another_tokenizer_is_refused(arrive: Any, tmp_path: Path
     (tmp_path / "vendor/tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer\.json: not a readable tokenizer"):
         arrive("vendor")
+
+
+def test_what_a_hub_does_not_have_is_found_before_anything_is_downloaded(tmp_path: Path) -> None:
+    theirs(1).save_pretrained(tmp_path / "vendor")
+
+    def refused(address: str, words: str, kind: type[UserError] = UserError) -> None:
+        with pytest.raises(kind, match=rf"^stream: arrival vendor: expert hf:[^\n]*{words}[^\n]*$"):
+            check_hub([Arrival(name="vendor", expert=address)])
+
+    with hub.serving() as server:
+        server.commit("org/vendor", tmp_path / "vendor")
+        server.commit("org/gated", tmp_path / "vendor")
+        server.repositories["models/org/gated"].gated = True
+        server.commit("org/empty", {"README.md": "nothing yet"})
+        with server.used(tmp_path / "home"):
+            check_hub([Arrival(name="vendor", expert="hf:org/vendor"), Arrival(name="other", update=["icons:food"])])
+            assert not list((tmp_path / "home").rglob("*.safetensors"))
+            refused("hf:org/none", "no such repository, or it is private")
+            refused("hf:org/vendor@v9", "has no revision 'v9'")
+            refused("hf:org/vendor/models.safetensors", "near matches: model.safetensors")
+            refused("hf:org/empty", "has no weights")
+            refused("hf:org/gated", "access to the repository is restricted; log in with")
+            server.down = True
+            refused("hf:org/vendor/config.json", "does not answer", UnavailableError)
+            server.down = False
+            located("hf:org/vendor")
+        with server.used(tmp_path / "home", hub.OTHER_TOKEN):
+            refused("hf:org/gated", "access to the repository is restricted; ask for it on its page")
+        server.requests.clear()
+        with server.used(tmp_path / "home", offline=True):
+            check_hub([Arrival(name="vendor", expert="hf:org/vendor")])  # the cache has it all
+            refused("hf:org/gated", "HF_HUB_OFFLINE is set, and the cache in .* lacks it")
+        assert not server.requests

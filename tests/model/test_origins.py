@@ -1,0 +1,49 @@
+"""What is fetched of a hub survives a kill, and is never half a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tasks.model.origins import located
+from tests import hub
+
+SHARDS = {f"model-0000{i}-of-00002.safetensors": bytes(range(i, i + 200)) * 8192 for i in (1, 2)}
+FETCH = """
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # so that half of the file is written
+from tasks.model.origins import located
+located("hf:org/model")
+"""
+
+
+def test_after_a_kill_only_the_file_that_was_on_its_way_is_downloaded_again(tmp_path: Path) -> None:
+    first, second = (hashlib.sha256(content).hexdigest() for content in SHARDS.values())
+    with hub.serving() as server, server.used(tmp_path):
+        index = json.dumps({"weight_map": {f"t{i}": name for i, name in enumerate(SHARDS)}})
+        server.commit("org/model", {"config.json": "{}", "model.safetensors.index.json": index, **SHARDS})
+        server.stall[second] = 900_000
+        process = subprocess.Popen([sys.executable, "-c", FETCH], env=os.environ, cwd=Path(__file__).parents[2])
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size > 800_000 for path in tmp_path.rglob(f"*{second}*.incomplete")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not list(tmp_path.rglob("model-00002*"))
+        server.stall.clear()
+        server.requests.clear()
+        found = located("hf:org/model")
+        assert {name: (found.root / name).read_bytes() for name in SHARDS} == SHARDS
+        assert found.pin is not None
+        assert found.pin.files["model-00002-of-00002.safetensors"].sha256 == second
+        asked = {request.path for request in server.requests if request.path.startswith("/objects/")}
+        assert asked == {f"/objects/{second}"}
+        assert (found.root / "model-00001-of-00002.safetensors").resolve().name == first
