@@ -18,7 +18,7 @@ from tasks.grid import cells, estimate, plan
 from tasks.grid.cells import Planned
 from tasks.grid.estimate import Estimate
 from tasks.grid.plan import Plan
-from tasks.params import Grid, Params, load
+from tasks.params import Arrival, Grid, Params, load
 from tasks.storage import store
 from tasks.workers import pool
 
@@ -105,7 +105,7 @@ def grid(
     if not selected.todo:
         return GridResult()
     record.require_same_code(project, Path(__file__).parents[1])
-    arrivals = {}
+    arrivals: dict[str, Arrival] = {}
     for one in selected.todo:
         last = record.last(project, one.cell.timeline)
         for warning in check(one.params, project, base=last is None):
