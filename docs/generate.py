@@ -32,6 +32,7 @@ from tasks.choice import Choice, available
 from tasks.evaluate.head import Head
 from tasks.fit.method import Method as FitMethod
 from tasks.prepare.registry import kinds
+from tasks.prepare.sources.torchvision import ELSEWHERE, KNOWN
 from tasks.stream.ordering import Ordering
 from tasks.track.tracker import Tracker
 from tasks.train.method import Method
@@ -238,8 +239,23 @@ def choices_page() -> str:
         ("Trackers", "`track` in `params.yaml`.", Tracker),
         ("Stream orders", "`--order` of `chronomerge stream cut`.", Ordering),
     ]
+    parts.append(_torchvision())
     parts += [_choices(title, text, available(kind)) for title, text, kind in texts]
     return "\n".join(parts)
+
+
+def _torchvision() -> str:
+    """The classes of torchvision that are read, and where others are."""
+    rows = [
+        f"| `{name}{'/' + known.variants[0] if known.variants else ''}` | {', '.join(known.splits)} | "
+        f"{', '.join(known.variants)} |"
+        for name, known in KNOWN.items()
+    ]
+    others = [f"| `{name}` | {place} |" for name, place in ELSEWHERE.items()]
+    return "\n".join([
+        "### Classes of torchvision\n", "| `torchvision:` | splits | variants |", "|---|---|---|", *rows, "",
+        "Not downloaded, or not checked, by torchvision itself:\n", "| class | use |", "|---|---|", *others, "",
+    ])  # fmt: skip
 
 
 def _choices(title: str, text: str, known: Any) -> str:

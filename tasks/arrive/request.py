@@ -17,6 +17,7 @@ from tasks.model.fitting import OnMismatch
 from tasks.params import TAKEN, Limits, Name, SourceSpec
 from tasks.prepare.hosted import Hosted
 from tasks.prepare.photographs import Photographs
+from tasks.prepare.published import PublishedSource
 from tasks.prepare.registry import kinds, parse, recognised, written
 from tasks.prepare.source import Source
 from tasks.progress import Progress
@@ -98,9 +99,9 @@ def located(
     spec, where = _said(given, request), request.where
     if isinstance(spec, str) or "source" in spec:
         source = parse(spec, where)
+        if isinstance(source, PublishedSource) and request.from_others:
+            raise UserError(f"{where}: {given}: a drop brings its own files; name what is downloaded yourself")
         if isinstance(source, Hosted):
-            if request.from_others:
-                raise UserError(f"{where}: {given}: a drop brings its own files; name what is on a hub yourself")
             source = source.pinned(project)
             return LocatedSource(source, written(source))
         if not isinstance(source, Photographs):

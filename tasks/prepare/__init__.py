@@ -18,9 +18,10 @@ from tasks.errors import UnavailableError, UserError
 from tasks.model import origins
 from tasks.params import Arrival, Params, SourceSpec
 from tasks.prepare import captured, classnames, experts, files
-from tasks.prepare.hosted import Hosted, read_record
+from tasks.prepare.hosted import Hosted
 from tasks.prepare.image_source import ImageSource
 from tasks.prepare.photographs import Photographs
+from tasks.prepare.published import read_record
 from tasks.prepare.registry import kinds, parse_all
 from tasks.prepare.source import Context, Outside, Reading, Source
 from tasks.progress import Progress, silent

@@ -6,9 +6,6 @@ and bytes and SHA-256 of each file.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,24 +13,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
-
-from tasks.errors import UserError
 from tasks.model.datasets import Origin
 from tasks.prepare import files, tars
-from tasks.prepare.image_source import ImageSource, Listing, Row
 from tasks.prepare.places import CARD, CARD_BYTES, Folder, Place
-from tasks.prepare.source import Context, Outside
+from tasks.prepare.published import Fetched, PublishedSource
+from tasks.prepare.source import Outside
 from tasks.progress import silent
 from tasks.storage import hub
 from tasks.text import one_line, shortened
 
-_FIRST = re.compile(r"\[:(\d+)\]")
-_SPLIT = re.compile(r"[\w.-]+")
-
 
 @dataclass(frozen=True)
-class Chosen:
+class FileChoice:
     """What of a place is read."""
 
     split: str
@@ -46,69 +37,8 @@ class Chosen:
     """What reading needs to know besides; JSON."""
 
 
-class HostedRecord(BaseModel):
-    """What was fetched, for preparation later: kept beside the raw copies."""
-
-    split: str
-    files: list[str]
-    """Files of samples, relative to the raw copies' root."""
-    facts: dict[str, Any] = {}
-    origin: dict[str, Any] | None = None
-    """Repository, revision, commit and files, where they came from a hub."""
-    licence: str = ""
-    attribution: str = ""
-
-
-class Hosted(ImageSource):
-    """Settings of a source of a published data set; short form ``kind:ADDRESS``, ``kind:ADDRESS#SPLIT``.
-
-    ``split`` is one that the data set comes with, by its name; ``train`` and ``test`` also mean what is usual for them.
-    ``share`` draws from it, as for own images: ``#train[:80%]``. ``first`` takes its first samples in the order of its
-    files, and no more files than they need: ``#train[:1000]``.
-    """
-
-    split: str | None = None
-    first: int | None = Field(default=None, gt=0)
-    """How many samples are taken, from the start."""
-    licence: str = ""
-    """For the data card; by default what the repository's card says."""
-
-    @field_validator("split")
-    @classmethod
-    def _a_name(cls, value: str | None) -> str | None:
-        if value is not None and (not _SPLIT.fullmatch(value) or value.strip(".") == ""):
-            raise ValueError("a split is a name of letters, digits, '_', '-' and '.'")
-        return value
-
-    @model_validator(mode="after")
-    def _one_selection(self) -> Hosted:
-        if self.first is not None and (self.only or self.share):
-            raise ValueError("first (#SPLIT[:1000]) goes neither with only nor with share; give one of them")
-        return self
-
-    @classmethod
-    def from_text(cls, what: str) -> dict[str, Any]:
-        settings = super().from_text(what)
-        if match := _FIRST.fullmatch(settings.get("share", "").replace(" ", "")):
-            del settings["share"]
-            settings["first"] = int(match[1])
-        return settings
-
-    @property
-    def store(self) -> str:
-        readable = re.sub(r"[^A-Za-z0-9]+", "-", self.path.partition("@")[0].rpartition("/")[2]).strip("-")
-        digest = hashlib.sha256(json.dumps([self.path, self.selection]).encode()).hexdigest()[:8]
-        return f"{readable}-{digest}-{self.split or 'all'}"
-
-    @property
-    def selection(self) -> list[Any]:
-        """What decides which files are fetched, besides the address and the split."""
-        return [list(self.only), self.first]
-
-    @property
-    def what(self) -> str:
-        """What messages call the source."""
-        return f"{self.name}: {self.path}"
+class Hosted(PublishedSource):
+    """A published data set whose files lie on a hub, or in a folder of the same layout."""
 
     @abstractmethod
     def address(self, project: Path) -> hub.Address | None:
@@ -119,14 +49,14 @@ class Hosted(ImageSource):
         """
 
     @abstractmethod
-    def choose(self, place: Place, outside: Outside) -> Chosen:
+    def choose(self, place: Place, outside: Outside) -> FileChoice:
         """Which files are read; may bring small ones.
 
         Raises:
             UserError: the place has no such split, or is no data set of this kind.
         """
 
-    def needed(self, chosen: Chosen, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
+    def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
         """Those of the chosen files that the selection needs, and notes on the others. Files may be brought for it."""
         if self.first is None:
             return list(chosen.files), []
@@ -170,9 +100,6 @@ class Hosted(ImageSource):
             place = Folder.of(project / self.path, self.what)
             self.choose(place, Outside(project, project, 0, silent))
 
-    def at_most(self, project: Path) -> int | None:  # noqa: ARG002 - nothing is looked up before a run
-        return self.first
-
     def fetch(self, into: Path, outside: Outside) -> None:
         place = self.place(outside.project)
         chosen = self.choose(place, outside)
@@ -182,7 +109,7 @@ class Hosted(ImageSource):
         for done, name in enumerate(every, start=1):
             files.copy(folder / name, into / self.store / name)
             outside.progress(f"copying {self.path}", done, len(every))
-        record = HostedRecord(split=chosen.split, files=names, facts=dict(chosen.facts))
+        record = Fetched(split=chosen.split, files=names, facts=dict(chosen.facts))
         home = into / self.store
         if isinstance(place, hub.Snapshot):
             record.origin = {"address": str(place.address), **place.pin(every, home).as_dict()}
@@ -192,28 +119,6 @@ class Hosted(ImageSource):
         for note in (*chosen.notes, *notes):
             outside.note(f"{self.what}: {note}")
 
-    def record(self, raw: Path) -> HostedRecord:
-        """What was fetched into raw files.
-
-        Raises:
-            UserError: the record is missing or damaged.
-        """
-        return read_record(raw / f"{self.store}.json")
-
-    def fetched(self, raw: Path) -> Listing:
-        return Listing(given=True, files=self.record(raw).files)
-
-    def _drawn(self, rows: list[Row], context: Context, *, given: bool, what: str) -> list[Row]:
-        if self.first is None:
-            return super()._drawn(rows, context, given=given, what=what)
-        if len(rows) < self.first:
-            raise UserError(f"{what}: has {len(rows)} samples, not {self.first}; ask for fewer, or for all")
-        names = {row.class_name for row in rows}
-        taken = {row.class_name for row in rows[: self.first]}
-        if names - taken:
-            context.note(f"{what}: the first {self.first} samples are of {len(taken)} classes")
-        return rows[: self.first]
-
     def origin(self, raw: Path) -> Origin:
         record = self.record(raw)
         licence = self.licence or record.licence or "unknown"
@@ -222,18 +127,6 @@ class Hosted(ImageSource):
             return Origin(self.path, licence, attribution)
         pinned = tuple((name, f["size"], f["sha256"]) for name, f in sorted(record.origin["files"].items()))
         return Origin(f"hf:{record.origin['repository']}@{record.origin['commit']}", licence, attribution, pinned)
-
-
-def read_record(path: Path) -> HostedRecord:
-    """What a fetch of a published data set left.
-
-    Raises:
-        UserError: the record is missing or damaged.
-    """
-    try:
-        return HostedRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: missing or damaged; fetch the arrival again") from None
 
 
 def counted(some: int, of: int, what: str) -> str:

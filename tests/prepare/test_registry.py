@@ -12,7 +12,7 @@ from tests.prepare.conftest import evaluation, image_folder, params
 
 
 def test_every_file_in_sources_is_a_kind() -> None:
-    assert set(kinds()) == {"clip-benchmark", "hf", "icons", "images", "table", "webdataset"}
+    assert set(kinds()) == {"clip-benchmark", "hf", "icons", "images", "table", "torchvision", "webdataset"}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,10 @@ def test_short_and_mapping_form_mean_the_same(short: str, mapping: dict[str, Any
         ("food", ["not of the form kind:what"]),
         ("icons:", ["not of the form kind:what"]),
         ({"source": ["table"], "path": "x"}, ["unknown source ['table']"]),
-        ("pictures:food", ["unknown source 'pictures'", "clip-benchmark, hf, icons, images, table, webdataset"]),
+        (
+            "pictures:food",
+            ["unknown source 'pictures'", "clip-benchmark, hf, icons, images, table"],
+        ),
         ({"category": "food"}, ["lacks the key source"]),
         ({"source": "icons"}, ["category is missing"]),
         (

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from tasks.errors import UserError
 from tasks.prepare import listing, tars
-from tasks.prepare.hosted import Chosen, Hosted
+from tasks.prepare.hosted import FileChoice, Hosted
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.places import CARD, Place, left_out, pick
 from tasks.prepare.source import Context, Outside
@@ -64,7 +64,7 @@ class ClipBenchmark(Hosted):
                 raise
             raise UserError(f"{self.what}: there is no folder {self.path}; as a name on a hub: {error}") from None
 
-    def choose(self, place: Place, outside: Outside) -> Chosen:
+    def choose(self, place: Place, outside: Outside) -> FileChoice:
         splits = sorted(name.rpartition("/")[0] for name in place.names if re.fullmatch(rf"[^/]+/{NSHARDS}", name))
         if not splits:
             raise UserError(f"{self.what}: has no SPLIT/{NSHARDS}, so it is not in CLIP_benchmark's layout")
@@ -85,7 +85,7 @@ class ClipBenchmark(Hosted):
         beside = (f"{split}/{NSHARDS}", *kinds)
         taken = {*shards, *beside, CARD}
         notes = [note, left_out(place, taken, {one for one in splits if one != split})]
-        return Chosen(split, shards, beside, tuple(one for one in notes if one), {"kind": kind})
+        return FileChoice(split, shards, beside, tuple(one for one in notes if one), {"kind": kind})
 
     def _count(self, folder: Path, split: str) -> int:
         text = _text(folder / split / NSHARDS).strip()

@@ -20,7 +20,7 @@ from pydantic import field_validator
 
 from tasks.errors import UserError
 from tasks.prepare import layouts, listing, parquet, tables, tars
-from tasks.prepare.hosted import Chosen, Hosted, counted
+from tasks.prepare.hosted import FileChoice, Hosted, counted
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.places import CARD, CARD_BYTES, Place, left_out, pick
 from tasks.prepare.source import Context, Outside
@@ -60,7 +60,7 @@ class HubDataset(Hosted):
     def check(self, project: Path) -> None:
         self.address(project)
 
-    def choose(self, place: Place, outside: Outside) -> Chosen:
+    def choose(self, place: Place, outside: Outside) -> FileChoice:
         address = self.address(outside.project)
         layouts.refuse_scripts(place.names, address.repository, self.what)
         found = layouts.layout(place.names, self._card(place, outside), address.file, self.what)
@@ -79,7 +79,7 @@ class HubDataset(Hosted):
         if found.form == "imagefolder":
             self._require_class_folders(files)
         facts = {"form": found.form, "classes": found.classes, "columns": found.columns}
-        return Chosen(split, files, (), tuple(one for one in notes if one), facts)
+        return FileChoice(split, files, (), tuple(one for one in notes if one), facts)
 
     def _card(self, place: Place, outside: Outside) -> str:
         if CARD not in place.names or place.sizes.get(CARD, 0) > CARD_BYTES:
@@ -110,7 +110,7 @@ class HubDataset(Hosted):
                 "neither classes nor captions"
             )
 
-    def needed(self, chosen: Chosen, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
+    def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
         form = chosen.facts["form"]
         if form == "imagefolder" and (self.only or self.first):
             return self._needed_images(chosen)
@@ -118,7 +118,7 @@ class HubDataset(Hosted):
             return self._needed_tables(chosen, place, outside)
         return super().needed(chosen, place, outside)
 
-    def _needed_images(self, chosen: Chosen) -> tuple[list[str], list[str]]:
+    def _needed_images(self, chosen: FileChoice) -> tuple[list[str], list[str]]:
         beside = [name for name in chosen.files if PurePosixPath(name).name in METADATA]
         images = [name for name in chosen.files if listing.is_image(Path(name))]
         if beside:  # which image is of which class, they say
@@ -130,7 +130,7 @@ class HubDataset(Hosted):
         taken = [name for name in images if spoken(PurePosixPath(name).parent.name) in self.only]
         return taken, [f"the classes of only: {counted(len(taken), len(images), 'files')} read"]
 
-    def _needed_tables(self, chosen: Chosen, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
+    def _needed_tables(self, chosen: FileChoice, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
         """The Parquet files with row groups that may have the classes of `only`: their ends alone are looked at."""
         assert isinstance(place, hub.Snapshot)
         taken = []
