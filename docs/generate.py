@@ -31,6 +31,7 @@ from tasks import params
 from tasks.choice import Choice, available
 from tasks.evaluate.head import Head
 from tasks.fit.method import Method as FitMethod
+from tasks.model.codec import Codec
 from tasks.prepare.registry import kinds
 from tasks.prepare.sources.torchvision import ELSEWHERE, KNOWN
 from tasks.stream.ordering import Ordering
@@ -225,7 +226,7 @@ def techniques_page() -> str:
 
 
 def choices_page() -> str:
-    """Data sources, training methods, regularizers, heads and orders of a stream: what one file adds."""
+    """Data sources, training methods, regularizers, heads, codecs and orders of a stream: what one file adds."""
     parts = [
         "# Choices by name\n\nEach is one file of the code. A new file is found by this page, by the check of\n"
         "`params.yaml` and by the command line.\n",
@@ -236,6 +237,7 @@ def choices_page() -> str:
         ("Regularizers", "`train.regularizer` in `params.yaml`.", Regularizer),
         ("Fits", "`fit` in `params.yaml`; [the guide](../guides/fitting.md).", FitMethod),
         ("Heads", "`evaluate.heads` in `params.yaml`; [the guide](../guides/heads.md).", Head),
+        ("Codecs of experts", "`store.experts` in `params.yaml`; [the guide](../guides/store.md).", Codec),
         ("Trackers", "`track` in `params.yaml`.", Tracker),
         ("Stream orders", "`--order` of `chronomerge stream cut`.", Ordering),
     ]

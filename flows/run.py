@@ -175,7 +175,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
         UserError: they do not.
     """
     from tasks import evaluate, fit, measure, merge, prepare, track, train
-    from tasks.model import models
+    from tasks.model import codec, models
 
     if base:
         models.check(params.base, project)
@@ -191,7 +191,12 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     arrivals = [prepare.at_most(one.update, f"stream: arrival {one.name}", project) for one in params.stream]
     pretraining = prepare.at_most(params.base.pretraining, "base.pretraining", project)
     train.check_batches(params, pretraining, arrivals, base=base)
-    return [*merge.check(params.time, len(params.stream)), *fit.check(params), *track.check(params)]
+    return [
+        *merge.check(params.time, len(params.stream)),
+        *fit.check(params),
+        *track.check(params),
+        *codec.check(params),
+    ]
 
 
 def _continues(params: Params, last: State, project: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 RAW_ARRIVAL = "data/raw/arrival"
 RAW_EVALUATION = "data/raw/evaluation"
 HISTORY = "data/history"
+BASE = "data/history/weights/base.safetensors"
 RAW = (RAW_ARRIVAL, RAW_EVALUATION)
 INPUTS = (*RAW, HISTORY)
 """What the flow places before the nodes run; each is tracked by a ``.dvc`` file beside it."""
@@ -19,6 +20,9 @@ ARRIVAL = "data/step/arrival"
 EVALUATION = "data/step/evaluation"
 INIT = "data/step/init.safetensors"
 EXPERT = "data/step/expert.safetensors"
+CODED_INIT = "data/step/init.weights"
+CODED_EXPERT = "data/step/expert.weights"
+"""Where `store.experts` names a codec: these in place of the two above."""
 STATISTICS = "data/step/statistics"
 FIT = "data/step/fit"
 RUNNING = "data/step/running"

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks import yaml
+from tasks import layout, yaml
 from tasks.errors import UserError
 from tasks.params import Params, Train
 from tasks.progress import Progress
@@ -43,6 +43,9 @@ LIBRARIES = (
 OPTIONAL = ("pillow-heif",)
 """Extras that decode data: which samples a node has, and their pixels, depend on them."""
 """What computes the outputs; another version may give other bytes, and is a reason to run again."""
+
+CODEC = "store.experts"
+"""The key of the params that a node reads that stores its expert coded."""
 
 UNFINISHED = ".chronomerge/unfinished"
 """Where nodes store what they have not finished; in a run's worktree a link to a folder that outlives it."""
@@ -209,6 +212,30 @@ def without_unused(pipeline: str, params: Mapping[str, Any]) -> str:
     return pipeline
 
 
+def with_codec(pipeline: str, params: Params) -> str:
+    """The text of a ``dvc.yaml`` for a step whose expert, or whose initial weights, are stored coded.
+
+    Coded files take the place of the others, and whatever stage reads or writes one has the base that they are coded
+    against among its dependencies.
+    """
+    if params.codes_start:
+        pipeline = pipeline.replace(layout.INIT, layout.CODED_INIT)
+    if params.codes_expert:
+        pipeline = pipeline.replace(layout.EXPERT, layout.CODED_EXPERT)
+        pipeline = re.sub(r"(?m)(^  train:\n(?:    .*\n)*?    params: \[[^]]*)\]", rf"\1, {CODEC}]", pipeline)
+    coded = (layout.CODED_EXPERT, layout.CODED_INIT)
+
+    def with_base(stage: re.Match[str]) -> str:
+        text = stage[0]
+        has = re.search(rf"(?m)^      - {layout.HISTORY}(/weights)?$", text)
+        reads = text.startswith("  train:") or any(path in text.partition("    outs:")[0] for path in coded)
+        return text if has or not reads else text.replace("    outs:\n", f"      - {layout.BASE}\n    outs:\n", 1)
+
+    if params.codes_start or params.codes_expert:
+        pipeline = re.sub(r"(?m)^  [\w-]+:\n(?:    .*\n)+", with_base, pipeline)
+    return pipeline
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, of `LIBRARIES`, and of those of `OPTIONAL` that are installed."""
     there = [name for name in OPTIONAL if importlib.util.find_spec(name.replace("-", "_"))]
@@ -232,6 +259,8 @@ def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Ma
         "versions": versions(),
         "machine": dict(machine),
     }
+    if CODEC in node.params:
+        facts["zstandard"] = importlib.metadata.version("zstandard")
     technique = _value(params, "time.technique.name") or ""
     if "time" in node.params and ":" in technique:  # file.py:Class, a user's own
         facts["technique"] = content(technique.rpartition(":")[0])

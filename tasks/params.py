@@ -469,6 +469,8 @@ class Store(Settings):
     """``embedded``, or the name that `chronomerge remote setup` gave."""
     git: str | None = None
     """A git remote that states are pushed to, where several machines share a timeline."""
+    experts: NameOrSettings = Named(name="full")
+    """How the experts that are trained are stored (one of `tasks.model.codecs`), from the next step on."""
 
 
 def _split(value: Any) -> Any:
@@ -571,6 +573,16 @@ class Params(Settings):
     """The time step of the state."""
     arrival: Arrival | None = None
     """What arrived at it."""
+
+    @property
+    def codes_expert(self) -> bool:
+        """Whether the step's expert is stored coded. One that arrives as a file is stored once, as it came."""
+        return self.store.experts.name != "full" and bool(self.step) and not (self.arrival and self.arrival.expert)
+
+    @property
+    def codes_start(self) -> bool:
+        """Whether the step's initial weights are an expert that may be stored coded."""
+        return self.store.experts.name != "full" and bool(self.step) and self.time.init == "ft"
 
     def evaluated_in_full(self, step: int) -> tuple[str, ...]:
         """The evaluation sets of which a step evaluates all samples although there is a share."""

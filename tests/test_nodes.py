@@ -1,12 +1,13 @@
 """A node's key changes with everything its outputs depend on, and with nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from tasks import __main__ as command
-from tasks import nodes
+from tasks import layout, nodes
 from tasks.errors import UserError
 from tasks.params import Params
 from tasks.storage.cache import hash_of
@@ -118,6 +119,49 @@ def test_a_step_without_heads_has_no_such_stage_and_the_others_as_they_are() -> 
     every = {"evaluate": {"heads": [{"name": "gda"}]}, "fit": {"name": "paint"}}
     assert nodes.without_unused(shipped, every) == shipped
     assert nodes.without_unused(without, {"evaluate": {}}) == without
+
+
+def of_step(**changes: Any) -> Params:
+    """Params as the flow writes them into a state."""
+    arrival = {"name": "first", "update": ["images:drawings/first#train"]}
+    return Params.model_validate({**PARAMS, "step": 1, "arrival": arrival, **changes})
+
+
+CODED = {"store": {"experts": "lossless"}}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"store": {"experts": "full"}}, {**CODED, "step": 0}], ids=["default", "full", "base"]
+)
+def test_a_step_that_codes_nothing_has_the_pipeline_as_it_is(changes: dict[str, Any]) -> None:
+    shipped = (ROOT / "dvc.yaml").read_text()
+    assert nodes.with_codec(shipped, of_step(**changes)) == shipped
+
+
+def test_an_expert_that_arrives_as_a_file_is_stored_once_as_it_came() -> None:
+    shipped = (ROOT / "dvc.yaml").read_text()
+    arrival = {"name": "vendor", "expert": "vendor.safetensors"}
+    assert nodes.with_codec(shipped, of_step(**CODED, arrival=arrival)) == shipped
+
+
+@pytest.mark.parametrize("init", ["zs", "ema", "ft"])
+def test_a_coded_expert_takes_the_place_of_the_other_and_who_reads_it_has_the_base(init: str) -> None:
+    shipped = (ROOT / "dvc.yaml").read_text()
+    params = of_step(**CODED, time={"init": init, "deploy": "ema"})
+    plain, coded = nodes.parse(shipped, "before"), nodes.parse(nodes.with_codec(shipped, params), "after")
+    assert coded["train"].outs[0] == layout.CODED_EXPERT
+    assert coded["train"].params == (*plain["train"].params, nodes.CODEC)
+    start = layout.CODED_INIT if init == "ft" else layout.INIT
+    assert coded["initialize"].outs == (start,)
+    assert start in coded["train"].deps
+    for name, node in coded.items():
+        reads = {layout.CODED_EXPERT, layout.CODED_INIT} & {*node.deps}
+        above = {layout.BASE, "data/history/weights", layout.HISTORY}
+        assert name in {"train", "measure", "deploy", "heads"} or not reads
+        assert not reads or above & {*node.deps}
+        assert layout.EXPERT not in {*node.deps, *node.outs}
+        if not reads and name not in {"train", "initialize"}:
+            assert node == plain[name]
 
 
 def test_params_without_heads_say_nothing_of_them() -> None:

@@ -13,6 +13,7 @@ import typer
 from flows.cli import (
     arrive,
     convert,
+    decode,
     deployed,
     grid,
     heads,
@@ -146,6 +147,7 @@ app.command()(maintenance.gc)
 app.command()(report.report)
 app.command()(merge.merge)
 app.command()(convert.convert)
+app.command()(decode.decode)
 app.command()(measure.measure)
 app.command()(merge.techniques)
 app.add_typer(heads.app, name="heads")

@@ -25,7 +25,7 @@ from tasks.evaluate.metrics import DIGITS
 from tasks.evaluate.node import templates_of
 from tasks.evaluate.spaces import FeatureSpace
 from tasks.evaluate.support import Moments, Support
-from tasks.model import checkpoints, models
+from tasks.model import checkpoints, coded, models
 from tasks.model.datasets import Dataset
 from tasks.params import EvaluationSet, Params
 from tasks.progress import Progress, silent
@@ -34,7 +34,7 @@ from tasks.storage import atomic
 
 HISTORY = Path("data/history")
 ARRIVAL = Path("data/step/arrival")
-EXPERT = Path("data/step/expert.safetensors")
+EXPERT = Path("data/step/expert")
 DEPLOYED = Path("data/step/deployed.safetensors")
 SETS = Path("data/step/evaluation")
 HEADS = Path("data/step/heads")
@@ -297,7 +297,7 @@ def _weights(project: Path, params: Params, space: Space) -> list[Path] | None:
     number = int(json.loads((project / HISTORY / "weights/lineage.json").read_text())["step"])
     if number == 0:
         return None
-    places = {1: project / EXPERT, 2: project / HISTORY / "weights/expert.safetensors"}
+    places = {1: coded.stored(project / EXPERT), 2: coded.stored(project / HISTORY / "weights/expert")}
     first = project / PAST / FIRST
     source = next((path for path in (places.get(number), first) if path and path.exists()), None)
     if source is None:
@@ -306,7 +306,7 @@ def _weights(project: Path, params: Params, space: Space) -> list[Path] | None:
             " before the second step, or start a new timeline"
         )
     if not kept.exists():
-        shutil.copyfile(source, kept)
+        coded.as_safetensors(source, base, kept)
     return [base, kept]
 
 

@@ -60,7 +60,7 @@ def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
         deploy=middle(merged, lambda one: one.seconds["deploy"]),
         evaluate=middle(recorded, lambda one: one.seconds["evaluate"]),
         beside=_beside(recorded),
-        expert=int(middle(recorded, lambda one: one.output(layout.EXPERT).size)),
+        expert=int(middle(recorded, lambda one: one.stored_expert.size)),
         merged=int(middle(merged, stored)),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from tasks import randomness
 from tasks.errors import UserError
 from tasks.measure.needs import needed, no_data
-from tasks.model import checkpoints, models
+from tasks.model import coded, models
 from tasks.model.datasets import Dataset
 from tasks.params import Params
 from tasks.progress import Progress, silent
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MODEL = Path("data/history/model")
 ARRIVAL = Path("data/step/arrival")
-EXPERT = Path("data/step/expert.safetensors")
+BASE = Path("data/history/weights/base.safetensors")
+EXPERT = Path("data/step/expert")
 STATISTICS = Path("data/step/statistics")
 OWN_POOL = "measure"
 """The folder beside an expert that arrives as a file: the data that the user names for it."""
@@ -66,7 +67,8 @@ def _measured(
     prompts = prompts_of(data.card.classes, data.card.prompt) if labelled else []
     pool = MeasurePool(name, np.asarray(data.images[rows]), [data.captions[row] for row in rows], prompts)
     model = models.build(project / MODEL)
-    models.load_weights(model, checkpoints.load(project / EXPERT), project / EXPERT)
+    expert = coded.stored(project / EXPERT)
+    models.load_weights(model, coded.load(expert, project / BASE), expert)
     model.to(models.device())
     preprocess, tokenize = models.preprocess(project / MODEL), models.tokenizer(project / MODEL)
     return measure_pool(model, pool, preprocess, tokenize, out, statistics=kinds, seed=seed, progress=progress)

@@ -31,7 +31,7 @@ from tasks.merge.statistics import RunningStatistics, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
 from tasks.merge.threads import Workers
-from tasks.model import dtypes
+from tasks.model import coded, dtypes
 from tasks.model.dtypes import as_given
 from tasks.model.fitting import OnMismatch
 from tasks.model.inputs import open_model
@@ -221,7 +221,8 @@ def advance(
     where = find_device(device)
     with ExitStack() as stack:
         measured = open_statistics([statistics] if statistics is not None else [], stack)
-        source, reference = stack.enter_context(FileSource(expert)), stack.enter_context(FileSource(base))
+        reference = stack.enter_context(FileSource(base))
+        source = coded.opened(expert, reference, stack)
         inputs = [source, *([reference] if technique.needs_base else [])]
         hashes = _hashes(technique, [source], threads)
 

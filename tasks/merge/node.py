@@ -10,7 +10,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.merge import fitted
 from tasks.merge.protocol import check, for_all
-from tasks.merge.step import EMA, EXPERT, StepMerge, copy
+from tasks.merge.step import EMA, StepMerge, copy
 from tasks.params import Params
 from tasks.progress import Progress, silent
 
@@ -49,7 +49,7 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
     elif params.time.uses_ema:
         held["ema"] = merge.running(chosen if of_ema else merge.technique, running)
     if step == 0 or params.time.deploy == "ft":
-        copy(project / EXPERT, deployed)
+        merge.copy_expert(deployed)
     elif params.time.deploy == "ema":
         copy(running / EMA, deployed)
     elif found and found.models:

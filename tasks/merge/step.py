@@ -16,12 +16,15 @@ from tasks.merge.protocol import for_all
 from tasks.merge.report import Report
 from tasks.merge.sequential import Accumulator
 from tasks.merge.technique import Technique, create
+from tasks.model import coded
 from tasks.params import Params
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
 WEIGHTS = Path("data/history/weights")
-EXPERT = Path("data/step/expert.safetensors")
+BASE = WEIGHTS / "base.safetensors"
+EXPERT = Path("data/step/expert")
+"""Of the file, which may be coded, without its ending."""
 STATISTICS = Path("data/step/statistics/expert.safetensors")
 EMA = "ema.safetensors"
 _EMA_STATISTICS = "ema.stats.safetensors"
@@ -45,8 +48,9 @@ class StepMerge:
         Raises:
             UserError: no expert, no lineage, or an unknown technique or setting.
         """
-        if not (project / EXPERT).is_file():
-            raise UserError(f"{project / EXPERT}: no such checkpoint; the train node writes it")
+        expert = coded.stored(project / EXPERT)
+        if not expert.is_file():
+            raise UserError(f"{expert}: no such checkpoint; the train node writes it")
         technique = create(params.time.technique.name, params.time.technique.settings)
         return cls(project, params, _number(project / WEIGHTS / "lineage.json"), technique, progress)
 
@@ -73,7 +77,7 @@ class StepMerge:
         Raises:
             UserError: it is missing.
         """
-        return self._needed(WEIGHTS / "base.safetensors")
+        return self._needed(BASE)
 
     def models(self) -> list[tuple[str, Path]]:
         """What is merged, by name, relative to the project: expert and running model; or all experts, oldest first.
@@ -82,13 +86,17 @@ class StepMerge:
             UserError: one is missing.
         """
         if self.params.time.deploy == "ema":
-            named = [("expert", EXPERT), ("running", WEIGHTS / "running" / EMA)]
+            named = [("expert", self._stored(EXPERT)), ("running", WEIGHTS / "running" / EMA)]
         else:
-            named = [(f"expert {t}", WEIGHTS / "experts" / f"{t:04}.safetensors") for t in range(1, self.number)]
-            named.append((f"expert {self.number}", EXPERT))
+            named = [(f"expert {t}", self._stored(WEIGHTS / "experts" / f"{t:04}")) for t in range(1, self.number)]
+            named.append((f"expert {self.number}", self._stored(EXPERT)))
         for _, path in named:
             self._needed(path)
         return named
+
+    def copy_expert(self, target: Path) -> None:
+        """Write the step's expert as a safetensors file."""
+        coded.as_safetensors(self.project / self._stored(EXPERT), self.project / BASE, target)
 
     def before(self) -> Path:
         """The model that was deployed when the step started.
@@ -118,14 +126,13 @@ class StepMerge:
         running model.
         """
         start, out = self.params.time.ema_start, folder / EMA
-        expert = self.project / EXPERT
         measured = technique.statistics and self.number
         if measured and self.number == 1:
             copy(self._measured(), folder / _EMA_STATISTICS)
         if self._starts:
-            copy(expert, out)
+            self.copy_expert(out)
             return {"start": start, "merges": 0}
-        base, before = self.base, self._needed(WEIGHTS / "running" / EMA)
+        expert, base, before = (self._needed(path) for path in (self._stored(EXPERT), BASE, WEIGHTS / "running" / EMA))
         statistics = None
         if measured:
             statistics = [self._measured(), self._needed(WEIGHTS / "running" / _EMA_STATISTICS)]
@@ -142,7 +149,7 @@ class StepMerge:
         if isinstance(technique, Accumulator) and technique.sequential:
             previous = self.project / WEIGHTS / "running" / "all" if self.number > 1 else None
             report = engine.advance(
-                technique, self.project / EXPERT, self.base, previous, state, out,
+                technique, self._needed(self._stored(EXPERT)), self.base, previous, state, out,
                 statistics=self._measured() if technique.statistics else None, seed=self.params.seed,
                 threads=self.params.threads, progress=self.progress,
             )  # fmt: skip
@@ -186,6 +193,9 @@ class StepMerge:
         if not path.is_file():
             raise UserError(f"{path}: no such statistics file; the measure node writes it")
         return path
+
+    def _stored(self, stem: Path) -> Path:
+        return coded.stored(self.project / stem).relative_to(self.project)
 
     def _needed(self, path: Path) -> Path:
         full = self.project / path

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.model import coded
 from tasks.model.adapters import adapted, is_adapter, read_adapter
 from tasks.model.origins import TORCH_NAMES, ModelFiles, located
 from tasks.model.sources import TORCH_STARTS, DictSource, FileSource, TensorSource
@@ -41,6 +42,10 @@ def _opened(path: Path, stack: ExitStack, base: TensorSource | None) -> TensorSo
         if base is None:
             raise UserError(f"{path}: is a PEFT adapter, which changes a base; give that base too (--base)")
         return adapted(base, read_adapter(path))
+    if coded.is_coded(path):
+        if base is None:
+            raise UserError(f"{path}: is a coded expert, the difference to a base; give that base too (--base)")
+        return coded.opened(path, base, stack)
     file = _torch_file(path)
     if file is None:
         return _named(stack.enter_context(FileSource(path)), base)

@@ -24,7 +24,7 @@ def write(state: State, into: Path) -> None:
 def last_merge(state: State) -> dict[str, Any]:
     """The merge that made a state's deployed model; models are files of states, with their md5."""
     time, previous = state.settings.time, start_of(state)
-    expert = _model(state, layout.EXPERT)
+    expert = _model(state, state.expert)
     if previous is None:
         return {"merge_method": "passthrough", "models": [expert]}
     past = [state]
@@ -42,9 +42,9 @@ def last_merge(state: State) -> dict[str, Any]:
             for model, weight in zip(models, (share, 1 - share), strict=True):
                 model["parameters"] = {"weight": weight}
     else:
-        models = [_model(one, layout.EXPERT) for one in experts]
+        models = [_model(one, one.expert) for one in experts]
         settings.pop("weight", None)
-    found |= {"base_model": _model(base, layout.EXPERT)["model"], "models": models, "dtype": "float32"}
+    found |= {"base_model": _model(base, base.expert)["model"], "models": models, "dtype": "float32"}
     return {**found, **({"parameters": settings} if settings else {}), "seed": state.settings.seed}
 
 

@@ -24,7 +24,8 @@ from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
 READS = (
-    layout.HISTORY, layout.EXPERT, layout.RUNNING, layout.DEPLOYED, layout.ARRIVAL, layout.REGULARIZER, layout.HEADS,
+    layout.HISTORY, layout.EXPERT, layout.CODED_EXPERT, layout.RUNNING, layout.DEPLOYED, layout.ARRIVAL,
+    layout.REGULARIZER, layout.HEADS,
 )  # fmt: skip
 """What `after` reads of the previous state."""
 DEPLOYED = "weights/deployed.safetensors"
@@ -93,11 +94,12 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool, de
             raise UserError(f"{previous.tag}: {layout.HISTORY}/{path} cannot be used: {reason}") from None
 
     number = note("weights/lineage.json", _LINEAGE)["step"] + 1
-    expert = entries[layout.EXPERT]
+    expert = entries[previous.expert]
+    ending = Path(previous.expert).suffix
     parts = {
         "model": handed_on("model"),
         "weights/base.safetensors": expert if number == 1 else handed_on("weights/base.safetensors"),
-        "weights/expert.safetensors": expert,
+        f"weights/expert{ending}": expert,
         "weights/running": entries[layout.RUNNING],
     }
     if deployed:
@@ -111,7 +113,7 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool, de
     if all_experts and number > 1:
         if number > 2:
             parts["weights/experts"] = handed_on("weights/experts")
-        parts[f"weights/experts/{number - 1:04d}.safetensors"] = expert
+        parts[f"weights/experts/{number - 1:04d}{ending}"] = expert
     pools = note("pools/pools.json", _POOLS)
     for name in pools:
         parts[f"pools/{name}"] = handed_on(f"pools/{name}")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
 
+from tasks import layout
 from tasks.errors import UserError
 from tasks.storage.cache import Entry
 from tasks.text import printable
@@ -210,6 +211,15 @@ class RecordedFit(_Part):
     """Frank-Wolfe's, in nats."""
 
 
+class RecordedCoding(_Part):
+    """How the expert is stored, where that is coded: its content as a safetensors file, and what is lost of it."""
+
+    codec: dict[Text, Any]
+    decoded: Content
+    error: Number
+    """‖θ − θ̂‖ / ‖θ − θ_0‖ of the weights; 0 where every bit comes back."""
+
+
 class Manifest(_Part):
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content)."""
 
@@ -245,6 +255,8 @@ class Manifest(_Part):
     pointers: dict[Text, RecordedGate] = {}
     """Pointer → what its gate found; it went to this state where the gate promoted it."""
     rollback: RollbackNote | None = None
+    coded: RecordedCoding | None = None
+    """Of the expert, where the step stores it coded."""
     statistics: RecordedStatistics | None = None
     """Of the expert's data, where the technique looks at it."""
     fit: RecordedFit | None = None
@@ -288,6 +300,15 @@ class Manifest(_Part):
                 f"{FILE} of step {self.step} of timeline {self.timeline!r} is damaged: outputs lacks {path}"
             )
         return self.outputs[path]
+
+    @property
+    def stored_expert(self) -> Entry:
+        """The step's expert as it is stored, coded or not.
+
+        Raises:
+            UserError: as `output`.
+        """
+        return self.output(layout.CODED_EXPERT if layout.CODED_EXPERT in self.outputs else layout.EXPERT)
 
     @property
     def contents(self) -> dict[str, Entry]:

@@ -19,6 +19,7 @@ from typing import Any
 from tasks import gate, layout, nodes
 from tasks.errors import UserError
 from tasks.gate import GateVerdict
+from tasks.model import coded
 from tasks.params import Params
 from tasks.prepare import origins_of
 from tasks.record import commits, heads, manifest, plots, pointers, promotion, timelines
@@ -89,7 +90,7 @@ def record(
         notes or {},
         began,
         _came_from(worktree.folder),
-        _measured(worktree.folder) | _fitted(worktree.folder),
+        _measured(worktree.folder) | _fitted(worktree.folder) | _coded(worktree.folder),
     )
     (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     return commits.commit(
@@ -175,6 +176,15 @@ def _fitted(folder: Path) -> dict[str, Any]:
     note = folder / layout.FIT / "fit.json"
     content = json.loads(note.read_text()) if note.exists() else {}
     return {"fit": content["report"]} if content.get("fitted") else {}
+
+
+def _coded(folder: Path) -> dict[str, Any]:
+    """What the header of a coded expert says."""
+    if not (folder / layout.CODED_EXPERT).exists():
+        return {}
+    about = coded.coding(folder / layout.CODED_EXPERT)
+    decoded = Entry(about.decoded.md5, about.decoded.size)
+    return {"coded": {"codec": about.codec, "decoded": decoded, "error": about.error}}
 
 
 def _came_from(folder: Path) -> dict[str, Any]:

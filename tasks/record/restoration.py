@@ -12,6 +12,7 @@ import psutil
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.model import coded
 from tasks.record import foreign, retention, stores, timelines
 from tasks.record.state import State
 from tasks.record.stores import wanted
@@ -53,6 +54,8 @@ def default_folder(project: Path, state: State) -> Path:
 def restore_into(project: Path, state: State, folder: Path, remote: Remote | None) -> Restored:
     """Check a state out into a new git worktree, with all its data; the folder appears once it is complete.
 
+    Beside a coded expert lies the same as safetensors, which neither git nor DVC knows.
+
     ``remote`` may be None when the cache has everything (see `stores.missing`).
 
     Raises:
@@ -80,6 +83,8 @@ def restore_into(project: Path, state: State, folder: Path, remote: Remote | Non
         with Dvc(project) as dvc:
             fetched = fetch(state, cache, dvc, part)
             dvc("checkout", part)
+        if (part / layout.CODED_EXPERT).exists():
+            coded.decode(part / layout.CODED_EXPERT, part / layout.BASE, part / layout.EXPERT)
         if folder.exists():
             folder.rmdir()  # empty, or this fails
         git(project, "worktree", "move", "--", str(part), str(folder))

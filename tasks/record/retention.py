@@ -23,7 +23,9 @@ from tasks.record.state import State
 from tasks.storage.cache import Entry
 from tasks.storage.git import GitError, git, require_remote, resolve
 
-WEIGHTS = (layout.HISTORY, layout.INIT, layout.EXPERT, layout.RUNNING, layout.DEPLOYED)
+WEIGHTS = (
+    layout.HISTORY, layout.INIT, layout.CODED_INIT, layout.EXPERT, layout.CODED_EXPERT, layout.RUNNING, layout.DEPLOYED,
+)  # fmt: skip
 """What a state lets go. Its raw and prepared data, test sets and training record stay, as do its files in git; the
 pools in its history are the arrivals that it and earlier states keep."""
 

@@ -103,6 +103,11 @@ class State:
         return Contents(self.tag, {out["path"]: Entry(out["md5"], out["size"], out.get("nfiles")) for out in stored})
 
     @property
+    def expert(self) -> str:
+        """The path of its expert: coded, where the params of its step name a codec."""
+        return layout.CODED_EXPERT if layout.CODED_EXPERT in self.entries else layout.EXPERT
+
+    @property
     def locked(self) -> dict[str, str]:
         """Path → md5 of every input and output, metrics too, as DVC's files name them."""
         return {out["path"]: out["md5"] for out in self._outs}

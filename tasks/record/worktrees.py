@@ -16,7 +16,7 @@ import psutil
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.nodes import UNFINISHED, without_unused
+from tasks.nodes import UNFINISHED, with_codec, without_unused
 from tasks.params import Arrival, Params, load
 from tasks.record import foreign, names
 from tasks.record.project_code import Code, params_of, write_params
@@ -45,7 +45,7 @@ def for_step(project: Path, code: Code, remote: Remote, step: int, arrival: Arri
         foreign.check_out(project, folder, code.tree, "the project")
         _forget_earlier_state(folder)
         write_params(folder / "params.yaml", step, arrival)
-        _drop_unused_stages(folder)
+        _fit_pipeline(folder)
         dvc_config.write_workspace(folder, project, remote)
         _link_unfinished(folder, layout.private(project) / "unfinished" / folder.parent.name)
         with tempfile.TemporaryDirectory(prefix="scratch-", dir=folder.parent) as scratch:
@@ -168,11 +168,11 @@ def _link_unfinished(folder: Path, target: Path) -> None:
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 
-def _drop_unused_stages(folder: Path) -> None:
+def _fit_pipeline(folder: Path) -> None:
     pipeline, params = folder / "dvc.yaml", load(folder / "params.yaml")
     if pipeline.is_file():
         before = pipeline.read_text(encoding="utf-8")
-        after = without_unused(before, params.model_dump())
+        after = with_codec(without_unused(before, params.model_dump()), params)
         if after != before:
             pipeline.write_text(after, encoding="utf-8")
 

@@ -16,7 +16,7 @@ import torch
 from tasks import nodes, randomness
 from tasks.choice import Choice
 from tasks.errors import UserError
-from tasks.model import checkpoints, models
+from tasks.model import checkpoints, codec, coded, models
 from tasks.model.datasets import Dataset
 from tasks.model.holdout import held_out
 from tasks.params import BaseTraining, Budget, Params, Train, require_parts
@@ -40,8 +40,10 @@ MODEL = Path("data/history/model")
 WEIGHTS = Path("data/history/weights")
 POOLS = Path("data/history/pools")
 ARRIVAL = Path("data/step/arrival")
+BASE = WEIGHTS / "base.safetensors"
 INIT = Path("data/step/init.safetensors")
 EXPERT = Path("data/step/expert.safetensors")
+CODED_INIT, CODED_EXPERT = INIT.with_suffix(coded.SUFFIX), EXPERT.with_suffix(coded.SUFFIX)
 TRAINING = Path("data/step/training")
 PAST_IMPORTANCE = Path("data/history/regularizer")
 IMPORTANCE = Path("data/step/regularizer")
@@ -50,17 +52,19 @@ IMPORTANCE = Path("data/step/regularizer")
 def initialize(project: Path, params: Params, progress: Progress = silent) -> None:
     """Write ``data/step/init.safetensors``: the weights that the step's expert starts from (TIME, stage 1).
 
+    With a codec and ``ft`` it is ``init.weights``, the last expert's file as it was stored.
+
     ``zs`` the base, ``ft`` the previous expert, ``ema`` the running model (the base, while there is none). At step 0
     the base itself: its weights as given, or random ones that depend on the seed alone.
 
     Raises:
         UserError: the weights are missing, damaged, or not those of the timeline's model.
     """
-    source = _start(project / WEIGHTS, params)
+    source, target = _start(project / WEIGHTS, params), project / _init_of(params)
     if source is None:
-        checkpoints.save(project / INIT, random_weights(project / MODEL, params.seed))
+        checkpoints.save(target, random_weights(project / MODEL, params.seed))
     else:
-        _copy(source, project / INIT)
+        _copy(source, target)
     progress("initialize", 1, 1)
 
 
@@ -73,6 +77,8 @@ def random_weights(model: Path, seed: int) -> checkpoints.Weights:
 
 def train(project: Path, params: Params, progress: Progress = silent) -> None:
     """Write ``data/step/expert.safetensors`` and ``data/step/training``: the expert, and a report on its training.
+
+    With a codec the expert is ``expert.weights``.
 
     With a regularizer also ``data/step/regularizer``: its importances and anchors for the next step.
 
@@ -114,7 +120,7 @@ def _train_expert(project: Path, params: Params, world: World, progress: Progres
     recipe, spent = _within_budget(project, params)
     pools, shares = _pools(project, params)
     model = models.build(project / MODEL)
-    models.load_weights(model, checkpoints.load(project / INIT), project / INIT)
+    models.load_weights(model, coded.load(project / _init_of(params), project / BASE), project / _init_of(params))
     model.to(models.device())
     order = mixture.Order(
         [_draws(pool, params) for pool in pools],
@@ -154,7 +160,22 @@ def _train_expert(project: Path, params: Params, world: World, progress: Progres
     weights = model.state_dict()
     if vocabulary:
         vocabulary.restore(weights, training.decay if model.get_parameter(NAME).requires_grad else 1.0)
-    checkpoints.save(project / EXPERT, weights)
+    _save(project, params, weights, progress)
+
+
+def _save(project: Path, params: Params, weights: checkpoints.Weights, progress: Progress) -> None:
+    """Write the expert, coded where the params name a codec."""
+    if not params.codes_expert:
+        checkpoints.save(project / EXPERT, weights)
+        return
+    target = project / CODED_EXPERT
+    with atomic.private_folder(target.with_name(".expert.uncoded")) as folder:
+        checkpoints.save(folder / EXPERT.name, weights)
+        coded.encode(codec.chosen(params.store.experts), folder / EXPERT.name, project / BASE, target, progress)
+
+
+def _init_of(params: Params) -> Path:
+    return CODED_INIT if params.codes_start else INIT
 
 
 def recipe_of(params: Params, steps: int) -> Recipe:
@@ -303,7 +324,7 @@ def _start(weights: Path, params: Params) -> Path | None:
     if params.step == 0:
         return base if base.exists() else None
     if params.time.init == "ft":
-        return weights / "expert.safetensors"
+        return coded.stored(weights / "expert")
     running = weights / "running" / "ema.safetensors"
     return running if params.time.init == "ema" and running.exists() else base
 
@@ -318,7 +339,7 @@ def _give(project: Path, params: Params) -> bool:
     if params.step == 0 and params.base.train is None:
         _copy(project / INIT, project / EXPERT)
     elif arrived.exists():
-        _adopt(arrived, project / INIT, project / EXPERT)
+        _adopt(arrived, project / (BASE if params.codes_start else INIT), project / EXPERT)
     else:
         return False
     return True

@@ -71,6 +71,10 @@ def test_converting() -> None:
     assert "transformers, load and save" in ran("convert.py", "--model", "tiny", "--repeat", 1)
 
 
+def test_codecs() -> None:
+    assert "lossless" in ran("codecs.py", "--megabytes", 10, "--change", 1e-3, "--repeat", 1)
+
+
 def test_simulation() -> None:
     assert ran("simulate.py", "--arrivals", 5, "--model", "ViT-B-32")
 

@@ -27,7 +27,13 @@ def state(cache: Cache, folder: Path, step: int, past: Entry) -> State:
     entries[layout.EXPERT] = cache.put(folder / "expert")
     return cast(
         State,
-        SimpleNamespace(entries=entries, step=step, tag=f"{step}", params={"arrival": {"name": f"arrival-{step}"}}),
+        SimpleNamespace(
+            entries=entries,
+            expert=layout.EXPERT,
+            step=step,
+            tag=f"{step}",
+            params={"arrival": {"name": f"arrival-{step}"}},
+        ),
     )
 
 
