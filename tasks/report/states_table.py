@@ -70,6 +70,8 @@ COLUMNS = (
     Column("samples", "budget_samples", lambda value: f"{value:,.0f}"),
     Column("time", "seconds", duration),
     Column("new", "bytes_new", size),
+    Column("expert", "expert_bytes", size),
+    Column("lost of it (%)", "expert_lost", _percent),
 )
 
 

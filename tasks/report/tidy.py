@@ -23,6 +23,8 @@
 | ``reused:NODE`` | | 1 where an earlier row's run made the same outputs, so that nothing ran; else 0 |
 | ``bytes_new``, ``bytes_total`` | | what the step added to the store, and all it refers to; each content once |
 | ``bytes:NODE`` | | files and folders that it wrote and that no earlier row has; of ``inputs``: that were fetched |
+| ``expert_bytes``, ``expert_bytes_decoded`` | | of a coded expert: as it is stored, and as safetensors |
+| ``expert_lost`` | | percent of the size of its task vector that its codec lost, ‖θ − θ̂‖ / ‖θ − θ_0‖ |
 | ``task_vector_norm`` | | ‖θ_t − θ_0‖ of the step's expert |
 | ``task_vector_cosine``, ``_angle``, ``_distance`` | another arrival | to that arrival's task vector; degrees |
 """
@@ -181,6 +183,10 @@ def _spent(record: Record) -> Iterator[TidyRow]:
         yield "recorded_at", "", "", datetime.fromisoformat(record.manifest.recorded.at).timestamp()
     yield "bytes_new", "", "", record.manifest.bytes.new
     yield "bytes_total", "", "", record.manifest.bytes.total
+    if coded := record.manifest.coded:
+        yield "expert_bytes", "", "", record.manifest.stored_expert.size
+        yield "expert_bytes_decoded", "", "", coded.decoded.size
+        yield "expert_lost", "", "", 100 * coded.error
 
 
 def _vectors(geometry: Geometry, step: int) -> Iterator[TidyRow]:

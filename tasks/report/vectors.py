@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import layout
 from tasks.merge.reading import read
+from tasks.model import coded
 from tasks.model.dtypes import FLOATS
 from tasks.model.sources import FileSource, TensorSource
 from tasks.progress import Progress, silent
@@ -125,7 +125,7 @@ def products(base: Path, experts: Sequence[Path]) -> NDArray[np.float64]:
     total = np.zeros((len(experts), len(experts)))
     with ExitStack() as stack:
         origin = stack.enter_context(FileSource(base))
-        models = [stack.enter_context(FileSource(path)) for path in experts]
+        models = [coded.opened(path, origin, stack) for path in experts]
         piece = max(1, _HELD // (len(models) + 1))
         for name, entry in origin.entries.items():
             if entry.dtype in FLOATS:
@@ -148,7 +148,7 @@ def _task_vectors(
 
 def _experts(lineage: Sequence[Record]) -> tuple[str, ...]:
     """The content of a timeline's experts, that of the base first."""
-    return tuple(record.manifest.output(layout.EXPERT).md5 for record in lineage)
+    return tuple(record.manifest.stored_expert.md5 for record in lineage)
 
 
 def _labels(records: Records, sharing: Sequence[Sequence[str]]) -> list[str]:

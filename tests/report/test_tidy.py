@@ -1,12 +1,16 @@
 """Records to one long table: every metric where it belongs, nothing counted twice."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tasks.grid.cells import Cell
+from tasks.record.manifest import RecordedCoding
 from tasks.report import facts, states_table, tidy
 from tasks.report.vectors import Geometry
+from tasks.storage.cache import Entry
 from tests.report import made_up
 
 CELL = Cell("demo", "ema", "ema", "linear", 3)
@@ -94,6 +98,20 @@ def test_what_was_spent() -> None:
     assert values(table, "seconds") == [12, 13]
     assert values(table, "bytes_new") == [1000, 1001]
     assert values(table, "bytes:inputs") == [107, 7]  # the test sets come once
+
+
+def test_a_coded_expert_has_its_bytes_and_what_was_lost() -> None:
+    found = made_up.lineage(CELL, ["food"], TOP1[:2])
+    coding = RecordedCoding(codec={"name": "signs"}, decoded=Entry("d" * 32, 30), error=0.25)
+    outputs = {**found[1].manifest.outputs, "data/step/expert.weights": Entry("c" * 32, 3)}
+    manifest = found[1].manifest.model_copy(update={"coded": coding, "outputs": outputs})
+    records = {CELL: [found[0], dataclasses.replace(found[1], manifest=manifest)]}
+    table = tidy.table(records, {})
+    assert values(table, "expert_bytes") == [3]
+    assert values(table, "expert_bytes_decoded") == [30]
+    assert values(table, "expert_lost") == [25]
+    titles = [column.title for column in states_table.build(table).columns]
+    assert titles[-2:] == ["expert", "lost of it (%)"]
 
 
 def test_cells_that_share_experts_count_them_once() -> None:
