@@ -36,7 +36,7 @@ from tasks import environment, processes
 from tasks.errors import UserError, is_out_of_memory
 from tasks.storage.dvc import RemoteError
 from tasks.storage.git import GitError
-from tasks.text import redacted
+from tasks.text import abridged, redacted
 
 app = typer.Typer(
     name="chronomerge",
@@ -59,17 +59,32 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except (RemoteError, GitError) as error:
-        _fail(f"{error}; try again, or look into .chronomerge/logs")
+        _fail(f"{error}; {_way_out(str(error)) or 'try again, or look into .chronomerge/logs'}")
     except OSError as error:
-        _fail(f"{error.filename or 'the system'}: {error.strerror or error}; mend that and run again")
+        why = f"{error.strerror or error}"
+        _fail(f"{error.filename or 'the system'}: {why}; {_way_out(why) or 'mend that and run again'}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         _fail("this needs more memory than is free; end other programs, use a smaller model, or a larger machine")
 
 
+_WAYS_OUT = {
+    ("Permission denied", "insufficient permission", "Operation not permitted"):
+        "you may not write there; work in a clone of your own, or have its owner allow it",
+    ("Read-only file system",): "nothing can be written there; work in a clone on another disk",
+    ("No space left on device", "Disk quota exceeded", "File too large"):
+        "free space there, and run the same command again: it goes on from what has finished",
+}  # fmt: skip
+"""What the system, or git, says of something that another try cannot help."""
+
+
+def _way_out(said: str) -> str | None:
+    return next((way for signs, way in _WAYS_OUT.items() if any(sign in said for sign in signs)), None)
+
+
 def _fail(sentence: str) -> NoReturn:
-    errors.print(f"error: {redacted(sentence)}", style="red")
+    errors.print(f"error: {abridged(redacted(sentence))}", style="red")
     sys.exit(2)
 
 

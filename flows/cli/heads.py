@@ -26,7 +26,9 @@ def merge(
     Heads of several machines merge this way, two at a time and in any order.
     """
     from tasks.evaluate import headfile
+    from tasks.storage import places
 
+    places.output(out)
     note = headfile.merge(a, b, out)
     if as_json:
         print_json({"file": str(out), **note.model_dump(mode="json")})

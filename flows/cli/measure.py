@@ -39,10 +39,12 @@ def measure(
     """Measure a model on data, for techniques such as fisher and regmean (see `chronomerge merge --statistics`)."""
     from tasks import console
     from tasks.measure import measure_clip, measure_own
+    from tasks.storage import places
     from tasks.units import size
 
     if (own is None) == (not data):
         raise UserError("say what to measure on: --data SOURCE, or --with FILE.py:FUNCTION for a model of another kind")
+    places.output(out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: give a .safetensors file, such as {out.with_suffix('.stats.safetensors').name}")
     kinds = [kind.strip() for kind in statistics.split(",")]

@@ -57,12 +57,13 @@ def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, d
     """Write the report on some cells, with its progress on the terminal."""
     from tasks import console
     from tasks.report.report import report
+    from tasks.storage import places
 
     with console.shown() as progress:
         return report(
             project,
             cells,
-            to.resolve() if to else project / "report",
+            places.output(to or project / "report", folder=True),
             made_by=made_by,
             drawn_by=drawn_by,
             progress=progress,

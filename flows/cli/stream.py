@@ -40,11 +40,13 @@ def cut(
     from tasks import console, layout, progress
     from tasks.params import load
     from tasks.prepare.source import Context, Outside
-    from tasks.storage import atomic
+    from tasks.storage import atomic, places
     from tasks.storage.git import top_level
     from tasks.stream import cut as cutting
     from tasks.stream import material, ordering
 
+    if out is not None:
+        places.output(out)
     project = top_level(Path.cwd())
     params = load(project / "params.yaml")
     chosen = ordering.named(order, parse_settings(settings or []))

@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.model.sinks import INDEX, FileSink
 from tasks.model.sources import TensorEntry
+from tasks.storage import places
 
 _SHARD = re.compile(r"(.+)-\d{5,}-of-\d{5,}\.safetensors")
 
@@ -28,8 +29,10 @@ class Destination:
         """Refuse before any work what `open` would refuse at the end.
 
         Raises:
-            UserError: the folder holds files of an earlier model, and ``overwrite`` is false.
+            UserError: nothing can be written there; or the folder holds files of an earlier model, and ``overwrite``
+                is false.
         """
+        places.output(self.path)
         self._outdated(FileSink.names(self.path, entries, self.shard_bytes))
 
     def open(self, entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> FileSink:

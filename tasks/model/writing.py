@@ -14,6 +14,7 @@ from tasks.model.dtypes import decode, encode, fits, stored_as, width
 from tasks.model.sinks import SHARD_BYTES, FileSink
 from tasks.model.sources import TensorEntry, TensorSource, raw_bytes
 from tasks.progress import Progress, silent
+from tasks.storage import places
 
 _AT_ONCE = 1 << 22
 """Entries that are copied at a time."""
@@ -46,9 +47,12 @@ def require_new(folder: Path) -> None:
     """Refuse a folder for a model that has anything in it.
 
     Raises:
-        UserError: it has, or is no folder.
+        UserError: it has, is no folder, or nothing can be written there.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    places.output(folder, folder=True)
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder}: is a link to nothing; choose a new folder, or remove the link")
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: exists; choose a new folder, so that no file of another model stays in it")
 
 

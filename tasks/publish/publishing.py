@@ -15,7 +15,7 @@ from tasks.progress import Progress, silent
 from tasks.publish import card, picture, public, recipe
 from tasks.record import Form, State, gather_model, lineage_of, open_source
 from tasks.record import require_elsewhere as outside
-from tasks.storage import atomic, hub
+from tasks.storage import atomic, hub, places
 
 CARD = "README.md"
 _CONFIG = "open_clip_config.json"
@@ -48,7 +48,7 @@ def publish(state: State, to: str, form: Form, progress: Progress = silent) -> P
     """
     address = _address(to)
     if address is None:
-        folder = Path(to).resolve()
+        folder = places.output(to, folder=True)
         outside(state.project, folder)
         require_new(folder)
         with atomic.private_folder(folder.parent / f".{folder.name}.part") as part:

@@ -25,7 +25,7 @@ from tasks.progress import Progress, silent
 from tasks.record import pointers, restoration, retention, sharing, stores, timelines
 from tasks.record.state import State
 from tasks.scores import MEANS
-from tasks.storage import atomic, dvc_config, objects
+from tasks.storage import atomic, dvc_config, objects, places
 from tasks.storage.cache import Cache, md5_of
 from tasks.storage.dvc import Dvc
 from tasks.storage.fetching import TRIES
@@ -85,7 +85,7 @@ def fetch_model(
             folder is one of ours.
         RemoteError: the store breaks off.
     """
-    folder = to.resolve()
+    folder = places.output(to, folder=True)
     restoration.require_elsewhere(project, folder)
     shared = load(project / "params.yaml").store.git
     if shared:

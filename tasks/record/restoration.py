@@ -17,7 +17,7 @@ from tasks.record import foreign, retention, stores, timelines
 from tasks.record.state import State
 from tasks.record.stores import wanted
 from tasks.record.worktrees import forget, remove
-from tasks.storage import dvc_config
+from tasks.storage import dvc_config, places
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc, RemoteError
 from tasks.storage.dvc_config import Remote
@@ -39,7 +39,7 @@ class Restored:
 def restore(project: Path, timeline: str, name: str, to: Path | None) -> Restored:
     """Restore a state, by default into a folder beside the project."""
     state = timelines.find(project, timeline, name)
-    folder = to.resolve() if to else default_folder(project, state)
+    folder = places.output(to, folder=True) if to else default_folder(project, state)
     cache = Cache(dvc_config.cache_dir(project))
     damaged = [path for path, entry in state.entries.items() if cache.drop_damaged(entry)]
     with stores.opened_for(project, [(state, state.entries)]) as remote:

@@ -9,6 +9,7 @@ processes that use its objects (`using`) as long as none deletes them (`alone`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -49,7 +50,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 def is_held(path: Path, *, shared: bool = False) -> bool:
     """Whether another process holds a lock file now: alone or, with ``shared``, in any way. It is made if missing."""
-    with path.open("a") as file:
+    with _opened(path) as file:
         return not acquire(file, shared=not shared, wait=False)
 
 
@@ -116,6 +117,16 @@ def alone(project: Path) -> Iterator[None]:
                 f"this repository is in use ({'; '.join(busy) or 'by another chronomerge'}); try again when that ends"
             )
         yield
+
+
+def _opened(path: Path) -> IO[Any]:
+    """A lock file to ask about; a reader of a project need not be allowed to write to it."""
+    try:
+        return path.open("a")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        return path.open("rb")
 
 
 def _folder(project: Path) -> Path:
