@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import UserError
@@ -76,7 +76,7 @@ def located(
     folder = bring(names)
     # Of a folder of the cache one cannot say what else it holds.
     main = folder if names[0] == ADAPTER[0] and address.file is None else folder / names[0]
-    return ModelFiles(main, snapshot.pin(names, folder), folder)
+    return ModelFiles(main, replace(snapshot.pin(names, folder), licence=snapshot.licence()), folder)
 
 
 def require_there(address: hub.Address) -> None:

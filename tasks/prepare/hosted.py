@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from tasks.model.datasets import Origin
 from tasks.prepare import files, tars
-from tasks.prepare.places import CARD, CARD_BYTES, Folder, Place
+from tasks.prepare.places import Folder, Place
 from tasks.prepare.published import Fetched, PublishedSource
 from tasks.prepare.source import Outside
 from tasks.progress import silent
 from tasks.storage import hub
-from tasks.text import one_line, shortened
+from tasks.storage.cards import CARD, front_matter, licence, texts_of
+from tasks.text import shortened
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Hosted(PublishedSource):
         if isinstance(place, hub.Snapshot):
             record.origin = {"address": str(place.address), **place.pin(every, home).as_dict()}
         card = front_matter(home / CARD)
-        record.licence, record.attribution = _licence(card), _attribution(card, record.origin)
+        record.licence, record.attribution = licence(card), _attribution(card, record.origin)
         (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for note in (*chosen.notes, *notes):
             outside.note(f"{self.what}: {note}")
@@ -134,34 +135,6 @@ def counted(some: int, of: int, what: str) -> str:
     return f"all {of} {what}" if some == of else f"{some} of {of} {what}"
 
 
-def front_matter(card: Path) -> dict[str, Any]:
-    """The YAML at the head of a repository's card; empty where there is none that can be read."""
-    from huggingface_hub import metadata_load
-
-    try:
-        content = (metadata_load(card) if card.stat().st_size <= CARD_BYTES else None) or {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    except Exception as error:  # of the YAML library
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        return {}
-    return {str(key): value for key, value in content.items()}
-
-
-def _licence(card: Mapping[str, Any]) -> str:
-    """The licence that a card names: its identifiers, and its own name and address where it is of no known kind."""
-    given = [card.get("license"), card.get("license_name"), card.get("license_link")]
-    texts = [text for one in given for text in _texts(one) if text != "other" or not card.get("license_name")]
-    return shortened(", ".join(dict.fromkeys(texts)), 300) if texts else ""
-
-
 def _attribution(card: Mapping[str, Any], origin: Mapping[str, Any] | None) -> str:
-    parts = [*_texts(card.get("pretty_name")), *([f"hf:{origin['repository']}"] if origin else [])]
+    parts = [*texts_of(card.get("pretty_name")), *([f"hf:{origin['repository']}"] if origin else [])]
     return shortened(", ".join(parts), 300) if parts else ""
-
-
-def _texts(value: Any) -> Iterator[str]:
-    for one in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
-        if isinstance(one, str) and one.strip():
-            yield one_line(one)

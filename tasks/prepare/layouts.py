@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.prepare import hugging
-from tasks.prepare.places import CARD
+from tasks.storage.cards import CARD
 from tasks.text import one_line, shortened
 
 READ = {"parquet": "Parquet", "imagefolder": "folders of images", "webdataset": "WebDataset"}
@@ -132,7 +132,7 @@ def _require_own_files(card: Path, what: str) -> None:
     """Raises:
     UserError: the card's configurations name files elsewhere.
     """
-    from tasks.prepare.hosted import front_matter
+    from tasks.storage.cards import front_matter
 
     for text in _strings(front_matter(card).get("configs")):
         if "://" in text or "::" in text or text.startswith(("/", "~")) or ".." in text.split("/"):

@@ -13,11 +13,6 @@ from tasks.prepare import listing
 from tasks.prepare.splits import PART_NAMES
 from tasks.progress import Progress, silent
 
-CARD = "README.md"
-"""Of a repository: its front matter has the licence, and the names of columns and classes."""
-CARD_BYTES = 4 << 20
-"""Size of the largest card that is read."""
-
 
 class Place(Protocol):
     """Files by their paths below one place; they are brought to this machine as they are asked for."""

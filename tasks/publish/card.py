@@ -16,7 +16,7 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.publish import public
 from tasks.publish.recipe import FOLDER as RECIPE
-from tasks.record import Form, State, StateObjects
+from tasks.record import Form, RecordedOrigin, State, StateObjects
 from tasks.scores import MEANS, ROLES
 from tasks.storage import hub
 from tasks.text import markdown, redacted
@@ -64,12 +64,22 @@ def licences(source: StateObjects) -> list[Licence]:
 
 
 def bases(lineage: Sequence[State]) -> list[str]:
-    """The repositories of a hub that a model was merged from: its base, and experts that were trained elsewhere."""
-    base = lineage[0].settings.base
-    named = [base.model, base.pretrained, *(_expert(state) or "" for state in lineage[1:])]
-    found = [hub.parse(text).repository for text in named if hub.is_address(text)]
-    if not any(map(hub.is_address, (base.model, base.pretrained))):
-        found = [*_of_tag(base.model, base.pretrained), *found]
+    """The repositories of a hub that a model was merged from: its base, and experts that were trained elsewhere.
+
+    The manifests say it, wherever the files were when they arrived; those of before there were pins say less.
+    """
+    base, pin = lineage[0].settings.base, lineage[0].manifest.base
+    if pin:
+        found = [pin.repository]
+    elif named := [text for text in (base.pretrained, base.model) if hub.is_address(text)]:
+        found = [hub.parse(named[0]).repository]
+    else:
+        found = _of_tag(base.model, base.pretrained)
+    for state in lineage[1:]:
+        if origin := _origin(state):
+            found.append(origin.repository)
+        elif hub.is_address(text := _expert(state) or ""):
+            found.append(hub.parse(text).repository)
     return list(dict.fromkeys(found))
 
 
@@ -87,6 +97,10 @@ def _of_tag(model: str, tag: str) -> list[str]:
 def _expert(state: State) -> str | None:
     arrival = state.settings.arrival
     return arrival.expert if arrival else None
+
+
+def _origin(state: State) -> RecordedOrigin | None:
+    return state.manifest.expert.origin if state.manifest.expert else None
 
 
 def front_matter(name: str, state: State, lineage: Sequence[State], form: Form) -> str:
@@ -155,7 +169,7 @@ def text(name: str, state: State, lineage: Sequence[State], form: Form, folder: 
             "",
             "## Licences",
             "",
-            "As far as the state tells; a licence that it does not know is `unknown`, and so is that of the weights.",
+            "As far as the state tells, of repositories what their cards said; one that it does not know is `unknown`.",
             "",
             *_licences(lineage, found),
             "",
@@ -215,16 +229,23 @@ def kind(state: State) -> str:
 
 
 def _licences(lineage: Sequence[State], found: Iterable[Licence]) -> list[str]:
-    base = lineage[0].settings.base
+    base, pin = lineage[0].settings.base, lineage[0].manifest.base
     weights = "trained here" if base.pretrained == "train" else public.shortened(f"{base.model}, {base.pretrained}")
-    rows = [("base weights", weights, _UNKNOWN, "")]
+    rows = [("base weights", *_weights(weights, pin), "")]
     rows += [
-        (f"expert: {state.manifest.arrival}", public.shortened(expert), _UNKNOWN, "")
+        (f"expert: {state.manifest.arrival}", *_weights(public.shortened(expert), _origin(state)), "")
         for state in lineage[1:]
         if (expert := _expert(state))
     ]
     rows += [(one.of, one.source, one.licence, one.credit) for one in found]
     return _table(("of", "source", "licence", "credit"), rows)
+
+
+def _weights(named: str, origin: RecordedOrigin | None) -> tuple[str, str]:
+    """Where weights are from, and the licence that their repository's card named."""
+    if origin is None:
+        return named, _UNKNOWN
+    return f"hf:{origin.repository}@{origin.commit[:12]}", redacted(origin.licence or _UNKNOWN)
 
 
 def _commands(state: State, form: Form, folder: Path) -> list[str]:

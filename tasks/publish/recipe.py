@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks import layout, yaml
+from tasks import choice, layout, yaml
+from tasks.errors import UserError
+from tasks.merge.technique import Technique
+from tasks.params import TechniqueChoice
 from tasks.publish import public
 from tasks.record import State, start_of
 
@@ -32,7 +35,7 @@ def last_merge(state: State) -> dict[str, Any]:
         past.append(before)
     base, experts = past[-1], past[-2::-1]
     found: dict[str, Any] = {"merge_method": public.shortened(time.technique.name)}
-    settings = public.plain(time.technique.settings)
+    settings = public.plain(settings_of(time.technique))
     if time.deploy == "ft" or (time.deploy == "ema" and len(experts) == 1 and time.ema_start == "first-expert"):
         return {"merge_method": "passthrough", "models": [expert]}
     if time.deploy == "ema":
@@ -46,6 +49,17 @@ def last_merge(state: State) -> dict[str, Any]:
         settings.pop("weight", None)
     found |= {"base_model": _model(base, base.expert)["model"], "models": models, "dtype": "float32"}
     return {**found, **({"parameters": settings} if settings else {}), "seed": state.settings.seed}
+
+
+def settings_of(technique: TechniqueChoice) -> dict[str, Any]:
+    """What decides the result: the settings that were given, and the technique's defaults where it is one of ours."""
+    if ":" in technique.name:
+        return dict(technique.settings)
+    try:
+        made = choice.create(Technique, technique)  # type: ignore[type-abstract]
+    except UserError:  # of a state that was recorded when it had other settings
+        return dict(technique.settings)
+    return made.model_dump(mode="json", exclude_none=True)
 
 
 def _model(state: State, path: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tasks.record.history import first as first_history
     from tasks.record.integrity import DamagedObject, Holding, Integrity, check_stored
     from tasks.record.leaving import leave
-    from tasks.record.manifest import Manifest
+    from tasks.record.manifest import Manifest, RecordedOrigin
     from tasks.record.manifest import read as read_manifest
     from tasks.record.names import short_tag
     from tasks.record.pointers import all_of as pointers_of
@@ -78,7 +78,7 @@ _HOMES = {
     "history": ("HISTORY_READS=READS", "Seed", "next_history=after", "first_history=first"),
     "integrity": ("DamagedObject", "Holding", "Integrity", "check_stored"),
     "leaving": ("leave",),
-    "manifest": ("Manifest", "read_manifest=read"),
+    "manifest": ("Manifest", "RecordedOrigin", "read_manifest=read"),
     "names": ("short_tag",),
     "pointers": ("pointers_of=all_of",),
     "promotion": ("DecisionOutcome", "hold", "next_start", "promote"),

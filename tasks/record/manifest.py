@@ -153,6 +153,8 @@ class RecordedOrigin(_Part):
     revision: Text | None = None
     commit: Text
     files: dict[Text, RecordedFile]
+    licence: Text | None = None
+    """As the repository's card said."""
 
 
 class RecordedExpert(_Part):

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from tasks.errors import UnavailableError, UserError
 from tasks.progress import Progress, silent
+from tasks.storage import cards
 
 SCHEMES = ("hf:", "hf-hub:")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -66,9 +67,11 @@ class Pin:
     commit: str
     files: Mapping[str, FileFacts]
     """Path in the repository → content."""
+    licence: str | None = None
+    """As the repository's card says."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "licence" or value}
 
 
 def is_address(text: str) -> bool:
@@ -195,6 +198,16 @@ class Snapshot:
         """What identifies files that lie in a folder."""
         facts = {name: FileFacts((folder / name).stat().st_size, _sha256(folder / name)) for name in sorted(names)}
         return Pin(self.address.repository, self.address.revision, self.commit, facts)
+
+    def licence(self) -> str | None:
+        """What the repository's card says of its licence; None where it says nothing, or only the cache can be read."""
+        if self.sizes.get(cards.CARD, cards.CARD_BYTES + 1) > cards.CARD_BYTES:
+            return None
+        try:
+            folder = self.bring([cards.CARD])
+        except UserError:  # a cache that was filled for loading has no card; nothing else depends on it
+            return None
+        return cards.licence(cards.front_matter(folder / cards.CARD)) or None
 
     def _near(self, name: str) -> str:
         import difflib

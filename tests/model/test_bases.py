@@ -107,6 +107,22 @@ def test_what_is_pinned_stays_although_the_branch_moves_on(server: hub.Hub, fold
     assert torch.equal(load_file(tmp_path / "base.safetensors")["visual.proj"], weights["visual.proj"])
 
 
+def test_the_licence_on_a_repositorys_card_is_pinned(server: hub.Hub, folders: Path, tmp_path: Path) -> None:
+    cards = {
+        "mit": "---\nlicense: mit\n---\n# A model\n", "silent": "# A model\n", "torn": "---\nlicense: [\n---\n",
+        "own": "---\nlicense: other\nlicense_name: own-1\nlicense_link: https://x.org/own\n---\n",
+    }  # fmt: skip
+    found = {}
+    with server.used(tmp_path / "home"):
+        for name, card in cards.items():
+            server.commit(f"org/{name}", {**server.files("org/ours"), "README.md": card})
+            pin = models.fetch_base(Base(model=f"hf-hub:org/{name}"), folders, tmp_path / name)
+            assert pin is not None
+            found[name] = pin.as_dict().get("licence")
+            assert "README.md" not in pin.files
+    assert found == {"mit": "mit", "silent": None, "torn": None, "own": "own-1, https://x.org/own"}
+
+
 def test_what_cannot_be_a_base_is_one_line(server: hub.Hub, folders: Path, tmp_path: Path) -> None:
     server.commit("org/weights", {"model.safetensors": (folders / "theirs/model.safetensors").read_bytes()})
     server.commit("org/pickles", {"config.json": "{}", "pytorch_model.bin": b"x"})
@@ -119,7 +135,7 @@ def test_what_cannot_be_a_base_is_one_line(server: hub.Hub, folders: Path, tmp_p
         ({"model": "hf-hub:org/ours@v9"}, "base.model: hf:org/ours@v9: the repository has no revision 'v9'"),
         ({"model": "hf-hub:../x"}, "base.model: hf-hub:../x: not an address of a hub"),
         ({"model": "hf-hub:org/weights"}, "base.model: .*has no configuration"),
-        ({"model": "hf-hub:org/pickles"}, "base.model: hf-hub:org/pickles: has its weights in pickles only"),
+        ({"model": "hf-hub:org/pickles"}, "base.model: hf:org/pickles: has its weights in pickles only"),
         ({"model": "hf-hub:org/bert"}, "models of type 'bert' are not converted"),
         ({"model": "hf-hub:org/torn"}, "open_clip_model.safetensors: "),
         ({"model": "local-dir:none"}, "base.model: .*none: no such f"),

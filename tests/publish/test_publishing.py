@@ -19,8 +19,10 @@ from transformers import CLIPModel
 
 from tasks import layout
 from tasks.errors import UnavailableError, UserError
+from tasks.params import TechniqueChoice
 from tasks.publish import publish
 from tasks.publish.public import shortened
+from tasks.publish.recipe import last_merge, settings_of
 from tasks.record import Form
 from tasks.record.state import State
 from tasks.storage.dvc import Dvc
@@ -106,6 +108,53 @@ def test_the_folder_loads_and_says_where_it_is_from(states: list[State], tmp_pat
     with Image.open(folder / "lineage.png") as picture:
         assert picture.size[0] > picture.size[1]
         assert len(picture.getcolors(1 << 16) or []) > 10  # boxes, an arrow and letters
+
+
+def test_what_came_from_a_hub_is_named_with_its_licence(tmp_path: Path, dvc: Dvc) -> None:
+    remote = Remote("there", str(tmp_path / "remote"))
+    project = made_up.project(tmp_path / "project", remote)
+    params = YAML(typ="safe").load((project / "params.yaml").read_text())
+    params["stream"] = [
+        {"name": "brought", "expert": "data/arrivals/brought/expert"}, {"name": "file", "expert": "own/e.safetensors"},
+    ]  # fmt: skip
+    YAML(typ="safe").dump(params, project / "params.yaml")
+    git(project, "commit", "--all", "--quiet", "--message", "params")
+
+    def origin(repository: str, **more: str) -> bytes:
+        files = {"model.safetensors": {"size": 1, "sha256": "0" * 64}}
+        told = {"address": f"hf:{repository}", "repository": repository, "commit": "c0ffee" * 6, "files": files, **more}
+        return json.dumps(told).encode()
+
+    about = json.dumps({"read_as": "open_clip", "of_base": [], "notes": []}).encode()
+    kinds = [
+        {f"{layout.HISTORY}/source/origin.json": origin("org/base", licence="mit")},
+        {f"{layout.RAW_ARRIVAL}/origin.json": origin("org/brought"), f"{layout.ARRIVAL}/expert.json": about},
+        {f"{layout.ARRIVAL}/expert.json": about},
+    ]
+    for number, more in enumerate(kinds):
+        (home := tmp_path / f"{number}").mkdir()
+        state = made_up.record(project, remote, dvc, instead={**model(home), **more})
+    publish(state, str(tmp_path / "shapes"), Form())
+    card = ModelCard.load(tmp_path / "shapes/README.md")
+    assert card.data.base_model == ["org/base", "org/brought"]
+    assert "| base weights | hf:org/base@c0ffeec0ffee | mit |  |" in card.text
+    assert "| expert: brought | hf:org/brought@c0ffeec0ffee | unknown |  |" in card.text
+    assert "| expert: file | own/e.safetensors | unknown |  |" in card.text
+
+
+def test_the_recipe_says_what_the_params_leave_to_the_technique(states: list[State]) -> None:
+    given = states[2].settings.time.technique
+    assert (given.name, given.settings) == ("linear", {})
+    wanted = {"normalize": True, "recency": "uniform", "reverse": False}
+    assert wanted.items() <= last_merge(states[2])["parameters"].items()
+    for technique, wanted in (
+        ({"name": "ties"}, {"density": 0.2}),
+        ({"name": "ties", "density": 0.7}, {"density": 0.7}),
+        ({"name": "own/rule.py:Rule", "x": 1}, {"x": 1}),
+    ):
+        found = settings_of(TechniqueChoice.model_validate(technique))
+        assert {key: found[key] for key in wanted} == wanted
+        assert all(value is not None for value in found.values())
 
 
 def test_the_recipe_is_the_last_merge(states: list[State], tmp_path: Path) -> None:

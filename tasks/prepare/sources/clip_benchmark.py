@@ -19,10 +19,11 @@ from tasks.errors import UserError
 from tasks.prepare import listing, tars
 from tasks.prepare.hosted import FileChoice, Hosted
 from tasks.prepare.image_source import Row, Rows
-from tasks.prepare.places import CARD, Place, left_out, pick
+from tasks.prepare.places import Place, left_out, pick
 from tasks.prepare.source import Context, Outside
 from tasks.prepare.tars import TarMember, TarSample
 from tasks.storage import hub
+from tasks.storage.cards import CARD
 from tasks.text import shortened
 
 NSHARDS, CLASSES = "nshards.txt", "classnames.txt"

@@ -22,11 +22,12 @@ from tasks.errors import UserError
 from tasks.prepare import layouts, listing, parquet, tables, tars
 from tasks.prepare.hosted import FileChoice, Hosted, counted
 from tasks.prepare.image_source import Row, Rows
-from tasks.prepare.places import CARD, CARD_BYTES, Place, left_out, pick
+from tasks.prepare.places import Place, left_out, pick
 from tasks.prepare.source import Context, Outside
 from tasks.prepare.sources.images import METADATA, Images, spoken
 from tasks.prepare.sources.webdataset import WebDataset
 from tasks.storage import hub
+from tasks.storage.cards import CARD, CARD_BYTES
 from tasks.text import shortened
 
 
