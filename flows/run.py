@@ -174,7 +174,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     Raises:
         UserError: they do not.
     """
-    from tasks import evaluate, fit, measure, merge, prepare, track, train
+    from tasks import deploy, evaluate, fit, measure, merge, prepare, track, train
     from tasks.model import codec, models
 
     if base:
@@ -182,7 +182,10 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     prepare.check(params, project)
     measure.check(params)
     train.check(params.train)
-    scored = evaluate.check(params.evaluate)
+    deploy.check(params, project, base=base)
+    scored = evaluate.check(
+        params.evaluate, aligned=params.deploy is not None and params.deploy.compatible_with is not None
+    )
     conditions = [
         *(params.gate.require if params.gate else []),
         *(one for p in params.pointers.values() for one in p.require),

@@ -49,11 +49,13 @@ def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: 
         expert = train(current, init, arrival, history)
         statistics = measure(current, expert, arrival, history)
         found = [fit(current, expert, statistics, arrival, history)] if current.params.fit else []
-        deployed = deploy(current, expert, statistics, *found, history)
+        deployed = deploy(current, expert, statistics, *found, arrival, history)
         metrics = evaluate(current, deployed, test_sets, history)
         nodes = [arrival, test_sets, init, expert, statistics, *found, deployed, metrics]
         if current.params.evaluate.heads:
             nodes.append(heads(current, expert, deployed, arrival, test_sets, history))
+        if current.params.evaluate.compatibility:
+            nodes.append(compatibility(current, deployed, test_sets, history))
         state = record(current, [history, raw_arrival, raw_evaluation], nodes, overlap)
         previous = current.previous
     artifacts.publish_step(state, previous)
@@ -104,6 +106,7 @@ fit = node_task("fit")
 deploy = node_task("deploy")
 evaluate = node_task("evaluate")
 heads = node_task("heads")
+compatibility = node_task("compatibility")
 
 
 @task(name="check-overlap", task_run_name="check-overlap-{step.number}", cache_policy=NO_CACHE, persist_result=False)

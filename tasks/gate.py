@@ -8,11 +8,15 @@ the same, and a bare number beyond one is refused, since ``metrics.json`` counts
 | ``A_KA``, ``A_ZS``, ``geometric_mean`` | as in ``metrics.json`` |
 | ``score.SET`` | what the evaluation set SET counts by: top-1, or mean recall@5 (`tasks.scores`) |
 | ``head.NAME@SHOTS.SET`` | the top-1 of a head of ``evaluate.heads`` on a set, or ``A_KA``, ``A_ZS`` for SET |
+| ``compatibility_drop`` | how much less is found in an index of an earlier state than by that state itself |
 | ``accumulation_gain``, ``geometric_mean_gain`` | how much higher A_KA, the geometric mean is than the reference's |
 | ``retention_drop`` | how much lower A_ZS is than the reference's |
 
 The reference is the newest promoted state. A difference to a state that was tested on other sets, or on a share of
 them, means nothing: such a condition is left open, and holds no state back. So is one on a head where it is not scored.
+
+``compatibility_drop`` is of recall@1, the largest over all earlier states from that of ``deploy.compatible_with`` on
+(`tasks.evaluate.compatibility`); it is open where there is none yet.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ DIFFERENCES = {
 """Name → the metric, the sign of its change that counts, and the roles of the sets that it is a mean over."""
 SCORE = "score."
 HEAD = "head."
+COMPATIBILITY = "compatibility_drop"
 _HEAD = re.compile(r"head\.(?P<name>[^@]+)@(?P<shots>\d+|all)\.(?P<set>.+)")
 DIGITS = 6
 """Decimals of a share: as fine as ``metrics.json``, so that 30 % less 28 % is 0.02 and not a bit more."""
@@ -70,8 +75,8 @@ def parse(text: str) -> Condition:
     name, op, number, percent = match.groups()
     if name.startswith(HEAD) and not _HEAD.fullmatch(name):
         raise ValueError(f"{name}: the score of a head is {HEAD}NAME@SHOTS.SET, such as head.gda@16.food")
-    if name not in (*MEANS, *DIFFERENCES) and not name.startswith((SCORE, HEAD)):
-        known = ", ".join((*MEANS, *DIFFERENCES))
+    if name not in (*MEANS, *DIFFERENCES, COMPATIBILITY) and not name.startswith((SCORE, HEAD)):
+        known = ", ".join((*MEANS, *DIFFERENCES, COMPATIBILITY))
         raise ValueError(f"no value is called {name}; there are {known}, {SCORE}SET and {HEAD}NAME@SHOTS.SET")
     bound = Decimal(number) / 100 if percent else Decimal(number)
     if abs(bound) > 1:
@@ -93,6 +98,17 @@ def require_sets(conditions: Iterable[str], names: Collection[str]) -> None:
             raise ValueError(
                 f"{text}: no evaluation set is called {name.removeprefix(SCORE)}; there are {', '.join(names)}"
             )
+
+
+def require_compatibility(conditions: Iterable[str], *, measured: bool) -> None:
+    """Check that there is no condition on compatibility where it is not measured.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for text in conditions:
+        if parse(text).name == COMPATIBILITY and not measured:
+            raise ValueError(f"{text}: compatibility is not measured; add compatibility: all to evaluate")
 
 
 def require_heads(conditions: Iterable[str], heads: Mapping[str, Collection[str]], sets: Collection[str]) -> None:
@@ -125,7 +141,7 @@ def asked(condition: str) -> tuple[tuple[str, ...], str | None]:
     name = parse(condition).name
     if name.startswith(SCORE):
         return (), name.removeprefix(SCORE)
-    if _HEAD.fullmatch(name):  # heads are scored on all samples anyway
+    if name == COMPATIBILITY or _HEAD.fullmatch(name):  # measured on all samples anyway
         return (), None
     roles = {"A_KA": ROLES[:1], "A_ZS": ROLES[1:], "geometric_mean": ROLES}
     return (roles[name] if name in roles else DIFFERENCES[name][2]), None
@@ -189,6 +205,9 @@ def _value(name: str, metrics: Mapping[str, Any], reference: GateReference | Non
         return _share(scores(metrics)[name.removeprefix(SCORE)])
     if found := _HEAD.fullmatch(name):
         return _of_head(metrics.get("heads", {}).get(found["name"], {}), found["shots"], found["set"])
+    if name == COMPATIBILITY:
+        drop = metrics.get("compatibility", {}).get("drop")
+        return None if drop is None else _share(drop)
     if name in MEANS:
         return _share(metrics[name])
     metric, sign, roles = DIFFERENCES[name]

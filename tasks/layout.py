@@ -31,15 +31,19 @@ EVALUATION = "data/step/evaluation"
 TRAINING = "data/step/training"
 REGULARIZER = "data/step/regularizer"
 HEADS = "data/step/heads"
+COMPATIBILITY = "data/step/compatibility"
 PREDICTIONS = "data/step/predictions"
 
 PLOTS = ("plots/timeline.csv", "plots/datasets.csv")
 
 HEADS_METRICS = "heads.json"
 """Scores of heads, where a timeline has any."""
+COMPATIBILITY_METRICS = "compatibility.json"
+"""What the deployed model finds in galleries of earlier states, where a timeline measures that."""
 
 RECORDED = (
-    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", HEADS_METRICS, "manifest.json", *PLOTS,
+    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", HEADS_METRICS, COMPATIBILITY_METRICS,
+    "manifest.json", *PLOTS,
     *(f"{p}.dvc" for p in INPUTS),
 )  # fmt: skip
 """What a state's tree holds beside the code."""

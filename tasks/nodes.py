@@ -107,9 +107,10 @@ NODES: Mapping[str, Implementation] = {
     "train": Implementation("tasks.train.node:train", resumes=True),
     "measure": Implementation("tasks.measure.node:measure"),
     "fit": Implementation("tasks.fit.node:fit", only_with="fit"),
-    "deploy": Implementation("tasks.merge.node:deploy"),
+    "deploy": Implementation("tasks.deploy.node:deploy"),
     "evaluate": Implementation("tasks.evaluate.node:evaluate", split="tasks.evaluate.parts:SPLIT"),
     "heads": Implementation("tasks.evaluate.fewshot:run", only_with="evaluate.heads"),
+    "compatibility": Implementation("tasks.evaluate.compatibility:run", only_with="evaluate.compatibility"),
 }
 """Every node of the time step. The flow (`flows.timestep`), ``python -m tasks NODE``, which ``dvc.yaml`` calls, and the
 workers of a Dask scheduler all run what stands here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -162,6 +163,35 @@ class Time(Settings):
         if (self.init, self.deploy) == ("zs", "ft"):
             raise ValueError("init: zs with deploy: ft keeps no history; TIME has eight protocols without it")
         return self
+
+
+def _reference(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if isinstance(value, float):
+        raise ValueError('quote the name of a state with a line: "3.2"')
+    if value is None or (isinstance(value, str) and re.fullmatch(_STATE, value)):
+        return value
+    raise ValueError("say first, the step of a state, or its tag")
+
+
+_STATE = r"first|(?:state/(?P<timeline>[A-Za-z0-9][A-Za-z0-9._-]*)/)?(?P<step>\d+)(?:\.[1-9]\d*)?"
+
+
+class Deploy(Settings):
+    """What is done to the deployed copy of a step's model, after merging; the running model stays as it is."""
+
+    compatible_with: Annotated[str | None, BeforeValidator(_reference)] = None
+    """A state whose embeddings stay comparable: ``first``, a step, or a tag. What is deployed after it is rotated into
+    its space (`tasks.deploy`), so that an index built with that state can be searched with newer models."""
+    probe: int = Field(default=2048, gt=0)
+    """At most so many images, drawn from what has arrived, to fit the rotation on."""
+
+    @property
+    def reference_step(self) -> int:
+        """The step of the state in ``compatible_with``, which is set."""
+        found = re.fullmatch(_STATE, self.compatible_with or "")
+        return int(found["step"] or 0) if found else 0
 
 
 class Mixture(Settings):
@@ -363,6 +393,8 @@ class Evaluate(Settings):
     """Whether test images may be among what is trained on; if not, that is an error before training."""
     heads: list[Annotated[LabelledHead, BeforeValidator(_by_name)]] = []
     """Few-shot and prototype heads that are scored beside zero-shot (one of `tasks.evaluate.heads` each)."""
+    compatibility: Literal["all"] | list[Name] = []
+    """Test sets on which the deployed model is searched with in the galleries of earlier states; ``all``, or some."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the towers' arithmetic; the lower ones are for GPUs. Similarities are computed in float32."""
     share: float | None = Field(default=None, gt=0, lt=1)
@@ -384,13 +416,20 @@ class Evaluate(Settings):
     def _unique(self) -> Evaluate:
         _refuse_duplicates("data set name", [s.name for s in self.sets], "evaluate", "rename one", indexed=False)
         _refuse_duplicates("head", [one.shown for one in self.heads], "evaluate.heads", "give one of them a label")
+        if self.compatibility != "all":
+            known = [s.name for s in self.sets]
+            if unknown := [name for name in self.compatibility if name not in known]:
+                raise ValueError(
+                    f"compatibility: no evaluation set is called {unknown[0]}; there are {', '.join(known)}"
+                )
+            _refuse_duplicates("name", self.compatibility, "evaluate.compatibility", "remove one")
         return self
 
     @model_serializer(mode="wrap")
     def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A state of a timeline without heads says nothing of them: its keys and bytes are as before there were any."""
         content: dict[str, Any] = dump(self)
-        return {key: value for key, value in content.items() if key != "heads" or value}
+        return {key: value for key, value in content.items() if key not in ("heads", "compatibility") or value}
 
 
 def _not_deployed(name: str) -> str:
@@ -545,6 +584,8 @@ class Params(Settings):
     """What arrives, one entry a time step; new arrivals are appended."""
     time: Time = Time()
     """TIME's three axes."""
+    deploy: Deploy | None = None
+    """What is done to the deployed copy after merging."""
     train: Train
     """How experts are trained."""
     fit: NameOrSettings | None = None
@@ -609,6 +650,7 @@ class Params(Settings):
         evaluate = info.data.get("evaluate")
         if value and evaluate:
             gate.require_sets(value.require, [one.name for one in evaluate.sets])
+            gate.require_compatibility(value.require, measured=bool(evaluate.compatibility))
         return value
 
     @field_validator("pointers")
@@ -617,6 +659,7 @@ class Params(Settings):
         if evaluate := info.data.get("evaluate"):
             for one in value.values():
                 gate.require_sets(one.require, [each.name for each in evaluate.sets])
+                gate.require_compatibility(one.require, measured=bool(evaluate.compatibility))
         return value
 
     @model_serializer(mode="wrap")
@@ -632,6 +675,13 @@ class Params(Settings):
             if taken in names:
                 raise ValueError(f"the arrival name {taken!r} is taken: step 0 and its pool are called so")
         _refuse_duplicates("arrival name", names, "stream", "rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _compatible_with_its_own(self) -> Params:
+        named = self.deploy.compatible_with if self.deploy else None
+        if named and named.startswith("state/") and named.split("/")[1] != self.timeline:
+            raise ValueError(f"deploy.compatible_with: {named} is of another timeline than {self.timeline!r}")
         return self
 
     @model_validator(mode="after")

@@ -68,7 +68,8 @@ def test_a_base_is_shared_by_timelines_that_train_experts_in_another_way(project
 def test_the_chain_is_the_time_step() -> None:
     declared = nodes.declared(ROOT)
     assert list(declared) == [
-        "prepare", "prepare-evaluation", "initialize", "train", "measure", "fit", "deploy", "evaluate", "heads"
+        "prepare", "prepare-evaluation", "initialize", "train", "measure", "fit", "deploy", "evaluate", "heads",
+        "compatibility",
     ]  # fmt: skip
     made: set[str] = set()
     for node in declared.values():
@@ -108,15 +109,15 @@ def test_a_step_without_heads_has_no_such_stage_and_the_others_as_they_are() -> 
     shipped = (ROOT / "dvc.yaml").read_text()
     without = nodes.without_unused(shipped, {"evaluate": {}})
     both = nodes.parse(shipped, "dvc.yaml"), nodes.parse(without, "dvc.yaml")
-    assert both[0].keys() - both[1].keys() == {"fit", "heads"}
+    assert both[0].keys() - both[1].keys() == {"fit", "heads", "compatibility"}
     assert all(both[0][name] == node for name, node in both[1].items() if name != "deploy")
     assert set(both[0]["deploy"].deps) - set(both[1]["deploy"].deps) == {"data/step/fit"}
     removed = [line for line in shipped.splitlines() if line not in without.splitlines()]
     assert [line for line in removed if line.endswith(":") and line.startswith("  ") and line[2] != " "] == [
-        "  fit:", "  heads:"
+        "  fit:", "  heads:", "  compatibility:"
     ]  # fmt: skip
     assert without.endswith(shipped[shipped.index("# `dvc plots show`") :])
-    every = {"evaluate": {"heads": [{"name": "gda"}]}, "fit": {"name": "paint"}}
+    every = {"evaluate": {"heads": [{"name": "gda"}], "compatibility": "all"}, "fit": {"name": "paint"}}
     assert nodes.without_unused(shipped, every) == shipped
     assert nodes.without_unused(without, {"evaluate": {}}) == without
 

@@ -15,6 +15,31 @@ app = typer.Typer(help="Heads: classifiers on a model's features, computed from 
 
 
 @app.command()
+def remove(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="The file of a head, NAME.safetensors.")],
+    classes: Annotated[list[str], typer.Argument(metavar="CLASS...", help="Classes that it is to know no longer.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of the head without them; may be HEAD.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take classes out of a head, from its file alone: without any image.
+
+    Of a number of shots the result is exact. Of shots: all, counts and sums are, and a covariance is an estimate.
+    """
+    from tasks.evaluate import headfile
+
+    note = headfile.remove(head, classes, out)
+    if as_json:
+        print_json({"file": str(out), **note.model_dump(mode="json")})
+        return
+    terminal.print(f"{out}: head {note.name} of {len(note.classes)} classes")
+    if note.estimated:
+        terminal.print(
+            f"of {', '.join(note.estimated)} it kept sums alone: counts and means are exact, the covariance is an"
+            " estimate; with `without` in evaluate.heads the next step computes it from the images"
+        )
+
+
+@app.command()
 def merge(
     a: Annotated[Path, typer.Argument(metavar="A", help="The file of a head, NAME.safetensors.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same head on the same model's features.")],

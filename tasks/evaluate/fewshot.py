@@ -42,6 +42,8 @@ METRICS = Path("heads.json")
 RUNNING = HEADS / "running"
 """What the next step goes on from; beside it lie the files of the heads, ``NAME.safetensors``."""
 PAST = HISTORY / "heads/running"
+REFERENCE = HISTORY / "reference/deployed.safetensors"
+"""The deployed model of the state whose space later deployed models share."""
 FIRST = "first.safetensors"
 """The expert of the first step, handed on for the space ``base+first``."""
 BLOCK = 256
@@ -109,7 +111,11 @@ class _Run:
         self.project, self.params, self.name, self._progress = project, params, name, progress
         self.file = name.replace("+", "-")
         self.weights = _weights(project, params, name)
-        self.space = FeatureSpace(project / HISTORY / "model", self.weights or [], params.evaluate.batch_size)
+        # Up to the state that deployed models are compatible with, the space is the deployed model's own.
+        named_by = project / REFERENCE if name == "aligned" and (project / REFERENCE).exists() else None
+        self.space = FeatureSpace(project / HISTORY / "model", self.weights or [], params.evaluate.batch_size, named_by)
+        self.frozen = name in ("base", "base+first")
+        """Whether an image has the same features at every step."""
 
     def score(self, chosen: Mapping[str, Head]) -> dict[str, _Scores]:
         """The scores of heads; their files are written."""
@@ -140,11 +146,11 @@ class _Run:
             facts = {
                 "of": " ".join([*self.space.digests, _digest(data)])
             }  # one key: safetensors orders several at random
-            if self.name != "deployed" and earlier.exists() and checkpoints.metadata(earlier) == facts:
+            if self.frozen and earlier.exists() and checkpoints.metadata(earlier) == facts:
                 features = checkpoints.load(earlier)["features"]
             else:
                 features = self.space.images(data, self._on_done(f"{self.name}: {one.name}", len(data)))
-            if self.name != "deployed":
+            if self.frozen:
                 checkpoints.save(made, {"features": features}, facts)
             found[one.name] = data, features
         return found
@@ -289,7 +295,7 @@ def _top1(classifier: Classifier, features: torch.Tensor, labels: np.ndarray, co
 
 def _weights(project: Path, params: Params, space: Space) -> list[Path] | None:
     """The checkpoints of a space; None where the first expert is yet to come. At step 0 the base is deployed."""
-    if space == "deployed" or (params.step == 0 and space == "base"):
+    if space in ("deployed", "aligned") or (params.step == 0 and space == "base"):
         return [project / DEPLOYED]
     base, kept = project / HISTORY / "weights/base.safetensors", project / RUNNING / FIRST
     if space == "base":

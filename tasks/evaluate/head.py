@@ -17,8 +17,9 @@ from tasks.params import Named
 
 ALL = "all"
 SEARCH = "search"
-Space = Literal["base", "base+first", "deployed"]
-"""Whose features: the base's, the base's beside those of the first step's expert (APER), or the deployed model's."""
+Space = Literal["base", "base+first", "deployed", "aligned"]
+"""Whose features: the base's, the base's beside those of the first step's expert (APER), the deployed model's, or those
+of deployed models that share one space (``deploy.compatible_with``): each sample's by the model of its step."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,11 @@ def chosen(named: Named) -> Head:
         raise UserError(
             f"evaluate.heads: {head.name}: {', '.join(_open(head))}: search needs samples to hold out, and shots: all"
             " keeps sums alone; give a number of shots or a value"
+        )
+    if isinstance(head, SupportHead) and head.features == "aligned" and head.without and ALL in head.shots:
+        raise UserError(
+            f"evaluate.heads: {head.name}: without takes samples out of sums by encoding them again, and with features:"
+            " aligned the models that encoded them are gone; give a number of shots"
         )
     return head
 

@@ -14,12 +14,13 @@ Row c belongs to ``classes[c]``; f is the feature of an image, of unit length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from tasks.errors import UserError
 from tasks.evaluate import support as supports
@@ -51,6 +52,13 @@ class Note(Settings):
     scale: float
     """The factor on cosines in the zero-shot part."""
     classes: tuple[str, ...]
+    estimated: tuple[str, ...] = ()
+    """Classes that were taken out of sums without their samples, so that the covariance is an estimate."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key != "estimated" or value}
 
 
 def save(path: Path, note: Note, data: Support | Moments, text: Text, fitted: Fitted) -> None:
@@ -65,7 +73,7 @@ def held(data: Support | Moments) -> dict[str, torch.Tensor]:
 
 
 def note_of(named: SupportHead, fitted: Fitted, data: Support | Moments, text: Text, **facts: Any) -> Note:
-    """The note of a fitted head; ``facts`` are shots, space, weights and seed."""
+    """The note of a fitted head; ``facts`` are shots, space, weights, seed, and what was estimated."""
     return Note(
         name=named.name, settings=named.model_dump(mode="json"), fitted=fitted.head.model_dump(mode="json"),
         scale=text.scale, classes=data.classes, **facts,
@@ -162,9 +170,46 @@ def merge(a: Path, b: Path, out: Path) -> Note:
     both = _texts(a, b, (note.classes, text), (other.classes, its_text), joined.classes)
     head = chosen(Named(name=note.name, **note.settings))
     assert isinstance(head, SupportHead)
-    fitted = fit(head, joined, both)
-    made = note_of(head, fitted, joined, both, **{k: getattr(note, k) for k in ("shots", "space", "weights", "seed")})
-    save(out, made, joined, both, fitted)
+    estimated = tuple(sorted({*note.estimated, *other.estimated}))
+    return _write(out, note, head, joined, both, estimated)
+
+
+def remove(path: Path, classes: Sequence[str], out: Path) -> Note:
+    """Write the head of a file's samples without those of some classes, and return its note.
+
+    Of a support, the samples of the classes go, and the head is what it would be had they never come. Of sums
+    (``shots: all``), counts and sums are exact and the covariance is an estimate (`supports.reduced`): then the classes
+    stand in ``estimated`` of the note. A class that is added again later comes back.
+
+    Raises:
+        UserError: the file cannot be read, it has no such class, or fewer than two classes would be left.
+    """
+    note, data, text = read(path)
+    if absent := [name for name in classes if name not in note.classes]:
+        near = difflib.get_close_matches(absent[0], note.classes, n=3)
+        hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+        raise UserError(f"{path}: has no class {absent[0]!r} among its {len(note.classes)} classes{hint}")
+    kept = [i for i, name in enumerate(note.classes) if name not in classes]
+    if len(kept) < 2:
+        raise UserError(f"{path}: {len(kept)} of its {len(note.classes)} classes would be left; a head needs two")
+    left: Support | Moments
+    if isinstance(data, Support):
+        left, estimated = supports.without(data, classes), note.estimated
+    else:
+        left, estimated = supports.reduced(data, classes), tuple(sorted({*note.estimated, *classes}))
+    head = chosen(Named(name=note.name, **note.settings))
+    assert isinstance(head, SupportHead)
+    return _write(out, note, head, left, Text(text.features[kept], text.scale), estimated)
+
+
+def _write(
+    out: Path, note: Note, head: SupportHead, data: Support | Moments, text: Text, estimated: tuple[str, ...]
+) -> Note:
+    """Fit a head anew and write its file; what ``note`` says of seed, shots and features stays."""
+    fitted = fit(head, data, text)
+    facts = {key: getattr(note, key) for key in ("shots", "space", "weights", "seed")}
+    made = note_of(head, fitted, data, text, **facts, estimated=estimated)
+    save(out, made, data, text, fitted)
     return made
 
 

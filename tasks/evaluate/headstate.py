@@ -1,7 +1,8 @@
 """The running state of heads: what they were computed from, handed from step to step.
 
 In a frozen feature space the samples of an arrival are added to the state of the step before, and earlier arrivals are
-never encoded again. In the deployed model's, the state is made anew at each step from all arrivals.
+never encoded again. So they are where deployed models share one space, each sample with the features of the model that
+was deployed when it came. In the deployed model's own space, the state is made anew at each step from all arrivals.
 """
 
 from __future__ import annotations

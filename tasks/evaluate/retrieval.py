@@ -121,11 +121,11 @@ def before_right(
     before_image, before_caption = (torch.zeros_like(best, dtype=torch.int64) for best in (of_image, of_caption))
     for i in range(0, len(images), block):
         rows = slice(i, i + block)
-        queries = _exact(images[rows])
+        queries = exact(images[rows])
         paired = right[slice(*np.searchsorted(right[:, 0], (i, i + block)))]
         for c in range(0, len(captions), block):
             columns = slice(c, c + block)
-            similar = queries @ _exact(captions[columns]).T
+            similar = queries @ exact(captions[columns]).T
             own = paired[(paired[:, 1] >= c) & (paired[:, 1] < c + block)]
             similar[own[:, 0] - i, own[:, 1] - c] = -torch.inf
             # "Not less" and not "at least": with NaN both comparisons are false.
@@ -138,7 +138,7 @@ def _best(images: torch.Tensor, captions: torch.Tensor, right: np.ndarray, block
     """How similar the most similar right one is to each image and each caption: float64, in squared steps of `GRID`."""
     most_similar = [np.full(len(features), -np.inf) for features in (images, captions)]
     for part in np.split(right, range(block, len(right), block)):
-        similar = (_exact(images[part[:, 0]]) * _exact(captions[part[:, 1]])).sum(dim=1).cpu().numpy()
+        similar = (exact(images[part[:, 0]]) * exact(captions[part[:, 1]])).sum(dim=1).cpu().numpy()
         for side, best in enumerate(most_similar):
             np.maximum.at(best, part[:, side], np.where(np.isfinite(similar), similar, -np.inf))
     return [torch.from_numpy(best).to(images.device) for best in most_similar]
@@ -148,5 +148,6 @@ def _shares(before: np.ndarray) -> dict[str, float]:
     return {str(k): 100 * float((before < k).mean()) for k in KS}
 
 
-def _exact(features: torch.Tensor) -> torch.Tensor:
+def exact(features: torch.Tensor) -> torch.Tensor:
+    """Features in steps of `GRID`: float64, all sums of products exact."""
     return (features.double() * GRID).round()

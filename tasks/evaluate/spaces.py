@@ -29,15 +29,19 @@ class FeatureSpace:
     number: so the whole has unit length, and a cosine is the mean of the models' cosines.
     """
 
-    def __init__(self, folder: Path, weights: Sequence[Path], batch_size: int):
-        """``folder`` is the model's, ``weights`` are checkpoints of it."""
+    def __init__(self, folder: Path, weights: Sequence[Path], batch_size: int, named_by: Path | None = None):
+        """``folder`` is the model's, ``weights`` are checkpoints of it.
+
+        ``named_by`` is a checkpoint of another model whose space this is, where there is one.
+        """
         self._folder, self._weights, self._batch_size = folder, weights, batch_size
+        self._named_by = [named_by] if named_by else weights
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
-        """sha256 of each checkpoint."""
+        """sha256 of each checkpoint that names the space."""
         found = []
-        for path in self._weights:
+        for path in self._named_by:
             with path.open("rb") as file:
                 found.append(hashlib.file_digest(file, "sha256").hexdigest())
         return tuple(found)

@@ -189,6 +189,21 @@ def minus(a: Moments, b: Moments) -> Moments:
     return Moments(tuple(a.classes[i] for i in kept.tolist()), counts[kept], sums[kept], a.gram - b.gram)
 
 
+def reduced(data: Moments, classes: Collection[str]) -> Moments:
+    """The moments without some classes, whose samples are not at hand. Counts and sums are exact.
+
+    The Gram matrix holds the scatter within all classes together, and what a class has of it cannot be told. So the
+    scatter that stays is an estimate: the share of the classes that stay in the degrees of freedom, n_c − 1 each. It is
+    exact where that is none, and where all classes scatter alike. With the samples at hand, `minus` is exact.
+    """
+    kept = torch.tensor([i for i, name in enumerate(data.classes) if name not in classes], dtype=torch.int64)
+    counts, sums = data.counts[kept], data.sums[kept]
+    scatter = data.gram - data.sums.T @ (data.sums / data.counts[:, None])
+    free, before = int((counts - 1).sum()), int((data.counts - 1).sum())
+    gram = sums.T @ (sums / counts[:, None]) + scatter * (free / before if before else 0)
+    return Moments(tuple(data.classes[i] for i in kept.tolist()), counts, sums, gram)
+
+
 def join(a: Support, b: Support, shots: int) -> Support:
     """The support of both sets of samples at ``shots``; a sample that both have counts once.
 

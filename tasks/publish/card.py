@@ -165,7 +165,8 @@ def text(name: str, state: State, lineage: Sequence[State], form: Form, folder: 
             *_lineage(lineage),
             "",
             f"`{RECIPE}/merge.yaml` is the last merge in the manner of mergekit, `{RECIPE}/params.yaml` the "
-            f"experiment, `{RECIPE}/manifest.json` what the state says of itself: hashes, versions, devices, seeds.",
+            f"experiment, `{RECIPE}/manifest.json` what the state says of itself: hashes, versions, devices, seeds."
+            + _rotated(state),
             "",
             "## Licences",
             "",
@@ -217,6 +218,17 @@ def _lineage(lineage: Sequence[State]) -> list[str]:
             f"{metrics['A_KA']:.2f}", f"{metrics['A_ZS']:.2f}", state.tag,
         ))  # fmt: skip
     return _table(("step", "arrival", "what", "merged by", "A_KA", "A_ZS", "state"), rows)
+
+
+def _rotated(state: State) -> str:
+    """What the last merge does not show: a rotation of the deployed copy."""
+    found = state.manifest.compatible
+    if found is None:
+        return ""
+    return (
+        f" After the merge, both projections were rotated into the joint space of `{found.state}`, so that its"
+        " embeddings can be searched with this model."
+    )
 
 
 def kind(state: State) -> str:

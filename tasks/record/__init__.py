@@ -8,6 +8,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | deliver | `fetch_model`, `Form`, `Delivered`, `StateObjects`, `open_source`, `gather_model` |
 | bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
+| refer | `reference` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
 | point | `pointers_of`, `pointed` |
 | maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `SweepPlan`, `let_go` |
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from tasks.record.retention import let_go
     from tasks.record.rollbacks import rollback
     from tasks.record.sharing import synchronize
-    from tasks.record.state import State, heads_of, metrics_of
+    from tasks.record.state import State, compatibility_of, heads_of, metrics_of
     from tasks.record.stores import missing
     from tasks.record.timelines import (
         deployed,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         last,
         lineage,
         lineage_of,
+        reference,
         start_of,
         states,
         timeline_names,
@@ -88,11 +90,11 @@ _HOMES = {
     "retention": ("let_go",),
     "rollbacks": ("rollback",),
     "sharing": ("synchronize",),
-    "state": ("State", "heads_of", "metrics_of"),
+    "state": ("State", "compatibility_of", "heads_of", "metrics_of"),
     "stores": ("missing",),
     "timelines": (
-        "deployed", "every", "find", "is_promoted", "last", "lineage", "lineage_of", "start_of", "states",
-        "timeline_names",
+        "deployed", "every", "find", "is_promoted", "last", "lineage", "lineage_of", "reference", "start_of",
+        "states",        "timeline_names",
     ),
     "verification": ("NodeCheck", "Verification", "chosen", "verify", "worth_running"),
     "worktrees": (

@@ -34,7 +34,8 @@ def commit(
     Raises:
         UserError: another writer recorded this step first, or the git remote cannot be reached.
     """
-    there = [path for path in layout.RECORDED if path != layout.HEADS_METRICS or (worktree / path).exists()]
+    optional = (layout.HEADS_METRICS, layout.COMPATIBILITY_METRICS)
+    there = [path for path in layout.RECORDED if path not in optional or (worktree / path).exists()]
     git(worktree, "add", "--force", "--", *there)
     parents = [*([previous.commit] if previous else []), code]
     line = previous.line if previous else 1

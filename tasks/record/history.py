@@ -3,8 +3,10 @@
 ``model/`` and ``weights/`` (``lineage.json``, which says the how-manieth expert the step's will be; from step 1 on
 base, last expert, running model, and all experts and the deployed model where the next step needs them), ``pools/``
 (pretraining and every earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important,
-where one is chosen), ``heads/`` (the running state of heads, where there are any), at step 0 ``source/`` (the files
-that the base was read from, where they come from a hub).
+where one is chosen), ``heads/`` (the running state of heads, where there are any), ``compatibility/`` (the galleries of
+states, where they are searched), ``reference/`` (the deployed weights of the state that deployed models stay compatible
+with, and its tag, where the params name one), at step 0 ``source/`` (the files that the base was read from, where they
+come from a hub).
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from tasks.storage.cache import Cache, Entry
 
 READS = (
     layout.HISTORY, layout.EXPERT, layout.CODED_EXPERT, layout.RUNNING, layout.DEPLOYED, layout.ARRIVAL,
-    layout.REGULARIZER, layout.HEADS,
+    layout.REGULARIZER, layout.HEADS, layout.COMPATIBILITY,
 )  # fmt: skip
 """What `after` reads of the previous state."""
 DEPLOYED = "weights/deployed.safetensors"
 """The deployed model in a history that has it."""
+REFERENCE = "reference/reference.json"
+"""The tag of the state that the deployed model is to be compatible with."""
 NOTHING_HELD = {"regularizer/regularizer.json": {"name": None}}
 """No parameter is important to a regularizer."""
 
@@ -67,10 +71,14 @@ def first(seed: Seed, cache: Cache, scratch: Path) -> Entry:
     return cache.compose(parts)
 
 
-def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool, deployed: bool = False) -> Entry:
+def after(
+    previous: State, cache: Cache, scratch: Path, *, all_experts: bool, deployed: bool = False,
+    reference: State | None = None,
+) -> Entry:  # fmt: skip
     """The history of a step that starts from a state; everything it refers to must be in the cache.
 
-    ``deployed``: with the deployed model, for a fit that compares with it.
+    ``deployed``: with the deployed model, for a fit that compares with it. ``reference`` is the state that
+    ``deploy.compatible_with`` names, once it is recorded.
 
     Experts are counted, not steps: one whose state was held and skipped has never been.
 
@@ -110,6 +118,11 @@ def after(previous: State, cache: Cache, scratch: Path, *, all_experts: bool, de
         parts |= _put(cache, scratch, NOTHING_HELD)
     if layout.HEADS in entries:
         parts["heads"] = entries[layout.HEADS]
+    if layout.COMPATIBILITY in entries:
+        parts["compatibility"] = entries[layout.COMPATIBILITY]
+    if reference:
+        parts["reference/deployed.safetensors"] = reference.entries[layout.DEPLOYED]
+        parts |= _put(cache, scratch, {REFERENCE: {"state": reference.tag}})
     if all_experts and number > 1:
         if number > 2:
             parts["weights/experts"] = handed_on("weights/experts")

@@ -222,6 +222,23 @@ class RecordedCoding(_Part):
     """‖θ − θ̂‖ / ‖θ − θ_0‖ of the weights; 0 where every bit comes back."""
 
 
+class RecordedCompatibility(_Part):
+    """How the deployed copy was rotated into the space of an earlier state."""
+
+    state: Text
+    """Its tag."""
+    images: int
+    """Of the probe that the rotation was fitted on."""
+    directions: int
+    """Of the joint space that these images decide."""
+    cosine_before: Number
+    """Mean cosine of the probe's features with the earlier state's, before the rotation."""
+    cosine: Number
+    """And after it."""
+    similarity_change: Number
+    """The largest change of a similarity inside the model: rounding."""
+
+
 class Manifest(_Part):
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content)."""
 
@@ -263,6 +280,8 @@ class Manifest(_Part):
     """Of the expert's data, where the technique looks at it."""
     fit: RecordedFit | None = None
     """Of the merge's coefficients, where they were found on data."""
+    compatible: RecordedCompatibility | None = None
+    """Where the deployed copy was rotated."""
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
     notes: dict[Text, tuple[Text, ...]] = Field(default={}, strict=False)

@@ -165,10 +165,12 @@ def _manifest(
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """What the note of the measure node says, where the technique looked at the expert's data."""
+    """What the notes of nodes say: of the expert's data, where the technique looked at it, and of a rotation."""
     note = folder / layout.STATISTICS / "statistics.json"
     measured = json.loads(note.read_text())["measured"] if note.exists() else None
-    return {"statistics": measured} if measured else {}
+    found = {"statistics": measured} if measured else {}
+    rotated = folder / layout.RUNNING / "compatible.json"
+    return {**found, "compatible": json.loads(rotated.read_text())} if rotated.exists() else found
 
 
 def _fitted(folder: Path) -> dict[str, Any]:
@@ -217,6 +219,8 @@ def _judge(
     metrics = json.loads((worktree.folder / "metrics.json").read_text())
     if layout.HEADS in outputs:
         metrics["heads"] = json.loads((worktree.folder / layout.HEADS_METRICS).read_text())
+    if layout.COMPATIBILITY in outputs:
+        metrics["compatibility"] = json.loads((worktree.folder / layout.COMPATIBILITY_METRICS).read_text())
 
     def bring(md5: str) -> None:
         if dvc("fetch", worktree.folder, md5s=[md5])["absent"]:

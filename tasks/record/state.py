@@ -64,14 +64,18 @@ class State:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """``metrics.json``; where the timeline has heads, their ``heads.json`` under the key ``heads``.
+        """``metrics.json``; ``heads.json`` is under ``heads`` and ``compatibility.json`` under ``compatibility``, where
+        there are such files.
 
         Raises:
-            UserError: either is damaged.
+            UserError: one of them is damaged.
         """
         metrics = metrics_of(show(self.project, self.commit, "metrics.json"), self.tag)
         if layout.HEADS in self.entries:
             metrics["heads"] = heads_of(show(self.project, self.commit, layout.HEADS_METRICS), self.tag)
+        if layout.COMPATIBILITY in self.entries:
+            text = show(self.project, self.commit, layout.COMPATIBILITY_METRICS)
+            metrics["compatibility"] = compatibility_of(text, self.tag)
         return metrics
 
     @cached_property
@@ -231,6 +235,30 @@ def heads_of(text: str, state: str) -> dict[str, Any]:
         UserError: it is no JSON, or a number is missing or something else.
     """
     return _checked(_HEADS, text, state, layout.HEADS_METRICS)
+
+
+class _CompatibilityMetrics(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", populate_by_name=True)  # type: ignore[misc]
+
+    drop: float | None
+    pairs: int
+    compatible: float | None
+
+
+_COMPATIBILITY = TypeAdapter(_CompatibilityMetrics)
+_RECALLS = TypeAdapter(dict[str, dict[str, float]])
+
+
+def compatibility_of(text: str, state: str) -> dict[str, Any]:
+    """Read a ``compatibility.json``; ``state`` is what messages call its state.
+
+    Raises:
+        UserError: it is no JSON, or a number is missing or something else.
+    """
+    content = _checked(_COMPATIBILITY, text, state, layout.COMPATIBILITY_METRICS)
+    for key in ("recall@1", "recall@5"):
+        _checked(_RECALLS, json.dumps(content.get(key)), state, layout.COMPATIBILITY_METRICS)
+    return content
 
 
 def _checked(kind: TypeAdapter[Any], text: str, state: str, file: str) -> dict[str, Any]:

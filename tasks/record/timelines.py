@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.params import Params
 from tasks.record import decisions, heads, names
 from tasks.record.decisions import Decision
 from tasks.record.state import State
@@ -96,6 +97,21 @@ def find(project: Path, timeline: str, name: str | int) -> State:
     if elsewhere:
         there += f", and {', '.join(elsewhere)} on other lines"
     raise UserError(f"timeline {timeline!r} has no state {name} (recorded: {there})")
+
+
+def reference(project: Path, params: Params) -> State | None:
+    """The state that ``deploy.compatible_with`` names; None where it names none, or one that is still to be recorded.
+
+    Raises:
+        UserError: it is a state on another line that was never recorded.
+    """
+    if params.deploy is None or params.deploy.compatible_with is None:
+        return None
+    recorded = lineage(project, params.timeline)
+    if not recorded or params.deploy.reference_step > recorded[-1].step:
+        return None
+    named = params.deploy.compatible_with
+    return find(project, params.timeline, "0" if named == "first" else named)
 
 
 def start_of(state: State) -> State | None:

@@ -7,6 +7,7 @@ the user's files are out of its reach.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -199,9 +200,19 @@ def unlike_history(state: State, cache: Cache, scratch: Path) -> tuple[str, ...]
         return ()
     recorded = cache.members(state.entries[layout.HISTORY])
     batch = any(path.startswith("weights/experts/") for path in recorded)
-    deployed = history.DEPLOYED in recorded
-    follows = cache.members(history.after(previous, cache, scratch, all_experts=batch, deployed=deployed))
+    deployed, reference = history.DEPLOYED in recorded, _reference(state, recorded, cache)
+    follows = cache.members(
+        history.after(previous, cache, scratch, all_experts=batch, deployed=deployed, reference=reference)
+    )
     return tuple(sorted(path for path in {*recorded, *follows} if recorded.get(path) != follows.get(path)))
+
+
+def _reference(state: State, recorded: Mapping[str, str], cache: Cache) -> State | None:
+    """The state that the recorded history says the deployed model is compatible with."""
+    if history.REFERENCE not in recorded:
+        return None
+    named = json.loads(cache.path(recorded[history.REFERENCE]).read_text())["state"]
+    return timelines.find(state.project, state.timeline, named)
 
 
 @contextmanager
@@ -233,7 +244,8 @@ def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cache.path(md5), folder / path)
     (folder / "metrics.json").unlink()
-    (folder / layout.HEADS_METRICS).unlink(missing_ok=True)
+    for name in (layout.HEADS_METRICS, layout.COMPATIBILITY_METRICS):
+        (folder / name).unlink(missing_ok=True)
     threads = {device.threads for device in state.manifest.device.values() if device.threads}
     if len(threads) == 1:  # results are bit-exact at equal counts, and this machine may have another number of cores
         params = folder / "params.yaml"

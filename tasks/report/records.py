@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from tasks import layout, nodes, yaml
 from tasks.errors import UserError
 from tasks.grid.cells import Cell
-from tasks.record import Manifest, State, heads_of, metrics_of, read_manifest, timeline_names
+from tasks.record import Manifest, State, compatibility_of, heads_of, metrics_of, read_manifest, timeline_names
 from tasks.record import lineage as recorded_lineage
 from tasks.scores import ROLES
 from tasks.storage import git
@@ -57,6 +57,22 @@ def read(project: Path, cells: Sequence[Cell]) -> Records:
     scores = git.show_all(project, [f"{one.state.commit}:{layout.HEADS_METRICS}" for one in with_heads])
     for one in with_heads:
         one.metrics["heads"] = _heads(one, scores[f"{one.state.commit}:{layout.HEADS_METRICS}"])
+    measured = [one for each in found.values() for one in each if one.params["evaluate"].get("compatibility")]
+    texts = git.show_all(project, [f"{one.state.commit}:{layout.COMPATIBILITY_METRICS}" for one in measured])
+    for one in measured:
+        text = texts[f"{one.state.commit}:{layout.COMPATIBILITY_METRICS}"]
+        one.metrics["compatibility"] = _compatibility(one, text)
+    return found
+
+
+def _compatibility(record: Record, text: str) -> dict[str, Any]:
+    found = compatibility_of(text, record.state.tag)
+    named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
+    if lacking := {*found["recall@1"], *found["recall@5"]} - named:
+        raise UserError(
+            f"{record.state.tag}: its files contradict each other ({layout.COMPATIBILITY_METRICS} names the set"
+            f" {min(lacking)}, and params.yaml does not); `chronomerge doctor` says more"
+        )
     return found
 
 

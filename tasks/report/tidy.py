@@ -12,6 +12,9 @@
 | ``head_forgetting:NAME@SHOTS`` | | percentage points; as ``forgetting``, at the head's largest number of shots |
 | ``fit:A_KA``, ``fit:A_ZS``, ``fit:geometric_mean`` | a value that `fit` tried | percent, on held-out samples |
 | ``fit_value`` | the setting that `fit` chose | its value |
+| ``gallery_recall@K:STEP`` | an evaluation set | percent: recall@K of this state's queries in the gallery of STEP |
+| ``compatible_pairs`` | | percent of the pairs of states up to here; see `tasks.evaluate.compatibility` |
+| ``compatibility_drop`` | | percentage points; the largest over the galleries of earlier states |
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
 | ``Transfer``, ``Average``, ``Last`` | | percent (MTIL); see `tasks.report.metrics` |
 | ``normalized_retention`` | | percent of the base's score, mean over retention sets; see `tasks.report.metrics` |
@@ -106,6 +109,7 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
     for head, its in record.metrics.get("heads", {}).items():
         for shots, top1 in its["top1"].items():
             yield from ((f"head:{head}@{shots}", name, roles[name], value) for name, value in top1.items())
+    yield from _compatibility(record, roles)
     for metric, key in (("top5", "top5"), ("mean_per_class_recall",) * 2, ("evaluated_share", "share")):
         for name, value in record.metrics.get(key, {}).items():
             yield metric, name, roles[name], value
@@ -121,6 +125,16 @@ def _fitted(record: Record) -> Iterator[TidyRow]:
         scored = (point.accumulation, point.retention, point.geometric_mean)
         yield from ((f"fit:{name}", f"{point.value:.6g}", "", value) for name, value in zip(MEANS, scored, strict=True))
     yield "fit_value", found.setting, "", found.value
+
+
+def _compatibility(record: Record, roles: Mapping[str, str]) -> Iterator[TidyRow]:
+    found = record.metrics.get("compatibility", {})
+    for k in (1, 5):
+        for name, row in found.get(f"recall@{k}", {}).items():
+            yield from ((f"gallery_recall@{k}:{step}", name, roles[name], value) for step, value in row.items())
+    for metric, key in (("compatible_pairs", "compatible"), ("compatibility_drop", "drop")):
+        if (value := found.get(key)) is not None:
+            yield metric, "", "", value
 
 
 def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]]) -> dict[str, metrics.Values]:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tasks import fit, layout, merge, prepare, record
+from tasks import deploy, fit, layout, merge, prepare, record
 from tasks.model import models
 from tasks.params import Params
 from tasks.record import State
@@ -32,14 +32,20 @@ def place_history(step: Step) -> Inputs:
     Afterwards, every output of the previous state is in the cache.
 
     Raises:
-        UserError: files of a state or of the base are missing, or damaged in cache and store.
+        UserError: files of a state or of the base are missing, or damaged in cache and store; or the deployed model is
+            to be compatible with a state, and no rotation can be folded into such a model.
         RemoteError: the store does not answer.
     """
     if step.previous:
         _bring(step, step.previous, step.previous.entries, trusted=step.fresh)
     if step.start and step.start != step.previous:
         _bring(step, step.start, record.HISTORY_READS, trusted=False)
-    return _place(step, layout.HISTORY, _first_history(step) if step.start is None else _next_history(step, step.start))
+    placed = _place(
+        step, layout.HISTORY, _first_history(step) if step.start is None else _next_history(step, step.start)
+    )
+    if (step.folder / layout.HISTORY / "reference").exists():
+        deploy.require_foldable(step.folder / layout.HISTORY / "model")
+    return placed
 
 
 def place_arrival(step: Step) -> Inputs:
@@ -114,7 +120,12 @@ def _next_history(step: Step, start: State) -> Entry:
     sequential = merge.has_sequential_form(time.technique.name, time.technique.settings)
     all_experts = merges_all and (not sequential or fit.reads_all_experts(step.params))
     deployed = merges_all and step.params.fit is not None
-    return record.next_history(start, step.cache, step.tree.scratch, all_experts=all_experts, deployed=deployed)
+    reference = record.reference(step.project, step.params)
+    if reference:
+        _bring(step, reference, [layout.DEPLOYED], trusted=False)
+    return record.next_history(
+        start, step.cache, step.tree.scratch, all_experts=all_experts, deployed=deployed, reference=reference
+    )
 
 
 def _place(step: Step, path: str, entry: Entry) -> Inputs:

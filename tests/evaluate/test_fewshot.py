@@ -293,3 +293,49 @@ def test_two_states_of_halves_are_the_state_of_all(folder: Path) -> None:
         assert both.moments
         assert torch.equal(joined.moments.counts, both.moments.counts)
         torch.testing.assert_close(joined.moments.gram, both.moments.gram, rtol=0, atol=1e-5)
+
+
+def test_an_aligned_state_is_carried_over_and_only_the_arrival_is_encoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"name": "gda", "features": "aligned", "shots": [2, "all"]}
+    run(folder, with_heads(0, entry))
+    before = checkpoints.load(folder / RUNNING / "state-aligned.safetensors")
+    reference = folder / fewshot.REFERENCE
+    reference.parent.mkdir()
+    shutil.copyfile(folder / "data/step/deployed.safetensors", reference)
+    advance(folder, "first", ("red", "green"))
+    encoded: list[int] = []
+    original = fewshot.FeatureSpace._images
+    monkeypatch.setattr(
+        fewshot.FeatureSpace,
+        "_images",
+        lambda self, d, where, *a: encoded.append(len(where)) or original(self, d, where, *a),
+    )
+    run(folder, with_heads(1, entry))
+    assert encoded == [8, 6, 24, 4]  # both test sets, for they are encoded by the new model; then the arrival alone
+    after = checkpoints.load(folder / RUNNING / "state-aligned.safetensors")
+    assert after["counts"].tolist() == [8, 20, 20, 8]
+    for row in (0, 3):  # blue and yellow did not arrive: their sums are still those of the first model
+        assert torch.equal(after["sums"][row], before["sums"][row])
+    note, data, _ = headfile.read(folder / HEADS / "gda.safetensors")
+    assert (note.space, int(counted(data))) == ("aligned", 56)
+
+
+def counted(data: Moments | Support) -> torch.Tensor:
+    assert isinstance(data, Moments)
+    return data.counts.sum()
+
+
+def test_an_aligned_state_begins_with_the_state_that_is_named(folder: Path) -> None:
+    """Before it, each step's deployed model has a space of its own, and the state is made anew."""
+    entry = {"name": "prototype", "features": "aligned"}
+    run(folder, with_heads(0, entry))
+    advance(folder, "first", ("red", "green"))
+    run(folder, with_heads(1, entry))
+    anew = headfile.read(folder / HEADS / "prototype.safetensors")[1]
+    run(folder, with_heads(1, {**entry, "features": "deployed"}))
+    deployed = headfile.read(folder / HEADS / "prototype.safetensors")[1]
+    assert isinstance(anew, Moments)
+    assert isinstance(deployed, Moments)
+    assert torch.equal(anew.sums, deployed.sums)

@@ -157,3 +157,89 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
         headfile.read(tmp_path / "x")
     with pytest.raises(UserError, match="nothing: no such checkpoint"):
         headfile.read(tmp_path / "nothing")
+
+
+# A class that is taken out
+
+
+def remove(path: Path, out: Path, *classes: str) -> str:
+    done = CliRunner().invoke(app, ["heads", "remove", str(path), *classes, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("name", ["tip", "knn", "linear", "gda", "prototype"])
+def test_a_head_of_shots_without_a_class_has_never_had_it(name: str, tmp_path: Path) -> None:
+    data = samples(NAMES, 1)
+    whole = write(tmp_path / "whole", data, name)
+    assert "of 3 classes" in remove(whole, tmp_path / "out", "bee")
+    expected = write(tmp_path / "expected", support.without(data, ["bee"]), name)
+    assert (tmp_path / "out").read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tip", "gda"])
+def test_a_class_that_was_taken_out_comes_back(name: str, tmp_path: Path) -> None:
+    data = samples(NAMES, 1)
+    whole = write(tmp_path / "whole", data, name)
+    remove(whole, tmp_path / "without", "bee", "dog")
+    again = write(tmp_path / "again", support.without(data, ["ant", "cat"]), name)
+    headfile.merge(tmp_path / "without", again, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == whole.read_bytes()
+
+
+def test_sums_without_a_class_have_exact_counts_and_means_and_an_estimate_is_said(tmp_path: Path) -> None:
+    data = samples(NAMES, 1)
+    whole = write(tmp_path / "whole", data.moments())
+    said = remove(whole, tmp_path / "out", "bee")
+    assert "of bee it kept sums alone: counts and means are exact, the covariance is an estimate" in said
+    note, left, text = headfile.read(tmp_path / "out")
+    assert note.estimated == ("bee",)
+    exact = support.without(data, ["bee"]).moments()
+    assert isinstance(left, Moments)
+    assert left.classes == exact.classes
+    assert torch.equal(left.counts, exact.counts)
+    assert torch.equal(left.sums, exact.sums)
+    assert torch.equal(text.features, texts(exact.classes).features)
+    assert 0.8 < float((left.gram - means_of(left)).trace() / (exact.gram - means_of(exact)).trace()) < 1.25
+    assert "estimated" not in checkpoints.metadata(whole)["head"]
+
+
+def means_of(data: Moments) -> torch.Tensor:
+    return data.sums.T @ (data.sums / data.counts[:, None])
+
+
+def test_the_estimate_by_hand() -> None:
+    """Scatter 2 within each of two classes of two samples: one class alone has 2; where the other has one sample, 0."""
+    features = torch.tensor([[1.0], [3.0], [10.0], [12.0]])
+    data = support.moments(("a", "b"), features, torch.tensor([0, 0, 1, 1]))
+    left = support.reduced(data, ["b"])
+    assert (left.counts.tolist(), left.sums.tolist(), left.gram.tolist()) == ([2], [[4.0]], [[10.0]])  # 1 + 9
+    alone = support.moments(("a", "b"), features[:3], torch.tensor([0, 0, 1]))
+    assert support.reduced(alone, ["a"]).gram.tolist() == [[100.0]]
+    assert support.reduced(alone, ["b"]).gram.tolist() == [[10.0]]
+
+
+def test_an_estimate_is_handed_on_by_adding(tmp_path: Path) -> None:
+    data = samples(NAMES, 1)
+    headfile.remove(write(tmp_path / "whole", data.moments()), ["bee"], tmp_path / "out")
+    other = write(tmp_path / "other", samples(("ant", "bee"), 2).moments())
+    note = headfile.merge(other, tmp_path / "out", tmp_path / "both")
+    assert note.estimated == ("bee",)
+    assert note.classes == NAMES
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (["bees"], "has no class 'bees' among its 4 classes; near: 'bee'"),
+        (["whale"], "has no class 'whale' among its 4 classes"),
+        (["ant", "bee", "cat"], "1 of its 4 classes would be left; a head needs two"),
+    ],
+)
+def test_a_class_that_cannot_be_taken_out_is_one_line(classes: list[str], says: str, tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", samples(NAMES, 1))
+    before = whole.read_bytes()
+    with pytest.raises(UserError) as refused:
+        headfile.remove(whole, classes, whole)
+    assert str(refused.value) == f"{whole}: {says}"
+    assert whole.read_bytes() == before

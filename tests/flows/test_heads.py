@@ -133,6 +133,16 @@ def test_a_timeline_without_heads_has_nothing_of_them(run: Path) -> None:
         ),
         (["gda"], ["head.gda@4.first >= 1%"], "gda is not scored at 4 shots, but at all"),
         (["gda"], ["head.gda@all.fist >= 1%"], "no evaluation set is called fist"),
+        (
+            [{"name": "gda", "features": "aligned"}],
+            [],
+            "gda: features: aligned needs deployed models that share a space",
+        ),
+        (
+            [{"name": "gda", "features": "aligned", "without": ["red"]}],
+            [],
+            "without takes samples out of sums by encoding them again",
+        ),
         (["gda"], ["head.gda.first >= 1%"], "the score of a head is head.NAME@SHOTS.SET"),
     ],
 )

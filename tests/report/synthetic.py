@@ -68,6 +68,21 @@ def with_heads(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, *rows], ignore_index=True)
 
 
+def with_galleries(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of timelines that also search older galleries: a little less in each older one."""
+    scores = table[(table["metric"] == "score") & (table["reference"] == "")]
+    rows = []
+    for k, more in ((1, 0.0), (5, 30.0)):
+        for gallery in range(int(scores["step"].max()) + 1):
+            later = scores[scores["step"] >= gallery]
+            value = 60.0 + more - 2 * (later["step"] - gallery)
+            rows.append(later.assign(metric=f"gallery_recall@{k}:{gallery}", value=value))
+    pairs = scores.drop_duplicates(["timeline", "step"]).assign(
+        dataset="", role="", metric="compatible_pairs", value=40.0
+    )
+    return pd.concat([table, *rows, pairs], ignore_index=True)
+
+
 HEADS = {"gda": 3.0, "tip": 1.0}
 
 

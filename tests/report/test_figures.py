@@ -17,7 +17,8 @@ def names(drawn: list[Figure]) -> list[str]:
 
 def test_a_grid_has_every_figure_and_each_is_valid() -> None:
     drawn = figures.draw(
-        synthetic.with_fit(synthetic.with_heads(synthetic.table(("linear", "ties"), 2, 3))), synthetic.vectors(3)
+        synthetic.with_galleries(synthetic.with_fit(synthetic.with_heads(synthetic.table(("linear", "ties"), 2, 3)))),
+        synthetic.vectors(3),
     )
     assert names(drawn) == list(NAMES)
     for figure in drawn:

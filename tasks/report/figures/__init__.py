@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tasks.report.figures import angles, costs, effects, fit, heads, heat_map, matrix, over_time, plane
+from tasks.report.figures import (
+    angles,
+    compatibility,
+    costs,
+    effects,
+    fit,
+    heads,
+    heat_map,
+    matrix,
+    over_time,
+    plane,
+)
 from tasks.report.figures.figure import Figure
 from tasks.report.summary import best_cell
 from tasks.report.vectors import Vectors
 
 NAMES = (
-    "what-mattered", "protocols-techniques", "over-time", "plane", "steps-datasets", "heads", "fit",
+    "what-mattered", "protocols-techniques", "over-time", "plane", "steps-datasets", "heads", "compatibility", "fit",
     "task-vectors", "time-and-bytes",
 )  # fmt: skip
 """Of all figures there can be."""
@@ -27,6 +38,7 @@ def draw(table: pd.DataFrame, vectors: Vectors) -> list[Figure]:
         plane.draw(table, technique),
         matrix.draw(table, technique, protocol),
         heads.draw(table, str(best["timeline"])),
+        compatibility.draw(table, str(best["timeline"])),
         fit.draw(table, str(best["timeline"])),
         angles.draw(vectors),
         costs.draw(table),

@@ -13,9 +13,10 @@ from tasks.units import duration
 _COLORS = {
     INPUTS: "grey", "prepare": "sky", "prepare-evaluation": "yellow", "initialize": "purple", "train": "vermillion",
     "measure": "black", "fit": "brown", "deploy": "green", "evaluate": "blue", "heads": "orange",
+    "compatibility": "teal",
 }  # fmt: skip
 """Nodes in the order in which they run."""
-_OPTIONAL = ("fit", "heads")
+_OPTIONAL = ("fit", "heads", "compatibility")
 """Nodes that not every timeline has."""
 
 

@@ -40,9 +40,9 @@ class Figure:
 OKABE_ITO = {
     "black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
     "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#8A8A8A",
-    "brown": "#7A4B12",
+    "brown": "#7A4B12", "teal": "#3F9D9D",
 }  # fmt: skip
-"""Colours that colour-blind eyes tell apart (Okabe and Ito, 2008), a grey and a brown."""
+"""Colours that colour-blind eyes tell apart (Okabe and Ito, 2008), a grey, a brown and a teal."""
 
 INIT = {"zs": OKABE_ITO["blue"], "ft": OKABE_ITO["vermillion"], "ema": OKABE_ITO["green"]}
 SHAPE: dict[str, str] = {"zs": "square", "ft": "triangle-up", "ema": "circle"}
