@@ -182,6 +182,7 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
     prepare.check(params, project)
     measure.check(params)
     train.check(params.train)
+    train.check_codec(params)
     deploy.check(params, project, base=base)
     scored = evaluate.check(
         params.evaluate, aligned=params.deploy is not None and params.deploy.compatible_with is not None

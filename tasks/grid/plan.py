@@ -91,7 +91,7 @@ def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
             recipe = _fingerprint([params.base.train, shared])
         else:
             trained = arrival.expert is None
-            recipe = _fingerprint(params.train)
+            recipe = _fingerprint([params.train, params.store.experts])  # a codec stores the expert as it trains
         start = {"zs": base, "ft": expert, "ema": running}[time.init] if step else base
         expert = names("expert", start, data, recipe, params.seed, step, machine) if trained else names("given", data)
         if trained:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from tasks.choice import Choice, create
+from tasks.errors import UserError
 from tasks.model.sources import TensorSource
 from tasks.params import Named, Params
 
@@ -47,6 +48,8 @@ class Codec(Choice):
     """Whether there is a coded file at all."""
     exact: ClassVar[bool]
     """Whether every bit of the expert comes back."""
+    factors: ClassVar[bool] = False
+    """Whether it stores the factors of an adapter (`tasks.model.factors`)."""
 
     def prepare(self, expert: TensorSource, base: TensorSource) -> Numbers:  # noqa: ARG002 - most need no look
         """Look at the whole expert first; what decoding needs of that.
@@ -75,7 +78,13 @@ def check(params: Params) -> list[str]:
     Raises:
         UserError: an unknown codec, or a wrong setting.
     """
-    if chosen(params.store.experts).codes and params.time.deploy == "ft":
+    codec = chosen(params.store.experts)
+    if codec.factors and params.time.init != "zs":
+        raise UserError(
+            f"store.experts: {codec.name} needs time.init: zs, not {params.time.init}: factors change the weights that "
+            "training started from, and later steps have the base alone; lossless serves every init"
+        )
+    if codec.codes and params.time.deploy == "ft":
         return [
             "store.experts: with deploy: ft the deployed model is the expert in full, so that coding it saves nothing; "
             "full stores both once"

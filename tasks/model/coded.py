@@ -34,6 +34,7 @@ from tasks.model.codec import Chunk, Codec, DamagedChunkError, Numbers, chosen
 from tasks.model.dtypes import BITS, FLOATS, as_given, stored_as
 from tasks.model.dtypes import decode as numbers_of
 from tasks.model.dtypes import encode as stored_numbers
+from tasks.model.factors import Factors, Predicted
 from tasks.model.sources import FileSource, TensorEntry, TensorSource
 from tasks.params import Named
 from tasks.progress import Progress, silent
@@ -75,6 +76,19 @@ class _Tensor(BaseModel):
     numbers: list[float] = Field(default=[], max_length=16)
 
 
+class _Factors(BaseModel):
+    """Which stored array is which part of a `Factors`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    left: str
+    right: str
+    scale: float = Field(allow_inf_nan=False)
+    rows: str | None = None
+    middle: str | None = None
+    gain: str | None = None
+
+
 class Coding(BaseModel):
     """The header of a coded expert."""
 
@@ -88,6 +102,8 @@ class Coding(BaseModel):
     base: _Content
     decoded: _Content
     tensors: dict[str, _Tensor]
+    factors: dict[str, _Factors] = {}
+    """Weight → the factors of its change."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +152,18 @@ def coding(path: Path) -> Coding:
         ) from None
 
 
-def encode(codec: Codec, source: Path, base: Path, target: Path, progress: Progress = silent) -> Coding:
+def encode(
+    codec: Codec,
+    source: Path,
+    base: Path,
+    target: Path,
+    progress: Progress = silent,
+    factors: Mapping[str, Factors] | None = None,
+) -> Coding:
     """Code an expert against a base, both safetensors files; ``target`` is complete or absent.
+
+    ``factors`` are those of an adapter, by the names of the weights that it changes: they are stored too, and what they
+    predict takes the place of the base's weights.
 
     Raises:
         UserError: a file is not readable, the two do not have the same tensors, or the codec cannot code the expert.
@@ -145,7 +171,8 @@ def encode(codec: Codec, source: Path, base: Path, target: Path, progress: Progr
     with FileSource(source) as expert, FileSource(base) as origin, ThreadPoolExecutor(_THREADS) as pool:
         _require_like(source, expert.entries, origin)
         numbers = codec.prepare(expert, origin)
-        writer = _Writer(codec, numbers, expert, origin)
+        named, arrays = _named(factors or {}, origin)
+        writer = _Writer(codec, numbers, expert, Predicted(origin, factors) if factors else origin)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.made(target) as part:
             spool = part.with_name("frames")
@@ -158,11 +185,15 @@ def encode(codec: Codec, source: Path, base: Path, target: Path, progress: Progr
                     n: _Tensor(dtype=e.dtype, shape=list(e.shape), numbers=list(numbers.get(n, ())))
                     for n, e in expert.entries.items()
                 },
+                factors=named,
             )  # fmt: skip
             entries = {name: TensorEntry("U8", (size,)) for name, size in coded.items()}
+            entries |= {name: TensorEntry("F32", array.shape) for name, array in arrays.items()}
             with part.open("wb") as file, spool.open("rb") as frames:
                 file.write(_header(entries, {_KEY: content.model_dump_json()}))
                 shutil.copyfileobj(frames, file, 1 << 20)
+                for array in arrays.values():
+                    file.write(np.ascontiguousarray(array, "<f4").data)
             spool.unlink()
             atomic.sync(part)
     return content
@@ -279,8 +310,11 @@ class CodedSource:
         self._lock = threading.Lock()
         try:
             _require_like(path, self.entries, base)
-            if [*self._file.entries] != [*self.entries]:
+            parts = dict.fromkeys(part for one in self.coding.factors.values() for part in _parts(one).values())
+            if [*self._file.entries] != [*self.entries, *parts]:
                 raise UserError(f"{path}: is damaged: its header names other tensors than it has")
+            if self.coding.factors:
+                self._base = Predicted(base, self._read_factors())
             self._parts = {name: self._table(name) for name in self.entries}
         except BaseException:
             self.close()
@@ -336,6 +370,23 @@ class CodedSource:
             while len(self._cached) > _CACHED:
                 self._cached.popitem(last=False)
         return values
+
+    def _read_factors(self) -> dict[str, Factors]:
+        arrays: dict[str, NDArray[np.float32]] = {}
+        found = {}
+        for weight, one in self.coding.factors.items():
+            for part in _parts(one).values():
+                if part not in arrays and self._file.entries[part].dtype == "F32":
+                    arrays[part] = np.empty(self._file.entries[part].shape, np.float32)
+                    self._file.read_into(part, 0, arrays[part])
+            entry = self.entries.get(weight)
+            try:
+                found[weight] = Factors(scale=one.scale, **{name: arrays[part] for name, part in _parts(one).items()})
+            except KeyError as error:
+                raise UserError(f"{self._path}: is damaged: factor {error} is no float32") from None
+            if entry is None or entry.dtype != "F32" or not found[weight].fit(entry.shape):
+                raise UserError(f"{self._path}: is damaged: its factors do not fit tensor {weight!r}")
+        return found
 
     def _table(self, name: str) -> list[_Part]:
         count = _chunks(self.entries[name], self.coding.chunk)
@@ -408,6 +459,31 @@ class _Writer:
             return data, values, 0.0, 0.0
         back = codec.decode(data, known)
         return data, back, _squared(values, known.base, entry.dtype), _squared(values, back, entry.dtype)
+
+
+def _named(
+    factors: Mapping[str, Factors], base: TensorSource
+) -> tuple[dict[str, _Factors], dict[str, NDArray[np.float32]]]:
+    """Names for the arrays of factors, equal ones once; ``base`` has the weights that they change."""
+    names: dict[tuple[tuple[int, ...], bytes], str] = {}
+    arrays: dict[str, NDArray[np.float32]] = {}
+    named = {}
+    for weight, one in factors.items():
+        parts = {}
+        for part, array in one.arrays.items():
+            content = array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
+            parts[part] = names.setdefault(content, f"factor {len(names)}")
+            arrays[parts[part]] = array
+        if base.entries[weight].dtype != "F32":
+            raise UserError(f"{base.label}: tensor {weight!r} is no float32; adapters of others are stored lossless")
+        named[weight] = _Factors(scale=one.scale, **parts)
+    return named, arrays
+
+
+def _parts(one: _Factors) -> dict[str, str]:
+    """Part of a `Factors` → the stored array."""
+    named = {name: getattr(one, name) for name in ("left", "right", "rows", "middle", "gain")}
+    return {name: part for name, part in named.items() if part is not None}
 
 
 def _known(

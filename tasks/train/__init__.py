@@ -33,6 +33,22 @@ def check(train: Train) -> None:
         )
 
 
+def check_codec(params: Params) -> None:
+    """Check that the training method has what the codec of experts stores.
+
+    Raises:
+        UserError: it has not.
+    """
+    from tasks.model import codec
+    from tasks.train import method
+
+    if codec.chosen(params.store.experts).factors and not method.chosen(params.train.method).adapts:
+        raise UserError(
+            "store.experts: adapter stores the factors of lora, dora and vera, and train.method "
+            f"{params.train.method.name} has none; lossless serves every method"
+        )
+
+
 def check_batches(params: Params, pretraining: int | None, arrivals: Sequence[int | None], *, base: bool) -> None:
     """Refuse a batch that is larger than a step's data, as far as their sizes are known before any work.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
 from torch import nn
 
 from tasks.choice import Choice, create
+from tasks.model.factors import Factors
 from tasks.params import Named
 
 Draw = Callable[[str], np.random.Generator]
@@ -34,6 +35,10 @@ class Method(Choice):
         Raises:
             UserError: the model has nothing that this method trains.
         """
+
+    def factors(self, model: nn.Module) -> Mapping[str, Factors]:  # noqa: ARG002 - full weights have none
+        """Before `finish`, what the adapters are made of: name of a weight → the factors of its change."""
+        return {}
 
     def finish(self, model: nn.Module) -> None:
         """Give the model trained tensors with the names and shapes that it had before `start`."""

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tasks.choice import Choice
 from tasks.errors import UserError
 from tasks.model import checkpoints, codec, coded, models
 from tasks.model.datasets import Dataset
+from tasks.model.factors import Factors
 from tasks.model.holdout import held_out
 from tasks.params import BaseTraining, Budget, Params, Train, require_parts
 from tasks.progress import Progress, silent
@@ -156,14 +157,17 @@ def _train_expert(project: Path, params: Params, world: World, progress: Progres
     how = {"method": _described(method), "regularizer": _described(regularizer), "recipe": asdict(recipe)}
     facts = {"skipped": training.skipped, "loss": training.curve[-1].loss}
     _report(project / TRAINING, training.curve, summary | spent | how | facts)
+    factors = method.factors(model)
     method.finish(model)
     weights = model.state_dict()
     if vocabulary:
         vocabulary.restore(weights, training.decay if model.get_parameter(NAME).requires_grad else 1.0)
-    _save(project, params, weights, progress)
+    _save(project, params, weights, factors, progress)
 
 
-def _save(project: Path, params: Params, weights: checkpoints.Weights, progress: Progress) -> None:
+def _save(
+    project: Path, params: Params, weights: checkpoints.Weights, factors: Mapping[str, Factors], progress: Progress
+) -> None:
     """Write the expert, coded where the params name a codec."""
     if not params.codes_expert:
         checkpoints.save(project / EXPERT, weights)
@@ -171,7 +175,9 @@ def _save(project: Path, params: Params, weights: checkpoints.Weights, progress:
     target = project / CODED_EXPERT
     with atomic.private_folder(target.with_name(".expert.uncoded")) as folder:
         checkpoints.save(folder / EXPERT.name, weights)
-        coded.encode(codec.chosen(params.store.experts), folder / EXPERT.name, project / BASE, target, progress)
+        chosen = codec.chosen(params.store.experts)
+        given = factors if chosen.factors else None
+        coded.encode(chosen, folder / EXPERT.name, project / BASE, target, progress, given)
 
 
 def _init_of(params: Params) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +173,53 @@ def test_a_coded_expert_that_is_damaged_in_the_cache_is_named_and_comes_again(
     assert restored.damaged == (layout.CODED_EXPERT,)
     assert (restored.folder / layout.EXPERT).exists()
     git(project, "worktree", "remove", "--force", str(restored.folder))
+
+
+STEPS = int(os.environ.get("CHRONOMERGE_STREAM_STEPS", "50"))
+KILLS = 10
+LORA = {"time": {"init": "zs", "deploy": "ema"}, "train": {**FULL["train"], "method": "lora"}}
+STORES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lossless": {"store": {"experts": "lossless"}},
+    "ternary": {"store": {"experts": "ternary"}, "time": {"init": "ft", "deploy": "ema"}},
+    "signs": {"store": {"experts": "signs"}},
+    "adapter": {"store": {"experts": "adapter"}, **LORA},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("codec", sorted(STORES))
+def test_a_long_stream_killed_at_random_moments_has_the_same_bytes_and_restores(
+    codec: str, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    pools = [f"images:drawings/{pool}#{part}" for pool in ("first", "second", "base") for part in ("train", "test")]
+    stream = [{"name": f"arrival-{t}", "update": [pools[t % len(pools)]]} for t in range(STEPS)]
+    evaluate = {**projects.PARAMS["evaluate"], "allow_overlap": True}
+    changes = {**FULL, "stream": stream, "evaluate": evaluate, **STORES[codec]}
+    calm, folder = (projects.make(tmp_path / name, **changes) for name in ("calm", "killed"))
+    began = time.monotonic()
+    chronomerge_without_limit(calm, prefect_api)
+    seconds = time.monotonic() - began
+    expected = {state.tag: {path: entry.md5 for path, entry in state.entries.items()} for state in every(calm)}
+    moments = random.Random(codec)
+    for _ in range(KILLS):
+        process = projects.start(folder, "run", **prefect_api)
+        time.sleep(moments.uniform(0.02, 1.5 / KILLS) * seconds)
+        projects.kill(process)
+    chronomerge_without_limit(folder, prefect_api)
+    assert {s.tag: {path: entry.md5 for path, entry in s.entries.items()} for s in every(folder)} == expected
+    for state in moments.sample(every(folder), 3):
+        restored = state.restore(tmp_path / state.name).folder
+        about = state.manifest.coded
+        assert md5_of(restored / layout.EXPERT) == (about.decoded.md5 if about else state.entries[layout.EXPERT].md5)
+        assert state.verify().same
+
+
+def every(folder: Path) -> list[State]:
+    return timelines.states(folder, "tiny")
+
+
+def chronomerge_without_limit(folder: Path, prefect_api: dict[str, str]) -> None:
+    """Run all pending steps, however long they take."""
+    process = projects.start(folder, "run", **prefect_api)
+    assert process.wait() == 0

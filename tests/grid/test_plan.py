@@ -64,6 +64,12 @@ def test_a_regularizer_remembers_the_whole_chain() -> None:
     assert counts(chains)["train"] == (6, 1 + 1 + 2)
 
 
+def test_variants_with_other_codecs_share_the_base_alone() -> None:
+    stores = {"full": {}, "same": {"store": {"experts": "full"}}, "signs": {"store": {"experts": "signs"}}}
+    found = counts(planned(text(), init=["ema"], deploy=["ema"], variants=stores))
+    assert found["train"] == (3 * 3, 1 + 2 * 2)
+
+
 def test_what_is_recorded_is_not_to_do() -> None:
     done = {("tiny-zs-ema-linear-s0", step) for step in range(3)}
     found = planned(text(), recorded=done, init=["zs"], deploy=["ema", "all"])

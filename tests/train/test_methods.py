@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,12 +18,14 @@ from torch import nn
 from tasks import randomness, train
 from tasks.choice import available
 from tasks.errors import UserError
-from tasks.model import checkpoints, models, torchvision_shim
+from tasks.model import checkpoints, codec, coded, models, torchvision_shim
 from tasks.model.checkpoints import Weights
-from tasks.params import Named, Train
+from tasks.model.factors import Factors
+from tasks.params import Named, Store, Train
+from tasks.storage.cache import md5_of
 from tasks.train.method import Method, chosen
 from tasks.train.methods.adapters import AdapterMethod
-from tasks.train.node import EXPERT, INIT, TRAINING, initialize
+from tasks.train.node import CODED_EXPERT, EXPERT, INIT, TRAINING, initialize
 from tasks.train.node import train as train_node
 from tests.train.project import CONFIG, dataset, params, project
 
@@ -231,3 +234,72 @@ def test_settings_reach_the_method_and_the_report(step_one: Path) -> None:
     assert {n.rpartition("attn.")[2] for n in before if not torch.equal(before[n], after[n])} == {"out_proj.weight"}
     assert json.loads((step_one / TRAINING / "training.json").read_text())["method"] == {**lora, "alpha": None}
     assert isinstance(chosen(settings.train.method), AdapterMethod)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_is_stored_as_its_factors_and_every_bit_comes_back(
+    name: str, step_one: Path, tmp_path: Path
+) -> None:
+    method = {"name": name, "rank": 4}  # small beside the model
+    training = {"steps": 2, "batch_size": 8, "lr": 1e-2, "warmup": 0, "method": method}
+    full = params(1, train=training, time={"init": "zs", "deploy": "ema"})
+    train_node(step_one, full)
+    plain = checkpoints.load(step_one / EXPERT)
+    train_node(step_one, full.model_copy(update={"store": Store(experts="adapter")}))
+    path, base = step_one / CODED_EXPERT, step_one / "data/history/weights/base.safetensors"
+    assert coded.coding(path).factors
+    weights = coded.load(path, base)
+    assert weights.keys() == plain.keys()
+    assert all(torch.equal(weights[one], tensor) for one, tensor in plain.items())
+    lossless = tmp_path / "lossless.weights"
+    coded.encode(codec.chosen(Named(name="lossless")), step_one / EXPERT, base, lossless)
+    assert path.stat().st_size < lossless.stat().st_size
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1  # of a factor
+    path.write_bytes(bytes(changed))
+    with pytest.raises(UserError, match=r"expert\.weights: tensor .* is damaged"):
+        coded.load(path, base)
+    path.unlink()
+
+
+def test_what_a_product_of_factors_lacks_takes_few_bytes(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    base, up, down = (torch.randn(shape, generator=random) for shape in ((1024, 512), (1024, 4), (4, 512)))
+    checkpoints.save(tmp_path / "base.safetensors", {"w": base})
+    checkpoints.save(tmp_path / "expert.safetensors", {"w": base + 0.01 * (up @ down)})
+    factors = {"w": Factors(up.numpy(), down.numpy(), scale=0.01)}
+    path = tmp_path / "expert.weights"
+    adapter = codec.chosen(Named(name="adapter"))
+    about = coded.encode(adapter, tmp_path / "expert.safetensors", tmp_path / "base.safetensors", path, factors=factors)
+    assert about.decoded.md5 == md5_of(tmp_path / "expert.safetensors")
+    assert torch.equal(coded.load(path, tmp_path / "base.safetensors")["w"], base + 0.01 * (up @ down))
+    assert path.stat().st_size < 4 * (up.numel() + down.numel()) + 0.03 * 4 * base.numel()
+
+
+def test_factors_by_hand() -> None:
+    up, down = np.array([[1.0], [2.0]], np.float32), np.array([[1.0, 0.0, 3.0]], np.float32)
+    base = np.ones((2, 3), np.float32)
+    assert Factors(up, down, scale=2).predict(base, 0).tolist() == [[3, 1, 7], [5, 1, 13]]
+    gain = np.array([1.0, 10.0], np.float32)
+    assert Factors(up, down, gain=gain).predict(base[1:], 1).tolist() == [[30, 10, 70]]
+    rows, middle = np.array([0.0, 1.0], np.float32), np.array([0.5], np.float32)
+    assert Factors(up, down, rows=rows, middle=middle).predict(base, 0).tolist() == [[1, 1, 1], [2, 1, 4]]
+    assert Factors(up, down).fit((2, 3))
+    assert not Factors(up, down).fit((3, 2))
+    assert not Factors(up, down, gain=down).fit((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("method", "init", "message"),
+    [("full", "zs", "train.method full has none"), ("lora", "ema", "needs time.init: zs, not ema")],
+)
+def test_a_codec_of_adapters_needs_an_adapter_and_a_start_at_the_base(method: str, init: str, message: str) -> None:
+    given = params(1, train={"steps": 2, "method": method}, time={"init": init, "deploy": "ema"})
+    given = given.model_copy(update={"store": Store(experts="adapter")})
+
+    def check() -> None:
+        train.check_codec(given)
+        codec.check(given)
+
+    with pytest.raises(UserError, match=message):
+        check()

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tasks.errors import UserError
+from tasks.model.factors import Factors
 from tasks.train.method import Draw, Method, freeze
 
 Target = Literal["qkv", "out", "fc", "proj"]
@@ -47,6 +50,10 @@ class LowRank(nn.Module):
         with _full_precision(weight):  # a small change must not be rounded away
             return weight + self.scale * (self.up @ self.down)
 
+    def factors(self, _weight: torch.Tensor) -> Factors:
+        """Those of the change of a weight."""
+        return Factors(left=_array(self.up), right=_array(self.down), scale=self.scale)
+
 
 class Directed(LowRank):
     """DoRA's: magnitude and direction of each output's row."""
@@ -59,6 +66,11 @@ class Directed(LowRank):
         changed = super().forward(weight)
         with _full_precision(weight):
             return changed * (self.magnitude / _row_norms(changed.detach())).unsqueeze(1)
+
+    def factors(self, weight: torch.Tensor) -> Factors:
+        changed = super().forward(weight)
+        gain = self.magnitude / _row_norms(changed)
+        return replace(super().factors(weight), gain=_array(gain))
 
 
 class Scaled(nn.Module):
@@ -74,6 +86,9 @@ class Scaled(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         with _full_precision(weight):
             return weight + (self.b.unsqueeze(1) * self.up) @ (self.d.unsqueeze(1) * self.down)
+
+    def factors(self, _weight: torch.Tensor) -> Factors:
+        return Factors(left=_array(self.up), right=_array(self.down), rows=_array(self.b), middle=_array(self.d))
 
 
 class AdapterMethod(Method):
@@ -112,6 +127,16 @@ class AdapterMethod(Method):
         for name, change in self.changes(weights, draw).items():
             home, _, own = name.rpartition(".")
             parametrize.register_parametrization(model.get_submodule(home), own, change.to(weights[name].device))
+
+    def factors(self, model: nn.Module) -> Mapping[str, Factors]:
+        found = {}
+        with torch.no_grad():
+            for home, module in model.named_modules():
+                if parametrize.is_parametrized(module):
+                    for own, (change,) in module.parametrizations.items():
+                        weight = module.parametrizations[own].original
+                        found[f"{home}.{own}" if home else own] = change.factors(weight)
+        return found
 
     def finish(self, model: nn.Module) -> None:
         with torch.no_grad():
@@ -168,6 +193,10 @@ def _uniform(shape: tuple[int, int], random: np.random.Generator) -> torch.Tenso
     """As a linear layer's weight is drawn: uniform within 1/√in."""
     bound = 1 / math.sqrt(shape[1])
     return torch.from_numpy(random.uniform(-bound, bound, shape).astype(np.float32))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.detach().float().cpu().numpy()
 
 
 def _row_norms(weight: torch.Tensor) -> torch.Tensor:
