@@ -67,7 +67,8 @@ def test_lossless_makes_the_models_and_metrics_that_full_makes(twins: tuple[list
         assert (coding.decoded.md5, coding.decoded.size, coding.error) == (expert.md5, expert.size, 0)
         assert layout.EXPERT not in other.entries
         assert other.entries[layout.CODED_EXPERT].size < 0.8 * expert.size
-        assert other.manifest.bytes.new < one.manifest.bytes.new
+        if one.step > 1:  # at the first, the running model may be the expert, in full
+            assert other.manifest.bytes.new < one.manifest.bytes.new
 
 
 @pytest.mark.slow
