@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,8 @@ class ImageSource(Source):
         for note in table.notes:
             context.note(f"{what}: {note}")
         names = self.selected((*table.classes, *(row.class_name for row in table.rows)), what)
+        if sentence := _alike(name for name in names if name is not None):
+            context.note(f"{what}: {sentence}")
         rows = [row for row in table.rows if row.class_name in names]
         rows = self._drawn(rows, context, given=listed.given or table.given, what=what)
         for row in rows:
@@ -193,3 +196,15 @@ class ImageSource(Source):
                         context.complain(image)
                     else:
                         yield Example(row.id, image[0], caption, row.class_name, image[1])
+
+
+def _alike(names: Iterable[str]) -> str | None:
+    """A sentence on classes that are probably one, written in two ways; None where there are none."""
+    written: dict[str, list[str]] = {}
+    for name in sorted(names):
+        written.setdefault(re.sub(r"[\s_-]+", " ", name.strip().casefold()), []).append(name)
+    pairs = [" and ".join(map(repr, several)) for several in written.values() if len(several) > 1]
+    if not pairs:
+        return None
+    shown = "; ".join(pairs[:3]) + f" and {len(pairs) - 3} more" * (len(pairs) > 3)
+    return f"classes whose names differ by case, spaces or dashes alone are classes of their own: {shown}"

@@ -128,6 +128,7 @@ class Photographs(ImageSource):
         selection = self.find(path)
         usable = self.sound(path, self._regular(path, selection.files, outside.complain), outside.complain)
         home = path if path.is_dir() else path.parent
+        (into / self.store).mkdir(parents=True, exist_ok=True)
         for done, file in enumerate(usable, start=1):
             files.copy(file, into / self.store / file.relative_to(home))
             outside.progress(f"copying {self.path}", done, len(usable))

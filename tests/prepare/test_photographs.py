@@ -568,3 +568,60 @@ def test_the_largest_number_of_samples_is_known_of_tables_and_plain_tars(tmp_pat
             packed.addfile(tarfile.TarInfo(name))
     assert at_most(["webdataset:t.tar"], "here", tmp_path) == 2
     assert at_most(["webdataset:z.tar.gz"], "here", tmp_path) is None
+
+
+# --- names of class folders -------------------------------------------------------------------------------------------
+
+
+def test_numbered_folders_count_into_classes_by_number_not_by_their_order(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "digits", {str(number): 1 for number in range(12)})
+    names = [f"name {number}" for number in range(12)]
+    data = prepare({"source": "images", "path": "digits", "classes": names})
+    of_folder = {
+        Path(one).parent.name: data.card.classes[label] for one, label in zip(data.ids, data.labels, strict=True)
+    }
+    assert of_folder == {str(number): f"name {number}" for number in range(12)}
+    with pytest.raises(UserError, match="holds 11, but there are 11 classes"):
+        prepare({"source": "images", "path": "digits", "classes": names[:-1]})
+
+
+def test_numbered_folders_without_names_are_said(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "digits", {"0": 1, "1": 1})
+    assert prepare("images:digits").card.classes == ("0", "1")
+    assert "its class folders are numbers (0, 1)" in notes_on(project / "data/raw/arrival")[0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["a", "b", "c"], "classes has 3 names, and there are 2 class folders (cat, dog)"),
+        (["a"], "classes has 1 names, and there are 2 class folders"),
+        (["dog", "cat"], "classes has 'cat' at another place than the folder of that name"),
+    ],
+)
+def test_names_that_do_not_fit_the_class_folders_are_refused(
+    prepare: Prepare, project: Path, classes: list[str], words: str
+) -> None:
+    image_folder(project / "pets", {"cat": 1, "dog": 1})
+    with pytest.raises(UserError) as caught:
+        prepare({"source": "images", "path": "pets", "classes": classes})
+    assert words in str(caught.value)
+    data = prepare({"source": "images", "path": "pets", "classes": ["a cat", "a dog"]})
+    assert pairs(data) == {"pets/cat/00.png": "a cat", "pets/dog/00.png": "a dog"}
+
+
+def test_classes_that_differ_by_case_or_space_alone_are_said(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "pets", {"cat": 1, "Cat": 1, "red_fox": 1, "red fox ": 1, "dog": 1})
+    assert len(prepare("images:pets").card.classes) == 5
+    (note,) = notes_on(project / "data/raw/arrival")
+    assert note.endswith("are classes of their own: 'Cat' and 'cat'; 'red fox' and 'red fox '")
+
+
+def test_classes_in_folders_of_several_others_are_said(prepare: Prepare, project: Path) -> None:
+    for first in ("cat", "dog"):
+        image_folder(project / "pets" / first, {"young": 1, "old": 1, f"{first}s": 1})
+    assert prepare("images:pets").card.classes == ("cats", "dogs", "old", "young")
+    (note,) = notes_on(project / "data/raw/arrival")
+    assert "2 of 4 classes are folders in several others ('old' in cat, dog)" in note
+    prepare({"source": "images", "path": "pets", "class_level": "first"})
+    assert notes_on(project / "data/raw/arrival") == []

@@ -175,3 +175,11 @@ def test_any_bytes_are_samples_or_one_error(
     except UserError:
         return
     assert all(len(m.content()) == m.size for one in content.samples for m in one.members.values())
+
+
+def test_a_sample_whose_only_image_is_no_bare_extension_is_said(prepare: Prepare, project: Path) -> None:
+    members = [m for i in range(3) for m in [(f"{i}.seg.png", photo(i)), (f"{i}.txt", b"x")]]
+    write(project / "a.tar", [*members, ("3.png", photo(3)), ("3.txt", b"x")])
+    assert len(prepare("webdataset:a.tar").ids) == 4
+    (note,) = notes_on(project / "data/raw/arrival")
+    assert "the image of 3 of 4 samples is its seg.png, for it has no other" in note

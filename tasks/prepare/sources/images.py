@@ -138,13 +138,57 @@ class Images(Photographs):
             top = self._top(home)
             of_file = {file: self._class_of(file, top) for file in images}
             names = sorted(set(of_file.values()))
-            if self.classes:  # the folders' names in order are numbers into it
-                named = tables.as_class_names(range(len(names)), self.classes, f"images: {self.path}: class folders")
-                renamed = dict(zip(names, named, strict=True))
+            if self.class_level is None and (sentence := self._of_several_folders(images, top)):
+                notes.append(sentence)
+            if self.classes:
+                renamed = self._named(names)
                 rows = [self._row(home, file, None, renamed[name]) for file, name in of_file.items()]
             else:
                 rows = [self._row(home, file, None, name) for file, name in of_file.items()]
+                if names and all(name.isdecimal() for name in names):
+                    notes.append(
+                        f"its class folders are numbers ({', '.join(names[:3])}{', …' * (len(names) > 3)}), and so are "
+                        "the classes; if they stand for names, give these as classes: [...], counted from 0"
+                    )
         return Rows(sorted(rows, key=lambda row: row.id), notes=tuple(notes))
+
+    def _of_several_folders(self, images: Sequence[Path], top: Path) -> str | None:
+        """A sentence on classes whose images come from folders of several others; None where there are none."""
+        homes: dict[str, set[str]] = {}
+        for image in images:
+            homes.setdefault(spoken(image.parent.name), set()).add(image.relative_to(top).parts[0])
+        shared = {name: sorted(firsts) for name, firsts in sorted(homes.items()) if len(firsts) > 1}
+        if not shared:
+            return None
+        name, firsts = next(iter(shared.items()))
+        return (
+            f"{len(shared)} of {len(homes)} classes are folders in several others ({name!r} in {', '.join(firsts[:3])}"
+            f"{', …' * (len(firsts) > 3)}); with class_level: first the classes are these"
+        )
+
+    def _named(self, folders: Sequence[str]) -> dict[str, str]:
+        """Class folder → its name among `classes`: a number counts into them, others have the place they are sorted to.
+
+        Raises:
+            UserError: there are more or fewer names than folders, or they are the folders' own in another order.
+        """
+        what = f"images: {self.path}"
+        if folders and all(folder.isdecimal() for folder in folders):
+            named = tables.as_class_names(map(int, folders), self.classes, f"{what}: class folders")
+            return {folder: name for folder, name in zip(folders, named, strict=True) if name is not None}
+        if len(folders) != len(self.classes):
+            shown = ", ".join(folders[:3]) + ", …" * (len(folders) > 3)
+            raise UserError(
+                f"{what}: classes has {len(self.classes)} names, and there are {len(folders)} class folders ({shown}); "
+                "give one for each, in the order of the folders' names"
+            )
+        renamed = dict(zip(folders, map(str, self.classes), strict=True))
+        if moved := [folder for folder, name in renamed.items() if folder != name and folder in self.classes]:
+            raise UserError(
+                f"{what}: classes has {moved[0]!r} at another place than the folder of that name has in the order of "
+                "names; leave classes out, or give them in that order"
+            )
+        return renamed
 
     def _described(
         self, home: Path, metadata: Sequence[Path], images: Sequence[Path], context: Context

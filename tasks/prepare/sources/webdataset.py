@@ -171,11 +171,23 @@ class _SampleReader:
             for extension, count in sorted(everything.items(), key=lambda one: (-one[1], one[0]))
             if count > 0
         ]
-        return [f"left out of its tar files: {shortened(', '.join(counted), 300)}"] if counted else []
+        notes = [f"left out of its tar files: {shortened(', '.join(counted), 300)}"] if counted else []
+        odd = sorted(extension for extension in self.used if "." in extension and _is_image(extension))
+        if odd and self.source.image is None:
+            count = sum(self.used[extension] for extension in odd)
+            notes.append(
+                f"the image of {count} of {len(samples)} samples is its {shortened(' or '.join(odd), 200)}, for it has "
+                "no other; say which member is the image with image"
+            )
+        return notes
 
 
 def _images(sample: TarSample) -> list[str]:
-    return [name for name in sample.members if f".{name.rpartition('.')[2]}" in listing.image_extensions()]
+    return [name for name in sample.members if _is_image(name)]
+
+
+def _is_image(extension: str) -> bool:
+    return f".{extension.rpartition('.')[2]}" in listing.image_extensions()
 
 
 def _listed_classes(home: Path, labels: Sequence[Any]) -> tuple[tuple[str, ...], list[str]]:
