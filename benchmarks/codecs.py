@@ -49,7 +49,9 @@ def main() -> None:
             make(home, given.megabytes, change)
             if change == (given.change or CHANGES)[0]:
                 peers(home, given.repeat)
-            for name in given.codec or [name for name, one in available(Codec).items() if one.codes]:
+            for name in given.codec or [
+                name for name, one in available(Codec).items() if one.codes and not one.factors
+            ]:
                 measure(home, name, change, given.repeat)
 
 

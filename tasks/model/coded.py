@@ -117,6 +117,8 @@ class _Part:
 
 def is_coded(path: Path) -> bool:
     """Whether a file is a coded expert, by its first bytes."""
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             return file.read(8 + len(_START))[8:] == _START

@@ -111,6 +111,23 @@ def test_verify_makes_every_coded_state_again(twins: tuple[list[State], list[Sta
         assert state.verify().same
 
 
+@pytest.mark.slow
+def test_what_gc_took_from_the_cache_comes_from_the_store_and_is_decoded(
+    twins: tuple[list[State], list[State]], project: Path, tmp_path: Path
+) -> None:
+    state = twins[1][1]
+    chronomerge(project, "gc", "--keep-last", "1", "--delete")
+    lacking = Cache(dvc_config.cache_dir(project)).missing(state.entries[layout.CODED_EXPERT])
+    assert bool(lacking) == (state.timeline != "batch-coded")  # there every later step reads it
+    restored = state.restore(tmp_path / "restored")
+    assert restored.fetched > 0
+    about = state.manifest.coded
+    assert about is not None
+    assert md5_of(restored.folder / layout.EXPERT) == about.decoded.md5
+    git(project, "worktree", "remove", "--force", str(restored.folder))
+    assert chronomerge(project, "doctor").returncode == 0
+
+
 @pytest.fixture(scope="module")
 def mixed(project: Path, prefect_api: dict[str, str]) -> list[State]:
     """A timeline that stores its first expert in full, and later ones with loss."""
