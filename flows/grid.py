@@ -11,7 +11,7 @@ from typing import Any
 from flows.prefect import runs
 from flows.prefect import server as prefect_server
 from flows.processes.cell_workers import CellWorkers
-from flows.run import check, pending
+from flows.run import check, demanded, pending
 from tasks import progress, record
 from tasks.errors import UserError
 from tasks.grid import cells, estimate, plan
@@ -112,6 +112,10 @@ def grid(
             progress.report("note:", 1, 1, f"{one.cell.timeline}: {warning}")
         arrivals |= {arrival.name: arrival for arrival in one.params.stream[last.step if last else 0 :]}
     prepare.check_hub(arrivals.values())
+    data = {one.params.model_dump_json(include={"base", "stream", "evaluate"}): one for one in selected.todo}
+    for one in data.values():  # most cells share one stream
+        if demand := demanded(pending(project, None, one.params), project):
+            progress.report("note:", 1, 1, demand)
     own = sorted({path for one in selected.todo for path in one.params.own_files})
     code = record.code_of(project, *own)
     starting = "starting the store, the Prefect server and the cell workers"

@@ -12,7 +12,7 @@ from flows import hooks, notes
 from flows.prefect import runs
 from flows.prefect import server as prefect_server
 from flows.prefect.server import Server
-from tasks import gate, progress, record
+from tasks import gate, layout, progress, record
 from tasks.errors import UnavailableError, UserError
 from tasks.params import Params, load
 from tasks.record import Code, State
@@ -82,6 +82,8 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         from tasks import prepare
 
         prepare.check_hub(params.stream[step - 1] for step in todo.steps if step)
+        if demand := demanded(todo, project):
+            progress.report("note:", 1, 1, demand)
         stack.enter_context(notes.recording(project, params, todo.steps))
         starting = "starting the store" + ("" if os.environ.get("PREFECT_API_URL") else " and the Prefect server")
         progress.report(starting, 0, 1)
@@ -201,6 +203,21 @@ def check(params: Params, project: Path, *, base: bool) -> list[str]:
         *track.check(params),
         *codec.check(params),
     ]
+
+
+def demanded(todo: Pending, project: Path) -> str | None:
+    """What the published data sets of a run will cost: bytes to download, disk; None where there are none.
+
+    Raises:
+        UserError: one cannot be had, or the disk has too little room.
+    """
+    from tasks import prepare
+
+    before = todo.last.settings.evaluate if todo.last else None
+    now = todo.params.evaluate
+    tests = before is None or (before.adaptation, before.retention) != (now.adaptation, now.retention)
+    downloads = layout.private(project) / "downloads"
+    return prepare.demanded(todo.params, todo.steps, project, downloads, progress.report, tests=tests)
 
 
 def _continues(params: Params, last: State, project: Path) -> None:

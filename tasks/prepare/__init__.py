@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tasks.prepare.overlap import Overlap
 
 __all__ = [
-    "at_most", "check", "check_hub", "check_overlap", "fetch_arrival", "fetch_evaluation", "looked_into", "notes_on",
-    "origins_of", "pointers",
+    "at_most", "check", "check_hub", "check_overlap", "demanded", "fetch_arrival", "fetch_evaluation", "looked_into",
+    "notes_on", "origins_of", "pointers",
 ]  # fmt: skip
 
 NOTES = "notes.json"
@@ -70,6 +70,30 @@ def check_hub(arrivals: Iterable[Arrival]) -> None:
         except UserError as error:
             kind = UnavailableError if isinstance(error, UnavailableError) else UserError
             raise kind(f"stream: arrival {arrival.name}: expert {error}") from None
+
+
+def demanded(
+    params: Params, steps: Sequence[int], project: Path, cache: Path, progress: Progress = silent, *, tests: bool
+) -> str | None:
+    """What the published data sets of some steps will cost, in a sentence; None where there are none.
+
+    ``tests``: those of the test sets too. Lists of files are looked at, on hubs too; no data is downloaded.
+
+    Raises:
+        UserError: one cannot be had, or there is too little room on the disk.
+        UnavailableError: a hub does not answer, and its cache lacks a repository.
+    """
+    from tasks.prepare import demand
+
+    wanted = [("base.pretraining", params.base.pretraining)] if 0 in steps else []
+    arrivals = [params.stream[step - 1] for step in steps if step]
+    wanted += [(f"stream: arrival {one.name}", [*one.update, *one.measure]) for one in arrivals]
+    wanted += [(f"evaluate: {one.name}", one.test) for one in params.evaluate.sets if tests]
+    found = demand.demand(wanted, project, cache, progress)
+    if found is None:
+        return None
+    demand.require_room(found, project)
+    return str(found)
 
 
 def check_overlap(arrival: Path, evaluation: Path, params: Params, progress: Progress = silent) -> list[Overlap]:

@@ -101,6 +101,19 @@ class Hosted(PublishedSource):
             place = Folder.of(project / self.path, self.what)
             self.choose(place, Outside(project, project, 0, silent))
 
+    def wanted(self, outside: Outside) -> tuple[hub.Snapshot, list[str]] | None:
+        """The repository, and the files that a fetch takes (of `first`, those at most); None for a folder.
+
+        Raises:
+            UserError, UnavailableError: as `place` and `choose`.
+        """
+        place = self.place(outside.project)
+        if not isinstance(place, hub.Snapshot):
+            return None
+        chosen = self.choose(place, outside)
+        names = list(chosen.files) if self.first is not None else self.needed(chosen, place, outside)[0]
+        return place, [*names, *chosen.beside]
+
     def fetch(self, into: Path, outside: Outside) -> None:
         place = self.place(outside.project)
         chosen = self.choose(place, outside)

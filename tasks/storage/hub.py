@@ -142,6 +142,13 @@ class Snapshot:
         name, path = next(iter(paths.items()))
         return path.parents[name.count("/")]
 
+    def has(self, name: str) -> bool:
+        """Whether a file is in the cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        where: dict[str, Any] = {"repo_type": self.address.kind, "revision": self.commit}
+        return isinstance(try_to_load_from_cache(self.address.repository, name, cache_dir=self.public, **where), str)
+
     @contextmanager
     def opened(self, name: str) -> Iterator[Any]:
         """A file for reading: from the cache, or else the parts that are read come over the network, and are not kept.
@@ -274,6 +281,13 @@ def _listed(address: Address, commit: str, public: Path | None) -> dict[str, int
         if not files:
             raise unreachable from None
         return files
+
+
+def cache_folder() -> Path:
+    """Where huggingface_hub keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def _endpoint() -> str:

@@ -105,6 +105,7 @@ def ran(
     folder = make(home / "project")
     done = chronomerge(folder, "run", **environment)
     assert "recorded state/tiny/0000 to state/tiny/0004" in done.stdout
+    assert "2 published data sets: " in done.stdout + done.stderr
     return folder, environment
 
 

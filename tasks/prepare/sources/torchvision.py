@@ -170,6 +170,11 @@ class Torchvision(PublishedSource):
         archives = self.known.archives
         return list(archives[self._split()] if isinstance(archives, Mapping) else archives)
 
+    def is_there(self, cache: Path) -> bool:
+        """Whether all of its archives are among downloads; they are compared with checksums as they are read."""
+        root = cache / self.name / self.path.partition("/")[0]
+        return all((root / archive).is_file() for archive in self._archives())
+
     def fetch(self, into: Path, outside: Outside) -> None:
         name = self.path.partition("/")[0]
         root = outside.cache / self.name / name
