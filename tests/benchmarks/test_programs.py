@@ -29,6 +29,10 @@ def test_prepared_images() -> None:
     assert "jpeg, original" in ran("prepared.py", "--count", 8, "--size", 32)
 
 
+def test_preparing() -> None:
+    assert ran("prepare.py", "--count", 24, "--size", 32, "--repeat", 1).count(" equal") == 3
+
+
 def test_recording() -> None:
     assert "goal" in ran("record.py", "--megabytes", 20, "--repeat", 1, status=(0, 1))
 
