@@ -71,6 +71,26 @@ def test_heads() -> None:
     assert "scikit-learn LDA" in ran("heads.py", *small)
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A timeline of two steps."""
+    folder = projects.make(tmp_path_factory.mktemp("recorded") / "project")
+    chronomerge(folder, "run")
+    return folder
+
+
+def test_compatibility(recorded: Path) -> None:
+    said = ran("compatibility.py", "--project", recorded, "--timeline", "tiny", "--probe", 50)
+    assert "3 states, 48 queries in 3 sets" in said
+    assert "recall@1: compatible pairs" in said
+
+
+def test_few_shots(recorded: Path) -> None:
+    said = ran("fewshot.py", "--project", recorded, "--timeline", "tiny", "--draws", 2, "--peer", "--linear")
+    assert "scikit-learn logistic regression" in said
+    assert "12 classes, base features" in said
+
+
 def test_converting() -> None:
     assert "transformers, load and save" in ran("convert.py", "--model", "tiny", "--repeat", 1)
 

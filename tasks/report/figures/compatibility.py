@@ -27,7 +27,8 @@ def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
         .agg(value="mean", sets="count")
         .reset_index()
     )
-    panels = [_panel(means[means["k"] == k], k) for k in ("1", "5")]
+    domain = [float(means["value"].min()), float(means["value"].max())]
+    panels = [_panel(means[means["k"] == k], k, domain) for k in ("1", "5")]
     pairs = own[own["metric"] == "compatible_pairs"].sort_values("step")
     share = f" {pairs['value'].iloc[-1]:.0f} % of the pairs of states are compatible." if len(pairs) else ""
     caption = (
@@ -37,14 +38,13 @@ def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
     return Figure("compatibility", "Searching in an older index", caption, alt.concat(*panels, columns=2), 60)
 
 
-def _panel(means: pd.DataFrame, k: str) -> Chart:
+def _panel(means: pd.DataFrame, k: str, domain: list[float]) -> Chart:
     """One heat map; steps are rows (queries) and columns (galleries)."""
     itself = means[means["step"] == means["gallery"]].set_index("step")["value"]
     means = means.assign(own=means["gallery"].map(itself))
     means["worse"] = means["value"] < means["own"] - 1e-9
     means["note"] = means["worse"].map({True: "less than its own state finds", False: "works"})
     steps = sorted(set(means["step"]))
-    middle = (means["value"].min() + means["value"].max()) / 2
     tooltip = [
         alt.Tooltip("step:O", title="queries of step"), alt.Tooltip("gallery:O", title="gallery of step"),
         alt.Tooltip("value:Q", title="%", format=".2f"), alt.Tooltip("own:Q", title="its own state", format=".2f"),
@@ -52,12 +52,12 @@ def _panel(means: pd.DataFrame, k: str) -> Chart:
     ]  # fmt: skip
     chart = alt.Chart(data(means, *_SHOWN)).encode(
         x=alt.X("gallery:O", title="gallery of step", sort=steps, axis=alt.Axis(labelAngle=0, **BARE)),
-        y=alt.Y("step:O", title="queries of step", sort=steps, axis=alt.Axis(**BARE)),
+        y=alt.Y("step:O", title="queries of step", sort=steps, axis=alt.Axis(titlePadding=12, **BARE)),
     )
-    color = alt.Color("value:Q", scale=alt.Scale(scheme="viridis"), legend=None)
+    color = alt.Color("value:Q", scale=alt.Scale(scheme="viridis", domain=domain), legend=None)
     layers = [chart.mark_rect(stroke="white", strokeWidth=1).encode(color=color, tooltip=tooltip)]
     if len(steps) <= _TEXT_FITS:
-        ink = alt.when(f"datum.value > {middle}").then(alt.value(INK)).otherwise(alt.value("white"))
+        ink = alt.when(f"datum.value > {sum(domain) / 2}").then(alt.value(INK)).otherwise(alt.value("white"))
         layers.append(chart.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".0f"), color=ink))
     frame = chart.transform_filter("datum.worse").mark_rect(filled=False, stroke=OKABE_ITO["vermillion"], strokeWidth=2)
     return alt.layer(*layers, frame.encode(tooltip=tooltip)).properties(
