@@ -114,6 +114,8 @@ class _Run:
         # Up to the state that deployed models are compatible with, the space is the deployed model's own.
         named_by = project / REFERENCE if name == "aligned" and (project / REFERENCE).exists() else None
         self.space = FeatureSpace(project / HISTORY / "model", self.weights or [], params.evaluate.batch_size, named_by)
+        self.unusable: dict[str, str] = {}
+        """Test set → why no head can be scored on it."""
         self.frozen = name in ("base", "base+first")
         """Whether an image has the same features at every step."""
 
@@ -139,7 +141,11 @@ class _Run:
         found = {}
         for one in self.params.evaluate.sets:
             data = Dataset(self.project / SETS / one.name)
-            if (data.labels < 0).any() or len(data.card.classes) < 2:
+            if (data.labels < 0).any():
+                self.unusable[one.name] = "it has samples without a class"
+                continue
+            if len(data.card.classes) < 2:
+                self.unusable[one.name] = f"it has one class, {data.card.classes[0]!r}: there is nothing to tell apart"
                 continue
             place = Path("tests") / self.file / f"{one.name}.safetensors"
             made, earlier = self.project / RUNNING / place, self.project / PAST / place
@@ -185,7 +191,7 @@ class _Run:
         top1 = scores.top1.setdefault("0", {})
         for one in self.params.evaluate.sets:
             if one.name not in features:
-                scores.left_out[one.name] = "it has samples without a class"
+                scores.left_out[one.name] = self.unusable[one.name]
                 continue
             data, its = features[one.name]
             text = self._text(one, data)
@@ -270,7 +276,7 @@ class _Run:
         number, top1 = {name: i for i, name in enumerate(classes)}, {}
         for one in self.params.evaluate.sets:
             if one.name not in features:
-                scores.left_out[one.name] = "it has samples without a class"
+                scores.left_out[one.name] = self.unusable[one.name]
                 continue
             data, its = features[one.name]
             unknown = [name for name in data.card.classes if name not in number]

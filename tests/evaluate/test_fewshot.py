@@ -339,3 +339,11 @@ def test_an_aligned_state_begins_with_the_state_that_is_named(folder: Path) -> N
     assert isinstance(anew, Moments)
     assert isinstance(deployed, Moments)
     assert torch.equal(anew.sums, deployed.sums)
+
+
+def test_a_test_set_of_one_class_is_left_out_and_said(folder: Path) -> None:
+    dataset(folder / "data/step/evaluation/kept", 4, ("blue",), noise=2)
+    found = run(folder, with_heads(0, "knn", "zeroshot"))
+    why = "it has one class, 'blue': there is nothing to tell apart"
+    assert found["knn"]["left_out"]["kept"] == found["zeroshot"]["left_out"]["kept"] == why
+    assert f"head knn on base features: kept is not scored: {why}" in found["notes"]
