@@ -112,9 +112,9 @@ def layout(
     lacks or has in another shape, are copied from the reference. What only the others have is left out.
 
     Raises:
-        UserError: a model is an adapter or quantised; a tensor has a dtype that cannot be merged and differs between
-            the models, or another shape in one of them; the models share less than half of the reference's parameters;
-            or nothing can be merged.
+        UserError: a model is an adapter or quantised; a tensor has a dtype that cannot be merged and differs between the
+            models (a matrix of integers too), or another shape in one of them; the models share less than half of the
+            reference's parameters; or nothing can be merged.
     """
     for label, source in {reference.label: reference, **others}.items():
         require_model(label, source)
@@ -135,7 +135,9 @@ def layout(
         if name in ties.representative:
             entries[name] = TensorEntry(rules.dtype or entry.dtype, entry.shape)
             continue
-        reason = rules.copied.get(name) or _reason_to_keep(name, entry, reference, others)
+        reason = rules.copied.get(name) or _reason_to_keep(
+            name, entry, reference, others, keep_mismatched=rules.keep_mismatched
+        )
         if reason is None and _MASK.search(name):
             if _same_in_all(name, reference, others):
                 reason = "a mask, the same in all models"
@@ -264,19 +266,37 @@ def _difference(reference: TensorSource, other: TensorSource) -> str:
 
 
 def _reason_to_keep(
-    name: str, entry: TensorEntry, reference: TensorSource, others: Mapping[str, TensorSource]
+    name: str,
+    entry: TensorEntry,
+    reference: TensorSource,
+    others: Mapping[str, TensorSource],
+    *,
+    keep_mismatched: bool,
 ) -> str | None:
     statistic = _STATISTIC.search(name)
     counts = statistic is not None and statistic[1] == "num_batches_tracked"
     if entry.size == 0:
         return "empty"
     if entry.dtype in INTEGERS and not counts:
-        return f"{entry.dtype} is not merged"
+        differing = [label for label, other in others.items() if not _integers_agree(name, reference, other)]
+        if differing and len(entry.shape) > 1 and not keep_mismatched:
+            raise UserError(
+                f"tensor {name!r} holds integers ({entry.dtype}) that differ between the models ({differing[0]}), so a "
+                "copy of one of them would not fit the merged rest. If it is a quantised or packed weight, dequantise "
+                "it first; if one model's will do, take it with --on-mismatch base"
+            )
+        return f"{entry.dtype} is not merged" + (f" and differs in {differing[0]}" if differing else "")
     for label, other in others.items():
         theirs = other.entries.get(name)
         if theirs is None:
             return f"missing from {label}"
         if theirs.dtype not in FLOATS and theirs.dtype in INTEGERS and not counts:
+            if len(entry.shape) > 1 and not keep_mismatched:
+                raise UserError(
+                    f"tensor {name!r} is {entry.dtype} in {reference.label} and holds integers ({theirs.dtype}) in "
+                    f"{label}: if it is a quantised weight, dequantise it first; to keep that of {reference.label}, "
+                    "take --on-mismatch base"
+                )
             return f"{theirs.dtype} in {label}"
         if theirs.shape != entry.shape and {theirs.shape, entry.shape} != {(), (1,)}:
             return f"shape {list(theirs.shape)} in {label}, {list(entry.shape)} in the reference"
@@ -290,6 +310,11 @@ def _reason_to_keep(
         f"tensor {name!r} is {' and '.join(sorted(dtypes))} and differs between the models; {strange[0]} cannot be "
         "merged: convert it to bfloat16 or float32 first"
     )
+
+
+def _integers_agree(name: str, reference: TensorSource, other: TensorSource) -> bool:
+    """Whether another model has the reference's integers, or has no tensor of that name."""
+    return name not in other.entries or equal(reference, name, other, name)
 
 
 def _same_in_all(name: str, reference: TensorSource, others: Mapping[str, TensorSource]) -> bool:

@@ -103,7 +103,7 @@ def test_techniques_are_listed_with_settings_needs_and_source() -> None:
         (("-o", "m.safetensors", "-e", "weights.pt"), r"weights\.pt has unknown names \(w\)"),
         (("-o", "m.safetensors", "-e", "a.safetensors:nan"), "weights for some experts only"),
         (("-o", "m.safetensors", "-e", "a.safetensors:0.5x"), "the weight '0.5x' is not a number"),
-        (("-o", "a.safetensors/m.safetensors"), r"a\.safetensors/m\.safetensors: cannot be written"),
+        (("-o", "a.safetensors/m.safetensors"), r"a\.safetensors is a file, not a folder; choose another place"),
     ],
 )
 def test_what_a_newcomer_may_get_wrong(arguments: tuple[str, ...], message: str, folder: Path) -> None:

@@ -155,8 +155,8 @@ def test_odd_tensors_follow_the_rule() -> None:
     assert result is not None
     assert result.keys() == zero.keys()
     assert report.kept == {
-        "position_ids": "I64 is not merged",
-        "mask": "BOOL is not merged",
+        "position_ids": "I64 is not merged and differs in expert 1",
+        "mask": "BOOL is not merged and differs in expert 1",
         "empty": "empty",
         "text_projection": "shape [4, 5] in expert 2, [8, 5] in the reference",
         "visual.ln_post.bias": "missing from expert 2",

@@ -195,3 +195,27 @@ def test_names_of_tensors_that_pose_as_lines_or_fill_the_screen_are_shown_short_
         merge("linear", [tmp_path / "expert.safetensors"], tmp_path / "base.safetensors", tmp_path / "out.safetensors")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "i8"])
+def test_a_matrix_of_integers_that_differs_is_refused_and_one_that_agrees_is_copied(dtype: str) -> None:
+    """Packed or quantised weights whose scales have names that nobody knows, or are elsewhere."""
+    codes = np.arange(64, dtype=dtype).reshape(8, 8)
+    first, second = ({"w": np.full((4, 4), value, "f4"), "codes": codes} for value in (0, 2))
+    assert merge("linear", [first, second]).report.kept == {
+        "codes": f"{dtype.upper()[0]}{8 * int(dtype[1])} is not merged"
+    }
+    second["codes"] = codes[::-1].copy()
+    with pytest.raises(
+        UserError, match=r"'codes' holds integers \(.*\) that differ between the models .*dequantise it"
+    ):
+        merge("linear", [first, second])
+    kept = merge("linear", [first, second], on_mismatch="base")
+    assert kept.report.kept["codes"].endswith("is not merged and differs in expert 2")
+    assert kept.tensors is not None
+    assert np.array_equal(kept.tensors["codes"], codes)
+    second["codes"] = codes.astype("f4")
+    with pytest.raises(UserError, match="holds integers"):
+        merge("linear", [first, second])
+    with pytest.raises(UserError, match=r"'codes' is F32 in .* and holds integers"):
+        merge("linear", [second, first])
