@@ -112,9 +112,9 @@ def layout(
     lacks or has in another shape, are copied from the reference. What only the others have is left out.
 
     Raises:
-        UserError: a model is an adapter or quantised; a tensor has a dtype that cannot be merged and differs between the
-            models (a matrix of integers too), or another shape in one of them; the models share less than half of the
-            reference's parameters; or nothing can be merged.
+        UserError: a model is an adapter or quantised; a tensor differs between the models and has a dtype that cannot
+            be merged (a matrix of integers too), or another shape in one of them; the models share less than half of
+            the reference's parameters; or nothing can be merged.
     """
     for label, source in {reference.label: reference, **others}.items():
         require_model(label, source)
