@@ -15,11 +15,14 @@ from hypothesis.extra import numpy as arrays
 
 from tasks.choice import available
 from tasks.errors import UserError
+from tasks.merge.engine import merge
 from tasks.model import checkpoints, codec, coded, planes
 from tasks.model.codec import Codec, DamagedChunkError
+from tasks.model.inputs import open_model
 from tasks.model.sources import FileSource
-from tasks.params import Named
+from tasks.params import Named, Params
 from tasks.storage.cache import md5_of
+from tests.project import PARAMS
 
 LOSSLESS = codec.chosen(Named(name="lossless"))
 
@@ -211,3 +214,49 @@ def test_an_expert_of_another_architecture_is_not_coded(pair: tuple[Path, Path],
     with pytest.raises(UserError, match="not of both"):
         coded.encode(LOSSLESS, pair[1], base, tmp_path / "expert.weights")
     assert not (tmp_path / "expert.weights").exists()
+
+
+def params(experts: object, **time: str) -> Params:
+    return Params.model_validate(
+        {**PARAMS, "time": {"init": "ema", "deploy": "ema", **time}, "store": {"experts": experts}}
+    )
+
+
+def test_codecs_are_checked_before_any_work() -> None:
+    assert codec.check(params("lossless")) == []
+    assert codec.check(params("full", deploy="ft")) == []
+    (warning,) = codec.check(params("lossless", deploy="ft"))
+    assert "saves nothing" in warning
+    with pytest.raises(UserError, match=r"store\.experts: there is no 'zip'; there are adapter, full, lossless"):
+        codec.check(params("zip"))
+    with pytest.raises(UserError, match=r"store\.experts: ternary: density got 2"):
+        codec.check(params({"name": "ternary", "density": 2}))
+
+
+def test_the_base_is_found_around_a_coded_expert_and_asked_for_elsewhere(tmp_path: Path) -> None:
+    base = tmp_path / "state/data/history/weights/base.safetensors"
+    expert = tmp_path / "state/data/step/expert.weights"
+    base.parent.mkdir(parents=True)
+    base.touch()
+    assert coded.base_around(expert) == base
+    with pytest.raises(UserError, match="name the base with --base"):
+        coded.base_around(tmp_path / "expert.weights")
+
+
+def test_a_safetensors_file_is_no_coded_expert_and_a_coded_one_needs_its_base(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, expert = pair
+    with pytest.raises(UserError, match=r"expert\.safetensors: is no coded expert"):
+        coded.decode(expert, base, tmp_path / "out.safetensors")
+    coded.encode(LOSSLESS, expert, base, tmp_path / "expert.weights")
+    with ExitStack() as stack, pytest.raises(UserError, match="is a coded expert, the difference to a base"):
+        open_model(tmp_path / "expert.weights", "expert 1", stack, None)
+
+
+def test_a_merge_reads_coded_experts_as_they_are(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, expert = pair
+    coded.encode(LOSSLESS, expert, base, tmp_path / "expert.weights")
+    for name, model in (("plain", expert), ("coded", tmp_path / "expert.weights")):
+        merge("task_arithmetic", [model], base, tmp_path / f"{name}.safetensors", settings={"scale": 0.5})
+    assert (tmp_path / "coded.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
