@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tasks import environment, layout, progress
 from tasks.params import Named, Params
 from tasks.record import State
-from tasks.storage import atomic
+from tasks.storage import atomic, dvc_config
+from tasks.storage.cache import Cache
 from tasks.track.tracker import Told, of
 
 SECONDS = 120
@@ -67,9 +72,11 @@ def _tell(project: Path, timeline: str, one: Named) -> str:
         return ""
     rows = tidy.table(recorded, {})
     states = [_told(state, rows[rows["tag"] == state.tag].to_dict("records")) for state in new]
+    folder = layout.make_private(project) / "track" / one.name
+    folder.mkdir(parents=True, exist_ok=True)
     job = {
-        "tracker": one.model_dump(), "timeline": timeline, "params": _flat(public.params(new[-1].params)),
-        "states": [state.model_dump() for state in states],
+        "tracker": one.model_dump(), "folder": str(folder), "timeline": timeline,
+        "params": _flat(public.params(new[-1].params)), "states": [state.model_dump() for state in states],
     }  # fmt: skip
     if why := _in_a_process(project, job):
         return f"{len(new)} state{'s' if len(new) > 1 else ''} not told ({why})"
@@ -90,8 +97,18 @@ def _told(state: State, rows: Sequence[Mapping[Any, Any]]) -> Told:
     files = {path: entry.md5 for path, entry in state.manifest.contents.items()}
     return Told(
         step=state.step, tag=state.tag, commit=state.commit, recorded_at=state.manifest.recorded.at, metrics=metrics,
-        files=files, manifest=manifest,
+        files=files, curve=_curve(state), manifest=manifest,
     )  # fmt: skip
+
+
+def _curve(state: State) -> str | None:
+    """The training curve of a state, where anything was trained and this machine has it."""
+    entry = state.entries.get(layout.TRAINING)
+    cache = Cache(dvc_config.cache_dir(state.project))
+    if entry is None or cache.missing(entry):
+        return None
+    md5 = cache.members(entry).get("curve.csv")
+    return cache.path(md5).read_text() if md5 else None
 
 
 def _flat(content: Any, path: str = "") -> dict[str, str]:
@@ -102,20 +119,39 @@ def _flat(content: Any, path: str = "") -> dict[str, str]:
     return {key: text for name, one in pairs for key, text in _flat(one, f"{path}.{name}".lstrip(".")).items()}
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it started: wandb has a service of its own, in a session of its own."""
+    if process.poll() is not None:
+        return
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    for one in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
 def _in_a_process(project: Path, job: Mapping[str, Any]) -> str:
     """Have a process of its own talk to the tracker; returns why it failed, or nothing."""
     log = layout.make_private(project) / "logs" / "track.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
+    with log.open("ab") as file, tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.track"], stdin=subprocess.PIPE, stdout=output, stderr=file,
+            env=environment.for_child(), cwd=project,
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "tasks.track"], input=json.dumps(job).encode(), stdout=subprocess.PIPE,
-                stderr=file, env=environment.for_child(), cwd=project, timeout=SECONDS, check=False,
-            )  # fmt: skip
+            process.communicate(json.dumps(job).encode(), timeout=SECONDS)
         except subprocess.TimeoutExpired:
             return f"no answer within {SECONDS} s"
-        file.write(done.stdout)
-    if done.returncode == 0:
+        finally:
+            _end(process)
+        output.seek(0)
+        said = output.read()
+        file.write(said)
+    if process.returncode == 0:
         return ""
-    lines = done.stdout.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"status {done.returncode}; {log} says more"
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"status {process.returncode}; {log} says more"

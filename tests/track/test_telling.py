@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import os
 import socket
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
 from tasks import layout, progress, track
@@ -20,13 +25,15 @@ from tasks.track import telling
 from tests.project import PARAMS
 from tests.record import made_up
 
+CURVE = b"step,loss,lr\n0,2.5,0.001\n5,1.25,nan\n"
+
 
 @pytest.fixture
 def project(tmp_path: Path, dvc: Dvc, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with two recorded states; MLflow's store is a folder."""
     folder = made_up.project(tmp_path / "project", remote(tmp_path))
     for _ in range(2):
-        made_up.record(folder, remote(tmp_path), dvc)
+        made_up.record(folder, remote(tmp_path), dvc, instead={f"{layout.TRAINING}/curve.csv": CURVE})
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     return folder
@@ -75,10 +82,77 @@ def test_mlflow_has_params_metrics_by_step_and_files_by_hash(
     assert run.data.tags[f"{state.tag}/{layout.DEPLOYED}"] == state.entries[layout.DEPLOYED].md5
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "geometric_mean")
     assert [(point.step, point.value) for point in history] == [(0, 1.4), (1, 1.4), (2, 1.4)]
+    losses = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/0001/loss")
+    assert [(point.step, point.value) for point in losses] == [(0, 2.5), (5, 1.25)]
+    assert next((tmp_path / "mlruns").rglob("state/x/0001/curve.csv")).read_bytes() == CURVE
     manifest = json.loads(next((tmp_path / "mlruns").rglob("state/x/0002/manifest.json")).read_text())
     assert manifest == public.manifest(state.manifest.as_dict())
     assert track.tell(project, params(project, {"name": "mlflow", "project": "other"})) == 0  # known already
     assert len(runs()) == 1
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Of trackers that are no part of what tests install."""
+    there = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not there, reason=f"{module} is not installed; pip install -e '.[{module}]'")
+
+
+@needs("trackio")
+def test_trackio_has_metrics_by_step_and_each_state_as_an_artifact(
+    project: Path, tmp_path: Path, dvc: Dvc, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    assert track.tell(project, params(project, "trackio")) == 0, said
+    state = made_up.record(project, remote(tmp_path), dvc)
+    assert track.tell(project, params(project, "trackio")) == 0, said
+    assert track.tell(project, params(project, "trackio")) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio/chronomerge.db")) as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+        assert [(name, step, json.loads(each)["geometric_mean"]) for name, step, each in rows] == [
+            ("x", 0, 1.4), ("x", 1, 1.4), ("x", 2, 1.4),
+        ]  # fmt: skip
+        assert database.execute("SELECT COUNT(*) FROM artifact_versions").fetchone() == (3,)
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
+    assert f'"{layout.DEPLOYED}": "{state.entries[layout.DEPLOYED].md5}"'.encode() in kept
+    assert CURVE in kept
+
+
+@needs("wandb")
+def test_wandb_offline_keeps_what_it_is_told_until_it_is_sent(
+    project: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(project.parent / "wandb-cache"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(project.parent / "wandb-data"))
+    assert track.tell(project, params(project, "wandb")) == 0, said
+    folder = project / ".chronomerge/track/wandb"
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    content = next(run.glob("*.wandb")).read_bytes()
+    for word in ("geometric_mean", "train.steps", "x-0001"):
+        assert word.encode() in content
+    assert not list(folder.glob("tmp*"))
+
+
+@needs("wandb")
+def test_wandb_that_does_not_answer_is_ended_with_all_that_it_started(
+    project: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_ENTITY", project.name)  # which its processes can be told by
+        monkeypatch.setattr(telling, "SECONDS", 10)
+        assert track.tell(project, params(project, "wandb")) == 1
+    assert said == ["tracker wandb: 2 states not told (no answer within 10 s); tried again after the next step"]
+    address = os.environ["WANDB_BASE_URL"]
+    assert not [one.pid for one in psutil.process_iter() if one.pid != os.getpid() and address in _environment(one)]
+
+
+def _environment(process: psutil.Process) -> Collection[str]:
+    try:
+        return process.environ().values()
+    except psutil.Error:
+        return ()
 
 
 def test_one_that_does_not_answer_is_counted_and_told_later(
@@ -104,7 +178,10 @@ def test_one_that_hangs_is_ended(project: Path, said: list[str], monkeypatch: py
     assert said == ["tracker mlflow: 2 states not told (no answer within 3 s); tried again after the next step"]
 
 
-def test_one_that_is_not_installed_is_said_before_the_run(project: Path, said: list[str]) -> None:
+def test_one_that_is_not_installed_is_said_before_the_run(
+    project: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.track.trackers.wandb.WandB.installed", classmethod(lambda _: False))
     chosen = params(project, "mlflow", "wandb")
     assert track.check(chosen) == [
         "track: wandb is not installed, so it is told nothing; pip install 'chronomerge[wandb]'"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 from tasks.track.tracker import Told, Tracker
 
@@ -16,7 +20,7 @@ class MLflow(Tracker):
     source: ClassVar[str] = "https://mlflow.org"
     module: ClassVar[str] = "mlflow"
 
-    def send(self, timeline: str, params: Mapping[str, str], states: Sequence[Told]) -> None:
+    def send(self, timeline: str, params: Mapping[str, str], states: Sequence[Told], folder: Path) -> None:  # noqa: ARG002
         for name, value in {
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "DO_NOT_TRACK": "true",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -41,7 +45,23 @@ class MLflow(Tracker):
             for start in range(0, max(len(metrics), len(tags)), 100):
                 client.log_batch(run_id, metrics[start : start + 100], tags=tags[start : start + 100])
             client.log_dict(run_id, state.manifest, f"{state.tag}/manifest.json")
+            if state.curve:
+                client.log_text(run_id, state.curve, f"{state.tag}/curve.csv")
+                points = list(_points(state))
+                for start in range(0, len(points), 1000):
+                    client.log_batch(run_id, points[start : start + 1000])
         client.set_terminated(run_id)
+
+
+def _points(state: Told) -> Iterator[Any]:
+    """The training curve as metrics by training step: ``train/0003/loss``."""
+    from mlflow.entities import Metric
+
+    for row in csv.DictReader(io.StringIO(state.curve or "")):
+        at, *columns = row.items()
+        for name, value in columns:
+            if value and math.isfinite(number := float(value)):
+                yield Metric(f"train/{state.step:04d}/{name}", number, _milliseconds(state), int(float(at[1])))
 
 
 def _milliseconds(state: Told) -> int:
