@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -54,6 +55,8 @@ def peer(name: str) -> Callable[[Support, Text], Predict]:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
 
+    warnings.filterwarnings("ignore", message="Only one sample available")  # shrinkage of a class with one
+
     def fitted(support: Support, _: Text) -> Predict:
         model = (
             LinearDiscriminantAnalysis(
@@ -82,8 +85,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     newest = states[-1]
     weights = cache.path((states[0] if options.features == "base" else newest).entries[layout.DEPLOYED].md5)
     heads = {name: head(name) for name in ("prototype", "gda", "tip", "knn")}
-    heads |= {"gda, searched": head("gda", alpha="search"), "tip, searched": head("tip", alpha="search", beta="search")}
-    slow = {}
+    heads |= {f"gda, alpha {alpha}": head("gda", alpha=alpha) for alpha in (10, 100)}
+    heads["gda, searched"] = head("gda", alpha="search")
+    slow = {"tip, searched": head("tip", alpha="search", beta="search")}
     if options.linear:
         slow["linear"] = head("linear")
     if options.peer:
@@ -148,7 +152,7 @@ def main() -> None:
     parser.add_argument("--timeline", default="demo")
     parser.add_argument("--features", choices=("base", "deployed"), default="base")
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--slow-draws", type=int, default=3, help="Draws of logistic regressions.")
+    parser.add_argument("--slow-draws", type=int, default=3, help="Draws of what takes long.")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--linear", action="store_true")
