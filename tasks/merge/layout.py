@@ -22,7 +22,9 @@ from tasks.text import one_line, shortened
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")
 _MASK = re.compile(r"(?:^|[._])(?:attn_?mask|attention_mask|causal_mask|mask|masked_bias)$")
-_STATISTIC = re.compile(r"(?:^|\.)(running_mean|running_var|num_batches_tracked)$")
+_STATISTIC = re.compile(
+    r"(?:^|[./])(running_mean|running_var|moving_mean|moving_variance|moving_var|num_batches_tracked)$"
+)
 _NAMED = 5
 """Tensors that a message names."""
 

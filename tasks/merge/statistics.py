@@ -21,7 +21,8 @@ from tasks.model.sources import TensorEntry, TensorSource
 
 TOTAL = "total weight"
 """What a stored state calls the sum of the weights; no tensor has a name with a space."""
-_MEAN, _VARIANCE = "running_mean", "running_var"
+_MEAN_OF = {"running_var": "running_mean", "moving_variance": "moving_mean", "moving_var": "moving_mean"}
+"""The last part of a variance's name → that of its mean: PyTorch's, and those of models that come from TensorFlow."""
 
 
 @dataclass
@@ -44,10 +45,10 @@ class RunningStatistics:
             new = _read(source, name)
             old = before.get(name, new)
             moved = new if share == 1 else old + share * (new - old)
-            if name.endswith(_VARIANCE):
+            if variance := next((last for last in _MEAN_OF if name.endswith(last)), None):
                 if (new < 0).any():
                     raise UserError(f"{source.label}: {name!r} holds a negative variance; the model cannot be run")
-                mean = name.removesuffix(_VARIANCE) + _MEAN
+                mean = name.removesuffix(variance) + _MEAN_OF[variance]
                 if mean in before:
                     moved += share * (1 - share) * np.square(_read(source, mean) - before[mean])
                 moved = np.maximum(moved, 0)

@@ -175,3 +175,23 @@ def test_a_batchnorm_layer_is_finite_after_a_sum_of_task_vectors() -> None:
     state["bias"] = torch.zeros(8)
     layer.load_state_dict(state)
     assert torch.isfinite(layer(torch.randn(2, 8, 3, 3))).all()
+
+
+@pytest.mark.parametrize(("mean", "variance"), [("moving_mean", "moving_variance"), ("moving_mean", "moving_var")])
+def test_names_of_other_libraries_are_statistics_too(mean: str, variance: str) -> None:
+    """Those of models that come from TensorFlow: as with PyTorch's names, no variance is negative."""
+
+    def other(seed: int, least: float) -> Model:
+        own = np.random.default_rng([3, seed])
+        return {
+            "bn/moving_mean": own.standard_normal(8).astype("f4"),
+            f"bn/{variance}": own.uniform(least, least + 0.1, 8).astype("f4"),
+            "w": own.standard_normal((4, 4)).astype("f4"),
+        }
+
+    models = [other(1, 0.1), other(2, 0.2)]
+    outcome = merge("task_arithmetic", models, other(0, 2.0), settings={"scale": 1.5})
+    assert outcome.tensors is not None
+    means, variances = ([one[f"bn/{name}"].astype(float) for one in models] for name in (mean, variance))
+    expected = np.mean([v + m**2 for v, m in zip(variances, means, strict=True)], 0) - np.mean(means, 0) ** 2
+    np.testing.assert_allclose(outcome.tensors[f"bn/{variance}"], expected, rtol=1e-6)
