@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -75,6 +76,8 @@ class Hub:
     """SHA-256 of a large file → bytes after which its next download breaks off."""
     stall: dict[str, int] = field(default_factory=dict)
     """SHA-256 of a large file → bytes after which its download stands still for as long as the file is here."""
+    lose: int | None = None
+    """Bytes after which uploads of large files break off; None for never."""
     down: bool = False
     """Whether every request is answered with status 503."""
 
@@ -206,7 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         parts = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if self.command != "GET" else b""
+        length = int(self.headers.get("Content-Length") or 0) if self.command != "GET" else 0
+        if self.command == "PUT" and self._hub.lose is not None and length > self._hub.lose:
+            self._hub.requests.append(Request("PUT", parts.path, self.headers["Host"], None))
+            self.rfile.read(self._hub.lose)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        body = self.rfile.read(length)
         self._token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         self._hub.requests.append(
             Request(self.command, parts.path, self.headers["Host"], self._token, self.headers.get("Range"))

@@ -58,9 +58,14 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
         UserError: as of `tasks.merge.merge`; or the folder is not empty.
     """
     require_new(folder)
-    like = located(arguments.get("base") or arguments["experts"][0]).path
+    # Looked up once: weights and configuration are of one commit, whatever becomes of a branch meanwhile.
+    found = located(arguments.get("base") or arguments["experts"][0])
+    like = found.path
+    models: dict[str, Any] = {"base": found}
+    if not arguments.get("base"):
+        models = {"experts": [found, *arguments["experts"][1:]]}
     if arguments.get("dry_run"):
-        return merge(**arguments), []
+        return merge(**arguments | models), []
     source = like if like.is_dir() else like.parent
     library = "open_clip" if (source / configurations.OPEN_CLIP).is_file() else "transformers"
     weights = WEIGHTS[library]
@@ -68,7 +73,7 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
     with atomic.private_folder(folder.parent / f".{folder.name}.part") as part:
         made = part / "model"
         made.mkdir()
-        merged = merge(**arguments, out=made / (f"{weights}{INDEX}" if sharded else weights))
+        merged = merge(**arguments | models, out=made / (f"{weights}{INDEX}" if sharded else weights))
         notes = [] if is_adapter(like) else _copy(source, made, arguments.get("dtype"))
         if not any((made / name).is_file() for name in (configurations.OPEN_CLIP, configurations.TRANSFORMERS)):
             notes.append(

@@ -35,12 +35,13 @@ from tasks.model import coded, dtypes
 from tasks.model.dtypes import as_given
 from tasks.model.fitting import OnMismatch
 from tasks.model.inputs import open_model
+from tasks.model.origins import ModelFiles
 from tasks.model.sinks import SHARD_BYTES, DictSink, FileSink
 from tasks.model.sources import FileSource, TensorSource, content_hash
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
-Model = Path | str | Mapping[str, Any]
+Model = Path | str | ModelFiles | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
 
 _WINDOW = 1 << 24

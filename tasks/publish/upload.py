@@ -54,8 +54,8 @@ def send(folder: Path, address: Address, what: str) -> str:
 def _sentences(address: Address) -> Iterator[None]:
     """What huggingface_hub raises, in one sentence, without the token or a signed address."""
     import httpx2
-    from huggingface_hub import constants, logging
     from huggingface_hub import errors as theirs
+    from huggingface_hub import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -63,26 +63,32 @@ def _sentences(address: Address) -> Iterator[None]:
         yield
     except theirs.OfflineModeIsEnabled:
         raise UserError(f"{address}: HF_HUB_OFFLINE is set, so nothing can be published; unset it") from None
-    except theirs.HfHubHTTPError as error:
-        status = int(error.response.status_code)
-        if status in (401, 403):
-            raise UserError(
-                f"{address}: the hub refuses the token (status {status}); it needs write access to that repository "
-                "(`hf auth whoami`)"
-            ) from None
-        if status in (400, 404, 409, 422):
-            raise UserError(f"{address}: the hub refuses this (status {status}: {_told(error)})") from None
-        raise UnavailableError(f"{address}: {constants.ENDPOINT} answers with status {status}; try again") from None
-    except httpx2.HTTPError as error:
-        raise UnavailableError(
-            f"{address}: {constants.ENDPOINT} does not answer, or broke off ({type(error).__name__}); try again"
-        ) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{address}: cannot be published ({' '.join(str(error).split())[:200]})") from None
+    except (theirs.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise _told(address, error) from None
     finally:
         logging.set_verbosity(before)
 
 
-def _told(error: object) -> str:
-    message = getattr(error, "server_message", None) or type(error).__name__
-    return " ".join(str(message).split())[:200]
+def _told(address: Address, error: Exception) -> UserError:
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub import errors as theirs
+
+    if type(error) is RuntimeError and isinstance(error.__cause__, theirs.HfHubHTTPError | httpx2.HTTPError):
+        error = error.__cause__  # huggingface_hub only says which file was on its way
+    if isinstance(error, theirs.HfHubHTTPError):
+        status = int(error.response.status_code)
+        if status in (401, 403):
+            return UserError(
+                f"{address}: the hub refuses the token (status {status}); it needs write access to that repository "
+                "(`hf auth whoami`)"
+            )
+        if status in (400, 404, 409, 422):
+            message = " ".join(str(getattr(error, "server_message", None) or type(error).__name__).split())[:200]
+            return UserError(f"{address}: the hub refuses this (status {status}: {message})")
+        return UnavailableError(f"{address}: {constants.ENDPOINT} answers with status {status}; try again")
+    if isinstance(error, httpx2.HTTPError):
+        return UnavailableError(
+            f"{address}: {constants.ENDPOINT} does not answer, or broke off ({type(error).__name__}); try again"
+        )
+    return UserError(f"{address}: cannot be published ({' '.join(str(error).split())[:200]})")

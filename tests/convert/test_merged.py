@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import open_clip
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 from flows.cli.app import app
 from tasks.convert import convert, merge_into
 from tasks.errors import UserError
+from tests import hub
 from tests.convert.test_conversion import words
 
 
@@ -118,3 +120,16 @@ def test_a_folder_with_files_and_a_failed_merge_leave_all_as_it_was(folders: Pat
     with pytest.raises(UserError, match=r"give a \.safetensors file"):
         raise merged("-t", "linear", "-e", folders / "a", "-o", tmp_path / "m.pt").exception or AssertionError
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "strange.safetensors"]
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_a_hub_is_asked_once_for_a_model_and_its_configuration(folders: Path, tmp_path: Path, with_base: bool) -> None:
+    with hub.serving() as server, server.used(tmp_path / "home"):
+        server.commit("org/base", folders / "base")
+        base = {"base": "hf:org/base"} if with_base else {}
+        experts = [folders / "a" if with_base else "hf:org/base", folders / "b"]
+        merge_into(tmp_path / "out", technique="linear", experts=experts, **base)
+        asked = Counter(request.path for request in server.requests if request.path.startswith("/api/"))
+    assert set(asked.values()) == {1}, asked
+    assert CLIPTokenizer.from_pretrained(tmp_path / "out")("a dog").input_ids[0] == 49406
+    assert "hf:org/base" in (tmp_path / "out/README.md").read_text()

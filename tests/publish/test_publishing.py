@@ -248,6 +248,27 @@ def test_a_hub_has_the_folder_in_one_commit(states: list[State], tmp_path: Path,
     assert CLIPModel.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
 
+def test_an_upload_that_breaks_off_leaves_the_repository_as_it_was(
+    states: list[State], server: hub.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(states[1], "hf:org/shapes", Form())
+    before, commits = server.files("org/shapes"), len(server.repositories["models/org/shapes"].commits)
+    pauses: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", pauses.append)  # between its attempts
+    server.lose = 3000
+    with pytest.raises(UnavailableError, match=r"does not answer, or broke off \(\w+\); try again") as caught:
+        publish(states[2], "hf:org/shapes", Form())
+    assert "\n" not in str(caught.value)
+    assert pauses
+    assert server.files("org/shapes") == before
+    assert len(server.repositories["models/org/shapes"].commits) == commits
+    assert not list((states[2].project / ".chronomerge").glob("publish-*"))
+    server.lose = None
+    publish(states[2], "hf:org/shapes", Form())
+    assert "tokenizer.json" in server.files("org/shapes")
+    assert len(server.repositories["models/org/shapes"].commits) == commits + 1
+
+
 def test_a_hub_that_refuses_or_fails_is_one_line(states: list[State], tmp_path: Path, server: hub.Hub) -> None:
     def refused(kind: type[Exception], why: str, **settings: Any) -> None:
         with server.used(tmp_path / "other", **settings), pytest.raises(kind, match=why) as caught:
