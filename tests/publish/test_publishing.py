@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import open_clip
 import pytest
@@ -20,15 +21,16 @@ from transformers import CLIPModel
 from tasks import layout
 from tasks.errors import UnavailableError, UserError
 from tasks.params import TechniqueChoice
-from tasks.publish import publish
+from tasks.publish import card, publish
 from tasks.publish.public import shortened
 from tasks.publish.recipe import last_merge, settings_of
 from tasks.record import Form
+from tasks.record.manifest import Manifest
 from tasks.record.state import State
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git
-from tests import hub, tokenizers
+from tests import hub, manifests, tokenizers
 from tests.record import made_up
 from tests.record.test_delivery import model
 
@@ -284,3 +286,16 @@ def test_a_hub_that_refuses_or_fails_is_one_line(states: list[State], tmp_path: 
     refused(UnavailableError, "answers with status 503; try again", token=hub.TOKEN)
     server.down = False
     assert not server.repositories
+
+
+def test_the_card_says_that_the_deployed_copy_was_rotated() -> None:
+    """The recipe's last merge does not show it."""
+    plain = Manifest.model_validate(manifests.content())
+    rotated = {
+        "state": "state/tiny/0000", "images": 9, "directions": 3, "cosine_before": 0.8, "cosine": 0.9,
+        "similarity_change": 1e-7,
+    }  # fmt: skip
+    turned = Manifest.model_validate(manifests.content(compatible=rotated))
+    assert card._rotated(cast(State, SimpleNamespace(manifest=plain))) == ""
+    said = card._rotated(cast(State, SimpleNamespace(manifest=turned)))
+    assert "rotated into the joint space of `state/tiny/0000`" in said
