@@ -42,6 +42,8 @@ OTHERS = (
 )  # fmt: skip
 OWN = ("chronomerge", "flows", "tasks", "tests")
 """Packages of the project: a fork imports those of its own folder."""
+FORKED = ("tasks.record.node_server", "tasks.storage.dvc_process")
+"""Processes that a forked command starts, which import much."""
 _RETAINED: list[ModuleType] = []
 """Modules of the project that defined operators of torch, which go when the modules do."""
 
@@ -182,10 +184,10 @@ def become(call: dict[str, Any], streams: Sequence[int]) -> None:
 
 
 class _Popen(subprocess.Popen[Any]):
-    """As its base; DVC's process is a fork too, which does not notice when this one is killed."""
+    """As its base; a process of `FORKED` is a fork too, which does not notice when this one is killed."""
 
     def __new__(cls, command: Any, **options: Any) -> Self:
-        if isinstance(command, list) and command[1:] == ["-m", "tasks.storage.dvc_process"]:
+        if isinstance(command, list) and command[1:2] == ["-m"] and command[2] in FORKED:
             return forks.connected(command, **options)  # type: ignore[return-value]
         return super().__new__(cls)
 

@@ -109,7 +109,7 @@ class ForkServer:
     ) -> Forked:
         """Run a module as ``python -m`` would, in a session of its own; its stdin, stdout and stderr are given.
 
-        With ``forking`` its DVC process is a fork as well; not for a process that is killed.
+        With ``forking`` its processes of `fork_server.FORKED` are forks too; not for a process that is killed.
         """
         return Forked(self.call(cwd, environment, streams, module, *arguments, forking=forking))
 
