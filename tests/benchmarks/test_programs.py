@@ -33,6 +33,11 @@ def test_preparing() -> None:
     assert ran("prepare.py", "--count", 24, "--size", 32, "--repeat", 1).count(" equal") == 3
 
 
+@pytest.mark.skipif("CLIP_BENCHMARK_PYTHON" not in os.environ, reason="set it to a Python that has clip-benchmark")
+def test_scores_beside_clip_benchmark() -> None:
+    assert "acc1" in ran("clip_benchmark.py", "--python", os.environ["CLIP_BENCHMARK_PYTHON"], "--count", 60)
+
+
 def test_recording() -> None:
     assert "goal" in ran("record.py", "--megabytes", 20, "--repeat", 1, status=(0, 1))
 
