@@ -101,6 +101,11 @@ class Arrival(Settings):
     """What to do with an expert's tensor of another shape than the base's: refuse the expert, or take the base's."""
     measure: list[SourceSpec] = []
     """Beside ``expert``: data like the expert's own, for merging techniques that look at data."""
+    from_state: str | None = None
+    """The tag of a state whose files and expert are taken as they are: nothing is fetched, and nothing is trained.
+
+    ``chronomerge withdraw`` writes it.
+    """
 
     @model_validator(mode="after")
     def _one_kind(self) -> Arrival:

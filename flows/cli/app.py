@@ -144,6 +144,33 @@ def status(as_json: AsJson = False) -> None:
     print_json(facts) if as_json else out.print(status_view.text(facts), soft_wrap=True)
 
 
+@app.command()
+def withdraw(
+    arrival: Annotated[str, typer.Argument(help="A recorded arrival: its name in the stream.")],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train later experts again that descend from it, instead of keeping them.")
+    ] = False,
+    wait: Wait = False,
+    scheduler: Scheduler = None,
+    trust: Trust = False,
+) -> None:
+    """Take an arrival out: a new line of states without its expert and its data; later experts stay as they are."""
+    from flows.cli import tables
+    from flows.withdraw import withdraw as take_out
+
+    project = options.project()
+    os.chdir(project)  # paths in params.yaml start there
+    plan, made = take_out(project, arrival, retrain=retrain, wait=wait)
+    at = made or plan.back_to
+    said = f"{arrival} is withdrawn ({plan.withdrawal.state} recorded it): a new line starts at {at.tag}"
+    out.print(said, soft_wrap=True)
+    if plan.retrained:
+        out.print(f"trained again: {', '.join(plan.retrained)}", soft_wrap=True)
+    _run(project, None, wait=wait, trust=trust, scheduler=scheduler)
+    for line in tables.withdrawn_lines(project, options.timeline(project)):
+        out.print(line, soft_wrap=True)
+
+
 app.command()(arrive.arrive)
 app.command()(arrive.inbox)
 app.command()(grid.grid)

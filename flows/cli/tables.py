@@ -150,6 +150,15 @@ def held_lines(project: Path, timeline: str, tags: Collection[str]) -> Iterator[
             yield f"{state.tag} is held: {why}; deployed/{timeline} {at}"
 
 
+def withdrawn_lines(project: Path, timeline: str) -> Iterator[str]:
+    """A sentence for each arrival that was taken out of the newest state: what still descends from it."""
+    newest = record.last(project, timeline)
+    for one in newest.manifest.withdrawals if newest else ():
+        said = f"still descend from it: {', '.join(one.still_in)}" if one.still_in else "no expert descends from it"
+        way_out = f" (chronomerge withdraw {one.arrival} --retrain trains these again)" if one.still_in else ""
+        yield f"{one.arrival} was withdrawn; {said}{way_out}"
+
+
 def what_next(project: Path, timeline: str) -> str:
     """The commands worth trying after a run."""
     states = record.lineage(project, timeline)

@@ -7,6 +7,7 @@ from tasks.arrive.arriving import ChangedError, arrive, refusal
 from tasks.arrive.copying import Memo
 from tasks.arrive.request import CHECKPOINTS, Request, without_part
 from tasks.arrive.s3 import UnreachableError
+from tasks.arrive.stream_file import rewritten
 from tasks.arrive.verdict import Verdict
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Verdict",
     "arrive",
     "refusal",
+    "rewritten",
     "without_part",
 ]

@@ -8,6 +8,7 @@ the parsed file's marks, one line is put in there, and the result must parse to 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,58 @@ def appended(text: str, arrival: Arrival, path: Path) -> str:
     return after
 
 
+def rewritten(text: str, stream: Sequence[Arrival], path: Path) -> str:
+    """The text of a params file whose stream is another: arrivals left out or changed, by name, and none added.
+
+    Raises:
+        UserError: it is no params file, or is written in a way that does not show where an arrival is.
+    """
+    before = parse(text, path)
+    wanted = {arrival.name: arrival for arrival in stream}
+    after = text
+    try:
+        items = _items(text)
+        for place, (arrival, node) in reversed(list(enumerate(zip(before.stream, items.value, strict=True)))):
+            if arrival.name not in wanted:
+                after = _without(after, items, place)
+            elif wanted[arrival.name] != arrival:
+                line = _flow(wanted[arrival.name].model_dump(mode="json", exclude_defaults=True))
+                after = after[: node.start_mark.index] + line + after[_end(node) :]
+        fits = parse(after, path) == before.model_copy(update={"stream": list(stream)})
+    except (YAMLError, _NoPlaceError, UserError, ValueError):
+        fits = False
+    if not fits:
+        gone = [one.name for one in before.stream if one.name not in wanted]
+        lines = [
+            _flow(one.model_dump(mode="json", exclude_defaults=True)) for one in stream if one not in before.stream
+        ]
+        raise UserError(
+            f"{path}: cannot change its stream; by hand, take out {', '.join(gone) or 'nothing'}"
+            + (f" and write {'; '.join(lines)}" if lines else "")
+        )
+    return after
+
+
+def _items(text: str) -> SequenceNode:
+    root = YAML().compose(text)
+    stream = next((value for key, value in root.value if key.value == "stream"), None)
+    if not isinstance(stream, SequenceNode):
+        raise _NoPlaceError
+    return stream
+
+
+def _without(text: str, stream: SequenceNode, place: int) -> str:
+    """The text without one item; what stands after it may have changed already."""
+    node = stream.value[place]
+    start, end = node.start_mark.index, _end(node)
+    if not stream.flow_style:
+        first = text.rfind("\n", 0, start) + 1
+        return text[:first] + text[text.find("\n", end) + 1 or len(text) :]
+    if place + 1 < len(stream.value):
+        return text[:start] + text[stream.value[place + 1].start_mark.index :]
+    return text[: _end(stream.value[place - 1]) if place else start] + text[end:]
+
+
 class _NoPlaceError(Exception):
     """The stream is not written as a list."""
 
@@ -62,10 +115,7 @@ def _quoted(content: Any) -> Any:
 
 
 def _inserted(text: str, line: str) -> str:
-    root = YAML().compose(text)
-    stream = next((value for key, value in root.value if key.value == "stream"), None)
-    if not isinstance(stream, SequenceNode):
-        raise _NoPlaceError
+    stream = _items(text)
     if stream.flow_style and stream.value:
         end = stream.value[-1].end_mark.index
         return f"{text[:end]}, {line}{text[end:]}"

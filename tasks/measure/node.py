@@ -47,11 +47,17 @@ def measure(project: Path, params: Params, progress: Progress = silent) -> None:
         progress("measure", 1, 1)
         return
     arrived = project / ARRIVAL
+    kept = arrived / "statistics"
+    if (kept / "expert.safetensors").exists():  # of the state that the expert is taken from
+        for name in ("expert.safetensors", "statistics.json"):
+            shutil.copyfile(kept / name, target / name)
+        progress("measure", 1, 1)
+        return
     data = arrived if (arrived / "dataset.json").exists() else arrived / OWN_POOL
-    name = params.arrival.name if params.arrival else "the arrival"
+    arrival = params.arrival.name if params.arrival else "the arrival"
     if not data.exists():
-        raise UserError(no_data(name, params.time.technique.name))
-    done = _measured(project, params, Dataset(data), kinds, name, target / "expert.safetensors", progress)
+        raise UserError(no_data(arrival, params.time.technique.name))
+    done = _measured(project, params, Dataset(data), kinds, arrival, target / "expert.safetensors", progress)
     _note(target, {"measured": {**done.facts.as_json(), "kinds": list(kinds), "without_gram": list(done.left_out)}})
 
 

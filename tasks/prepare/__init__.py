@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from tasks.prepare.overlap import Overlap
 
 __all__ = [
-    "at_most", "check", "check_hub", "check_overlap", "demanded", "fetch_arrival", "fetch_evaluation", "looked_into",
-    "notes_on", "origins_of", "pointers",
+    "EXPERT", "KEPT", "at_most", "check", "check_hub", "check_overlap", "demanded", "fetch_arrival", "fetch_evaluation",
+    "looked_into", "notes_on", "origins_of", "pointers",
 ]  # fmt: skip
 
+KEPT = "kept"
+"""The folder beside raw files with the expert and the statistics of the state that they are from."""
+EXPERT = experts.FILE
 NOTES = "notes.json"
 """Beside raw files of which there is something to note."""
 
@@ -49,7 +52,9 @@ def check(params: Params, project: Path = Path()) -> None:
         for source in parse_all(specs, where):
             source.check(project)
     for arrival in params.stream:
-        if arrival.expert is not None:
+        if arrival.from_state:
+            parse_all([*arrival.update, *arrival.measure], f"stream: arrival {arrival.name}")
+        elif arrival.expert is not None:
             experts.check(arrival.expert, project)
     for one in params.evaluate.sets:
         classnames.check(one, project)
@@ -235,6 +240,8 @@ def origins_of(raw: Path) -> list[dict[str, Any]]:
 def _everything(params: Params) -> Iterator[tuple[str, Sequence[SourceSpec]]]:
     yield "base.pretraining", params.base.pretraining
     for arrival in params.stream:
+        if arrival.from_state:
+            continue  # its files are that state's
         yield f"stream: arrival {arrival.name}", [*arrival.update, *arrival.measure]
     for one in params.evaluate.adaptation:
         yield f"evaluate.adaptation: {one.name}", one.test

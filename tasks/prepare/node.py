@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tasks.errors import UserError
 from tasks.model import datasets, jpeg
 from tasks.model.datasets import Card, Sample
 from tasks.params import EvaluationSet, Params
-from tasks.prepare import classnames, experts
+from tasks.prepare import KEPT, classnames, experts, files
 from tasks.prepare.registry import parse_all
 from tasks.prepare.source import Context, Reading, Source
 from tasks.progress import Progress, silent
@@ -33,6 +34,7 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
 
     The output holds a data set; or, for an expert arrival, ``expert.safetensors`` under the base's names, with a data
     set ``measure`` where the arrival names data for it; or, at step 0 without pretraining data, only ``nothing.json``.
+    Where files and expert are those of a recorded state, both, and its ``statistics``.
 
     Raises:
         UserError: a raw file is missing or damaged, a source selects nothing, or an expert has values that are not
@@ -53,6 +55,15 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
         else:
             sources = parse_all(arrival.update, f"arrival {arrival.name}")
             _prepare(arrival.name, sources, raw, target, _context(project, params), None, progress)
+        if arrival is not None and arrival.from_state:
+            _keep(raw / KEPT, target)
+
+
+def _keep(kept: Path, target: Path) -> None:
+    """Hand on the expert of the state that an arrival is taken from, and what was measured on its data."""
+    files.copy(kept / experts.FILE, target / experts.FILE)
+    if (kept / "statistics").is_dir():
+        shutil.copytree(kept / "statistics", target / "statistics")
 
 
 def prepare_evaluation(project: Path, params: Params, progress: Progress = silent) -> None:

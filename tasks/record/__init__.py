@@ -9,6 +9,7 @@ This is the API; the modules behind it are imported when a name is first used.
 | bring back | `restore`, `restore_into`, `Restored`, `fetch`, `missing`, `leave` |
 | check | `verify`, `chosen`, `worth_running`, `Verification`, `NodeCheck`, `check_stored`, `Integrity`, `compare` |
 | refer | `reference` |
+| withdraw | `plan_withdrawal`, `WithdrawalPlan` |
 | decide | `rollback`, `promote`, `hold`, `DecisionOutcome`, `decided`, `Decision`, `is_promoted`, `next_start` |
 | point | `pointers_of`, `pointed` |
 | maintain | `doctor`, `Diagnosis`, `Finding`, `Visit`, `prune`, `SweepPlan`, `let_go` |
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
         timeline_names,
     )
     from tasks.record.verification import NodeCheck, Verification, chosen, verify, worth_running
+    from tasks.record.withdrawals import WithdrawalPlan
+    from tasks.record.withdrawals import plan as plan_withdrawal
     from tasks.record.worktrees import Worktree, clean_up, require_not_checked_out
     from tasks.record.worktrees import for_step as worktree_for_step
     from tasks.record.worktrees import of_state as worktree_of_state
@@ -89,6 +92,7 @@ _HOMES = {
     "restoration": ("Restored", "fetch", "require_elsewhere", "restore", "restore_into"),
     "retention": ("let_go",),
     "rollbacks": ("rollback",),
+    "withdrawals": ("WithdrawalPlan", "plan_withdrawal=plan"),
     "sharing": ("synchronize",),
     "state": ("State", "compatibility_of", "heads_of", "metrics_of"),
     "stores": ("missing",),

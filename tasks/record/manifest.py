@@ -186,6 +186,16 @@ class RecordedStatistics(_Part):
     kinds: tuple[Text, ...] = Field(default=(), strict=False)
 
 
+class RecordedWithdrawal(_Part):
+    """An arrival that was taken out of the timeline."""
+
+    arrival: Text
+    state: Text
+    """The tag of the state that recorded it."""
+    still_in: tuple[Text, ...] = Field(default=(), strict=False)
+    """Arrivals up to this state whose experts descend from it: trained from a model, or on a pool, that held it."""
+
+
 class FitPoint(_Part):
     """A value that was tried, and what the model merged with it scored on held-out samples, in percent."""
 
@@ -282,6 +292,8 @@ class Manifest(_Part):
     """Of the merge's coefficients, where they were found on data."""
     compatible: RecordedCompatibility | None = None
     """Where the deployed copy was rotated."""
+    withdrawals: tuple[RecordedWithdrawal, ...] = Field(default=(), strict=False)
+    """Arrivals that were taken out, on this line or one before it."""
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
     notes: dict[Text, tuple[Text, ...]] = Field(default={}, strict=False)

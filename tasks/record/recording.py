@@ -22,7 +22,7 @@ from tasks.gate import GateVerdict
 from tasks.model import coded
 from tasks.params import Params
 from tasks.prepare import origins_of
-from tasks.record import commits, heads, manifest, plots, pointers, promotion, timelines
+from tasks.record import commits, heads, manifest, plots, pointers, promotion, timelines, withdrawals
 from tasks.record.manifest import Manifest
 from tasks.record.project_code import Code
 from tasks.record.state import State
@@ -90,7 +90,10 @@ def record(
         notes or {},
         began,
         _came_from(worktree.folder),
-        _measured(worktree.folder) | _fitted(worktree.folder) | _coded(worktree.folder),
+        _measured(worktree.folder)
+        | _fitted(worktree.folder)
+        | _coded(worktree.folder)
+        | withdrawals.noted(start, params),
     )
     (worktree.folder / manifest.FILE).write_text(manifest.text(content))
     return commits.commit(

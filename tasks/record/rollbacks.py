@@ -18,6 +18,7 @@ from pathlib import Path
 from tasks import layout
 from tasks.params import Store, load
 from tasks.record import commits, manifest, names, restoration, sharing, stores, timelines, worktrees
+from tasks.record.manifest import RecordedWithdrawal
 from tasks.record.state import State
 from tasks.storage import dvc_config, lease, locks, store
 from tasks.storage.cache import Cache
@@ -25,8 +26,12 @@ from tasks.storage.dvc import Dvc
 from tasks.storage.git import git
 
 
-def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[State, State | None]:
+def rollback(
+    project: Path, timeline: str, name: str, *, wait: bool, withdrawal: RecordedWithdrawal | None = None
+) -> tuple[State, State | None]:
     """Go back to a state; returns it and the state that now stands for it, None where it is the newest anyway.
+
+    ``withdrawal`` says why, where an arrival is taken out.
 
     Raises:
         UserError: the timeline is being written; there is no such state; or its data cannot be had.
@@ -44,7 +49,7 @@ def rollback(project: Path, timeline: str, name: str, *, wait: bool) -> tuple[St
             return state, None
         with _agreeing(project, settings, timeline, wait=wait) as agree:
             _bring(project, state)
-            return state, go_back(project, state, settings.git, agree)
+            return state, go_back(project, state, settings.git, agree, withdrawal)
 
 
 @contextlib.contextmanager
@@ -73,7 +78,13 @@ def is_newest(state: State) -> bool:
     return newest is not None and _origin(newest) == _origin(state)
 
 
-def go_back(project: Path, to: State, shared: str | None, agree: Callable[[State], None] = lambda _: None) -> State:
+def go_back(
+    project: Path,
+    to: State,
+    shared: str | None,
+    agree: Callable[[State], None] = lambda _: None,
+    withdrawal: RecordedWithdrawal | None = None,
+) -> State:
     """Make a state the newest of its timeline again: the next step starts from it.
 
     The caller holds the timeline's lock, and has brought the states of the ``shared`` git remote, if there is one;
@@ -98,6 +109,9 @@ def go_back(project: Path, to: State, shared: str | None, agree: Callable[[State
             "host": socket.gethostname(),
         },
     }
+    known = {(one.arrival, one.state) for one in to.manifest.withdrawals}
+    if withdrawal and (withdrawal.arrival, withdrawal.state) not in known:
+        made["withdrawals"] = [*made.get("withdrawals", ()), withdrawal.as_dict()]
     tree = _with_manifest(project, to, manifest.text(manifest.read(json.dumps(made), to.tag)))
     message = (
         f"state {to.timeline} {Path(names.short_tag(to.timeline, to.step, line)).name}: back to {to.tag}\n\n"

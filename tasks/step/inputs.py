@@ -18,6 +18,9 @@ from tasks.step.workspace import Step
 from tasks.storage import pointers
 from tasks.storage.cache import Entry
 
+_RECORDED = (layout.RAW_ARRIVAL, layout.EXPERT, layout.STATISTICS)
+"""What is taken of a state whose expert is kept."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -58,6 +61,8 @@ def place_arrival(step: Step) -> Inputs:
         RemoteError: the store does not answer.
     """
     params, into = step.params, step.folder / layout.RAW_ARRIVAL
+    if params.arrival and params.arrival.from_state:
+        return _place(step, layout.RAW_ARRIVAL, _recorded_arrival(step, params.arrival.from_state))
     if params.arrival:
         for pointer in prepare.pointers(params.arrival, step.project):
             pointers.bring(step.project, pointer, step.folder, step.cache, step.dvc)
@@ -126,6 +131,18 @@ def _next_history(step: Step, start: State) -> Entry:
     return record.next_history(
         start, step.cache, step.tree.scratch, all_experts=all_experts, deployed=deployed, reference=reference
     )
+
+
+def _recorded_arrival(step: Step, tag: str) -> Entry:
+    """The source files of a recorded state, with its expert and the statistics that were measured on its data."""
+    state = record.find(step.project, step.params.timeline, tag)
+    entries = {path: state.entries[path] for path in _RECORDED if path in state.entries}
+    _bring(step, state, entries, trusted=False)
+    parts = {"": entries[layout.RAW_ARRIVAL], f"{prepare.KEPT}/{prepare.EXPERT}": entries[layout.EXPERT]}
+    if layout.STATISTICS in entries:
+        parts[f"{prepare.KEPT}/statistics"] = entries[layout.STATISTICS]
+    files = {path.lstrip("/"): md5 for path, md5 in step.cache.files(parts).items()}
+    return step.cache.compose({path: Entry(md5, step.cache.path(md5).stat().st_size) for path, md5 in files.items()})
 
 
 def _place(step: Step, path: str, entry: Entry) -> Inputs:

@@ -70,7 +70,7 @@ def check_batches(params: Params, pretraining: int | None, arrivals: Sequence[in
             everything = sum(earlier) if len(earlier) == step - 1 else None
             pools.append(everything if kept is None or everything is None else min(everything, kept))
         known = [count for count in pools if count is not None]
-        if arrival.expert is None and len(known) == len(pools):
+        if arrival.expert is None and arrival.from_state is None and len(known) == len(pools):
             require_enough("train", params.train.batch_size, sum(known), step)
 
 

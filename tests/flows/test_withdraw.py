@@ -1,0 +1,137 @@
+"""An arrival is taken out of a timeline that ran for real: what is deployed, what descends, and how often."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.withdraw import withdraw
+from tasks.arrive import rewritten
+from tasks.merge import merge
+from tasks.params import load
+from tasks.record import plan_withdrawal
+from tests import project as projects
+from tests.project import chronomerge, git
+
+pytestmark = pytest.mark.slow
+
+STREAM = [
+    *projects.PARAMS["stream"],
+    {"name": "third", "update": ["images:drawings/base#test", "images:drawings/first#test"]},
+]
+TIME = {"init": "zs", "deploy": "all", "technique": {"name": "fisher", "prior": 1e-6}}
+EVALUATE = {**projects.PARAMS["evaluate"], "allow_overlap": True}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three arrivals, recorded, the buffer of the third without the first two: only their experts are in the merge."""
+    folder = projects.make(
+        tmp_path_factory.mktemp("withdraw") / "project", time=TIME, stream=STREAM, evaluate=EVALUATE,
+        train={**projects.PARAMS["train"], "mixture": {"pretraining": 0.5, "update": 0.5, "buffer": 0.0}},
+    )  # fmt: skip
+    chronomerge(folder, "run")
+    return folder
+
+
+def manifest(folder: Path, tag: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(git(folder, "show", f"state/tiny/{tag}:manifest.json"))
+    return found
+
+
+def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others_alone(
+    project: Path, tmp_path: Path
+) -> None:
+    comments = (project / "params.yaml").read_text().replace("stream:\n", "# mine\nstream:\n")
+    (project / "params.yaml").write_text(comments)
+    done = chronomerge(project, "withdraw", "first")
+    assert "first is withdrawn (state/tiny/0001 recorded it): a new line starts at state/tiny/0000.2" in done.stdout
+    assert "first was withdrawn; no expert descends from it" in done.stdout
+    assert {f"state/tiny/000{step}.2" for step in (0, 1, 2)} <= set(projects.tags(project))
+    assert "# mine" in (project / "params.yaml").read_text()
+
+    chronomerge(project, "restore", "2", "--to", str(tmp_path / "after"))
+    for step in (2, 3):
+        chronomerge(project, "restore", f"{step}.1", "--to", str(tmp_path / f"{step}"))
+    step = "data/step"
+    experts = [tmp_path / f"{t}/{step}/expert.safetensors" for t in (2, 3)]
+    merge(
+        "fisher", experts, tmp_path / "after/data/history/weights/base.safetensors", tmp_path / "by-hand.safetensors",
+        settings={"prior": 1e-6}, threads=1,
+        statistics=[tmp_path / f"{t}/{step}/statistics/expert.safetensors" for t in (2, 3)],
+    )  # fmt: skip
+    deployed = tmp_path / "after" / step / "deployed.safetensors"
+    assert deployed.read_bytes() == (tmp_path / "by-hand.safetensors").read_bytes()
+    assert (tmp_path / "after" / step / "expert.safetensors").read_bytes() == experts[1].read_bytes()
+    pools = json.loads((tmp_path / "after/data/history/pools/pools.json").read_text())
+    assert pools == ["pretraining", "second"]
+
+    newest = manifest(project, "0002.2")
+    assert newest["withdrawals"] == [{"arrival": "first", "state": "state/tiny/0001", "still_in": []}]
+    assert newest["budget"]["steps"] == 0
+    assert manifest(project, "0001.2")["statistics"] == manifest(project, "0002")["statistics"]
+    found = json.loads(chronomerge(project, "verify", "2", "--json").stdout)[0]
+    assert found["same"]
+    assert "nothing to do" in chronomerge(project, "run").stdout
+
+
+@pytest.mark.parametrize(
+    ("arrival", "message"),
+    [
+        ("first", "'first' was withdrawn already (state/tiny/0000.2); there is nothing left to do"),
+        ("nobody", "timeline 'tiny' has no arrival 'nobody' to withdraw; recorded are second, third"),
+    ],
+)
+def test_what_cannot_be_withdrawn_is_one_line(arrival: str, message: str, project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    done = chronomerge(project, "withdraw", arrival, check=False)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert (project / "params.yaml").read_text() == before
+
+
+@pytest.fixture(scope="module")
+def ema(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arrivals, the second trained from the running model and with a buffer: it descends from the first."""
+    return projects.copy(run, tmp_path_factory.mktemp("descends") / "project")
+
+
+def test_what_descends_is_said_and_a_killed_withdrawal_goes_on(ema: Path) -> None:
+    path, params = ema / "params.yaml", load(ema / "params.yaml")
+    plan = plan_withdrawal(ema, params, "first", retrain=False)
+    path.write_text(rewritten(path.read_text(), plan.stream, path))  # killed before the new line started
+    refused = chronomerge(ema, "run", check=False)
+    assert refused.returncode == 2
+    assert "differs from what step 1 was recorded with" in refused.stderr
+    _, made = withdraw(ema, "first")  # killed before a step was recorded
+    assert made is not None
+    assert made.tag == "state/tiny/0000.2"
+    again = chronomerge(ema, "withdraw", "first", check=False)
+    assert "`chronomerge run` records the pending steps" in " ".join(again.stderr.split())
+    chronomerge(ema, "run")
+    kept = manifest(ema, "0001.2")
+    assert kept["withdrawals"] == [{"arrival": "first", "state": "state/tiny/0001", "still_in": ["second"]}]
+    assert kept["outputs"]["data/step/expert.safetensors"] == manifest(ema, "0002")["outputs"][
+        "data/step/expert.safetensors"
+    ]  # fmt: skip
+
+
+def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(ema: Path) -> None:
+    done = chronomerge(ema, "withdraw", "first", "--retrain")
+    assert "trained again: second" in done.stdout
+    assert "first was withdrawn; no expert descends from it" in done.stdout
+    newest = manifest(ema, "0001.3")
+    assert newest["withdrawals"][0]["still_in"] == []
+    assert newest["budget"]["steps"] > 0
+    done = chronomerge(ema, "withdraw", "first", "--retrain", check=False)
+    assert "no expert descends from it any more" in " ".join(done.stderr.split())
+    done = chronomerge(ema, "withdraw", "second", check=False)
+    assert "'second' is the only expert" in " ".join(done.stderr.split())
+    projects.write_params(ema, timeline="fresh", stream=projects.PARAMS["stream"][1:])
+    chronomerge(ema, "run")
+    fresh = json.loads(git(ema, "show", "state/fresh/0001:manifest.json"))
+    for name in ("deployed.safetensors", "expert.safetensors", "running"):
+        assert newest["outputs"][f"data/step/{name}"] == fresh["outputs"][f"data/step/{name}"]
