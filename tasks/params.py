@@ -622,8 +622,9 @@ class Params(Settings):
 
     @property
     def codes_expert(self) -> bool:
-        """Whether the step's expert is stored coded. One that arrives as a file is stored once, as it came."""
-        return self.store.experts.name != "full" and bool(self.step) and not (self.arrival and self.arrival.expert)
+        """Whether the step's expert is stored coded. One that arrives as a file, or is taken from a state, is not."""
+        given = self.arrival is not None and (self.arrival.expert or self.arrival.from_state)
+        return self.store.experts.name != "full" and bool(self.step) and not given
 
     @property
     def codes_start(self) -> bool:

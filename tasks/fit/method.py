@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tasks.choice import Choice, create
 from tasks.errors import UserError
 from tasks.merge import Fitted, Technique
+from tasks.model import coded
 from tasks.params import Named, Params
 from tasks.progress import Progress
 
@@ -41,6 +42,18 @@ class Problem:
     """A folder that goes when the node ends."""
     seed: int
     progress: Progress
+
+    def files(self) -> list[Path]:
+        """The models as safetensors files: coded experts are decoded into `scratch`."""
+        found = []
+        for number, (_, path) in enumerate(self.models):
+            file = self.project / path
+            if coded.is_coded(file):
+                plain = self.scratch / f"plain-{number}.safetensors"
+                coded.as_safetensors(file, self.base, plain)
+                file = plain
+            found.append(file)
+        return found
 
 
 class Method(Choice):

@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks import randomness
 from tasks.errors import UserError
-from tasks.measure.needs import needed, no_data
+from tasks.measure.needs import needed, no_data, stand_in
 from tasks.model import coded, models
 from tasks.model.datasets import Dataset
 from tasks.params import Params
@@ -35,8 +35,10 @@ def measure(project: Path, params: Params, progress: Progress = silent) -> None:
     Leaves ``statistics.json`` (what was measured: nothing, at step 0 and where nothing is merged by data) and, where
     something was, ``expert.safetensors``, a statistics file.
 
+    An expert that arrives as a file without data weighs what the base weighs (`tasks.measure.prior`).
+
     Raises:
-        UserError: an expert that arrives as a file without data, or inputs that are damaged.
+        UserError: it is without data, and the base weighs nothing; or inputs that are damaged.
     """
     target = project / STATISTICS
     shutil.rmtree(target, ignore_errors=True)  # in a restored state its files are links into the cache
@@ -55,10 +57,24 @@ def measure(project: Path, params: Params, progress: Progress = silent) -> None:
         return
     data = arrived if (arrived / "dataset.json").exists() else arrived / OWN_POOL
     arrival = params.arrival.name if params.arrival else "the arrival"
-    if not data.exists():
+    out = target / "expert.safetensors"
+    if data.exists():
+        done = _measured(project, params, Dataset(data), kinds, arrival, out, progress)
+    elif weight := stand_in(params):
+        done = _stood_in(project, params, weight, kinds, out)
+        progress("note:", 1, 1, f"{arrival} is an expert without data: it weighs what the base weighs ({weight:g})")
+    else:
         raise UserError(no_data(arrival, params.time.technique.name))
-    done = _measured(project, params, Dataset(data), kinds, arrival, target / "expert.safetensors", progress)
     _note(target, {"measured": {**done.facts.as_json(), "kinds": list(kinds), "without_gram": list(done.left_out)}})
+
+
+def _stood_in(project: Path, params: Params, weight: float, kinds: tuple[str, ...], out: Path) -> Measurement:
+    from tasks.measure.prior import write_prior
+
+    models.configure(params.threads)
+    model = models.build(project / MODEL)
+    preprocess, tokenize = models.preprocess(project / MODEL), models.tokenizer(project / MODEL)
+    return write_prior(model, weight, preprocess, tokenize, out, kinds)
 
 
 def _measured(

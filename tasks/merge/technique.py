@@ -82,6 +82,8 @@ class Technique(Choice):
 
     statistics: ClassVar[tuple[str, ...]] = ()
     """What it needs to know of each expert's own data: ``fisher``, ``gram`` (`tasks.model.statistics`)."""
+    base_weight: ClassVar[str | None] = None
+    """The setting that says what the base weighs; as much weighs an expert without data (`tasks.measure.prior`)."""
     weighing: ClassVar[frozenset[str]] = frozenset({"weight"})
     """Settings that the models' weights come from."""
     ranked: ClassVar[frozenset[str]] = frozenset({"density", "gamma"})

@@ -34,6 +34,8 @@ from typing import Any
 from tasks.errors import UserError
 
 KINDS = ("fisher", "gram")
+PRIOR = "prior"
+"""The estimator of a file that nothing was measured for: every entry, or every input, weighs what the base weighs."""
 _MAKE = "`chronomerge measure` makes one"
 
 

@@ -11,15 +11,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tasks import deploy, fit, layout, merge, prepare, record
-from tasks.model import models
+from tasks.model import coded, models
 from tasks.params import Params
 from tasks.record import State
 from tasks.step.workspace import Step
 from tasks.storage import pointers
 from tasks.storage.cache import Entry
 
-_RECORDED = (layout.RAW_ARRIVAL, layout.EXPERT, layout.STATISTICS)
-"""What is taken of a state whose expert is kept."""
+_RECORDED = (layout.RAW_ARRIVAL, layout.STATISTICS)
+"""What is taken of a state whose expert is kept, beside that."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,15 @@ def _next_history(step: Step, start: State) -> Entry:
 def _recorded_arrival(step: Step, tag: str) -> Entry:
     """The source files of a recorded state, with its expert and the statistics that were measured on its data."""
     state = record.find(step.project, step.params.timeline, tag)
-    entries = {path: state.entries[path] for path in _RECORDED if path in state.entries}
+    entries = {path: state.entries[path] for path in (*_RECORDED, state.expert) if path in state.entries}
     _bring(step, state, entries, trusted=False)
-    parts = {"": entries[layout.RAW_ARRIVAL], f"{prepare.KEPT}/{prepare.EXPERT}": entries[layout.EXPERT]}
+    expert = entries[state.expert]
+    if state.expert == layout.CODED_EXPERT:
+        plain = step.tree.scratch / "kept.safetensors"
+        base = step.folder / layout.HISTORY / "weights/base.safetensors"
+        coded.as_safetensors(step.cache.path(expert.md5), base, plain)
+        expert = step.cache.put(plain)
+    parts = {"": entries[layout.RAW_ARRIVAL], f"{prepare.KEPT}/{prepare.EXPERT}": expert}
     if layout.STATISTICS in entries:
         parts[f"{prepare.KEPT}/statistics"] = entries[layout.STATISTICS]
     files = {path.lstrip("/"): md5 for path, md5 in step.cache.files(parts).items()}

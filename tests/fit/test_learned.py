@@ -22,8 +22,10 @@ from tasks.fit.methods.adamerging import Adam
 from tasks.fit.methods.frank_wolfe import hard, walk
 from tasks.fit.node import fit
 from tasks.fit.samples import of_step
+from tasks.merge.node import deploy
 from tasks.merge.step import StepMerge
-from tasks.model import models
+from tasks.model import codec, coded, models
+from tasks.params import Named
 from tests.fit import steps
 from tests.flows.test_fitted import example
 
@@ -240,6 +242,21 @@ def test_an_expert_that_does_not_help_gets_no_weight(project: Path) -> None:
     fit(project, steps.params(1, method=WOLFE, time={**EMA, "technique": {"name": "linear", "weight": 0.0}}))
     report = json.loads((project / "data/step/fit/fit.json").read_text())["report"]
     assert report["weights"]["expert"] == pytest.approx(0, abs=0.05)
+
+
+def test_experts_that_are_stored_coded_are_learned_and_deployed_as_they_are(project: Path) -> None:
+    steps.run(project, 2, ADA, time=ALL)
+    plain = (project / "data/step/deployed.safetensors").read_bytes()
+    now, history = project / "data/step", project / "data/history/weights"
+    base = history / "base.safetensors"
+    for stem in (now / "expert", history / "experts/0001"):
+        file = stem.with_name(f"{stem.name}.safetensors")
+        coded.encode(codec.chosen(Named(name="lossless")), file, base, stem.with_name(stem.name + coded.SUFFIX))
+        file.unlink()
+    given = steps.params(2, method=ADA, time=ALL)
+    fit(project, given)
+    deploy(project, given)
+    assert (project / "data/step/deployed.safetensors").read_bytes() == plain
 
 
 def test_captions_alone_can_be_learned_on(project: Path) -> None:

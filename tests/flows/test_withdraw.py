@@ -11,6 +11,7 @@ import pytest
 from flows.withdraw import withdraw
 from tasks.arrive import rewritten
 from tasks.merge import merge
+from tasks.model import coded
 from tasks.params import load
 from tasks.record import plan_withdrawal
 from tests import project as projects
@@ -28,9 +29,10 @@ EVALUATE = {**projects.PARAMS["evaluate"], "allow_overlap": True}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three arrivals, recorded, the buffer of the third without the first two: only their experts are in the merge."""
+    """Three arrivals whose experts are stored coded, trained from the base and without a buffer: none descends."""
     folder = projects.make(
         tmp_path_factory.mktemp("withdraw") / "project", time=TIME, stream=STREAM, evaluate=EVALUATE,
+        store={"experts": "lossless"},
         train={**projects.PARAMS["train"], "mixture": {"pretraining": 0.5, "update": 0.5, "buffer": 0.0}},
     )  # fmt: skip
     chronomerge(folder, "run")
@@ -57,9 +59,12 @@ def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others
     for step in (2, 3):
         chronomerge(project, "restore", f"{step}.1", "--to", str(tmp_path / f"{step}"))
     step = "data/step"
-    experts = [tmp_path / f"{t}/{step}/expert.safetensors" for t in (2, 3)]
+    base = tmp_path / "after/data/history/weights/base.safetensors"
+    experts = [tmp_path / f"{t}.safetensors" for t in (2, 3)]
+    for t, expert in zip((2, 3), experts, strict=True):
+        coded.as_safetensors(tmp_path / f"{t}/{step}/expert{coded.SUFFIX}", base, expert)
     merge(
-        "fisher", experts, tmp_path / "after/data/history/weights/base.safetensors", tmp_path / "by-hand.safetensors",
+        "fisher", experts, base, tmp_path / "by-hand.safetensors",
         settings={"prior": 1e-6}, threads=1,
         statistics=[tmp_path / f"{t}/{step}/statistics/expert.safetensors" for t in (2, 3)],
     )  # fmt: skip

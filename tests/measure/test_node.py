@@ -168,3 +168,53 @@ def test_experts_without_data_are_refused_before_any_work() -> None:
         check(params(1, "fisher", stream=stream))
     check(params(1, "ties", stream=stream))
     check(params(1, "fisher", stream=[{**stream[0], "measure": ["images:pool"]}]))
+
+
+@pytest.mark.parametrize(
+    ("technique", "settings"),
+    [("fisher", {"prior": 0.25}), ("fisher", {"prior": 0.25, "normalize": "none"}), ("regmean", {"ridge": 2.0})],
+)
+def test_an_expert_without_data_weighs_what_the_base_weighs(
+    technique: str, settings: dict[str, Any], project: Path
+) -> None:
+    """Alone, it meets the base half way, whatever the other settings."""
+    (project / "data/history/weights/lineage.json").write_text('{"step": 1}')
+    weights(project, 1, project / "data/step/expert.safetensors")
+    (project / "data/step/arrival").mkdir(parents=True, exist_ok=True)
+    said: list[str] = []
+    now = params(1, {"name": technique, **settings})
+    measure(project, now, lambda *told: said.append(" ".join(map(str, told))))
+    deploy(project, now)
+    note = json.loads((project / "data/step/statistics/statistics.json").read_text())["measured"]
+    assert (note["estimator"], note["pool"]) == ("prior", "no data: the prior's weight")
+    assert any("a1 is an expert without data: it weighs what the base weighs" in line for line in said)
+    base, expert, merged = (
+        load_file(project / path)
+        for path in ("data/history/weights/base.safetensors", "data/step/expert.safetensors",
+                     "data/step/deployed.safetensors")
+    )  # fmt: skip
+    for name in ("visual.proj", "visual.transformer.resblocks.0.mlp.c_fc.weight", "visual.conv1.weight"):
+        torch.testing.assert_close(merged[name], (base[name] + expert[name]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expert_without_data_joins_others_that_were_measured(project: Path) -> None:
+    step, technique = project / "data/step", {"name": "regmean", "ridge": 0.01}
+    timeline(project, 1, technique)
+    weights(project, 2, step / "expert.safetensors")
+    shutil.rmtree(step / "arrival")
+    (step / "arrival").mkdir()
+    (project / "data/history/weights/lineage.json").write_text('{"step": 2}')
+    now = params(2, technique)
+    measure(project, now)
+    deploy(project, now)
+    held = json.loads((step / "running/running.json").read_text())["all"]["report"]
+    assert held["measured"][0]["estimator"] == "prior"
+
+
+def test_nothing_stands_in_where_the_base_weighs_nothing() -> None:
+    stream = [{"name": "vendor", "expert": "e.safetensors"}]
+    check(params(1, {"name": "fisher", "prior": 0.1}, stream=stream))
+    with pytest.raises(UserError, match=r"or give regmean a ridge, which then stands in for them"):
+        check(params(1, "regmean", stream=stream))
+    with pytest.raises(UserError, match=r"measure: \[SOURCE\]}\)$"):
+        check(params(1, "became", stream=stream))

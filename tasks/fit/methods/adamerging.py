@@ -73,7 +73,7 @@ class AdaMerging(Method):
 
     def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
         empty = problem.samples.require_held()
-        files = [problem.project / path for _, path in problem.models]
+        files = problem.files()
         if self.trim is not None:
             files = [self._trimmed(problem, number, path) for number, path in enumerate(files)]
         names = [name for name, _ in problem.model.named_parameters()]

@@ -64,7 +64,7 @@ class FrankWolfe(Method):
         empty = problem.samples.require_held()
         base = ("base", problem.base.relative_to(problem.project))
         vertices = [*problem.models, base]
-        files = [problem.project / path for _, path in vertices]
+        files = [*problem.files(), problem.base]
         names = [name for name, _ in problem.model.named_parameters()]
         vectors = Vectors(problem.base, files, names)
         known = problem.samples.pretraining

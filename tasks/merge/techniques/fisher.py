@@ -15,6 +15,7 @@ from tasks.merge.measured import Measured
 from tasks.merge.sequential import Accumulator, Expert, State, Summary
 from tasks.merge.technique import Share, Weighing
 from tasks.merge.types import Array
+from tasks.model.statistics import PRIOR
 
 
 class Fisher(Weighing, Accumulator):
@@ -30,6 +31,7 @@ class Fisher(Weighing, Accumulator):
     statistics: ClassVar[tuple[str, ...]] = ("fisher",)
     state: ClassVar[tuple[str, ...]] = ("mean", "weight")
     output_settings: ClassVar[frozenset[str]] = frozenset({"prior"})
+    base_weight: ClassVar[str | None] = "prior"
 
     floor: float = Field(default=0.0, ge=0)
     """The least entry of F_k, before it is normalized; the paper's 1e-6 is above most entries of a trained expert."""
@@ -46,7 +48,7 @@ class Fisher(Weighing, Accumulator):
 
     def data_weight(self, measured: Measured, tensors: Sequence[Tensor]) -> float:
         share = 1.0 if self.weight is not None else float(measured.facts.experts)
-        if self.normalize == "none":
+        if self.normalize == "none" or measured.facts.estimator == PRIOR:  # which is a weight already
             return share
         norm = measured.fisher_norm(tensors, self.floor)
         return share / norm if norm else 0.0

@@ -33,6 +33,7 @@ class RegMean(Weighing, Accumulator):
     statistics: ClassVar[tuple[str, ...]] = ("gram",)
     state: ClassVar[tuple[str, ...]] = ("gram", "moved", "moved_diagonal", "mean")
     output_settings: ClassVar[frozenset[str]] = frozenset({"offdiagonal", "ridge"})
+    base_weight: ClassVar[str | None] = "ridge"
     unit: ClassVar[Unit] = "tensor"
 
     offdiagonal: Share = 0.95
