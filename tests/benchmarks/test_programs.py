@@ -71,6 +71,13 @@ def test_training(tmp_path: Path) -> None:
     assert "samples/s" in ran("train.py", *small, "--peer", tmp_path)
 
 
+def test_techniques(tmp_path: Path) -> None:
+    small = ("--seeds", 0, "--arrivals", 1, "--steps", 2, "--techniques", "fisher", "paint")
+    printed = ran("techniques.py", "--keep", tmp_path / "project", *small)
+    assert "| fisher | " in printed
+    assert "| paint | " in printed
+
+
 def test_heads() -> None:
     small = ("--classes", 20, "--width", 16, "--queries", 50, "--threads", 1, "--peer", "--linear")
     assert "scikit-learn LDA" in ran("heads.py", *small)
