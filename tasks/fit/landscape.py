@@ -46,6 +46,13 @@ class Vectors:
         base = self._base[name].float()
         return [file.get_tensor(name).float() - base for file in self._files]
 
+    def sum_of(self, name: str, weights: np.ndarray) -> torch.Tensor:
+        """Σ λ_m τ_m of one tensor, float64."""
+        total = torch.zeros(self._base[name].shape, dtype=torch.float64)
+        for tau, weight in zip(self._of(name), weights, strict=True):
+            total += float(weight) * tau.double()
+        return total
+
     def place(self, model: torch.nn.Module, coefficients: np.ndarray) -> None:
         """Give a model the weights for coefficients, float64 of shape (models, tensors)."""
         parameters = dict(model.named_parameters())
@@ -119,6 +126,10 @@ class Landscape:
     def gradient(self, coefficients: np.ndarray, number: int, batch_size: int) -> float:
         """The loss of batch ``number``, one of each pool; the model then has the weights, and their gradients."""
         self.vectors.place(self.model, coefficients)
+        return self.gradient_as_it_is(number, batch_size)
+
+    def gradient_as_it_is(self, number: int, batch_size: int) -> float:
+        """As `gradient`, at the weights that the model has."""
         self.model.eval()
         self.model.zero_grad(set_to_none=True)
         total = 0.0
@@ -133,6 +144,10 @@ class Landscape:
     def held_out(self, coefficients: np.ndarray, count: int) -> float:
         """The loss on at most ``count`` held-out samples of each pool."""
         self.vectors.place(self.model, coefficients)
+        return self.held_out_as_it_is(count)
+
+    def held_out_as_it_is(self, count: int) -> float:
+        """As `held_out`, at the weights that the model has."""
         self.model.eval()
         each = []
         with torch.no_grad():

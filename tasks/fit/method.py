@@ -40,6 +40,8 @@ class Problem:
     """A technique → the file of what the protocol would deploy with it, until the next call."""
     scratch: Path
     """A folder that goes when the node ends."""
+    out: Path
+    """The node's own folder, from the project's: what `Fitted.models` may name beside the models."""
     seed: int
     progress: Progress
 

@@ -50,6 +50,7 @@ def fit(project: Path, params: Params, progress: Progress = silent) -> None:
             reference=merge.before(),
             merged=lambda technique: merge.merged(technique, Path(scratch)),
             scratch=Path(scratch),
+            out=FIT,
             seed=seed,
             progress=progress,
         )

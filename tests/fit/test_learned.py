@@ -47,7 +47,7 @@ def problem(project: Path, step: int, **changes: Any) -> Problem:
     return Problem(
         project=project, params=now, technique=merge.technique, model=models.build(project / "data/history/model"),
         samples=of_step(project, now), base=merge.base, models=merge.models(), reference=merge.base,
-        merged=lambda _: merge.base, scratch=project, seed=1, progress=lambda *_: None,
+        merged=lambda _: merge.base, scratch=project, out=Path("data/step/fit"), seed=1, progress=lambda *_: None,
     )  # fmt: skip
 
 
