@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib.metadata import version
@@ -62,18 +63,21 @@ def main() -> None:
         _fail(f"{error}; {_way_out(str(error)) or 'try again, or look into .chronomerge/logs'}")
     except OSError as error:
         why = f"{error.strerror or error}"
-        _fail(f"{error.filename or 'the system'}: {why}; {_way_out(why) or 'mend that and run again'}")
+        target = error.filename2 if error.errno in _NO_ROOM else None  # of a copy it is the target that is full
+        where = target or error.filename or "the system"
+        _fail(f"{where}: {why}; {_way_out(why) or 'mend that and run again'}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         _fail("this needs more memory than is free; end other programs, use a smaller model, or a larger machine")
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAYS_OUT = {
     ("Permission denied", "insufficient permission", "Operation not permitted"):
         "you may not write there; work in a clone of your own, or have its owner allow it",
     ("Read-only file system",): "nothing can be written there; work in a clone on another disk",
-    ("No space left on device", "Disk quota exceeded", "File too large"):
+    ("No space left on device", "Disk quota exceeded", "File too large", "unable to write file"):
         "free space there, and run the same command again: it goes on from what has finished",
 }  # fmt: skip
 """What the system, or git, says of something that another try cannot help."""

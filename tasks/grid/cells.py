@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tasks.errors import UserError
 from tasks.params import Grid, LabelledTechnique, Params, parse
@@ -165,7 +166,16 @@ def _override(content: Any, changes: Mapping[str, Any]) -> None:
         elif isinstance(value, Mapping) and isinstance(content.get(key), Mapping) and key != "technique":
             _override(content[key], value)
         else:
-            content[key] = copy.deepcopy(value)
+            content[key] = _quoted(value)
+
+
+def _quoted(value: Any) -> Any:
+    """A copy in which texts with a colon (``file.py:Class``, ``images:photos``) are quoted: within { } they must be."""
+    if isinstance(value, Mapping):
+        return {key: _quoted(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_quoted(one) for one in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else copy.deepcopy(value)
 
 
 def _dump(yaml: YAML, content: Any) -> str:

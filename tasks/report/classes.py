@@ -223,16 +223,21 @@ def _opened(cache: Cache, files: dict[str, str], record: Record) -> Iterator[Dat
 
 def _predicted(cache: Cache, record: Record, name: str, data: Dataset) -> np.ndarray:
     """The predictions of a state on a test set, int64 (N,)."""
-    damaged = f"{record.state.tag}: the predictions on {name!r} are damaged ({{}}); `chronomerge doctor` says more"
+
+    def damaged(why: str) -> UserError:
+        return UserError(
+            f"{record.state.tag}: the predictions on {name!r} are damaged ({why}); `chronomerge doctor` says more"
+        )
+
     members = cache.members(record.manifest.contents[layout.PREDICTIONS])
     if f"{name}.npy" not in members:
-        raise UserError(damaged.format("there are none"))
+        raise damaged("there are none")
     try:
         found = np.load(cache.path(members[f"{name}.npy"]), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(damaged.format(" ".join(str(error).split()))) from None
+        raise damaged(" ".join(str(error).split())) from None
     if found.dtype != np.int32 or found.shape != (len(data),):
-        raise UserError(damaged.format(f"{found.dtype} of shape {found.shape} for {len(data)} samples"))
+        raise damaged(f"{found.dtype} of shape {found.shape} for {len(data)} samples")
     if len(found) and not -1 <= found.min() <= found.max() < len(data.card.classes):
-        raise UserError(damaged.format(f"a class beyond the {len(data.card.classes)} of the set"))
+        raise damaged(f"a class beyond the {len(data.card.classes)} of the set")
     return found.astype(np.int64)

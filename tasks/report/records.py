@@ -126,15 +126,18 @@ def _record(state: State, texts: Mapping[str, str]) -> Record:
     record = Record(
         state, read_manifest(manifest, state.tag), metrics_of(metrics, state.tag), _params(params, state), outputs
     )
-    damaged = f"{state.tag}: its files contradict each other ({{}}); `chronomerge doctor` says more"
+
+    def damaged(why: str) -> UserError:
+        return UserError(f"{state.tag}: its files contradict each other ({why}); `chronomerge doctor` says more")
+
     if lacking := record.manifest.seconds.keys() - outputs:
-        raise UserError(damaged.format(f"manifest.json names the node {min(lacking)}, and dvc.yaml does not"))
+        raise damaged(f"manifest.json names the node {min(lacking)}, and dvc.yaml does not")
     made = [path for node in record.manifest.seconds for path in outputs[node]]
     if lacking := {*RAW, *made} - record.manifest.contents.keys():
-        raise UserError(damaged.format(f"manifest.json does not name {min(lacking)}"))
+        raise damaged(f"manifest.json does not name {min(lacking)}")
     named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
     if lacking := {*record.metrics["top1"], *record.metrics.get("recall", {})} - named:
-        raise UserError(damaged.format(f"metrics.json names the set {min(lacking)}, and params.yaml does not"))
+        raise damaged(f"metrics.json names the set {min(lacking)}, and params.yaml does not")
     return record
 
 

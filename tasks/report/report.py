@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,11 +81,21 @@ def write(
     for done, figure in enumerate(drawn):
         progress("report", done, len(drawn), figure.name)
         content |= _files(figure)
-    (to / "figures").mkdir(parents=True, exist_ok=True)
-    for name, data in content.items():
-        atomic.write(to / name, data)
-    atomic.write(to / "metrics.csv", _each_text(table, csv_cell).to_csv(index=False).encode())
-    atomic.write(to / "metrics.parquet", table.to_parquet(index=False))
+    content["metrics.csv"] = _each_text(table, csv_cell).to_csv(index=False).encode()
+    content["metrics.parquet"] = table.to_parquet(index=False)
+    to.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic.private_folder(to / ".report.part") as part:  # all of it, or nothing where the disk is full
+            (part / "figures").mkdir()
+            for name, data in content.items():
+                (part / name).write_bytes(data)
+            (to / "figures").mkdir(exist_ok=True)
+            for name in content:
+                (part / name).replace(to / name)
+    except OSError:
+        with suppress(OSError):  # it holds an earlier report
+            to.rmdir()
+        raise
     for stale in {f"figures/{path.name}" for path in (to / "figures").iterdir()} - content.keys():
         if Path(stale).stem in figures.NAMES:  # an earlier report had something to show there
             (to / stale).unlink()

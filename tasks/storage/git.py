@@ -40,8 +40,14 @@ def git(folder: Path, *args: str, stdin: str | None = None, env: Mapping[str, st
     done = _run(folder, args, None if stdin is None else os.fsencode(stdin), env)
     output, said = os.fsdecode(done.stdout), os.fsdecode(done.stderr).strip()
     if done.returncode:
-        raise GitError(f"git {args[0]} failed in {folder}: {said or output.strip()}")
+        raise GitError(f"git {args[0]} failed in {folder}: {_few_lines(said or output.strip())}")
     return output.rstrip("\n")
+
+
+def _few_lines(said: str) -> str:
+    """What git said, as one line: it may have a line for each of a thousand files."""
+    lines = said.splitlines()
+    return "; ".join(lines[:2]) + f" (and {len(lines) - 2} more lines)" * (len(lines) > 2)
 
 
 def _run(

@@ -48,6 +48,22 @@ _OBEDIENT = (
 """Starts the command line; modes of files count for root too: without CAP_DAC_OVERRIDE (1; PR_CAPBSET_DROP is 24)."""
 
 
+@pytest.mark.parametrize("verb", [("fetch", "--deployed", "--to"), ("publish", "1", "--to")], ids=lambda verb: verb[0])
+def test_a_disk_without_room_is_one_line_that_names_it(run: Path, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    """The limit of a file's size stands for the disk: the system refuses a write in the same way."""
+    program = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'flows', *sys.argv[1:]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *verb, str(tmp_path / "full/model")], cwd=run, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"error: {tmp_path}/full" in done.stderr
+    assert "File too large; free space there, and run the same command again" in done.stderr
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]
+
+
 def test_a_project_that_one_may_only_read_can_be_looked_at(run: Path, tmp_path: Path) -> None:
     folder = projects.copy(run, tmp_path / "project")
 

@@ -53,6 +53,21 @@ def test_a_cell_has_the_params_of_a_timeline_by_itself() -> None:
     assert (one.cell.technique, one.cell.seed, one.cell.variant, one.cell.reference) == ("sparse", 3, "", "")
 
 
+def test_a_technique_of_ones_own_is_in_cells_of_params_in_braces(tmp_path: Path) -> None:
+    """A colon in braces wants quotes, wherever the technique is named: in time, in the grid, in a variant."""
+    own = tmp_path / "own.py"
+    own.write_text("from tasks.merge.techniques.linear import Linear\n\n\nclass Mine(Linear):\n    name = 'mine'\n")
+    technique = {"name": f"{own}:Mine", "weight": 0.25}
+    flow = text() + f'time: {{init: ema, technique: {{name: "{own}:Mine", weight: 0.25}}}}\n'
+    for found in (
+        expand(flow),
+        expand(text() + "time: {init: ema, technique: {name: linear}}\n", technique=[technique]),
+        expand(text() + "time: {init: ema}\n", variants={"own": {"time": {"technique": technique}}}),
+    ):
+        names = {one.params.time.technique.name for one in found.values()}
+        assert f"{own}:Mine" in names
+
+
 def test_a_protocol_that_merges_nothing_is_one_cell_for_all_techniques() -> None:
     found = expand(technique=["linear", "ties", "slerp"])
     assert [name for name in found if "-ft-ft" in name] == ["tiny-ft-ft-s0"]

@@ -1,5 +1,6 @@
 """The page as a reader has it: in a real browser, from a file, without a network."""
 
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,26 @@ def test_a_report_takes_the_place_of_another(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (first.page, *first.tables, *first.figures)}
     report.write(table, Vectors(), MADE, tmp_path)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_full_disk_leaves_no_half_of_a_report_and_an_earlier_one_as_it_was(tmp_path: Path) -> None:
+    table = synthetic.table(("linear",), 1, 2, ("ema+ema",), with_references=False)
+    table = table[table["step"] == 0]
+    report.write(table, Vectors(), MADE, tmp_path / "before")
+    files = [path for path in (tmp_path / "before").rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(len(content) for content, _ in before.values())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, hard))
+    try:
+        for folder in ("before", "new"):
+            with pytest.raises(OSError, match="File too large"):
+                report.write(table, Vectors(), MADE, tmp_path / folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "new").exists()
+    assert {path for path in (tmp_path / "before").rglob("*") if path.is_file()} == before.keys()
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
 
 
 def test_a_page_names_what_it_lacks_and_lets_no_name_out_of_its_place() -> None:

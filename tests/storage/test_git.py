@@ -47,3 +47,13 @@ def test_a_machine_without_git_is_told_so(project: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match=r"there is no program git; install it"):
         git(project, "status")
+
+
+def test_a_failure_of_a_thousand_files_is_one_line(project: Path) -> None:
+    with pytest.raises(GitError) as raised:
+        git(project, "rm", "--", *(f"missing-{number}" for number in range(3)), "-x\n" * 1000)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(GitError, match=r"git cat-file failed in .*") as raised:
+        git(project, "cat-file", "--wrong")
+    assert "\n" not in str(raised.value)
+    assert "more lines)" in str(raised.value)
