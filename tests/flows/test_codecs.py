@@ -167,9 +167,9 @@ def test_another_zstd_that_writes_other_bytes_for_the_same_weights_is_no_differe
     state = mixed[3]
     (tmp_path / layout.CODED_EXPERT).parent.mkdir(parents=True)
     content = Cache(dvc_config.cache_dir(state.project)).path(state.entries[layout.CODED_EXPERT].md5).read_bytes()
-    about = b'"error":0.'
+    about = rb"\"error\":0."
     assert content.count(about) == 1
-    (tmp_path / layout.CODED_EXPERT).write_bytes(content.replace(about, b'"error":1.'))
+    (tmp_path / layout.CODED_EXPERT).write_bytes(content.replace(about, rb"\"error\":1."))
     outputs = {layout.CODED_EXPERT: ("what was recorded", "what came out")}
     assert verification._checked(state, tmp_path, "train", outputs).differing == []
     digest = state.manifest.coded.decoded.md5.encode()  # type: ignore[union-attr]
