@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,30 @@ def test_drawn_shares_have_no_sample_in_common(prepare: Prepare) -> None:
     first, second = (prepare(f"hf:org/animals#train{share}") for share in ("[:50%]", "[50%:]"))
     assert not {*first.ids} & {*second.ids}
     assert len(first) + len(second) == 6
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folders", "tars", "clip-benchmark"])
+def test_shares_have_no_image_in_common_whatever_revision_an_address_names(
+    prepare: Prepare, server: hub.Hub, tmp_path: Path, kind: str
+) -> None:
+    rows = [{"image": picture(n), "label": n % 2} for n in range(12)]
+    files: Mapping[str, bytes | str | Path] | Path
+    if kind == "parquet":
+        files = {"train.parquet": published.parquet(tmp_path / "t.parquet", rows, {"label": NAMES})}
+    elif kind == "folders":
+        files = {f"train/{n % 2}a/{n}.png": published.png(picture(n)) for n in range(12)}
+    elif kind == "tars":
+        members = [
+            (f"{n}.{end}", data) for n in range(12) for end, data in (("png", published.png(picture(n))), ("txt", b"x"))
+        ]
+        files = {"train.tar": published.write_tar(tmp_path / "t.tar", members)}
+    else:
+        files = published.clip_benchmark(tmp_path / "t", {"train": [(picture(n), n % 3) for n in range(12)]})
+    commit = server.commit("org/wds_any", files, kind="datasets")
+    source = "clip-benchmark:org/wds_any" if kind == "clip-benchmark" else "hf:org/wds_any"
+    first, second = prepare(f"{source}#train[:50%]").images[:], prepare(f"{source}@{commit}#train[50%:]").images[:]
+    assert len(first) + len(second) == 12
+    assert not {image.tobytes() for image in first} & {image.tobytes() for image in second}
 
 
 def test_some_classes_of_folders(prepare: Prepare, server: hub.Hub, project: Path) -> None:

@@ -133,14 +133,15 @@ class ClipBenchmark(Hosted):
             if not lines:
                 context.complain(f"{shown}: its txt holds no caption")
             return [
-                Row(f"{shown}#{number}" if len(lines) > 1 else shown, shown, line, None, image.content)
+                Row(f"{shown}#{number}" if len(lines) > 1 else shown, inside, line, None, image.content)
                 for number, line in enumerate(lines, start=1)
             ]
         number = text.strip()
         if not number.isascii() or not number.isdigit() or int(number[:12]) >= len(keys):
             context.complain(f"{shown}: its class is {number!r:.40}, and {CLASSES} names 0 to {len(keys) - 1}")
             return []
-        return [Row(shown, shown, None, keys[int(number)], image.content)]
+        # Shares are drawn by names that no revision of an address changes.
+        return [Row(shown, inside, None, keys[int(number)], image.content)]
 
     def _names(self, home: Path) -> tuple[str, ...]:
         """The names of the classes, in the order of their numbers."""

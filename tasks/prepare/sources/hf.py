@@ -164,7 +164,8 @@ class HubDataset(Hosted):
         facts = self.record(home.parent).facts
         if facts["form"] == "parquet":
             return self._rows_of_tables(home, files, context, facts)
-        common = {
+        common: dict[str, Any] = {
+            "drawn_as": hub.parse(f"hf:{self.path}").repository,  # shares are drawn by names without a revision
             "path": self.path, "caption": self.caption, "label": self.label, "template": self.template,
             "classes": self.classes or self._classes_of_card(facts),
         }  # fmt: skip
