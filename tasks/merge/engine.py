@@ -31,11 +31,12 @@ from tasks.merge.statistics import RunningStatistics, shares
 from tasks.merge.stream import Window
 from tasks.merge.technique import Technique, create
 from tasks.merge.threads import Workers
-from tasks.model import coded, dtypes
+from tasks.model import coded, dtypes, vocabularies
+from tasks.model.adapters import is_adapter
 from tasks.model.dtypes import as_given
 from tasks.model.fitting import OnMismatch
 from tasks.model.inputs import open_model
-from tasks.model.origins import ModelFiles
+from tasks.model.origins import ModelFiles, located
 from tasks.model.sinks import SHARD_BYTES, DictSink, FileSink
 from tasks.model.sources import FileSource, TensorSource, content_hash
 from tasks.progress import Progress, silent
@@ -44,6 +45,7 @@ from tasks.storage import atomic
 Model = Path | str | ModelFiles | Mapping[str, Any]
 """A checkpoint's path (a safetensors file, an index JSON, a folder with one), or a dictionary of tensors."""
 
+Found = ModelFiles | Mapping[str, Any]
 _WINDOW = 1 << 24
 
 
@@ -116,10 +118,12 @@ def merge(
     used = _weights(chosen, len(experts), weights)
     in_parts = _part_weights(chosen, len(experts), weights, part_weights or {})
     where = find_device(device)
+    found_base, found = _found(base) if base is not None else None, [_found(expert) for expert in experts]
+    _require_one_tokenizer(found_base, found)
     with ExitStack() as stack:
-        base_source = open_model(base, "base", stack, None) if base is not None else None
+        base_source = open_model(found_base, "base", stack, None) if found_base is not None else None
         sources: list[TensorSource] = []
-        for i, model in enumerate(experts):
+        for i, model in enumerate(found):
             named_like = base_source or (sources[0] if sources else None)
             sources.append(open_model(model, f"expert {i + 1}", stack, named_like))
         reference = base_source or sources[0]
@@ -277,6 +281,39 @@ def advance(
             return report
 
         return with_equal_infinities(attempt, reference, {"the expert": source})
+
+
+def _found(model: Model) -> Found:
+    return located(model) if isinstance(model, str | Path) else model
+
+
+def _require_one_tokenizer(base: Found | None, experts: Sequence[Found]) -> None:
+    """Hold the tokenizers beside models against one another: a row of an embedding must mean one token in all of them.
+
+    Tokens that only one of two has do not matter; they are often added at the end. Of a model that is given as a file,
+    nothing beside it is looked at.
+
+    Raises:
+        UserError: a token has different numbers in two models.
+    """
+    first: tuple[str, Mapping[str, int]] | None = None
+    named = [(f"expert {i}", expert) for i, expert in enumerate(experts, start=1)]
+    for name, model in [*([("the base", base)] if base is not None else []), *named]:
+        if isinstance(model, Mapping) or is_adapter(model.path):
+            continue
+        of_folder = len(model.pin.files) > 1 if model.pin else model.path.is_dir()
+        words = vocabularies.of(model.root if model.pin else model.path) if of_folder else None
+        if words is None:
+            continue
+        if first is None:
+            first = (name, words)
+        elif differing := [word for word, number in words.items() if first[1].get(word, number) != number]:
+            word = min(differing, key=words.__getitem__)
+            raise UserError(
+                f"{model.path}: its tokenizer is another than that of {first[0]}: the token {word!r:.60} is "
+                f"number {words[word]}, there {first[1][word]} ({len(differing)} such tokens); merging needs models "
+                "with one tokenizer, or name the file of the weights itself"
+            )
 
 
 def _check_count(technique: Technique, count: int, has_base: bool) -> None:

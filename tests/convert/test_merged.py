@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 from flows.cli.app import app
 from tasks.convert import convert, merge_into
 from tasks.errors import UserError
-from tests import hub
+from tests import hub, tokenizers
 from tests.convert.test_conversion import words
+from tests.model.test_vocabularies import save
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,16 @@ def test_a_hub_is_asked_once_for_a_model_and_its_configuration(folders: Path, tm
     assert set(asked.values()) == {1}, asked
     assert CLIPTokenizer.from_pretrained(tmp_path / "out")("a dog").input_ids[0] == 49406
     assert "hf:org/base" in (tmp_path / "out/README.md").read_text()
+
+
+def test_models_with_different_tokenizers_are_not_merged(tmp_path: Path) -> None:
+    longer = (*tokenizers.WORDS, "more")
+    for name, tokens in (("base", tokenizers.WORDS), ("a", tokenizers.REORDERED), ("b", longer)):
+        save(tmp_path / name, 14, 12, None)
+        tokenizers.save(tmp_path / name, tokens)
+    why = r"its tokenizer is another than that of the base: the token '</s>' is number 3, there 12 \(11 such tokens\)"
+    with pytest.raises(UserError, match=why):
+        merge_into(tmp_path / "out", technique="linear", base=tmp_path / "base", experts=[tmp_path / "a"])
+    assert not (tmp_path / "out").exists()
+    file = tmp_path / "a/model.safetensors"
+    merge_into(tmp_path / "out", technique="linear", base=tmp_path / "base", experts=[tmp_path / "b", file])
