@@ -8,6 +8,7 @@ streams and signals, runs the code of the folder that it works in, and ends as a
 
 from __future__ import annotations
 
+import _imp
 import gc
 import importlib
 import importlib.util
@@ -22,10 +23,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.abc import Loader, MetaPathFinder, SourceLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Self
 
 from tests import forks
@@ -46,6 +47,8 @@ FORKED = ("tasks.record.node_server", "tasks.storage.dvc_process")
 """Processes that a forked command starts, which import much."""
 _RETAINED: list[ModuleType] = []
 """Modules of the project that defined operators of torch, which go when the modules do."""
+_COMPILED: dict[bytes, CodeType] = {}
+"""Text of a file of the project → what it compiles to: most forks run the very code that is tested."""
 
 
 def preload() -> None:
@@ -61,9 +64,22 @@ def preload() -> None:
         if name != __name__:
             _RETAINED.append(sys.modules.pop(name))
     sys.meta_path.insert(0, _Later())
+    for package in ("chronomerge", "flows", "tasks"):
+        for path in Path(package).rglob("*.py"):
+            text = path.read_bytes()
+            _COMPILED[text] = compile(text, path, "exec", dont_inherit=True)
     gc.collect()
     gc.freeze()
     assert threading.active_count() == 1, threading.enumerate()
+
+
+def _source_to_code(_loader: SourceLoader, data: bytes, path: str, *, _optimization: int = -1) -> CodeType:
+    """As `SourceLoader.source_to_code`, with what `_COMPILED` has."""
+    if code := _COMPILED.get(bytes(data)):
+        _imp._fix_co_filename(code, path)  # as the import system does with code that was compiled elsewhere
+        return code
+    compiled: CodeType = compile(data, path, "exec", dont_inherit=True, optimize=_optimization)
+    return compiled
 
 
 class _Later(MetaPathFinder, Loader):
@@ -173,6 +189,7 @@ def become(call: dict[str, Any], streams: Sequence[int]) -> None:
     sys.stderr = sys.__stderr__ = _text(2, "w", errors="backslashreplace", line_buffering=True)  # type: ignore[misc]
     sys.modules.pop("tests", None)
     sys.path[0] = call["cwd"]
+    SourceFileLoader.source_to_code = _source_to_code  # type: ignore[assignment, method-assign]
     importlib.invalidate_caches()
     if call["forking"]:
         forks.FOLDER = Path(call["forking"])
