@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from flows.cli import options
 from flows.cli.options import AsJson, OnMismatch
 from flows.cli.terminal import out, print_json
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from tasks.inbox import Scan
@@ -68,7 +70,9 @@ def _from_here(given: str, project: Path) -> str:
     from tasks.arrive import without_part
 
     path, part = without_part(given)
-    whole = Path(path).expanduser().resolve()
+    if "\0" in path:
+        raise UserError(f"{given!r}: a path cannot hold a null character; choose another name")
+    whole = Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111 - Path's raise on ~nobody and on loops
     if not whole.exists():
         return given
     return f"{whole.relative_to(project) if whole.is_relative_to(project) else whole}{part}"
@@ -85,7 +89,6 @@ def inbox(
     """Let every finished drop arrive once: a folder with READY or arrival.yaml in it; status 2 if one was refused."""
     from tasks import console
     from tasks import inbox as inboxes
-    from tasks.errors import UserError
     from tasks.storage.dvc import RemoteError
 
     project = options.project()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def _hash(content: Any) -> str:
 
 class _FolderInbox(Inbox):
     def __init__(self, where: str, folder: Path):
-        self.folder, self.where = folder.resolve(), str(folder.resolve())
+        self.where = os.path.realpath(folder)  # which no circle of links breaks
+        self.folder = Path(self.where)
         if not folder.is_dir():
             raise UserError(f"{where}: no such folder; an inbox is a folder with a folder for each drop in it")
 

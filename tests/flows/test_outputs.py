@@ -48,6 +48,17 @@ _OBEDIENT = (
 """Starts the command line; modes of files count for root too: without CAP_DAC_OVERRIDE (1; PR_CAPBSET_DROP is 24)."""
 
 
+@pytest.mark.parametrize("verb", [("arrive", "n", "--data"), ("arrive", "n", "--expert"), ("inbox",)], ids=" ".join)
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "circle", "circle/x"])
+def test_a_path_that_leads_nowhere_is_refused(run: Path, tmp_path: Path, verb: tuple[str, ...], path: str) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    given = path if path.startswith("~") else str(tmp_path / path)
+    done = projects.chronomerge(run, *verb, given, "--dry-run", check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert path in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("verb", [("fetch", "--deployed", "--to"), ("publish", "1", "--to")], ids=lambda verb: verb[0])
 def test_a_disk_without_room_is_one_line_that_names_it(run: Path, tmp_path: Path, verb: tuple[str, ...]) -> None:
     """The limit of a file's size stands for the disk: the system refuses a write in the same way."""
