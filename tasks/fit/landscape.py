@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
 from tasks import randomness
@@ -16,7 +16,8 @@ from tasks.errors import UserError
 from tasks.fit.method import Problem
 from tasks.fit.samples import Pool
 from tasks.fit.scores import MODEL
-from tasks.model import checkpoints, models
+from tasks.model import checkpoints, coded, models
+from tasks.model.sources import FileSource
 
 if TYPE_CHECKING:
     from tasks.model.models import Clip
@@ -35,8 +36,11 @@ class Vectors:
         """``elect``: of each entry of λ_m τ_m only those with the sign of their sum count (TIES)."""
         self._base, self._elect = checkpoints.load(base), elect
         for path in files:
-            checkpoints.check_compatible(path, base)
-        self._files = [safe_open(path, framework="pt") for path in files]
+            if not coded.is_coded(path):  # those are compared with their base as they are opened
+                checkpoints.check_compatible(path, base)
+        self._open = ExitStack()  # for as long as this lives
+        origin = self._open.enter_context(FileSource(base))
+        self._files = [coded.opened(path, origin, self._open) for path in files]
         self.names = [name for name in names if name in self._base]
         missing = [name for name in names if name not in self._base]
         if missing:
@@ -44,7 +48,7 @@ class Vectors:
 
     def _of(self, name: str) -> list[torch.Tensor]:
         base = self._base[name].float()
-        return [file.get_tensor(name).float() - base for file in self._files]
+        return [coded.tensor(file, name).float() - base for file in self._files]
 
     def sum_of(self, name: str, weights: np.ndarray) -> torch.Tensor:
         """Σ λ_m τ_m of one tensor, float64."""

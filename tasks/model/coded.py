@@ -42,6 +42,8 @@ from tasks.storage import atomic
 from tasks.storage.cache import md5_of
 
 if TYPE_CHECKING:
+    import torch
+
     from tasks.model.checkpoints import Weights
 
 SUFFIX = ".weights"
@@ -265,16 +267,21 @@ def load(path: Path, base: Path) -> Weights:
 
     if not is_coded(path):
         return checkpoints.load(path)
+    with FileSource(base) as origin, CodedSource(path, origin) as source:
+        return {name: tensor(source, name) for name in source.entries}
+
+
+def tensor(source: TensorSource, name: str) -> torch.Tensor:
+    """One tensor of a source, on the CPU, in its own dtype."""
     import torch
 
-    with FileSource(base) as origin, CodedSource(path, origin) as source:
-        weights = {}
-        for name, entry in source.entries.items():
-            array = np.empty(entry.bytes, np.uint8)
-            source.read_into(name, 0, array)
-            shaped = array.view(stored_as(entry.dtype)).reshape(entry.shape)
-            weights[name] = as_given(shaped, entry.dtype, torch.empty(0))
-    return weights
+    entry = source.entries[name]
+    array = np.empty(entry.bytes, np.uint8)
+    source.read_into(name, 0, array)
+    shaped: torch.Tensor = as_given(
+        array.view(stored_as(entry.dtype)).reshape(entry.shape), entry.dtype, torch.empty(0)
+    )
+    return shaped
 
 
 def opened(path: Path, base: TensorSource, stack: ExitStack) -> TensorSource:

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from tasks.choice import available
 from tasks.errors import UserError
+from tasks.fit.landscape import Vectors
 from tasks.merge.engine import merge
 from tasks.model import checkpoints, codec, coded, planes
 from tasks.model.codec import Codec, DamagedChunkError
@@ -260,3 +261,14 @@ def test_a_merge_reads_coded_experts_as_they_are(pair: tuple[Path, Path], tmp_pa
     for name, model in (("plain", expert), ("coded", tmp_path / "expert.weights")):
         merge("task_arithmetic", [model], base, tmp_path / f"{name}.safetensors", settings={"scale": 0.5})
     assert (tmp_path / "coded.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+
+def test_fits_see_the_task_vectors_of_coded_experts(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(4, 5, generator=random)}
+    checkpoints.save(tmp_path / "base.safetensors", base)
+    checkpoints.save(tmp_path / "expert.safetensors", {"w": base["w"] + 0.5})
+    coded.encode(LOSSLESS, tmp_path / "expert.safetensors", tmp_path / "base.safetensors", tmp_path / "expert.weights")
+    files = [tmp_path / "expert.safetensors", tmp_path / "expert.weights"]
+    plain, small = (Vectors(tmp_path / "base.safetensors", [file], ["w"]) for file in files)
+    assert torch.equal(plain.sum_of("w", np.ones(1)), small.sum_of("w", np.ones(1)))
