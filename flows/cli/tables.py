@@ -18,6 +18,8 @@ from tasks.units import size
 
 DEPLOYED, HELD, POINTER = "▸", "×", "•"
 """The marks of states in the table."""
+SHARE = "~"
+"""The mark of scores that are those of a share of the test samples."""
 
 
 def _row(
@@ -52,6 +54,7 @@ def _row(
         "geometric_mean": metrics["geometric_mean"],
         "top1": metrics["top1"],
         "recall": metrics.get("recall", {}),
+        "share": metrics.get("share", {}),
         "budget": manifest.budget.as_dict(),
         "bytes": manifest.bytes.as_dict(),
         "seconds": manifest.seconds,
@@ -101,9 +104,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         + (POINTER if row["pointers"] else "")
         + row["name"],
         row["arrival"] or "–",
-        f"{row['A_KA']:.2f}",
-        f"{row['A_ZS']:.2f}",
-        f"{row['geometric_mean']:.2f}",
+        *(f"{SHARE if row['share'] else ''}{row[name]:.2f}" for name in ("A_KA", "A_ZS", "geometric_mean")),
         f"{row['budget'].get('samples', 0):,}",
         size(row["bytes"]["new"]),
         size(row["bytes"]["total"]),
@@ -121,6 +122,12 @@ def _notes(rows: list[dict[str, Any]], everything: list[State], pointers: Mappin
             yield f"{HELD} {row['name']} is held: {_why_held(row)}"
     for name, state in pointers.items():
         yield f"{POINTER} {name}: {state.name}, tag pointer/{state.timeline}/{name}"
+    if partial := [row for row in rows if row["share"]]:
+        steps = ", ".join(row["name"] for row in partial)
+        shares = sorted({value for row in partial for value in row["share"].values()})
+        sets = ", ".join(sorted({name for row in partial for name in row["share"]}))
+        percent = " or ".join(f"{100 * value:.3g} %" for value in shares)
+        yield f"{SHARE} {steps}: evaluated on {percent} of each class of {sets}; all other scores are of all samples"
     if any(row["code"]["dirty"] for row in rows):
         yield "* with changes that were not committed; the state has them"
     for row in rows:

@@ -56,17 +56,40 @@ class Accuracy:
         )
 
 
+@dataclass(frozen=True)
+class OwnScore:
+    """What a step's own expert scores on the set of its arrival's name, in percent: top-1, or the mean recall@5."""
+
+    name: str
+    score: float
+    """Of all samples."""
+    of_share: float | None = None
+    """Of those that the deployed model was evaluated on, where these are a share."""
+
+
+def percent(right: np.ndarray) -> float:
+    """The share of right samples."""
+    return 100 * int(right.sum()) / len(right)
+
+
+def of_recall(recall: Recall) -> float:
+    """The score of a set without classes: the mean recall@5 of both ways."""
+    return fmean(way[str(TOP)] for way in recall.values())
+
+
 def summary(
     accuracy: Mapping[str, Accuracy],
     recall: Mapping[str, Recall],
     pairs: Mapping[str, int],
     adaptation: Sequence[str],
     retention: Sequence[str],
+    own: OwnScore | None = None,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: the accuracy of sets with classes, recall and size of sets without, in percent.
 
     A set's score is its top-1, or the mean of its recall@5 in both directions. A_KA is the mean score over the
     adaptation sets, A_ZS over the retention sets, each set counting once; the geometric mean is √(A_KA · A_ZS).
+    ``own`` is the score of the step's own expert.
     """
     top1 = {name: one.top1 for name, one in accuracy.items()}
     scored = scores({"top1": top1, "recall": recall})
@@ -92,6 +115,10 @@ def summary(
         content["classes"] = {name: one.classes for name, one in classified.items()}
     if partial := {name: one.share for name, one in classified.items() if one.share is not None}:
         content["share"] = partial
+    if own:
+        content["expert"] = {"set": own.name, "score": round(own.score, DIGITS)}
+        if own.of_share is not None:
+            content["expert"]["score_of_share"] = round(own.of_share, DIGITS)
     return content
 
 

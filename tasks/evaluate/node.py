@@ -23,9 +23,13 @@ from tasks.storage import atomic
 
 MODEL = Path("data/history/model")
 DEPLOYED = Path("data/step/deployed.safetensors")
+EXPERT = Path("data/step/expert.safetensors")
 SETS = Path("data/step/evaluation")
 PREDICTIONS = Path("data/step/predictions")
 METRICS = Path("metrics.json")
+
+Classifiers = dict[tuple[tuple[str, ...], ...], torch.Tensor]
+"""The prompts of each class → the classifier."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,12 @@ class Scores:
     """Of sets with classes: for each evaluated sample the nearest classes (see `zeroshot.predict`)."""
     recall: dict[str, Recall]
     """Of sets without: recall@k in both ways, in percent."""
+    own: dict[str, np.ndarray | Recall]
+    """The same of the step's own expert on the set of the arrival's name, of all its samples; else empty."""
 
 
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
-    """Score the deployed model on every test set.
+    """Score the deployed model on every test set, and the step's own expert on the set of the arrival's name.
 
     Writes ``metrics.json`` (A_KA, A_ZS, their geometric mean, and the scores of each set) and ``data/step/predictions``
     (see `tasks.evaluate.predictions`).
@@ -56,13 +62,21 @@ def write(project: Path, params: Params, scores: Scores) -> None:
     accuracy: dict[str, Accuracy] = {}
     predicted: dict[str, np.ndarray] = {}
     pairs: dict[str, int] = {}
+    own: metrics.OwnScore | None = None
     for one in settings.sets:
         data = Dataset(project / SETS / one.name)
+        found = scores.own.get(one.name)
         if one.name in scores.recall:
             pairs[one.name] = len(data)
+            if isinstance(found, dict):
+                own = metrics.OwnScore(one.name, metrics.of_recall(found))
             continue
         share, nearest = shares.share_of(settings, one.name), scores.nearest[one.name]
         rows = shares.drawn(one.name, data, share)
+        if isinstance(found, np.ndarray):
+            right = found[:, 0] == data.labels
+            of_share = None if share is None else metrics.percent(right[rows])
+            own = metrics.OwnScore(one.name, metrics.percent(right), of_share)
         accuracy[one.name] = Accuracy.of(nearest, data.labels[rows], len(data.card.classes), share)
         predicted[one.name] = np.full(len(data), predictions.NOT_EVALUATED, np.int32)
         predicted[one.name][rows] = nearest[:, 0]
@@ -72,6 +86,7 @@ def write(project: Path, params: Params, scores: Scores) -> None:
         pairs,
         [one.name for one in settings.adaptation],
         [one.name for one in settings.retention],
+        own,
     )
     predictions.write(project / PREDICTIONS, predicted)
     atomic.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -100,29 +115,47 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
     models.load_weights(model, checkpoints.load(project / DEPLOYED), project / DEPLOYED)
     model.to(models.device()).eval()
 
-    classifiers: dict[tuple[tuple[str, ...], ...], torch.Tensor] = {}
-    scores, done = Scores({}, {}), 0
+    scores, done = Scores({}, {}, {}), 0
     rows = {
         name: shares.drawn(name, data, shares.share_of(params.evaluate, name))
         for name, data in sets.items()
         if name not in pairs
     }
     work = {name: len(pairs[name] if name in pairs else rows[name]) for name in sets}
-    for name, data in sets.items():
-        on_done = partial(_report, progress, done, sum(work.values()), name)
+    arrived = own_set(params)
+    extra = [arrived] if arrived in sets else []
+    total = sum(work.values()) + sum(len(pairs[name] if name in pairs else sets[name]) for name in extra)
+
+    def recall(name: str) -> Recall:
+        on_done = partial(_report, progress, done, total, name)
+        images = sets[name].images
+        return retrieval.recall(model, images, pairs[name], preprocess, batch_size, on_done, precision)
+
+    def nearest(name: str, some: np.ndarray, classifiers: Classifiers) -> np.ndarray:
+        of = tuple(map(tuple, texts[name]))
+        if of not in classifiers:  # sets that share class list and templates share the classifier
+            classifiers[of] = zeroshot.classifier(model, tokens[name], batch_size, precision)
+        on_done = partial(_report, progress, done, total, name)
+        images = sets[name].images
+        return zeroshot.predict(model, images, some, classifiers[of], preprocess, batch_size, on_done, precision)
+
+    classifiers: Classifiers = {}
+    for name in sets:
         if name in pairs:
-            scores.recall[name] = retrieval.recall(
-                model, data.images, pairs[name], preprocess, batch_size, on_done, precision
-            )
+            scores.recall[name] = recall(name)
         else:
-            own = tuple(map(tuple, texts[name]))
-            if own not in classifiers:  # sets that share class list and templates share the classifier
-                classifiers[own] = zeroshot.classifier(model, tokens[name], batch_size, precision)
-            scores.nearest[name] = zeroshot.predict(
-                model, data.images, rows[name], classifiers[own], preprocess, batch_size, on_done, precision
-            )
+            scores.nearest[name] = nearest(name, rows[name], classifiers)
         done += work[name]
+    for name in extra:
+        models.load_weights(model, checkpoints.load(project / EXPERT), project / EXPERT)
+        scores.own[name] = recall(name) if name in pairs else nearest(name, np.arange(len(sets[name])), {})
     return scores
+
+
+def own_set(params: Params) -> str | None:
+    """The evaluation set of the arrival's name, on which its own expert is scored too; None at step 0."""
+    arrived = params.arrival.name if params.step and params.arrival else None
+    return next((one.name for one in params.evaluate.sets if one.name == arrived), None)
 
 
 def _report(progress: Progress, before: int, total: int, name: str, done: int) -> None:

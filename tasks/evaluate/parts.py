@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.evaluate.node import SETS, Scores, measure, write
+from tasks.evaluate.node import EXPERT, SETS, Scores, measure, own_set, write
 from tasks.model.datasets import Dataset
 from tasks.nodes import Part, Split
 from tasks.params import Params
@@ -31,7 +31,14 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
         samples, number, names = shares[0]
         heapq.heapreplace(shares, (samples + sizes[name], number, [*names, name]))
     chosen = [names for _, _, names in sorted(shares, key=lambda share: share[1])]
-    return [Part(tuple(names), tuple(str(SETS / name) for name in sizes if name not in names)) for names in chosen]
+    own = own_set(params)
+    return [
+        Part(
+            tuple(names),
+            (*(str(SETS / name) for name in sizes if name not in names), *([] if own in names else [str(EXPERT)])),
+        )
+        for names in chosen
+    ]
 
 
 def run(names: Sequence[str], project: Path, params: Params, progress: Progress = silent) -> None:
@@ -39,16 +46,19 @@ def run(names: Sequence[str], project: Path, params: Params, progress: Progress 
     chosen = [one for one in params.evaluate.sets if one.name in names]
     scores = measure(project, params, chosen, progress)
     nearest = {name: rows.tolist() for name, rows in scores.nearest.items()}
-    atomic.write(project / RESULT, json.dumps({"nearest": nearest, "recall": scores.recall}))
+    own = {name: found.tolist() if isinstance(found, np.ndarray) else found for name, found in scores.own.items()}
+    atomic.write(project / RESULT, json.dumps({"nearest": nearest, "recall": scores.recall, "own": own}))
 
 
 def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
     """Write what `tasks.evaluate.node.evaluate` would, from the results of the parts."""
-    scores = Scores({}, {})
+    scores = Scores({}, {}, {})
     for result in results:
         part = json.loads(result)
         scores.nearest.update({name: np.array(rows, np.int32) for name, rows in part["nearest"].items()})
         scores.recall.update(part["recall"])
+        for name, found in part["own"].items():
+            scores.own[name] = np.array(found, np.int32) if isinstance(found, list) else found
     write(project, params, scores)
 
 

@@ -72,8 +72,11 @@ def notes(table: pd.DataFrame) -> list[str]:
             " All other scores are those of all samples."
         )
     left = table[table["metric"] == "left_out_of_normalized"]
-    if len(left):
-        sentences.append(f"Normalized retention leaves out {_names(left)}: the base is under twice chance there.")
+    for role, what, model in (("adaptation", "accuracy", "own expert"), ("retention", "retention", "base")):
+        if len(of_role := left[left["role"] == role]):
+            sentences.append(
+                f"Normalized {what} leaves out {_names(of_role)}: the {model} is under twice chance there."
+            )
     return sentences
 
 
@@ -90,6 +93,9 @@ def _of_one(table: pd.DataFrame) -> list[Fact]:
     if "Transfer" in last:
         value = f"{last['Transfer']:.1f} %"
         facts.append(Fact("transfer", value, f"average {last['Average']:.1f} %, last {last['Last']:.1f} %"))
+    if "normalized_accuracy" in last:
+        value = f"{last['normalized_accuracy']:.1f} %"
+        facts.append(Fact("normalized accuracy", value, "of each arrival's own expert's scores"))
     if "normalized_retention" in last:
         facts.append(Fact("normalized retention", f"{last['normalized_retention']:.1f} %", "of the base's scores"))
     return facts

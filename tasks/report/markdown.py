@@ -11,7 +11,18 @@ from tasks.report.summary import KEYS, effects, named, over_seeds
 from tasks.scores import MEANS
 from tasks.text import markdown, printable
 
-_METRICS = (*MEANS, "ACC", "BWT", "FWT", "forgetting", "Transfer", "Average", "Last", "normalized_retention")
+_METRICS = (
+    *MEANS,
+    "ACC",
+    "BWT",
+    "FWT",
+    "forgetting",
+    "Transfer",
+    "Average",
+    "Last",
+    "normalized_accuracy",
+    "normalized_retention",
+)
 
 
 def summary(table: pd.DataFrame) -> str:

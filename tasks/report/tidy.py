@@ -17,8 +17,10 @@
 | ``compatibility_drop`` | | percentage points; the largest over the galleries of earlier states |
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
 | ``Transfer``, ``Average``, ``Last`` | | percent (MTIL); see `tasks.report.metrics` |
+| ``expert_score`` | the set of the arrival's name | percent: the step's own expert on it; not in older states |
+| ``normalized_accuracy`` | | percent of each arrival's own expert's score, mean over arrivals so far; likewise |
 | ``normalized_retention`` | | percent of the base's score, mean over retention sets; see `tasks.report.metrics` |
-| ``left_out_of_normalized`` | a retention set that this leaves out | the base's score, which is under twice chance |
+| ``left_out_of_normalized`` | a set that either leaves out | the base's or the expert's score, under twice chance |
 | ``budget_steps``, ``budget_samples``, ``budget_flops``, ``budget_mafs`` | | what the step's training spent |
 | ``seconds``, ``seconds:NODE`` | | wall time of the runs that made the outputs |
 | ``elapsed`` | | seconds on the clock from the step's start until its outputs were in the store; not in older states |
@@ -89,6 +91,7 @@ def _of_cell(
             *((name, "", "", values[index]) for name, values in streamed.items() if math.isfinite(values[index])),
             *_fitted(record),
             *_normalized(lineage, scored, index),
+            *_of_experts(lineage, scored, index),
             *_spent(record),
             *ledger.rows(record),
             *(_vectors(vectors, record.state.step) if vectors else ()),
@@ -98,7 +101,7 @@ def _of_cell(
 
 
 def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
-    roles = {each["name"]: role for role in ROLES for each in record.params["evaluate"][role]}
+    roles = _roles(record)
     for name, value in record.metrics["top1"].items():
         yield "top1", name, roles[name], value
     for name, ways in record.metrics.get("recall", {}).items():
@@ -175,6 +178,37 @@ def _normalized(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]]
     for name, score, limit, usable in zip(names, reference, chance, counted, strict=True):
         if not usable and math.isfinite(limit):
             yield "left_out_of_normalized", name, role, score
+
+
+def _of_experts(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]], step: int) -> Iterator[TidyRow]:
+    """Accuracy on the arrivals so far as a percentage of their own experts', where these are at twice chance at least.
+
+    Both are of the same samples: where the deployed model was evaluated on a share, the expert's score is of that too.
+    """
+    measured, roles = lineage[step].metrics, _roles(lineage[step])
+    own = [(record, record.metrics["expert"]) for record in lineage[1 : step + 1] if "expert" in record.metrics]
+    own = [(record, one) for record, one in own if one["set"] in scored[step]]
+    if step and (one := measured.get("expert")):
+        yield "expert_score", one["set"], roles[one["set"]], one["score"]
+    if not own:
+        return
+    names = [one["set"] for _, one in own]
+    reference = np.array([
+        one.get("score_of_share", math.nan) if one["set"] in measured.get("share", {}) else one["score"]
+        for _, one in own
+    ])  # fmt: skip
+    chance = np.array([_chance(record.metrics, one["set"]) for record, one in own])
+    counted = reference >= 2 * chance
+    value = metrics.normalized(np.array([[scored[step][name] for name in names]]), reference, counted)
+    if np.isfinite(value[0]):
+        yield "normalized_accuracy", "", "", float(value[0])
+    for name, score, usable in zip(names, reference, counted, strict=True):
+        if not usable and math.isfinite(score):
+            yield "left_out_of_normalized", name, roles[name], float(score)
+
+
+def _roles(record: Record) -> dict[str, str]:
+    return {each["name"]: role for role in ROLES for each in record.params["evaluate"][role]}
 
 
 def _chance(measured: Mapping[str, Any], name: str) -> float:

@@ -12,9 +12,11 @@ import torch
 
 from tasks.errors import UserError
 from tasks.evaluate import parts, shares
-from tasks.evaluate.node import METRICS, PREDICTIONS, SETS, evaluate
+from tasks.evaluate.node import DEPLOYED, EXPERT, METRICS, MODEL, PREDICTIONS, SETS, evaluate
+from tasks.model.checkpoints import save
 from tasks.model.datasets import Dataset
-from tasks.params import Params
+from tasks.params import Arrival, Params
+from tasks.train.node import random_weights
 from tests.evaluate.test_retrieval import PAIRS, drawings
 from tests.train.project import dataset, params
 
@@ -127,3 +129,63 @@ def test_features_that_overflow_in_float16_are_an_error(folder: Path, monkeypatc
     monkeypatch.setattr("tasks.model.models.text_features", lambda *_: torch.full((4, 16), torch.inf))
     with pytest.raises(UserError, match=r"evaluate\.precision: .*overflow in float16; take bfloat16"):
         evaluate(folder, params(0, evaluate={**params(0).evaluate.model_dump(), "precision": "float16"}))
+
+
+def own(folder: Path, **more: Any) -> dict[str, Any]:
+    """What step 1 writes of its own expert, which arrived as ``large``."""
+    given = settings(**more).model_copy(update={"step": 1, "arrival": Arrival(name="large", update=["x"])})
+    evaluate(folder, given)
+    return dict(json.loads((folder / METRICS).read_text()))
+
+
+def expert_of_another_seed(folder: Path) -> None:
+    save(folder / EXPERT, random_weights(folder / MODEL, 4))
+
+
+@pytest.mark.usefixtures("large")
+def test_the_own_expert_is_scored_on_the_arrivals_set_by_its_own_weights(folder: Path) -> None:
+    expert_of_another_seed(folder)
+    found = own(folder)
+    (folder / EXPERT).replace(folder / DEPLOYED)
+    evaluate(folder, settings())
+    as_deployed = json.loads((folder / METRICS).read_text())
+    assert found["expert"] == {"set": "large", "score": as_deployed["top1"]["large"]}
+    assert found["expert"]["score"] != found["top1"]["large"]
+    assert "expert" not in as_deployed
+
+
+def test_with_a_share_the_own_expert_has_both_scores(folder: Path, large: Dataset) -> None:
+    expert_of_another_seed(folder)
+    found = own(folder, share=0.4)
+    assert found["size"]["large"] == 10
+    assert found["expert"]["score"] == own(folder)["expert"]["score"]
+    (folder / EXPERT).replace(folder / DEPLOYED)
+    evaluate(folder, settings())
+    predicted = np.load(folder / PREDICTIONS / "large.npy")
+    rows = shares.drawn("large", large, 0.4)
+    assert found["expert"]["score_of_share"] == 10.0 * (predicted[rows] == large.labels[rows]).sum()
+
+
+@pytest.mark.usefixtures("large")
+def test_parts_join_to_the_own_experts_score_and_one_alone_reads_it(folder: Path) -> None:
+    expert_of_another_seed(folder)
+    wanted = own(folder)
+    given = settings().model_copy(update={"step": 1, "arrival": Arrival(name="large", update=["x"])})
+    divided = parts.divide(folder, given, 3)
+    assert [str(EXPERT) in part.spared for part in divided] == ["large" not in part.names for part in divided]
+    results = []
+    for part in divided:
+        parts.run(part.names, folder, given)
+        results.append((folder / parts.RESULT).read_bytes())
+    parts.join(folder, given, results)
+    assert json.loads((folder / METRICS).read_text()) == wanted
+
+
+def test_the_own_experts_recall_counts_where_its_set_has_no_classes(folder: Path) -> None:
+    expert_of_another_seed(folder)
+    drawings(folder / SETS / "large", PAIRS)
+    found = own(folder)
+    (folder / EXPERT).replace(folder / DEPLOYED)
+    evaluate(folder, settings())
+    ways = json.loads((folder / METRICS).read_text())["recall"]["large"]
+    assert found["expert"]["score"] == pytest.approx(np.mean([way["5"] for way in ways.values()]), abs=1e-4)

@@ -163,6 +163,27 @@ def test_normalized_retention_leaves_out_sets_under_twice_chance_by_name() -> No
     assert facts.notes(table) == ["Normalized retention leaves out faces: the base is under twice chance there."]
 
 
+def test_normalized_accuracy_is_of_each_arrivals_own_expert_on_the_same_samples() -> None:
+    top1 = [{"food": 10.0, "flags": 9.0, "faces": 60.0}, {"food": 81.0, "flags": 8.0, "faces": 60.0}]
+    top1.append({"food": 81.0, "flags": 76.0, "faces": 60.0})
+    found = made_up.lineage(CELL, ["food", "flags"], top1, ["faces"])
+    for record in found:
+        record.metrics.update(classes={"food": 10, "flags": 10, "faces": 2})  # type: ignore[attr-defined]
+    found[1].metrics.update(  # type: ignore[attr-defined]
+        expert={"set": "food", "score": 90.0, "score_of_share": 60.0}, share={"food": 0.1}
+    )
+    found[2].metrics.update(expert={"set": "flags", "score": 80.0})  # type: ignore[attr-defined]
+    table = tidy.table({CELL: found}, {})
+    assert values(table, "expert_score") == [90.0, 80.0]
+    assert values(table, "normalized_accuracy") == pytest.approx([135.0, 92.5])  # 81/60; then 81/90 and 76/80
+    assert values(table, "left_out_of_normalized", role="adaptation") == []
+    found[2].metrics["expert"]["score"] = 19.0  # twice chance is 20
+    table = tidy.table({CELL: found}, {})
+    assert values(table, "normalized_accuracy", step=2) == pytest.approx([90.0])
+    assert values(table, "left_out_of_normalized", dataset="flags") == [19.0]
+    assert "Normalized accuracy leaves out flags: the own expert is under twice chance there." in facts.notes(table)
+
+
 def test_older_states_do_not_say_how_many_classes_there_are_and_have_no_normalized_retention(
     table: pd.DataFrame,
 ) -> None:
