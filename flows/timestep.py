@@ -50,7 +50,7 @@ def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: 
         statistics = measure(current, expert, arrival, history)
         found = [fit(current, expert, statistics, arrival, history)] if current.params.fit else []
         deployed = deploy(current, expert, statistics, *found, arrival, history)
-        metrics = evaluate(current, deployed, test_sets, history)
+        metrics = evaluate(current, expert, deployed, test_sets, history)
         nodes = [arrival, test_sets, init, expert, statistics, *found, deployed, metrics]
         if current.params.evaluate.heads:
             nodes.append(heads(current, expert, deployed, arrival, test_sets, history))

@@ -14,6 +14,7 @@ import typer
 from flows.cli import (
     arrive,
     convert,
+    data,
     decode,
     deployed,
     grid,
@@ -196,6 +197,7 @@ app.command()(convert.convert)
 app.command()(decode.decode)
 app.command()(measure.measure)
 app.command()(merge.techniques)
+app.add_typer(data.app, name="data")
 app.add_typer(heads.app, name="heads")
 app.add_typer(remote.app, name="remote")
 app.add_typer(stream.app, name="stream")

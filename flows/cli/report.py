@@ -76,6 +76,7 @@ def row(written: Written) -> dict[str, object]:
         "page": str(written.page),
         "tables": [str(path) for path in written.tables],
         "figures": [str(path) for path in written.figures],
+        "orders": [one.as_dict() for one in written.orders],
         "left_out": [{"timeline": m.timeline, "reason": m.reason, "command": m.command} for m in written.left_out],
     }
 
@@ -88,6 +89,7 @@ def lines(written: Written) -> list[str]:
         f"beside it: {', '.join(path.name for path in written.tables)}, and {len(written.figures)} files in "
         f"{folder.name}/figures",
     ]
+    said += [str(one) for one in written.orders]
     for missing in written.left_out:
         brings = f"; this brings them: {missing.command}" if missing.command else ""
         said.append(f"left out: task vectors of {missing.timeline}: {missing.reason}{brings}")

@@ -97,6 +97,68 @@ def orders() -> None:
         terminal.out.print(f"  settings: {', '.join(one.model_fields) or 'none'}; source: {one.source}")
 
 
+@app.command(name="import")
+def import_(
+    name: Annotated[str, typer.Argument(help="A ready stream (vision8, vision14, vision20, fomo-in-flux), or a file.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A folder that has the sets; by default each comes from its first source.")
+    ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Let others' experts arrive, at the addresses of the stream.")
+    ] = False,
+    orders: Annotated[int, typer.Option(min=1, help="Orders of the tasks, as variants of the grid.")] = 1,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Test on the samples held out of the training parts.")
+    ] = False,
+    sequence: Annotated[
+        Path | None, typer.Option(help="A class sequence of FoMo-in-Flux (dataset+++class), cut into --steps.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", "-T", min=0, help="Time steps that a sequence is cut into.")] = 0,
+    timeline: Annotated[str | None, typer.Option(help="Name of the timeline [that of the stream].")] = None,
+    prepared: Annotated[str, typer.Option(help="How images are stored: raw or jpeg.")] = "raw",
+    image_size: Annotated[int, typer.Option(min=1, help="The model's image size, for the estimate of disk.")] = 224,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The params file, which must be new [printed].")
+    ] = None,
+) -> None:
+    """Write the params.yaml of a ready stream, and say what it will download and store."""
+    from tasks.storage import atomic
+    from tasks.storage.git import top_level
+    from tasks.stream import manifest, ready
+
+    project = top_level(Path.cwd())
+    found = manifest.read(name, project)
+    if (sequence is None) != (steps == 0):
+        raise UserError("--sequence FILE and --steps T go together: the sequence is cut into T time steps")
+    if out is not None and out.exists():
+        raise UserError(f"{out}: exists; remove it, or name another file")
+    wanted = ready.Wanted(
+        data, experts, "validation" if validation else "test", orders, timeline, prepared, sequence, steps,
+        note=lambda note: terminal.errors.print(f"note: {note}"),
+    )  # fmt: skip
+    content = ready.text(found, wanted)
+    for line in ready.costs(found, wanted, project, image_size):
+        terminal.errors.print(line)
+    if out is None:
+        terminal.out.print(content, end="")
+    else:
+        atomic.write(out, content)
+        terminal.errors.print(f"{out}: {found.about}; next: chronomerge data check {name}, chronomerge run")
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List the ready streams of this project."""
+    from tasks.storage.git import top_level
+    from tasks.stream import manifest
+
+    project = top_level(Path.cwd())
+    for name in manifest.names(project):
+        found = manifest.read(name, project)
+        arriving, others = (len(found.of_role(role)) for role in ("adaptation", "retention"))
+        terminal.out.print(f"{name}: {found.about}; {arriving} sets arrive, {others} are only tested on")
+
+
 def _trained(project: Path, params: Params) -> Path | None:
     """The weights of a base that the timeline trains itself; None where params.yaml names given ones.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.report import facts
+from tasks.report import facts, orders
 from tasks.report.summary import KEYS, effects, named, over_seeds
 from tasks.scores import MEANS
 from tasks.text import markdown, printable
@@ -39,6 +39,7 @@ def summary(table: pd.DataFrame) -> str:
             half = f" ± {row['half']:.2f}" if row["half"] == row["half"] else ""
             name = f"{markdown(row['factor'])} | {markdown(str(row['level']))}"
             lines.append(f"| {name} | {row['mean']:.2f} | {row['difference']:+.2f}{half} |")
+    lines += orders.markdown(orders.rows(table))
     return "\n".join(lines) + "\n"
 
 

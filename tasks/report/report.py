@@ -12,9 +12,10 @@ import vl_convert
 
 from tasks.grid.cells import Cell
 from tasks.progress import Progress, silent
-from tasks.report import classes, figures, page, provenance, records, tidy, vectors
+from tasks.report import classes, figures, orders, page, provenance, records, tidy, vectors
 from tasks.report.classes import Classes
 from tasks.report.figures import Figure
+from tasks.report.orders import OrderRow
 from tasks.report.provenance import Provenance
 from tasks.report.summary import best_cell
 from tasks.report.vectors import Missing, Vectors
@@ -37,6 +38,8 @@ class Written:
     """Each figure as SVG and as PNG."""
     left_out: tuple[Missing, ...]
     """The weights that the figure of task vectors lacks."""
+    orders: tuple[OrderRow, ...] = ()
+    """What merging comes to over several orders of the tasks, where variants are such orders."""
 
 
 def report(
@@ -105,6 +108,7 @@ def write(
         (to / "metrics.csv", to / "metrics.parquet"),
         tuple(to / name for name in content if name.startswith("figures/")),
         geometry.missing,
+        tuple(orders.rows(table)),
     )
 
 

@@ -1,0 +1,156 @@
+"""Whether a copy of a ready stream's set is the right one: its samples, its classes, and its zero-shot score."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import layout, prepare
+from tasks.errors import UserError
+from tasks.params import Base, Params
+from tasks.prepare.hosted import Hosted
+from tasks.prepare.registry import parse
+from tasks.prepare.source import Context, Outside
+from tasks.progress import Progress, silent
+from tasks.stream import ready
+from tasks.stream.manifest import Manifest, ReadySet
+from tasks.stream.ready import Wanted
+
+TOLERANCE = 1.0
+"""Points by which a score may differ: other resizing, other encodings of the same images, and another precision."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One property of a copy."""
+
+    name: str
+    """Of the set."""
+    what: str
+    expected: float | None
+    """None where no source says it."""
+    found: float | None
+    """None where it could not be looked at; then ``problem`` says why."""
+    problem: str = ""
+
+    @property
+    def agrees(self) -> bool | None:
+        """None where there is nothing to compare."""
+        if self.expected is None or self.found is None:
+            return None
+        return abs(self.expected - self.found) <= (TOLERANCE if self.what == "score" else 0)
+
+
+def check(
+    manifest: Manifest,
+    sets: Sequence[ReadySet],
+    data: Path | None,
+    project: Path,
+    scratch: Path,
+    base: Base | None = None,
+    progress: Progress = silent,
+) -> Iterator[Finding]:
+    """What is found of some sets, each brought whole; with ``base`` also its zero-shot score on the test part.
+
+    A set that cannot be had is one finding, and the others are still looked at. ``scratch`` keeps downloads.
+
+    Raises:
+        UserError: the base cannot be had.
+    """
+    scores = _Scores(base, project, scratch, progress) if base else None
+    for one in sets:
+        try:
+            where = ready.source(one, manifest, data)
+            classes: set[str] = set()
+            for part in ("train", "test") if one.role == "adaptation" else ("test",):
+                count, found = _look(one, where, part, project, scratch, progress)
+                classes |= found
+                yield Finding(one.name, f"{part} samples", getattr(one.counts, part), count)
+            if not one.pairs:
+                yield Finding(one.name, "classes", one.number_of_classes, len(classes))
+            if scores:
+                yield Finding(one.name, "score", one.score, scores.of(ready.test(one, manifest, Wanted(data=data))))
+        except UserError as error:
+            yield Finding(one.name, "copy", None, None, str(error))
+
+
+def _look(
+    one: ReadySet, where: str, part: str, project: Path, scratch: Path, progress: Progress
+) -> tuple[int, set[str]]:
+    outside = Outside(project, scratch / "downloads", 0, progress)
+    context = Context(0, 1, "bicubic", squash=False, scratch=scratch)
+    with prepare.looked_into([ready.spec(one, where, part)], f"data check: {one.name}", outside, context) as readings:
+        return sum(reading.count for _, reading in readings), {c for _, reading in readings for c in reading.classes}
+
+
+class _Scores:
+    """Zero-shot scores of one base."""
+
+    def __init__(self, base: Base, project: Path, scratch: Path, progress: Progress):
+        from tasks.model import models
+
+        self._base, self._project, self._scratch, self._progress = base, project, scratch, progress
+        models.resolve(base, project, scratch / "model")
+        models.fetch_base(base, project, scratch)
+        models.fetch_tokenizer(base, project, scratch / "model", scratch)
+
+    def of(self, test: dict[str, Any]) -> float:
+        """The score of a test set, as params.yaml has it: top-1, or the mean recall@5 of both ways, in percent."""
+        from tasks.evaluate import node
+        from tasks.evaluate.metrics import of_recall, percent
+        from tasks.model.datasets import Dataset
+        from tasks.prepare.node import prepare_evaluation
+
+        sets = {"adaptation": [test], "retention": [{**test, "name": f"{test['name']}-again"}]}
+        params = Params.model_validate({
+            "timeline": "data-check", "base": self._base.model_dump(exclude_defaults=True), "stream": [],
+            "train": {"steps": 1}, "evaluate": sets,
+        })  # fmt: skip
+        once = params.evaluate.model_copy(update={"retention": []})
+        params = params.model_copy(update={"evaluate": once})
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            home = Path(folder)
+            (home / node.MODEL).parent.mkdir(parents=True)
+            (home / node.MODEL).symlink_to((self._scratch / "model").absolute())
+            (home / node.DEPLOYED).parent.mkdir(parents=True)
+            (home / node.DEPLOYED).symlink_to((self._scratch / "base.safetensors").absolute())
+            downloads = self._scratch / "downloads"
+            prepare.fetch_evaluation(params, home / layout.RAW_EVALUATION, downloads, self._progress, self._project)
+            prepare_evaluation(home, params, self._progress)
+            (one,) = params.evaluate.sets
+            scores = node.measure(home, params, [one], self._progress)
+            if one.name in scores.recall:
+                return of_recall(scores.recall[one.name])
+            return percent(scores.nearest[one.name][:, 0] == Dataset(home / node.SETS / one.name).labels)
+
+
+def bytes_to_download(manifest: Manifest, data: Path | None, project: Path, *, experts: bool) -> dict[str, int | None]:
+    """For each set what its files on a hub weigh; 0 for a folder, None where the hub does not say.
+
+    Raises:
+        UserError: a set cannot be had, or the hub refuses access.
+    """
+    found: dict[str, int | None] = {}
+    for one in manifest.sets:
+        where = ready.source(one, manifest, data)
+        parts = ("train", "test") if one.role == "adaptation" and not experts else ("test",)
+        sizes = [_size(parse(f"{where}#{part}", one.name), project) for part in parts]
+        known = [size for size in sizes if size is not None]
+        found[one.name] = sum(known) if len(known) == len(sizes) else None
+    return found
+
+
+def _size(source: Any, project: Path) -> int | None:
+    from tasks.errors import UnavailableError
+
+    if not isinstance(source, Hosted):
+        return 0
+    try:
+        place = source.place(project)
+        chosen = source.choose(place, Outside(project, project, 0, silent))
+        return sum(place.sizes.get(name, 0) for name in chosen.files) if source.address(project) else 0
+    except UnavailableError:
+        return None

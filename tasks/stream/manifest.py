@@ -1,0 +1,157 @@
+"""Manifests of ready streams: which sets there are, where they can be had, and what is known of a right copy.
+
+A manifest is a YAML file in the folder ``streams`` of a project. It has addresses, counts, names and scores, never
+data. Another manifest may take the first sets of one (``of`` and ``first``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from tasks import yaml
+from tasks.errors import UserError
+from tasks.params import Base, Name, Settings
+
+FOLDER = Path("streams")
+VALIDATION_SHARE, VALIDATION_MOST = 0.1, 5000
+"""What task vectors' code holds out of the training samples: a tenth, and 5000 at most."""
+
+Role = Literal["adaptation", "retention"]
+
+
+class Counts(Settings):
+    """Samples of a set's parts; None where no source says it."""
+
+    train: int | None = Field(default=None, gt=0)
+    test: int | None = Field(default=None, gt=0)
+
+
+class ReadySet(Settings):
+    """One data set of a ready stream."""
+
+    name: Name
+    title: str
+    role: Role = "adaptation"
+    """Whether its training part arrives, or it is only tested on."""
+    sources: tuple[str, ...] = ()
+    """Sources in the short form without a part, best first: the first one is taken."""
+    missing: str | None = None
+    """Why it cannot be had automatically, and whom to ask; where there are no sources."""
+    counts: Counts = Counts()
+    licence: str
+    score: float | None = Field(default=None, ge=0, le=100)
+    """In percent, of the model that the manifest's ``scored_by`` names, without training: top-1 or mean recall@5."""
+    expert: str | None = None
+    """The address of an expert that somebody has trained on it."""
+    label: str | None = None
+    """The column of classes, where there are several."""
+    pairs: bool = False
+    """Whether it is a set of images and captions, scored by retrieval."""
+    templates: tuple[str, ...] = ()
+    """Prompts with ``{}`` for the class; several are an ensemble."""
+    classes: tuple[str, ...] = ()
+    """What classes are called in prompts, by their number; empty where the data say it."""
+    classes_count: int | None = Field(default=None, gt=1)
+    """How many classes there are, where `classes` does not say it."""
+
+    @field_validator("templates")
+    @classmethod
+    def _have_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for template in value:
+            if template.count("{}") != 1:
+                raise ValueError(f"a prompt holds {{}} once, got {template!r:.80}")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_had_or_says_why(self) -> ReadySet:
+        if not self.sources and not self.missing:
+            raise ValueError("needs sources, or missing: why there are none and whom to ask")
+        return self
+
+    @property
+    def number_of_classes(self) -> int | None:
+        """None where no source says it."""
+        return len(self.classes) or self.classes_count
+
+    @property
+    def validation(self) -> int | None:
+        """Training samples that task vectors' code holds out; None where the training samples are not counted."""
+        if self.counts.train is None:
+            return None
+        return min(int(VALIDATION_SHARE * self.counts.train), VALIDATION_MOST)
+
+
+class Manifest(Settings):
+    """A ready stream."""
+
+    stream: Name
+    about: str
+    base: Base
+    scored_by: str
+    """The open_clip model and pretraining that scores are of: ``MODEL, TAG``."""
+    train: dict[str, Any]
+    """The sections ``train``, ``time`` and ``grid`` of params.yaml."""
+    time: dict[str, Any]
+    grid: dict[str, Any]
+    steps_of: dict[int, int] = Field(default_factory=dict)
+    """Training steps of a time step by the number of time steps, where the benchmark's budget says it."""
+    folder: str
+    """The source of a set in a folder of the user's; ``{data}`` is the folder and ``{name}`` the set."""
+    sets: tuple[ReadySet, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Manifest:
+        names = [one.name for one in self.sets]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two sets are named {repeated[0]!r}")
+        return self
+
+    def of_role(self, role: Role) -> list[ReadySet]:
+        """The sets of a role, in the manifest's order."""
+        return [one for one in self.sets if one.role == role]
+
+
+def names(project: Path) -> list[str]:
+    """The ready streams of a project."""
+    return sorted(path.stem for path in (project / FOLDER).glob("*.yaml"))
+
+
+def read(name: str, project: Path) -> Manifest:
+    """A manifest of the project's, or one at a path.
+
+    Raises:
+        UserError: there is none, or it is not one; names the file and the key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else project / FOLDER / f"{name}.yaml"
+    content = _content(path, name, project)
+    if "of" in content:
+        of, first = content.pop("of"), content.pop("first", None)
+        whole = _content(path.parent / f"{of}.yaml", str(of), project)
+        if not isinstance(first, int) or not 0 < first <= len(whole.get("sets") or ()):
+            raise UserError(f"{path}: first: expected a number of sets of {of}, got {first!r}")
+        arriving = [one for one in whole["sets"] if one.get("role", "adaptation") == "adaptation"]
+        others = [one for one in whole["sets"] if one not in arriving]
+        content = {**whole, **content, "sets": [*arriving[:first], *others]}
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first_error = error.errors()[0]
+        key = ".".join(str(part) for part in first_error["loc"])
+        raise UserError(f"{path}: {key}: {first_error['msg'].removeprefix('Value error, ')}") from None
+
+
+def _content(path: Path, name: str, project: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(names(project)) or f"none in {FOLDER}/"
+        raise UserError(f"{name}: no such stream; there are {known}, or name a YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys such as stream, base and sets at the top level")
+    content.pop("where", None)  # texts that entries refer to
+    return content
