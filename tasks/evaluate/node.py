@@ -15,7 +15,7 @@ from tasks.errors import UserError
 from tasks.evaluate import metrics, predictions, prompts, retrieval, shares, zeroshot
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import Accuracy, Recall
-from tasks.model import checkpoints, models
+from tasks.model import checkpoints, coded, models
 from tasks.model.datasets import Dataset
 from tasks.params import EvaluationSet, Params
 from tasks.progress import Progress, silent
@@ -23,7 +23,9 @@ from tasks.storage import atomic
 
 MODEL = Path("data/history/model")
 DEPLOYED = Path("data/step/deployed.safetensors")
-EXPERT = Path("data/step/expert.safetensors")
+EXPERT = Path("data/step/expert")
+"""Without the suffix, which says whether it is coded."""
+BASE = Path("data/history/weights/base.safetensors")
 SETS = Path("data/step/evaluation")
 PREDICTIONS = Path("data/step/predictions")
 METRICS = Path("metrics.json")
@@ -147,7 +149,8 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
             scores.nearest[name] = nearest(name, rows[name], classifiers)
         done += work[name]
     for name in extra:
-        models.load_weights(model, checkpoints.load(project / EXPERT), project / EXPERT)
+        expert = coded.stored(project / EXPERT)
+        models.load_weights(model, coded.load(expert, project / BASE), expert)
         scores.own[name] = recall(name) if name in pairs else nearest(name, np.arange(len(sets[name])), {})
     return scores
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.evaluate.node import EXPERT, SETS, Scores, measure, own_set, write
+from tasks.model import coded
 from tasks.model.datasets import Dataset
 from tasks.nodes import Part, Split
 from tasks.params import Params
@@ -31,11 +32,11 @@ def divide(project: Path, params: Params, count: int) -> list[Part]:
         samples, number, names = shares[0]
         heapq.heapreplace(shares, (samples + sizes[name], number, [*names, name]))
     chosen = [names for _, _, names in sorted(shares, key=lambda share: share[1])]
-    own = own_set(params)
+    own, expert = own_set(params), str(coded.stored(project / EXPERT).relative_to(project))
     return [
         Part(
             tuple(names),
-            (*(str(SETS / name) for name in sizes if name not in names), *([] if own in names else [str(EXPERT)])),
+            (*(str(SETS / name) for name in sizes if name not in names), *([] if own in names else [expert])),
         )
         for names in chosen
     ]

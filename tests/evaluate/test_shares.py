@@ -138,15 +138,19 @@ def own(folder: Path, **more: Any) -> dict[str, Any]:
     return dict(json.loads((folder / METRICS).read_text()))
 
 
+def expert_file(folder: Path) -> Path:
+    return folder / f"{EXPERT}.safetensors"
+
+
 def expert_of_another_seed(folder: Path) -> None:
-    save(folder / EXPERT, random_weights(folder / MODEL, 4))
+    save(expert_file(folder), random_weights(folder / MODEL, 4))
 
 
 @pytest.mark.usefixtures("large")
 def test_the_own_expert_is_scored_on_the_arrivals_set_by_its_own_weights(folder: Path) -> None:
     expert_of_another_seed(folder)
     found = own(folder)
-    (folder / EXPERT).replace(folder / DEPLOYED)
+    (expert_file(folder)).replace(folder / DEPLOYED)
     evaluate(folder, settings())
     as_deployed = json.loads((folder / METRICS).read_text())
     assert found["expert"] == {"set": "large", "score": as_deployed["top1"]["large"]}
@@ -159,7 +163,7 @@ def test_with_a_share_the_own_expert_has_both_scores(folder: Path, large: Datase
     found = own(folder, share=0.4)
     assert found["size"]["large"] == 10
     assert found["expert"]["score"] == own(folder)["expert"]["score"]
-    (folder / EXPERT).replace(folder / DEPLOYED)
+    (expert_file(folder)).replace(folder / DEPLOYED)
     evaluate(folder, settings())
     predicted = np.load(folder / PREDICTIONS / "large.npy")
     rows = shares.drawn("large", large, 0.4)
@@ -172,7 +176,9 @@ def test_parts_join_to_the_own_experts_score_and_one_alone_reads_it(folder: Path
     wanted = own(folder)
     given = settings().model_copy(update={"step": 1, "arrival": Arrival(name="large", update=["x"])})
     divided = parts.divide(folder, given, 3)
-    assert [str(EXPERT) in part.spared for part in divided] == ["large" not in part.names for part in divided]
+    assert ["data/step/expert.safetensors" in part.spared for part in divided] == [
+        "large" not in part.names for part in divided
+    ]
     results = []
     for part in divided:
         parts.run(part.names, folder, given)
@@ -185,7 +191,7 @@ def test_the_own_experts_recall_counts_where_its_set_has_no_classes(folder: Path
     expert_of_another_seed(folder)
     drawings(folder / SETS / "large", PAIRS)
     found = own(folder)
-    (folder / EXPERT).replace(folder / DEPLOYED)
+    (expert_file(folder)).replace(folder / DEPLOYED)
     evaluate(folder, settings())
     ways = json.loads((folder / METRICS).read_text())["recall"]["large"]
     assert found["expert"]["score"] == pytest.approx(np.mean([way["5"] for way in ways.values()]), abs=1e-4)
