@@ -25,6 +25,7 @@ def data() -> None:
 def check(
     what: Annotated[str, typer.Argument(help="A ready stream, or STREAM/NAME for one of its sets.")],
     data: Annotated[Path | None, typer.Option(help="A folder that has the sets.")] = None,
+    source: Annotated[str | None, typer.Option(help="The kind of source to prefer, such as torchvision.")] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Compute zero-shot scores too, with the model that known ones are of.")
     ] = False,
@@ -34,7 +35,7 @@ def check(
     from tasks import console, layout, progress
     from tasks.params import Base
     from tasks.storage.git import top_level
-    from tasks.stream import copies, manifest
+    from tasks.stream import copies, manifest, ready
 
     project = top_level(Path.cwd())
     stream, _, name = (what, "", "") if what.endswith((".yaml", ".yml")) else what.partition("/")
@@ -48,7 +49,11 @@ def check(
     private.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=private, prefix="check-") as scratch, console.shown() as listener:
         progress.listen(listener)
-        findings = list(copies.check(found, sets, data, project, Path(scratch), base, progress.report))
+        findings = list(
+            copies.check(
+                found, sets, ready.Wanted(data=data, kind=source), project, Path(scratch), base, progress.report
+            )
+        )
     if json:
         terminal.print_json([
             {"set": f.name, "what": f.what, "expected": f.expected, "found": f.found, "agrees": f.agrees,

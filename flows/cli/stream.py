@@ -103,6 +103,7 @@ def import_(
     data: Annotated[
         Path | None, typer.Option(help="A folder that has the sets; by default each comes from its first source.")
     ] = None,
+    source: Annotated[str | None, typer.Option(help="The kind of source to prefer, such as torchvision.")] = None,
     experts: Annotated[
         bool, typer.Option("--experts", help="Let others' experts arrive, at the addresses of the stream.")
     ] = False,
@@ -133,7 +134,7 @@ def import_(
     if out is not None and out.exists():
         raise UserError(f"{out}: exists; remove it, or name another file")
     wanted = ready.Wanted(
-        data, experts, "validation" if validation else "test", orders, timeline, prepared, sequence, steps,
+        data, experts, "validation" if validation else "test", orders, timeline, prepared, source, sequence, steps,
         note=lambda note: terminal.errors.print(f"note: {note}"),
     )  # fmt: skip
     content = ready.text(found, wanted)

@@ -12,6 +12,7 @@ from tasks import layout, prepare
 from tasks.errors import UserError
 from tasks.params import Base, Params
 from tasks.prepare.hosted import Hosted
+from tasks.prepare.photographs import Photographs
 from tasks.prepare.registry import parse
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress, silent
@@ -47,7 +48,7 @@ class Finding:
 def check(
     manifest: Manifest,
     sets: Sequence[ReadySet],
-    data: Path | None,
+    wanted: Wanted,
     project: Path,
     scratch: Path,
     base: Base | None = None,
@@ -63,7 +64,7 @@ def check(
     scores = _Scores(base, project, scratch, progress) if base else None
     for one in sets:
         try:
-            where = ready.source(one, manifest, data)
+            where = ready.source(one, manifest, wanted.data, wanted.kind)
             classes: set[str] = set()
             for part in ("train", "test") if one.role == "adaptation" else ("test",):
                 count, found = _look(one, where, part, project, scratch, progress)
@@ -72,7 +73,7 @@ def check(
             if not one.pairs:
                 yield Finding(one.name, "classes", one.number_of_classes, len(classes))
             if scores:
-                yield Finding(one.name, "score", one.score, scores.of(ready.test(one, manifest, Wanted(data=data))))
+                yield Finding(one.name, "score", one.score, scores.of(ready.test(one, manifest, wanted)))
         except UserError as error:
             yield Finding(one.name, "copy", None, None, str(error))
 
@@ -127,16 +128,16 @@ class _Scores:
             return percent(scores.nearest[one.name][:, 0] == Dataset(home / node.SETS / one.name).labels)
 
 
-def bytes_to_download(manifest: Manifest, data: Path | None, project: Path, *, experts: bool) -> dict[str, int | None]:
-    """For each set what its files on a hub weigh; 0 for a folder, None where the hub does not say.
+def bytes_to_download(manifest: Manifest, wanted: Wanted, project: Path) -> dict[str, int | None]:
+    """For each set what its files on a hub weigh; 0 for a folder, None where nobody says.
 
     Raises:
         UserError: a set cannot be had, or the hub refuses access.
     """
     found: dict[str, int | None] = {}
     for one in manifest.sets:
-        where = ready.source(one, manifest, data)
-        parts = ("train", "test") if one.role == "adaptation" and not experts else ("test",)
+        where = ready.source(one, manifest, wanted.data, wanted.kind)
+        parts = ("train", "test") if one.role == "adaptation" and not wanted.experts else ("test",)
         sizes = [_size(parse(f"{where}#{part}", one.name), project) for part in parts]
         known = [size for size in sizes if size is not None]
         found[one.name] = sum(known) if len(known) == len(sizes) else None
@@ -146,8 +147,10 @@ def bytes_to_download(manifest: Manifest, data: Path | None, project: Path, *, e
 def _size(source: Any, project: Path) -> int | None:
     from tasks.errors import UnavailableError
 
-    if not isinstance(source, Hosted):
+    if isinstance(source, Photographs):
         return 0
+    if not isinstance(source, Hosted):
+        return None
     try:
         place = source.place(project)
         chosen = source.choose(place, Outside(project, project, 0, silent))

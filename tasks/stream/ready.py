@@ -22,6 +22,8 @@ from tasks.stream.cut import groups
 from tasks.stream.manifest import VALIDATION_SHARE, Manifest, ReadySet
 from tasks.units import duration, size
 
+NUMBERED = ("hf", "images")
+"""Kinds of sources whose classes have the numbers of a manifest; those of others come with names of their own."""
 RATE = 50e6
 """Bits a second, of the estimated time."""
 JPEG_BYTES_A_PIXEL = 27_600 / 224**2
@@ -42,14 +44,16 @@ class Wanted:
     """Orders of the tasks: the first is the manifest's, and each other one is drawn by its number."""
     timeline: str | None = None
     prepared: str = "raw"
+    kind: str | None = None
+    """The kind of source that is preferred, such as ``torchvision``."""
     sequence: Path | None = None
     """A class sequence of FoMo-in-Flux, which is cut into ``steps`` time steps; else each set is one."""
     steps: int = 0
     note: Note = unheard
 
 
-def source(one: ReadySet, manifest: Manifest, data: Path | None) -> str:
-    """Where a set comes from, in the short form without a part.
+def source(one: ReadySet, manifest: Manifest, data: Path | None, kind: str | None = None) -> str:
+    """Where a set comes from, in the short form without a part: of some kind, where the set has a source of it.
 
     Raises:
         UserError: it cannot be had automatically; says whom to ask.
@@ -58,7 +62,7 @@ def source(one: ReadySet, manifest: Manifest, data: Path | None) -> str:
         return manifest.folder.replace("{data}", str(data)).replace("{name}", one.name)
     if not one.sources:
         raise UserError(f"{one.name}: {one.missing} (licence: {one.licence}); give a folder with it: --data FOLDER")
-    return one.sources[0]
+    return next((text for text in one.sources if text.partition(":")[0] == kind), one.sources[0])
 
 
 def spec(one: ReadySet, where: str, part: str, share: str | None = None) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def spec(one: ReadySet, where: str, part: str, share: str | None = None) -> dict
     accepted = type(made).model_fields
     settings = {"source": made.name, **made.model_dump(mode="json", exclude_defaults=True)}
     more: dict[str, Any] = {"licence": one.licence}
-    if one.classes and made.name != "clip-benchmark":  # whose names come with it
+    if one.classes and made.name in NUMBERED:
         more["classes"] = list(one.classes)
     if one.templates:
         more["template"] = one.templates[0]
@@ -142,7 +146,7 @@ def _of_sequence(path: Path, manifest: Manifest, wanted: Wanted) -> list[dict[st
         for i in group:
             of_set.setdefault(pairs[i][0], []).append(pairs[i][1])
         update = [
-            {**spec(known[name], source(known[name], manifest, wanted.data), "train"), "only": classes}
+            {**spec(known[name], source(known[name], manifest, wanted.data, wanted.kind), "train"), "only": classes}
             for name, classes in of_set.items()
         ]
         stream.append({"name": f"{path.stem}-{number:03d}", "update": update})
@@ -154,11 +158,14 @@ def _arrival(one: ReadySet, manifest: Manifest, wanted: Wanted) -> dict[str, Any
         if one.expert is None:
             raise UserError(f"{one.name}: the manifest has no expert for it; leave --experts out to train one")
         return {"name": one.name, "expert": one.expert}
-    return {"name": one.name, "update": [spec(one, source(one, manifest, wanted.data), "train", shares(one)[0])]}
+    return {
+        "name": one.name,
+        "update": [spec(one, source(one, manifest, wanted.data, wanted.kind), "train", shares(one)[0])],
+    }
 
 
 def test(one: ReadySet, manifest: Manifest, wanted: Wanted) -> dict[str, Any]:
-    where = source(one, manifest, wanted.data)
+    where = source(one, manifest, wanted.data, wanted.kind)
     held_out = wanted.evaluate_on == "validation" and one.role == "adaptation"
     made = spec(one, where, "train", shares(one)[1]) if held_out else spec(one, where, "test")
     prompt = {} if one.pairs or not one.templates else {"prompt": _prompt(one)}
@@ -225,12 +232,12 @@ def costs(manifest: Manifest, wanted: Wanted, project: Path, image_size: int) ->
         f"samples: {stored.samples:,}"
         + (f", and those of {', '.join(stored.uncounted)}, which are not counted" if stored.uncounted else "")
     ]
-    each = bytes_to_download(manifest, wanted.data, project, experts=wanted.experts)
+    each = bytes_to_download(manifest, wanted, project)
     known = sum(size for size in each.values() if size is not None)
     unknown = [name for name, size in each.items() if size is None]
     lines.append(
         f"to download: {size(known)}, {duration(known * 8 / RATE)} at {RATE / 1e6:.0f} Mbit/s"
-        + (f", and {len(unknown)} sets of unknown size, for the hub does not answer" if unknown else "")
+        + (f", and {len(unknown)} sets of unknown size ({', '.join(unknown)})" if unknown else "")
     )
     lines.append(
         f"on disk: {size(stored.prepared)} prepared at {image_size} pixels ({wanted.prepared}), and the sets' files;"

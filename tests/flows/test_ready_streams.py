@@ -88,7 +88,7 @@ def test_without_a_hub_the_size_is_said_to_be_unknown(
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
         hub.reread()
         done = command("stream", "import", "mini-vision")
-    assert "3 sets of unknown size, for the hub does not answer" in done.stderr
+    assert "3 sets of unknown size (one, two, three)" in done.stderr
 
 
 def test_a_folder_in_place_of_sources_and_validation_in_place_of_tests() -> None:
