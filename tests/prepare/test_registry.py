@@ -12,7 +12,7 @@ from tests.prepare.conftest import evaluation, image_folder, params
 
 
 def test_every_file_in_sources_is_a_kind() -> None:
-    assert set(kinds()) == {"clip-benchmark", "hf", "icons", "images", "table", "torchvision", "webdataset"}
+    assert set(kinds()) == {"clip-benchmark", "fomo", "hf", "icons", "images", "table", "torchvision", "webdataset"}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_short_and_mapping_form_mean_the_same(short: str, mapping: dict[str, Any
         ({"source": ["table"], "path": "x"}, ["unknown source ['table']"]),
         (
             "pictures:food",
-            ["unknown source 'pictures'", "clip-benchmark, hf, icons, images, table"],
+            ["unknown source 'pictures'", "clip-benchmark, fomo, hf, icons, images, table"],
         ),
         ({"category": "food"}, ["lacks the key source"]),
         ({"source": "icons"}, ["category is missing"]),
