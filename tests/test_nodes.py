@@ -158,7 +158,7 @@ def test_a_coded_expert_takes_the_place_of_the_other_and_who_reads_it_has_the_ba
     for name, node in coded.items():
         reads = {layout.CODED_EXPERT, layout.CODED_INIT} & {*node.deps}
         above = {layout.BASE, "data/history/weights", layout.HISTORY}
-        assert name in {"train", "measure", "fit", "deploy", "heads"} or not reads
+        assert name in {"train", "measure", "fit", "deploy", "evaluate", "heads"} or not reads
         assert not reads or above & {*node.deps}
         assert layout.EXPERT not in {*node.deps, *node.outs}
         if not reads and name not in {"train", "initialize"}:
