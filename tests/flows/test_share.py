@@ -24,6 +24,6 @@ def test_a_run_on_a_share_says_which_states_were_evaluated_so(tmp_path: Path, pr
     assert "score_of_share" not in found[2]["expert"]
     table = chronomerge(project, "states").stdout
     assert "~ 1: evaluated on 50 % of each class of base, first, second; all other scores" in " ".join(table.split())
-    assert f"~{found[1]['A_KA']:.2f}" in table
-    assert f"~{found[2]['A_KA']:.2f}" not in table
+    of_step = {name: next(line for line in table.splitlines() if name in line) for name in ("first", "second")}
+    assert [of_step[name].count("~") for name in ("first", "second")] == [3, 0]
     assert "state/tiny/0001" in chronomerge(project, "verify", "1", **prefect_api).stdout
