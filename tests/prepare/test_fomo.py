@@ -105,3 +105,9 @@ def test_a_class_sequence_is_read_and_checked(root: Path, tmp_path: Path) -> Non
         (tmp_path / "s.json").write_text(content)
         with pytest.raises(UserError, match=message):
             sequence(tmp_path / "s.json")
+
+
+def test_pairs_of_some_classes_are_drawn_by_what_the_annotations_say(prepare: Prepare) -> None:
+    data = prepare({"source": "fomo", "path": "fomo/SKETCHES", "split": "train", "pairs": True, "only": ["red"]})
+    assert len(data) == miniatures.TRAIN // 3
+    assert all(caption.startswith("A sketch of red") for caption in data.captions)

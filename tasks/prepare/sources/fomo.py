@@ -17,7 +17,7 @@ pairs
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -134,6 +134,12 @@ class Fomo(Photographs):
     def _chosen(self, known: dict[str, Annotation]) -> list[str]:
         names = self.selected((one.classname for one in known.values()), f"fomo: {self.path}")
         return [name for name, one in known.items() if one.classname in names]
+
+    def selected(self, there: Iterable[str | None], what: str) -> frozenset[str | None]:
+        names = frozenset(there)
+        if self.pairs and names == {None}:  # rows of pairs, whose classes `find` has selected by
+            return names
+        return super().selected(names, what)
 
     def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
         file = self._annotations(home)
