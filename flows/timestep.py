@@ -127,7 +127,7 @@ def record(step: Step, inputs: list[Inputs], nodes: list[Any], overlap: list[Any
     state = record_state(
         step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc, step.began,
         {one.test_set: one.facts for one in overlap},
-        {path: tuple(notes) for path in layout.RAW if (notes := notes_on(step.folder / path))},
+        {path: notes for path in layout.RAW if (notes := notes_on(step.folder / path))},
     )  # fmt: skip
     held = "" if state.manifest.promoted else ", held by the gate"
     scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"

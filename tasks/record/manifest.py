@@ -296,7 +296,7 @@ class Manifest(_Part):
     """Arrivals that were taken out, on this line or one before it."""
     overlap: dict[Text, RecordedOverlap] = {}
     """Test set → its images among what was trained on, where there are some."""
-    notes: dict[Text, tuple[Text, ...]] = Field(default={}, strict=False)
+    notes: dict[Text, Annotated[tuple[Text, ...], Field(strict=False)]] = {}
     """Path of an input → what a person should know of its data: files left out, shares drawn."""
     expert: RecordedExpert | None = None
     """Of an arrival that is an expert."""

@@ -181,6 +181,22 @@ def test_an_unknown_set_is_refused_with_those_there_are() -> None:
 
 
 @pytest.mark.slow
+def test_a_vision_stream_ends_in_the_table_over_its_orders(
+    made: Path, server: hub.Hub, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    project = projects.copy(made, tmp_path / "project")
+    environment = {**prefect_api, **server.environment(tmp_path / "hub")}
+    (project / "params.yaml").unlink()
+    chronomerge(project, "stream", "import", "mini-vision", "--orders", "2", "-o", "params.yaml", **environment)
+    git(project, "commit", "--all", "--quiet", "--message", "a ready stream")
+    chronomerge(project, "grid", **environment)
+    said = chronomerge(project, "report", "--json", **environment).stdout
+    rows = {one["cell"]: one for one in json.loads(said)["orders"]}
+    assert set(rows) == {"zs + all, opcm", "zs + all, linear"}
+    assert all(one["orders"] == 2 and 0 <= one["acc"] <= 100 for one in rows.values())
+
+
+@pytest.mark.slow
 def test_fomo_in_flux_runs_by_its_class_sequence(made: Path, tmp_path: Path, prefect_api: dict[str, str]) -> None:
     project = projects.copy(made, tmp_path / "project")
     (project / "params.yaml").unlink()
