@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,25 +66,28 @@ def read(project: Path, cells: Sequence[Cell]) -> Records:
 
 
 def _compatibility(record: Record, text: str) -> dict[str, Any]:
-    found = compatibility_of(text, record.state.tag)
-    named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
-    if lacking := {*found["recall@1"], *found["recall@5"]} - named:
-        raise UserError(
-            f"{record.state.tag}: its files contradict each other ({layout.COMPATIBILITY_METRICS} names the set"
-            f" {min(lacking)}, and params.yaml does not); `chronomerge doctor` says more"
-        )
-    return found
+    scores = compatibility_of(text, record.state.tag)
+    _require_named(record, layout.COMPATIBILITY_METRICS, {*scores["recall@1"], *scores["recall@5"]})
+    return scores
 
 
 def _heads(record: Record, text: str) -> dict[str, Any]:
-    found = heads_of(text, record.state.tag)
-    named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
-    if lacking := {name for head in found.values() for top1 in head["top1"].values() for name in top1} - named:
-        raise UserError(
-            f"{record.state.tag}: its files contradict each other ({layout.HEADS_METRICS} names the set"
-            f" {min(lacking)}, and params.yaml does not); `chronomerge doctor` says more"
-        )
-    return found
+    scores = heads_of(text, record.state.tag)
+    names = {name for head in scores.values() for top1 in head["top1"].values() for name in top1}
+    _require_named(record, layout.HEADS_METRICS, names)
+    return scores
+
+
+def _require_named(record: Record, file: str, names: Collection[str]) -> None:
+    """Raises:
+    UserError: a file of scores names a test set that the params of the state do not.
+    """
+    if lacking := set(names) - {one["name"] for role in ROLES for one in record.params["evaluate"][role]}:
+        raise _contradiction(record.state, f"{file} names the set {min(lacking)}, and params.yaml does not")
+
+
+def _contradiction(state: State, why: str) -> UserError:
+    return UserError(f"{state.tag}: its files contradict each other ({why}); `chronomerge doctor` says more")
 
 
 def lineage(project: Path, timeline: str) -> list[State]:
@@ -126,18 +129,12 @@ def _record(state: State, texts: Mapping[str, str]) -> Record:
     record = Record(
         state, read_manifest(manifest, state.tag), metrics_of(metrics, state.tag), _params(params, state), outputs
     )
-
-    def damaged(why: str) -> UserError:
-        return UserError(f"{state.tag}: its files contradict each other ({why}); `chronomerge doctor` says more")
-
     if lacking := record.manifest.seconds.keys() - outputs:
-        raise damaged(f"manifest.json names the node {min(lacking)}, and dvc.yaml does not")
+        raise _contradiction(state, f"manifest.json names the node {min(lacking)}, and dvc.yaml does not")
     made = [path for node in record.manifest.seconds for path in outputs[node]]
     if lacking := {*RAW, *made} - record.manifest.contents.keys():
-        raise damaged(f"manifest.json does not name {min(lacking)}")
-    named = {one["name"] for role in ROLES for one in record.params["evaluate"][role]}
-    if lacking := {*record.metrics["top1"], *record.metrics.get("recall", {})} - named:
-        raise damaged(f"metrics.json names the set {min(lacking)}, and params.yaml does not")
+        raise _contradiction(state, f"manifest.json does not name {min(lacking)}")
+    _require_named(record, "metrics.json", {*record.metrics["top1"], *record.metrics.get("recall", {})})
     return record
 
 

@@ -122,6 +122,7 @@ def test_records_hold_every_file_and_who_wrote_what(project: Path) -> None:
         ({"manifest.json": "{"}, r"manifest\.json is damaged .* `chronomerge doctor`"),
         ({"metrics.json": "[]"}, r"metrics\.json is damaged"),
         ({"metrics.json": json.dumps({**METRICS, "top1": {"other": 1.0}})}, "metrics.json names the set other"),
+        ({"metrics.json": json.dumps({**METRICS, "top1": {"{0.x}": 1.0}})}, r"metrics.json names the set \{0\.x\}"),
         ({"dvc.yaml": "stages: []"}, r"dvc\.yaml: not the pipeline .*stages"),
         ({"dvc.yaml": "stages:\n  evaluate:\n    outs: [a]\n"}, r"dvc\.yaml: .*stages\.evaluate\.cmd"),
         ({"dvc.yaml": "stages: {other: {cmd: x}}"}, "manifest.json names the node evaluate, and dvc.yaml does not"),
