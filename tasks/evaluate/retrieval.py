@@ -18,7 +18,7 @@ import torch
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
 from tasks.evaluate.towers import Precision, image_features, text_features
-from tasks.model.datasets import Images, digest
+from tasks.model.datasets import ImageArray, digest
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Captioned(Protocol):
     """Images with captions, one a row; a `tasks.model.datasets.Dataset` is one."""
 
     @property
-    def images(self) -> Images: ...
+    def images(self) -> ImageArray: ...
 
     @property
     def captions(self) -> Sequence[str]: ...
@@ -81,7 +81,7 @@ def pairs(name: str, data: Captioned, tokenize: Tokenizer) -> Pairs:
 
 def recall(
     model: Clip,
-    images: Images,
+    images: ImageArray,
     among: Pairs,
     preprocess: Preprocess,
     batch_size: int,

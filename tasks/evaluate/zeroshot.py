@@ -12,7 +12,7 @@ from tasks.errors import UserError
 from tasks.evaluate.metrics import TOP
 from tasks.evaluate.prompts import PLACE
 from tasks.evaluate.towers import Precision, image_features, text_features
-from tasks.model.datasets import Images
+from tasks.model.datasets import ImageArray
 from tasks.model.models import Preprocess, Tokenizer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def classifier(model: Clip, token_ids: torch.Tensor, batch_size: int, precision:
 @torch.inference_mode()
 def predict(
     model: Clip,
-    images: Images,
+    images: ImageArray,
     rows: np.ndarray,
     classifier: torch.Tensor,
     preprocess: Preprocess,

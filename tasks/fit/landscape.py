@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from tasks import randomness
 from tasks.errors import UserError
 from tasks.fit.method import Problem
-from tasks.fit.samples import Pool
+from tasks.fit.samples import FitPool
 from tasks.fit.scores import MODEL
 from tasks.model import checkpoints, coded, models
 from tasks.model.sources import FileSource
@@ -29,7 +29,7 @@ _FORWARD = 64
 Kind = Literal["entropy", "cross_entropy"]
 
 
-class Vectors:
+class TaskVectors:
     """Task vectors by tensor, read from files as they are needed: memory does not grow with their number."""
 
     def __init__(self, base: Path, files: Sequence[Path], names: Sequence[str], *, elect: bool = False) -> None:
@@ -113,7 +113,7 @@ class Landscape:
     captions among its images.
     """
 
-    def __init__(self, problem: Problem, vectors: Vectors, pools: Sequence[Pool], kind: Kind) -> None:
+    def __init__(self, problem: Problem, vectors: TaskVectors, pools: Sequence[FitPool], kind: Kind) -> None:
         self._problem, self.vectors, self._kind = problem, vectors, kind
         self.pools = [pool for pool in pools if len(pool.held) and len(pool.rows)]
         folder = problem.project / MODEL
@@ -162,7 +162,7 @@ class Landscape:
                 each.append(sum(sums) / len(rows))
         return float(np.mean(each))
 
-    def _loss(self, pool: Pool, rows: np.ndarray) -> torch.Tensor:
+    def _loss(self, pool: FitPool, rows: np.ndarray) -> torch.Tensor:
         pixels = models.normalize(np.array(pool.data.images[rows]), self._preprocess, self._device)
         images = self.model.encode_image(pixels, normalize=True)
         tokens = self._texts[pool.name]
@@ -187,7 +187,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return -(log_p.exp() * log_p).sum(dim=-1).mean()
 
 
-def _texts(pool: Pool) -> list[str]:
+def _texts(pool: FitPool) -> list[str]:
     """The prompts of a pool's classes, or the captions of its samples.
 
     Raises:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tasks.choice import Choice, create
 from tasks.errors import UserError
-from tasks.merge import Fitted, Technique
+from tasks.merge import FitResult, Technique
 from tasks.model import coded
 from tasks.params import Named, Params
 from tasks.progress import Progress
 
 if TYPE_CHECKING:
-    from tasks.fit.samples import Samples
+    from tasks.fit.samples import FitSamples
     from tasks.model.models import Clip
 
 
@@ -30,7 +30,7 @@ class Problem:
     """As the protocol uses it."""
     model: Clip
     """Of the timeline's architecture, on its device; a method may give it any weights."""
-    samples: Samples
+    samples: FitSamples
     base: Path
     models: Sequence[tuple[str, Path]]
     """What is merged, by name: expert and running model for an EMA; else all experts, the oldest first."""
@@ -41,7 +41,7 @@ class Problem:
     scratch: Path
     """A folder that goes when the node ends."""
     out: Path
-    """The node's own folder, from the project's: what `Fitted.models` may name beside the models."""
+    """The node's own folder, from the project's: what `FitResult.models` may name beside the models."""
     seed: int
     progress: Progress
 
@@ -58,7 +58,7 @@ class Problem:
         return found
 
 
-class Method(Choice):
+class FitMethod(Choice):
     """A method; its fields are its settings."""
 
     key: ClassVar[str] = "fit"
@@ -75,7 +75,7 @@ class Method(Choice):
         return []
 
     @abstractmethod
-    def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
+    def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         """The coefficients, and a report on how they were found.
 
         Raises:
@@ -83,13 +83,13 @@ class Method(Choice):
         """
 
 
-def chosen(named: Named) -> Method:
+def chosen(named: Named) -> FitMethod:
     """The method of ``fit``.
 
     Raises:
         UserError: an unknown name, or a wrong setting.
     """
-    return create(Method, named)  # type: ignore[type-abstract]
+    return create(FitMethod, named)  # type: ignore[type-abstract]
 
 
 def check(params: Params) -> list[str]:

@@ -21,7 +21,7 @@ PRETRAINING = "pretraining"
 
 
 @dataclass(frozen=True)
-class Pool:
+class FitPool:
     """One pool; ``rows`` are trained on, and ``held`` are not: int64, ascending."""
 
     name: str
@@ -41,11 +41,11 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Samples:
+class FitSamples:
     """The pools of arrivals, the newest last, and the pretraining pool."""
 
-    arrivals: Sequence[Pool]
-    pretraining: Pool | None
+    arrivals: Sequence[FitPool]
+    pretraining: FitPool | None
 
     def require_held(self) -> list[str]:
         """The names of pools without a sample that is held out.
@@ -61,7 +61,7 @@ class Samples:
         return empty
 
 
-def of_step(project: Path, params: Params) -> Samples:
+def of_step(project: Path, params: Params) -> FitSamples:
     """The pools of a step: those in the history, and what has arrived; an expert that arrives brings none.
 
     Raises:
@@ -76,9 +76,9 @@ def of_step(project: Path, params: Params) -> Samples:
     if (project / ARRIVAL / "dataset.json").exists():
         found[params.arrival.name if params.arrival else "arrival"] = Dataset(project / ARRIVAL)
     pools = {name: _pool(name, data, params) for name, data in found.items()}
-    return Samples([pool for name, pool in pools.items() if name != PRETRAINING], pools.get(PRETRAINING))
+    return FitSamples([pool for name, pool in pools.items() if name != PRETRAINING], pools.get(PRETRAINING))
 
 
-def _pool(name: str, data: Dataset, params: Params) -> Pool:
+def _pool(name: str, data: Dataset, params: Params) -> FitPool:
     held = held_out(data.images, params.train.holdout, params.seed)
-    return Pool(name, data, np.flatnonzero(~held), np.flatnonzero(held))
+    return FitPool(name, data, np.flatnonzero(~held), np.flatnonzero(held))

@@ -14,7 +14,7 @@ import numpy as np
 from tasks.evaluate import prompts, retrieval, zeroshot
 from tasks.evaluate.metrics import DIGITS
 from tasks.fit.method import Problem
-from tasks.fit.samples import Pool, Samples
+from tasks.fit.samples import FitPool, FitSamples
 from tasks.model import checkpoints, models
 from tasks.model.models import Preprocess, Tokenizer
 from tasks.scores import scores
@@ -39,7 +39,7 @@ class Scorer:
     """
 
     model: Clip
-    samples: Samples
+    samples: FitSamples
     preprocess: Preprocess
     tokenize: Tokenizer
     batch_size: int
@@ -85,7 +85,7 @@ class Scorer:
                 recall[pool.name] = self._recall(pool, rows)
         return means({"top1": top1, "recall": recall}, self.samples)
 
-    def _top1(self, pool: Pool, rows: np.ndarray) -> float:
+    def _top1(self, pool: FitPool, rows: np.ndarray) -> float:
         card = pool.data.card
         texts = zeroshot.prompts(pool.name, card.classes, prompts.templates(card.templates or card.prompt))
         tokens = zeroshot.tokens(pool.name, texts, self.tokenize)
@@ -95,7 +95,7 @@ class Scorer:
         )
         return 100 * float((nearest[:, 0] == pool.data.labels[rows]).mean())
 
-    def _recall(self, pool: Pool, rows: np.ndarray) -> Mapping[str, Mapping[str, float]]:
+    def _recall(self, pool: FitPool, rows: np.ndarray) -> Mapping[str, Mapping[str, float]]:
         part = _Captioned(np.asarray(pool.data.images[rows]), [pool.data.captions[row] for row in rows])
         pairs = retrieval.pairs(pool.name, part, self.tokenize)
         return retrieval.recall(self.model, part.images, pairs, self.preprocess, self.batch_size, _nobody)
@@ -110,7 +110,7 @@ def scorer_of(problem: Problem, count: int) -> Scorer:
     )  # fmt: skip
 
 
-def means(scored: dict[str, Any], samples: Samples) -> dict[str, Any]:
+def means(scored: dict[str, Any], samples: FitSamples) -> dict[str, Any]:
     """Scores with the means over arrivals and over the pretraining pool, in percent."""
     each = scores(scored)
     arrivals = [each[pool.name] for pool in samples.arrivals if pool.name in each]

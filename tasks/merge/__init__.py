@@ -10,7 +10,7 @@ Importing it, and merging, needs NumPy, safetensors and pydantic alone.
 from __future__ import annotations
 
 from tasks.merge.engine import Merged, advance, merge
-from tasks.merge.fitted import Fitted
+from tasks.merge.fitted import FitResult
 from tasks.merge.measured import Statistics
 from tasks.merge.protocol import check, has_sequential_form
 from tasks.merge.report import Report
@@ -19,7 +19,7 @@ from tasks.merge.technique import Technique, available, create
 
 __all__ = [
     "Accumulator",
-    "Fitted",
+    "FitResult",
     "Merged",
     "Report",
     "Statistics",

@@ -14,7 +14,7 @@ from tasks.merge.technique import Technique, create
 FILE = "fit.json"
 
 
-class Fitted(BaseModel):
+class FitResult(BaseModel):
     """Coefficients of one merge, and the technique that takes them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,19 +42,19 @@ class FitFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fitted: Fitted | None = None
+    fitted: FitResult | None = None
     """None where there was nothing to fit."""
     report: dict[str, Any] = {}
     """How it was found, for the manifest and the report; without ``fitted``, why it was not."""
 
 
-def write(folder: Path, fitted: Fitted | None, report: Mapping[str, Any]) -> None:
+def write(folder: Path, fitted: FitResult | None, report: Mapping[str, Any]) -> None:
     """Write ``fit.json`` into a folder."""
     content = FitFile(fitted=fitted, report=dict(report))
     (folder / FILE).write_text(content.model_dump_json(indent=1) + "\n")
 
 
-def read(folder: Path) -> Fitted | None:
+def read(folder: Path) -> FitResult | None:
     """What a folder's ``fit.json`` says.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.merge import engine
 from tasks.merge.combined import combine
-from tasks.merge.fitted import Fitted
+from tasks.merge.fitted import FitResult
 from tasks.merge.protocol import for_all
 from tasks.merge.report import Report
 from tasks.merge.sequential import Accumulator
@@ -164,7 +164,7 @@ class StepMerge:
         ).report  # fmt: skip
         return {"report": self.noted(report)}
 
-    def weighted(self, found: Fitted, out: Path) -> dict[str, Any]:
+    def weighted(self, found: FitResult, out: Path) -> dict[str, Any]:
         """The merge of models with the weights that were found for them."""
         models = [self._needed(Path(path)) for path in found.models or ()]
         report = engine.merge(

@@ -84,7 +84,7 @@ class Sample:
     """The image at its original size, as a JPEG file; only for data sets that store it."""
 
 
-class Images(Protocol):
+class ImageArray(Protocol):
     """The images of a data set: a memory-mapped array, or `JpegImages`."""
 
     @property
@@ -122,7 +122,7 @@ class Dataset:
             raw["templates"] = tuple(raw.get("templates", ()))
             raw["jpeg"] = Jpeg(**raw["jpeg"]) if "jpeg" in raw else None
             self.card = Card(**raw)
-            self.images: Images = self._images()
+            self.images: ImageArray = self._images()
             with pa.memory_map(str(folder / "samples.arrow")) as source:
                 table = pa.ipc.open_file(source).read_all()
         except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
@@ -136,7 +136,7 @@ class Dataset:
                 "prepare it again"
             )
 
-    def _images(self) -> Images:
+    def _images(self) -> ImageArray:
         if self.card.jpeg:
             return JpegImages(self.folder / "images.arrow", self.card.image_size, self.card.jpeg)
         pixels: np.ndarray = np.load(self.folder / "images.npy", mmap_mode="r")

@@ -7,10 +7,10 @@ import hashlib
 import numpy as np
 
 from tasks import randomness
-from tasks.model.datasets import Images, digest
+from tasks.model.datasets import ImageArray, digest
 
 
-def held_out(images: Images, share: float, seed: int) -> np.ndarray:
+def held_out(images: ImageArray, share: float, seed: int) -> np.ndarray:
     """For each image whether it is held out: bool, shape (N,); about ``share`` of them are.
 
     It depends on seed and pixels alone: equal images are on the same side in every pool and at every time step.

@@ -17,7 +17,7 @@ from tasks.prepare.registry import parse
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress, silent
 from tasks.stream import ready
-from tasks.stream.manifest import Manifest, ReadySet
+from tasks.stream.manifest import ReadySet, StreamManifest
 from tasks.stream.ready import Wanted
 
 TOLERANCE = 1.0
@@ -25,7 +25,7 @@ TOLERANCE = 1.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class CopyProperty:
     """One property of a copy."""
 
     name: str
@@ -46,14 +46,14 @@ class Finding:
 
 
 def check(
-    manifest: Manifest,
+    manifest: StreamManifest,
     sets: Sequence[ReadySet],
     wanted: Wanted,
     project: Path,
     scratch: Path,
     base: Base | None = None,
     progress: Progress = silent,
-) -> Iterator[Finding]:
+) -> Iterator[CopyProperty]:
     """What is found of some sets, each brought whole; with ``base`` also its zero-shot score on the test part.
 
     A set that cannot be had is one finding, and the others are still looked at. ``scratch`` keeps downloads.
@@ -69,13 +69,13 @@ def check(
             for part in ("train", "test") if one.role == "adaptation" else ("test",):
                 count, found = _look(one, where, part, project, scratch, progress)
                 classes |= found
-                yield Finding(one.name, f"{part} samples", getattr(one.counts, part), count)
+                yield CopyProperty(one.name, f"{part} samples", getattr(one.counts, part), count)
             if not one.pairs:
-                yield Finding(one.name, "classes", one.number_of_classes, len(classes))
+                yield CopyProperty(one.name, "classes", one.number_of_classes, len(classes))
             if scores:
-                yield Finding(one.name, "score", one.score, scores.of(ready.test(one, manifest, wanted)))
+                yield CopyProperty(one.name, "score", one.score, scores.of(ready.test(one, manifest, wanted)))
         except UserError as error:
-            yield Finding(one.name, "copy", None, None, str(error))
+            yield CopyProperty(one.name, "copy", None, None, str(error))
 
 
 def _look(
@@ -128,7 +128,7 @@ class _Scores:
             return percent(scores.nearest[one.name][:, 0] == Dataset(home / node.SETS / one.name).labels)
 
 
-def bytes_to_download(manifest: Manifest, wanted: Wanted, project: Path) -> dict[str, int | None]:
+def bytes_to_download(manifest: StreamManifest, wanted: Wanted, project: Path) -> dict[str, int | None]:
     """For each set what its files on a hub weigh; 0 for a folder, None where nobody says.
 
     Raises:

@@ -84,7 +84,7 @@ class ReadySet(Settings):
         return min(int(VALIDATION_SHARE * self.counts.train), VALIDATION_MOST)
 
 
-class Manifest(Settings):
+class StreamManifest(Settings):
     """A ready stream."""
 
     stream: Name
@@ -103,7 +103,7 @@ class Manifest(Settings):
     sets: tuple[ReadySet, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _unique(self) -> Manifest:
+    def _unique(self) -> StreamManifest:
         names = [one.name for one in self.sets]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two sets are named {repeated[0]!r}")
@@ -119,7 +119,7 @@ def names(project: Path) -> list[str]:
     return sorted(path.stem for path in (project / FOLDER).glob("*.yaml"))
 
 
-def read(name: str, project: Path) -> Manifest:
+def read(name: str, project: Path) -> StreamManifest:
     """A manifest of the project's, or one at a path.
 
     Raises:
@@ -136,7 +136,7 @@ def read(name: str, project: Path) -> Manifest:
         others = [one for one in whole["sets"] if one not in arriving]
         content = {**whole, **content, "sets": [*arriving[:first], *others]}
     try:
-        return Manifest.model_validate(content)
+        return StreamManifest.model_validate(content)
     except ValidationError as error:
         first_error = error.errors()[0]
         key = ".".join(str(part) for part in first_error["loc"])

@@ -19,7 +19,7 @@ from tasks.prepare.registry import parse
 from tasks.prepare.source import Note, unheard
 from tasks.prepare.sources.fomo import sequence
 from tasks.stream.cut import groups
-from tasks.stream.manifest import VALIDATION_SHARE, Manifest, ReadySet
+from tasks.stream.manifest import VALIDATION_SHARE, ReadySet, StreamManifest
 from tasks.units import duration, size
 
 NUMBERED = ("hf", "images")
@@ -52,7 +52,7 @@ class Wanted:
     note: Note = unheard
 
 
-def source(one: ReadySet, manifest: Manifest, data: Path | None, kind: str | None = None) -> str:
+def source(one: ReadySet, manifest: StreamManifest, data: Path | None, kind: str | None = None) -> str:
     """Where a set comes from, in the short form without a part: of some kind, where the set has a source of it.
 
     Raises:
@@ -99,7 +99,7 @@ def order(names: Sequence[str], number: int) -> list[str]:
     return [names[i] for i in randomness.generator(number, "task order").permutation(len(names))]
 
 
-def params_of(manifest: Manifest, wanted: Wanted) -> dict[str, Any]:
+def params_of(manifest: StreamManifest, wanted: Wanted) -> dict[str, Any]:
     """The content of a params.yaml.
 
     Raises:
@@ -132,7 +132,7 @@ def params_of(manifest: Manifest, wanted: Wanted) -> dict[str, Any]:
     return content
 
 
-def _of_sequence(path: Path, manifest: Manifest, wanted: Wanted) -> list[dict[str, Any]]:
+def _of_sequence(path: Path, manifest: StreamManifest, wanted: Wanted) -> list[dict[str, Any]]:
     """One arrival for each run of classes, with sources that read these classes alone."""
     pairs = sequence(path)
     known = {one.name: one for one in manifest.of_role("adaptation")}
@@ -153,7 +153,7 @@ def _of_sequence(path: Path, manifest: Manifest, wanted: Wanted) -> list[dict[st
     return stream
 
 
-def _arrival(one: ReadySet, manifest: Manifest, wanted: Wanted) -> dict[str, Any]:
+def _arrival(one: ReadySet, manifest: StreamManifest, wanted: Wanted) -> dict[str, Any]:
     if wanted.experts:
         if one.expert is None:
             raise UserError(f"{one.name}: the manifest has no expert for it; leave --experts out to train one")
@@ -164,7 +164,7 @@ def _arrival(one: ReadySet, manifest: Manifest, wanted: Wanted) -> dict[str, Any
     }
 
 
-def test(one: ReadySet, manifest: Manifest, wanted: Wanted) -> dict[str, Any]:
+def test(one: ReadySet, manifest: StreamManifest, wanted: Wanted) -> dict[str, Any]:
     where = source(one, manifest, wanted.data, wanted.kind)
     held_out = wanted.evaluate_on == "validation" and one.role == "adaptation"
     made = spec(one, where, "train", shares(one)[1]) if held_out else spec(one, where, "test")
@@ -188,7 +188,7 @@ class Size:
     """Bytes of prepared images."""
 
 
-def size_of(manifest: Manifest, image_size: int, prepared: Prepared, *, experts: bool) -> Size:
+def size_of(manifest: StreamManifest, image_size: int, prepared: Prepared, *, experts: bool) -> Size:
     """Samples and bytes of prepared images at an image size; experts that arrive leave out training samples."""
     samples, uncounted = 0, []
     for one in manifest.sets:
@@ -201,7 +201,7 @@ def size_of(manifest: Manifest, image_size: int, prepared: Prepared, *, experts:
     return Size(samples, tuple(uncounted), math.ceil(samples * each * image_size**2))
 
 
-def text(manifest: Manifest, wanted: Wanted) -> str:
+def text(manifest: StreamManifest, wanted: Wanted) -> str:
     """The params.yaml, which is valid as a whole.
 
     Raises:
@@ -219,7 +219,7 @@ def text(manifest: Manifest, wanted: Wanted) -> str:
     return content
 
 
-def costs(manifest: Manifest, wanted: Wanted, project: Path, image_size: int) -> list[str]:
+def costs(manifest: StreamManifest, wanted: Wanted, project: Path, image_size: int) -> list[str]:
     """What running it will download and store, in sentences; what is not known is named.
 
     Raises:

@@ -21,7 +21,7 @@ WHOLE = np.array([0.5, 0.5, 1, 1], dtype=np.float32)
 
 
 @dataclass(frozen=True)
-class Draws:
+class CropDraws:
     """The random numbers of RandomResizedCrop, for a batch; as torchvision draws them."""
 
     area: np.ndarray
@@ -31,8 +31,8 @@ class Draws:
     place: np.ndarray
     """Where the box is between left and right, and top and bottom, uniform in [0, 1), float64, shape (N, 2)."""
 
-    def __getitem__(self, rows: Any) -> Draws:
-        return Draws(self.area[rows], self.ratio[rows], self.place[rows])
+    def __getitem__(self, rows: Any) -> CropDraws:
+        return CropDraws(self.area[rows], self.ratio[rows], self.place[rows])
 
     def squares(self) -> np.ndarray:
         """Boxes in images at the model's size: float32, shape (N, 4): centre x, centre y, width, height, of 1.
@@ -71,11 +71,11 @@ def _first(fits: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarra
     return np.concatenate([np.take_along_axis(side, first, axis=1) for side in (width, height)], axis=1)
 
 
-def draw(count: int, random: np.random.Generator) -> Draws:
+def draw(count: int, random: np.random.Generator) -> CropDraws:
     """The random numbers of ``count`` crops."""
     area = random.uniform(*SCALE, size=(count, TRIES))
     ratio = np.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1]), size=(count, TRIES)))
-    return Draws(area, ratio, random.uniform(size=(count, 2)))
+    return CropDraws(area, ratio, random.uniform(size=(count, 2)))
 
 
 def crop(images: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:

@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from tasks.model.datasets import Card, Images
+from tasks.model.datasets import Card, ImageArray
 from tasks.model.jpeg import JpegImages
-from tasks.train.augment import WHOLE, Draws
+from tasks.train.augment import WHOLE, CropDraws
 
 
 class Samples(Protocol):
@@ -22,7 +22,7 @@ class Samples(Protocol):
     """int32, shape (N,): index into ``card.classes``, or -1."""
 
     @property
-    def images(self) -> Images:
+    def images(self) -> ImageArray:
         """uint8, shape (N, H, W, 3); only rows that are indexed need be in memory."""
 
     @property
@@ -77,7 +77,7 @@ class Pool:
             images[inside] = self._parts[part].images[local[inside]]
         return images
 
-    def views(self, rows: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    def views(self, rows: np.ndarray, draws: CropDraws) -> tuple[np.ndarray, np.ndarray]:
         """As `images`, at random: originals are cropped as they are decoded, from all that they show.
 
         Returns images and, float32 of shape (len(rows), 4), what of each is still to be cropped by `augment.crop`.

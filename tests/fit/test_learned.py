@@ -16,7 +16,7 @@ from torch.func import functional_call
 from tasks import fit as fitting
 from tasks import randomness
 from tasks.errors import UserError
-from tasks.fit.landscape import Landscape, Vectors, entropy
+from tasks.fit.landscape import Landscape, TaskVectors, entropy
 from tasks.fit.method import Problem
 from tasks.fit.methods.adamerging import Adam
 from tasks.fit.methods.frank_wolfe import hard, walk
@@ -53,7 +53,7 @@ def problem(project: Path, step: int, **changes: Any) -> Problem:
 
 def landscape(given: Problem, kind: Any, *, elect: bool = False) -> Landscape:
     names = [name for name, _ in given.model.named_parameters()]
-    vectors = Vectors(given.base, [given.project / path for _, path in given.models], names, elect=elect)
+    vectors = TaskVectors(given.base, [given.project / path for _, path in given.models], names, elect=elect)
     return Landscape(given, vectors, given.samples.arrivals, kind)
 
 
@@ -200,7 +200,7 @@ def test_trimmed_vectors_with_elected_signs_are_what_the_engine_merges(project: 
 
     method = AdaMerging.model_validate({key: value for key, value in {**ADA, "trim": 0.3}.items() if key != "name"})
     files = [method._trimmed(given, i, project / path) for i, (_, path) in enumerate(given.models)]
-    vectors = Vectors(given.base, files, [name for name, _ in given.model.named_parameters()], elect=True)
+    vectors = TaskVectors(given.base, files, [name for name, _ in given.model.named_parameters()], elect=True)
     coefficients = np.array([found["tensors"].get(name, found["weights"]) for name in vectors.names]).T
     vectors.place(given.model, coefficients)
     deployed, base = load_file(project / "data/step/deployed.safetensors"), load_file(given.base)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from tasks.choice import available
 from tasks.errors import UserError
-from tasks.fit.landscape import Vectors
+from tasks.fit.landscape import TaskVectors
 from tasks.merge.engine import merge
 from tasks.model import checkpoints, codec, coded, planes
 from tasks.model.codec import Codec, DamagedChunkError
@@ -270,5 +270,5 @@ def test_fits_see_the_task_vectors_of_coded_experts(tmp_path: Path) -> None:
     checkpoints.save(tmp_path / "expert.safetensors", {"w": base["w"] + 0.5})
     coded.encode(LOSSLESS, tmp_path / "expert.safetensors", tmp_path / "base.safetensors", tmp_path / "expert.weights")
     files = [tmp_path / "expert.safetensors", tmp_path / "expert.weights"]
-    plain, small = (Vectors(tmp_path / "base.safetensors", [file], ["w"]) for file in files)
+    plain, small = (TaskVectors(tmp_path / "base.safetensors", [file], ["w"]) for file in files)
     assert torch.equal(plain.sum_of("w", np.ones(1)), small.sum_of("w", np.ones(1)))

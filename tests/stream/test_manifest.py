@@ -11,14 +11,14 @@ from tasks.errors import UserError
 from tasks.params import Params
 from tasks.prepare.registry import parse
 from tasks.stream import manifest, ready
-from tasks.stream.manifest import Manifest, ReadySet
+from tasks.stream.manifest import ReadySet, StreamManifest
 from tasks.stream.ready import Wanted
 from tests.project import ROOT
 
 READY = {"vision8": (8, 1), "vision14": (14, 1), "vision20": (20, 1), "fomo-in-flux": (41, 22)}
 
 
-def whole(name: str) -> Manifest:
+def whole(name: str) -> StreamManifest:
     return manifest.read(name, ROOT)
 
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from tasks.errors import UserError
-from tasks.fit.landscape import TEMPERATURE, Landscape, Vectors
-from tasks.fit.method import Method, Problem
+from tasks.fit.landscape import TEMPERATURE, Landscape, TaskVectors
+from tasks.fit.method import FitMethod, Problem
 from tasks.fit.scores import scorer_of
-from tasks.merge import Fitted, Technique, merge
+from tasks.merge import FitResult, Technique, merge
 from tasks.merge.technique import Density
 from tasks.params import Params
 
@@ -40,7 +40,7 @@ class Adam:
         self.values = np.clip(self.values - self._lr * first / (np.sqrt(second) + self._eps), 0.0, 1.0)
 
 
-class AdaMerging(Method):
+class AdaMerging(FitMethod):
     """θ_0 + Σ λ_k τ_k with the λ, from 0 to 1, that make the merged model surest of the arrivals' samples, unlabelled.
 
     The entropy is that of the classes' probabilities, over the samples that are trained on. It stops where the entropy
@@ -71,13 +71,13 @@ class AdaMerging(Method):
         require_start(self.name, technique)
         return []
 
-    def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
+    def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
         files = problem.files()
         if self.trim is not None:
             files = [self._trimmed(problem, number, path) for number, path in enumerate(files)]
         names = [name for name, _ in problem.model.named_parameters()]
-        vectors = Vectors(problem.base, files, names, elect=self.trim is not None)
+        vectors = TaskVectors(problem.base, files, names, elect=self.trim is not None)
         landscape = Landscape(problem, vectors, problem.samples.arrivals, "entropy")
         start = np.repeat(np.array(start_of(problem))[:, None], len(vectors.names), axis=1)
         learned = np.array([name not in TEMPERATURE for name in vectors.names])
@@ -90,7 +90,7 @@ class AdaMerging(Method):
             scores[when] = {key: value for key, value in scorer.measure().items() if key.startswith(("A_", "geo"))}
         own = {name: best[:, i] for i, name in enumerate(vectors.names) if self.by == "tensor" or not learned[i]}
         weights = best[:, learned].mean(axis=1)
-        found = Fitted(
+        found = FitResult(
             technique="task_arithmetic" if self.trim is None else "ties",
             settings={"scale": 1.0} if self.trim is None else {**self._ties, "scale": 1.0},
             models=tuple(str(path) for _, path in problem.models),

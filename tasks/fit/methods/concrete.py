@@ -10,11 +10,11 @@ from pydantic import Field
 from typing_extensions import override
 
 from tasks import randomness
-from tasks.fit.landscape import TEMPERATURE, Landscape, Vectors
-from tasks.fit.method import Method, Problem
+from tasks.fit.landscape import TEMPERATURE, Landscape, TaskVectors
+from tasks.fit.method import FitMethod, Problem
 from tasks.fit.methods.adamerging import DIGITS, SCORED, require_start, start_of
 from tasks.fit.scores import scorer_of
-from tasks.merge import Fitted, Technique
+from tasks.merge import FitResult, Technique
 from tasks.model import checkpoints
 from tasks.params import Params
 
@@ -23,7 +23,7 @@ SOFTNESS = 0.5
 FILE = "masked.safetensors"
 
 
-class Concrete(Method):
+class Concrete(FitMethod):
     """θ_0 + m̂ ∘ Σ λ_k τ_k with one mask for all experts, m̂ = m / mean(m) per tensor; λ as the technique has it.
 
     While it learns, m = σ((log(u/(1−u)) + x)/0.5) with u drawn for each entry anew; what is deployed is the median
@@ -50,10 +50,10 @@ class Concrete(Method):
         require_start(self.name, technique)
         return []
 
-    def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
+    def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
         names = [name for name, _ in problem.model.named_parameters()]
-        vectors = Vectors(problem.base, problem.files(), names)
+        vectors = TaskVectors(problem.base, problem.files(), names)
         weights = np.repeat(np.array(start_of(problem))[:, None], len(vectors.names), axis=1)
         landscape = Landscape(problem, vectors, problem.samples.arrivals, "entropy")
         base = checkpoints.load(problem.base)
@@ -68,7 +68,7 @@ class Concrete(Method):
         checkpoints.save(out, masked)
         scorer = scorer_of(problem, SCORED)
         scores = {"end": {k: v for k, v in scorer.score(out).items() if k.startswith(("A_", "geo"))}}
-        found = Fitted(
+        found = FitResult(
             technique="task_arithmetic", settings={"scale": 1.0}, models=(str(problem.out / FILE),), weights=(1.0,)
         )
         named = [name for name, _ in problem.models]

@@ -10,12 +10,12 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from tasks.fit.landscape import Landscape, Vectors
-from tasks.fit.method import Method, Problem
+from tasks.fit.landscape import Landscape, TaskVectors
+from tasks.fit.method import FitMethod, Problem
 from tasks.fit.methods.adamerging import DIGITS, SCORED, require_start, start_of
 from tasks.fit.methods.paint import golden
 from tasks.fit.scores import scorer_of
-from tasks.merge import Fitted, Technique
+from tasks.merge import FitResult, Technique
 from tasks.params import Params
 
 SHRUNK = 0.1
@@ -31,7 +31,7 @@ class Move:
     size: float
 
 
-class FrankWolfe(Method):
+class FrankWolfe(FitMethod):
     """Σ w_m θ_m over experts, running model and base, w convex: steps to the vertex with the least ⟨∇L, θ_m⟩.
 
     L is the cross-entropy on samples of the arrivals' pools and the pretraining pool, each pool counting once. The
@@ -60,13 +60,13 @@ class FrankWolfe(Method):
         require_start(self.name, technique)
         return []
 
-    def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
+    def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
         base = ("base", problem.base.relative_to(problem.project))
         vertices = [*problem.models, base]
         files = [*problem.files(), problem.base]
         names = [name for name, _ in problem.model.named_parameters()]
-        vectors = Vectors(problem.base, files, names)
+        vectors = TaskVectors(problem.base, files, names)
         known = problem.samples.pretraining
         pools = [*problem.samples.arrivals, *([known] if known else [])]
         landscape = Landscape(problem, vectors, pools, "cross_entropy")
@@ -74,7 +74,7 @@ class FrankWolfe(Method):
         scorer = scorer_of(problem, SCORED)
         vectors.place(problem.model, _by_tensor(weights, vectors))
         scores = {key: value for key, value in scorer.measure().items() if key.startswith(("A_", "geo"))}
-        found = Fitted(
+        found = FitResult(
             technique="linear",
             models=tuple(str(path) for _, path in vertices),
             weights=tuple(weights.round(DIGITS).tolist()),
@@ -181,5 +181,5 @@ def hard(
     return weights, moves
 
 
-def _by_tensor(weights: np.ndarray, vectors: Vectors) -> np.ndarray:
+def _by_tensor(weights: np.ndarray, vectors: TaskVectors) -> np.ndarray:
     return np.repeat(weights[:, None], len(vectors.names), axis=1)

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from tasks import gate
 from tasks.errors import UserError
-from tasks.fit.method import Method, Problem
+from tasks.fit.method import FitMethod, Problem
 from tasks.fit.scores import scorer_of
 from tasks.gate import DIFFERENCES, HEAD, SCORE, GateReference
-from tasks.merge import Accumulator, Fitted, Technique
+from tasks.merge import Accumulator, FitResult, Technique
 from tasks.merge import create as create_technique
 from tasks.merge.technique import numbers
 from tasks.params import Params
@@ -24,7 +24,7 @@ Point = dict[str, Any]
 """A value of the setting, and what the model merged with it scores."""
 
 
-class Paint(Method):
+class Paint(FitMethod):
     """One setting of the technique: the value with the best geometric mean on held-out samples that holds the gate.
 
     Accumulation is measured on the arrivals' pools, retention on the pretraining pool. Where no value holds the gate's
@@ -86,7 +86,7 @@ class Paint(Method):
                 f"{self.setting}, so it cannot change from step to step; settings that can: {free}"
             )
 
-    def fit(self, problem: Problem) -> tuple[Fitted, dict[str, Any]]:
+    def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
         scorer = scorer_of(problem, self.samples)
         if "pretraining" not in scorer.sizes:
@@ -121,7 +121,7 @@ class Paint(Method):
         }  # fmt: skip
         if reference:
             report["reference"] = {name: reference.metrics[name] for name in MEANS}
-        return Fitted(technique=name, settings=settings), report
+        return FitResult(technique=name, settings=settings), report
 
 
 def rank(point: Point) -> tuple[float, float]:

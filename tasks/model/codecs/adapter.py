@@ -7,7 +7,7 @@ from typing import ClassVar
 from tasks.model.codecs.lossless import Lossless
 
 
-class Adapter(Lossless):
+class AdapterCodec(Lossless):
     """Every bit comes back: an expert trained by lora, dora or vera is its factors, and what their product lacks.
 
     The factors change the weights that training started from, and later steps have the base alone: so it needs

@@ -11,7 +11,7 @@ from tasks.model.codec import Chunk, Codec, DamagedChunkError
 from tasks.model.dtypes import stored_as
 
 
-class Full(Codec):
+class FullCodec(Codec):
     """The safetensors file that training writes, as it is; the default."""
 
     name: ClassVar[str] = "full"
