@@ -30,7 +30,7 @@ from flows.cli.app import app
 from tasks import params
 from tasks.choice import Choice, available
 from tasks.evaluate.head import Head
-from tasks.fit.method import Method as FitMethod
+from tasks.fit.method import FitMethod
 from tasks.model.codec import Codec
 from tasks.prepare.registry import kinds
 from tasks.prepare.sources.torchvision import ELSEWHERE, KNOWN

@@ -40,9 +40,11 @@ HEADS_METRICS = "heads.json"
 """Scores of heads, where a timeline has any."""
 COMPATIBILITY_METRICS = "compatibility.json"
 """What the deployed model finds in galleries of earlier states, where a timeline measures that."""
+OPTIONAL = (HEADS_METRICS, COMPATIBILITY_METRICS)
+"""What not every state's tree holds."""
 
 RECORDED = (
-    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", HEADS_METRICS, COMPATIBILITY_METRICS,
+    "params.yaml", "dvc.yaml", "dvc.lock", "metrics.json", *OPTIONAL,
     "manifest.json", *PLOTS,
     *(f"{p}.dvc" for p in INPUTS),
 )  # fmt: skip

@@ -56,7 +56,7 @@ def whole(project: Path, users: Users, timeline: str = "tiny") -> None:
         raise BrokenError(f"deployed/{timeline} is at {pointer[:10] or 'nothing'}, not at {tags[-1:]}")
     for older, tag in zip([None, *tags], tags, strict=False):
         files = git(project, "ls-tree", "-r", "--name-only", tag).splitlines()
-        if lacking := set(layout.RECORDED) - {layout.HEADS_METRICS} - set(files):
+        if lacking := set(layout.RECORDED) - {*layout.OPTIONAL, *files}:
             raise BrokenError(f"{tag} lacks {lacking}")
         parents = git(project, "rev-list", "--parents", "-1", tag).split()[1:]
         if older and parents[0] != git(project, "rev-parse", older):

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -112,13 +112,19 @@ class Sandbox:
     folder: Path
     fork_server: ProgramForks
     prefect: Mapping[str, str]
+    programs: list[BaseProcess] = field(default_factory=list)
+    """Those that were started."""
 
     @property
     def project(self) -> Path:
         return self.folder / "project"
 
     def clear(self) -> None:
-        """Nothing of an earlier case is left, processes included."""
+        """Nothing of an earlier case is left, processes included: one that failed leaves programs that wait."""
+        for program in self.programs:
+            program.kill()
+            program.join()
+        self.programs.clear()
         strays = self.strays()
         for process in strays:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -140,6 +146,7 @@ class Sandbox:
         notes.mkdir(parents=True)
         environment = {**self.prefect, child.MARK: str(self.folder)}
         process = self.fork_server.start(Call(str(self.project), arguments, str(notes), environment, boundary, fault))
+        self.programs.append(process)
         return Run(process, notes)
 
     def strays(self) -> list[psutil.Process]:

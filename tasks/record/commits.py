@@ -34,8 +34,7 @@ def commit(
     Raises:
         UserError: another writer recorded this step first, or the git remote cannot be reached.
     """
-    optional = (layout.HEADS_METRICS, layout.COMPATIBILITY_METRICS)
-    there = [path for path in layout.RECORDED if path not in optional or (worktree / path).exists()]
+    there = [path for path in layout.RECORDED if path not in layout.OPTIONAL or (worktree / path).exists()]
     git(worktree, "add", "--force", "--", *there)
     parents = [*([previous.commit] if previous else []), code]
     line = previous.line if previous else 1

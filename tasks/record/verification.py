@@ -244,7 +244,7 @@ def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cache.path(md5), folder / path)
     (folder / "metrics.json").unlink()
-    for name in (layout.HEADS_METRICS, layout.COMPATIBILITY_METRICS):
+    for name in layout.OPTIONAL:
         (folder / name).unlink(missing_ok=True)
     threads = {device.threads for device in state.manifest.device.values() if device.threads}
     if len(threads) == 1:  # results are bit-exact at equal counts, and this machine may have another number of cores

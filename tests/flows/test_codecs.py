@@ -23,10 +23,10 @@ from tests.project import chronomerge, git, program
 
 STREAM = [*projects.PARAMS["stream"], {"name": "third", "update": ["images:drawings/base#train"]}]
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    # Each reads experts of earlier steps in another place.
-    "ema": {"time": {"init": "ema", "deploy": "ema"}},
-    "ft-init": {"time": {"init": "ft", "deploy": "ema", "ema_start": "first-expert"}},
-    "batch": {"time": {"init": "zs", "deploy": "all", "technique": {"name": "karcher"}}},
+    # Each reads experts of earlier steps in another place; by another seed none has an expert of another.
+    "ema": {"seed": 1, "time": {"init": "ema", "deploy": "ema"}},
+    "ft-init": {"seed": 2, "time": {"init": "ft", "deploy": "ema", "ema_start": "first-expert"}},
+    "batch": {"seed": 3, "time": {"init": "zs", "deploy": "all", "technique": {"name": "karcher"}}},
 }
 FULL = {"threads": 1, "stream": STREAM, "train": {"steps": 4, "batch_size": 8}}
 

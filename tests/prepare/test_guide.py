@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tasks.model.datasets import Dataset
 from tasks.params import Params
 from tasks.prepare import check, demanded, fetch_arrival, fetch_evaluation, node
 from tasks.prepare.registry import kinds, parse_all
-from tests import hub, published
+from tests import hub, miniatures, published
 from tests.prepare.conftest import image_folder, picture
 from tests.prepare.test_photographs import png, write_csv, write_tar
 from tests.prepare.test_torchvision import archive, md5
@@ -35,6 +36,10 @@ def world(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     image_folder(project / "data/photos", {"cat": 8, "dog": 8})
     write_csv(project / "data/pairs.csv", [{"image": "photos/cat/00.png", "caption": "a cat"}])
     write_tar(project / "data/shards/0.tar", [{"png": png(n), "txt": b"a picture"} for n in range(2)])
+    miniatures.fomo(project / "archives", project)
+    shutil.copytree(project / "archives/SHAPES", project / "archives/CUB200")
+    for one in (project / "archives/00_info").glob("SHAPES_*"):
+        shutil.copy(one, one.with_name(one.name.replace("SHAPES", "CUB200")))
     samples = [(picture(number), number % 3) for number in range(6)]
     small = tmp_path / "made"
     rows = [{"image": picture(n), "label": n % 2} for n in range(4)]
