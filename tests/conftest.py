@@ -1,6 +1,7 @@
 """Hermetic by default: no analytics, no user's git or DVC settings, no Prefect home but a temporary one."""
 
 import os
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,12 @@ def hermetic(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(autouse=True)
+def no_opener_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib keeps the opener of its first request, with the proxies of that moment: each test gets one of its own."""
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 @pytest.fixture(scope="session")
