@@ -118,21 +118,21 @@ def require_heads(conditions: Iterable[str], heads: Mapping[str, Collection[str]
         UserError: names the one that is not, and those that are.
     """
     for text in conditions:
-        found = _HEAD.fullmatch(parse(text).name)
-        if not found:
+        named = _HEAD.fullmatch(parse(text).name)
+        if not named:
             continue
-        if found["name"] not in heads:
+        if named["name"] not in heads:
             known = ", ".join(heads) or "none; list it in evaluate.heads"
-            raise UserError(f"gate.require: {text}: no head is called {found['name']}; there are {known}")
-        shots = heads[found["name"]]
-        if found["shots"] not in shots:
+            raise UserError(f"gate.require: {text}: no head is called {named['name']}; there are {known}")
+        shots = heads[named["name"]]
+        if named["shots"] not in shots:
             at = ", ".join(shots)
             raise UserError(
-                f"gate.require: {text}: {found['name']} is not scored at {found['shots']} shots, but at {at}"
+                f"gate.require: {text}: {named['name']} is not scored at {named['shots']} shots, but at {at}"
             )
-        if found["set"] not in (*sets, *MEANS[:2]):
+        if named["set"] not in (*sets, *MEANS[:2]):
             raise UserError(
-                f"gate.require: {text}: no evaluation set is called {found['set']}; there are {', '.join(sets)}"
+                f"gate.require: {text}: no evaluation set is called {named['set']}; there are {', '.join(sets)}"
             )
 
 
@@ -203,8 +203,8 @@ def judge(conditions: Iterable[str], metrics: Mapping[str, Any], reference: Gate
 def _value(name: str, metrics: Mapping[str, Any], reference: GateReference | None) -> float | None:
     if name.startswith(SCORE):
         return _share(scores(metrics)[name.removeprefix(SCORE)])
-    if found := _HEAD.fullmatch(name):
-        return _of_head(metrics.get("heads", {}).get(found["name"], {}), found["shots"], found["set"])
+    if named := _HEAD.fullmatch(name):
+        return _of_head(metrics.get("heads", {}).get(named["name"], {}), named["shots"], named["set"])
     if name == COMPATIBILITY:
         drop = metrics.get("compatibility", {}).get("drop")
         return None if drop is None else _share(drop)
@@ -218,8 +218,8 @@ def _value(name: str, metrics: Mapping[str, Any], reference: GateReference | Non
 
 def _of_head(metrics: Mapping[str, Any], shots: str, name: str) -> float | None:
     """None where the head is not scored: on a set with a class that has not arrived yet, say."""
-    found = metrics.get(name, {}).get(shots) if name in MEANS else metrics.get("top1", {}).get(shots, {}).get(name)
-    return None if found is None else _share(found)
+    score = metrics.get(name, {}).get(shots) if name in MEANS else metrics.get("top1", {}).get(shots, {}).get(name)
+    return None if score is None else _share(score)
 
 
 def _share(percent: float) -> float:

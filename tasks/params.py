@@ -195,8 +195,8 @@ class Deploy(Settings):
     @property
     def reference_step(self) -> int:
         """The step of the state in ``compatible_with``, which is set."""
-        found = re.fullmatch(_STATE, self.compatible_with or "")
-        return int(found["step"] or 0) if found else 0
+        match = re.fullmatch(_STATE, self.compatible_with or "")
+        return int(match["step"] or 0) if match else 0
 
 
 class Mixture(Settings):

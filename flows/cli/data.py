@@ -39,11 +39,11 @@ def check(
 
     project = top_level(Path.cwd())
     stream, _, name = (what, "", "") if what.endswith((".yaml", ".yml")) else what.partition("/")
-    found = manifest.read(stream, project)
-    sets = [one for one in found.sets if not name or one.name == name]
+    ready_stream = manifest.read(stream, project)
+    sets = [one for one in ready_stream.sets if not name or one.name == name]
     if not sets:
-        raise UserError(f"{stream} has no set {name!r}; it has {', '.join(one.name for one in found.sets)}")
-    model, _, tag = found.scored_by.partition(", ")
+        raise UserError(f"{stream} has no set {name!r}; it has {', '.join(one.name for one in ready_stream.sets)}")
+    model, _, tag = ready_stream.scored_by.partition(", ")
     base = Base(model=model, pretrained=tag) if score else None
     private = layout.private(project)
     private.mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def check(
         progress.listen(listener)
         findings = list(
             copies.check(
-                found, sets, ready.Wanted(data=data, kind=source), project, Path(scratch), base, progress.report
+                ready_stream, sets, ready.Wanted(data=data, kind=source), project, Path(scratch), base, progress.report
             )
         )
     if json:

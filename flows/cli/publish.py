@@ -35,9 +35,9 @@ def publish(
         raise UserError("say which state: T, or --pointer NAME")
     project = options.project()
     name, form = options.timeline(project, timeline), record.Form(library.value, dtype)
-    found = record.find(project, name, state) if state else record.pointed(project, name, pointer or "deployed")
+    published = record.find(project, name, state) if state else record.pointed(project, name, pointer or "deployed")
     with console.shown() as progress:
-        done = run(found, to, form, progress)
+        done = run(published, to, form, progress)
     for note in done.notes:
         errors.print(f"note: {note}")
     if as_json:

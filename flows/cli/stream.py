@@ -128,7 +128,7 @@ def import_(
     from tasks.stream import manifest, ready
 
     project = top_level(Path.cwd())
-    found = manifest.read(name, project)
+    ready_stream = manifest.read(name, project)
     if (sequence is None) != (steps == 0):
         raise UserError("--sequence FILE and --steps T go together: the sequence is cut into T time steps")
     if out is not None and out.exists():
@@ -137,14 +137,14 @@ def import_(
         data, experts, "validation" if validation else "test", orders, timeline, prepared, source, sequence, steps,
         note=lambda note: terminal.errors.print(f"note: {note}"),
     )  # fmt: skip
-    content = ready.text(found, wanted)
-    for line in ready.costs(found, wanted, project, image_size):
+    content = ready.text(ready_stream, wanted)
+    for line in ready.costs(ready_stream, wanted, project, image_size):
         terminal.errors.print(line)
     if out is None:
         terminal.out.print(content, end="")
     else:
         atomic.write(out, content)
-        terminal.errors.print(f"{out}: {found.about}; next: chronomerge data check {name}, chronomerge run")
+        terminal.errors.print(f"{out}: {ready_stream.about}; next: chronomerge data check {name}, chronomerge run")
 
 
 @app.command(name="list")
@@ -155,9 +155,9 @@ def list_() -> None:
 
     project = top_level(Path.cwd())
     for name in manifest.names(project):
-        found = manifest.read(name, project)
-        arriving, others = (len(found.of_role(role)) for role in ("adaptation", "retention"))
-        terminal.out.print(f"{name}: {found.about}; {arriving} sets arrive, {others} are only tested on")
+        ready_stream = manifest.read(name, project)
+        arriving, others = (len(ready_stream.of_role(role)) for role in ("adaptation", "retention"))
+        terminal.out.print(f"{name}: {ready_stream.about}; {arriving} sets arrive, {others} are only tested on")
 
 
 def _trained(project: Path, params: Params) -> Path | None:

@@ -146,15 +146,15 @@ class Copying:
             drops.require_within(self.params.limits, total, size, f"{address}/{name}", address)
 
         try:
-            found = origins.located(address, progress=self.progress, public=target / "cache", allowed=within)
+            expert = origins.located(address, progress=self.progress, public=target / "cache", allowed=within)
         except UnavailableError as error:
             raise UnreachableError(str(error)) from None
-        assert found.pin is not None
+        assert expert.pin is not None
         here = target / "repository"
-        for name in found.pin.files:
-            files.copy(found.root / name, here / name)
+        for name in expert.pin.files:
+            files.copy(expert.root / name, here / name)
         only = hub.parse(address).file
-        return str(here / only if only else here), {"address": address, **found.pin.as_dict()}
+        return str(here / only if only else here), {"address": address, **expert.pin.as_dict()}
 
     def _tell_left_out(self, here: Path) -> None:
         """Note which files of a drop are no part of the model in it."""

@@ -66,15 +66,15 @@ def convert(
     written = dtypes.named(dtype)
     require_new(out)
     with ExitStack() as stack:
-        found = located(model, progress=progress)
+        opened = located(model, progress=progress)
         found_base = located(base, progress=progress) if base else None
         origin = open_model(found_base, "base", stack, None) if found_base else None
-        source = plainly_named(open_model(found, "model", stack, origin))
+        source = plainly_named(open_model(opened, "model", stack, origin))
         require_model(str(model), source)
         notes = source.notes
         if origin is not None:
             source = _completed(source, plainly_named(origin))
-        places = [found.path, *([found_base.path] if found_base else [])]
+        places = [opened.path, *([found_base.path] if found_base else [])]
         config = _configuration(places, model)
         named = _in(to, source)
         _require_all(named, config, to, str(model))

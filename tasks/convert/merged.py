@@ -59,11 +59,11 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
     """
     require_new(folder)
     # Looked up once: weights and configuration are of one commit, whatever becomes of a branch meanwhile.
-    found = located(arguments.get("base") or arguments["experts"][0])
-    like = found.path
-    models: dict[str, Any] = {"base": found}
+    first = located(arguments.get("base") or arguments["experts"][0])
+    like = first.path
+    models: dict[str, Any] = {"base": first}
     if not arguments.get("base"):
-        models = {"experts": [found, *arguments["experts"][1:]]}
+        models = {"experts": [first, *arguments["experts"][1:]]}
     if arguments.get("dry_run"):
         return merge(**arguments | models), []
     source = like if like.is_dir() else like.parent

@@ -237,8 +237,8 @@ def _request(place: Inbox, name: str, limits: Limits) -> Request:
     if expert is not None:
         if settings or said.prompt:
             raise UserError(f"{address}/{MANIFEST}: an expert takes no {next(iter([*settings, 'prompt']))}")
-        found = _expert(expert, files, address)
-        request = Request(said.name or name, expert=found, drop=address, ignored=MARKERS)
+        file = _expert(expert, files, address)
+        request = Request(said.name or name, expert=file, drop=address, ignored=MARKERS)
     else:
         if "path" in settings:
             raise UserError(f"{address}/{MANIFEST}: path: the data are the drop's files, wherever it lies")

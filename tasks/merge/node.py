@@ -34,8 +34,8 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
         raise UserError("params.yaml has no step; run this node through chronomerge, or from a recorded state")
     merge = StepMerge.of(project, params, progress)
     check(params.time, merge.number)
-    found = fitted.read(project / _FIT) if params.fit else None
-    chosen = found.create() if found else merge.technique
+    fit = fitted.read(project / _FIT) if params.fit else None
+    chosen = fit.create() if fit else merge.technique
     running = project / _STEP / "running"
     if running.exists():
         shutil.rmtree(running)
@@ -43,7 +43,7 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
     deployed = project / _STEP / "deployed.safetensors"
 
     held: dict[str, Any] = {"step": step, "experts": merge.number}
-    of_ema = found if params.time.deploy == "ema" else None
+    of_ema = fit if params.time.deploy == "ema" else None
     if of_ema and of_ema.models:
         held["ema"] = merge.weighted(of_ema, running / EMA)
     elif params.time.uses_ema:
@@ -52,8 +52,8 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
         merge.copy_expert(deployed)
     elif params.time.deploy == "ema":
         copy(running / EMA, deployed)
-    elif found and found.models:
-        held["all"] = merge.weighted(found, deployed)
+    elif fit and fit.models:
+        held["all"] = merge.weighted(fit, deployed)
     else:
         held["all"] = merge.all(for_all(chosen), running / "all", deployed)
     _write_json(running / "running.json", held)

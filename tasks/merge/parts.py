@@ -111,12 +111,12 @@ def _noted(matched: Mapping[str, set[str]], plan: MergeLayout) -> list[str]:
     named = [pattern for pattern in matched if pattern in plan.entries]
     if named:
         notes.append(f"tensors with settings of their own, by name: {len(named)}")
-    for pattern, found in matched.items():
+    for pattern, names in matched.items():
         if pattern in plan.entries:
             continue
         unmerged = sorted(name for name in (*plan.kept, *plan.statistics) if _below(name, pattern))
-        if found:
-            notes.append(f"part {pattern!r} is {len(found)} of {len(plan.merged)} merged tensors")
+        if names:
+            notes.append(f"part {pattern!r} is {len(names)} of {len(plan.merged)} merged tensors")
         elif unmerged:
             notes.append(f"part {pattern!r} has no effect: its tensors are not merged ({listed(unmerged)})")
         else:

@@ -164,11 +164,11 @@ class StepMerge:
         ).report  # fmt: skip
         return {"report": self.noted(report)}
 
-    def weighted(self, found: FitResult, out: Path) -> dict[str, Any]:
-        """The merge of models with the weights that were found for them."""
-        models = [self._needed(Path(path)) for path in found.models or ()]
+    def weighted(self, fit: FitResult, out: Path) -> dict[str, Any]:
+        """The merge of models with the weights that the node `fit` found for them."""
+        models = [self._needed(Path(path)) for path in fit.models or ()]
         report = engine.merge(
-            found.create(), models, self.base, out, weights=found.weights, part_weights=found.tensors or None,
+            fit.create(), models, self.base, out, weights=fit.weights, part_weights=fit.tensors or None,
             seed=self.params.seed, threads=self.params.threads, progress=self.progress,
         ).report  # fmt: skip
         return {"report": self.noted(report)}

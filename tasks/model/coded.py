@@ -209,10 +209,10 @@ def base_around(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = next((folder / _BASE for folder in path.absolute().parents if (folder / _BASE).is_file()), None)
-    if found is None:
+    base = next((folder / _BASE for folder in path.absolute().parents if (folder / _BASE).is_file()), None)
+    if base is None:
         raise UserError(f"{path}: no {_BASE} in the folders around it; name the base with --base")
-    return found
+    return base
 
 
 def decode(path: Path, base: Path, target: Path, progress: Progress = silent) -> Coding:
@@ -382,7 +382,7 @@ class CodedSource:
 
     def _read_factors(self) -> dict[str, Factors]:
         arrays: dict[str, NDArray[np.float32]] = {}
-        found = {}
+        factors = {}
         for weight, one in self.coding.factors.items():
             for part in _parts(one).values():
                 if part not in arrays and self._file.entries[part].dtype == "F32":
@@ -390,12 +390,12 @@ class CodedSource:
                     self._file.read_into(part, 0, arrays[part])
             entry = self.entries.get(weight)
             try:
-                found[weight] = Factors(scale=one.scale, **{name: arrays[part] for name, part in _parts(one).items()})
+                factors[weight] = Factors(scale=one.scale, **{name: arrays[part] for name, part in _parts(one).items()})
             except KeyError as error:
                 raise UserError(f"{self._path}: is damaged: factor {error} is no float32") from None
-            if entry is None or entry.dtype != "F32" or not found[weight].fit(entry.shape):
+            if entry is None or entry.dtype != "F32" or not factors[weight].fit(entry.shape):
                 raise UserError(f"{self._path}: is damaged: its factors do not fit tensor {weight!r}")
-        return found
+        return factors
 
     def _table(self, name: str) -> list[_Part]:
         count = _chunks(self.entries[name], self.coding.chunk)

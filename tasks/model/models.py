@@ -325,7 +325,7 @@ def conform(
     """
     import torch
 
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in sorted(weights.keys() | expected.keys()):
         if name not in weights:
             raise UserError(f"{source}: lacks the tensor {name!r} that the model has; is it of another architecture?")
@@ -339,8 +339,8 @@ def conform(
             tensor = tensor.to(torch.float32)
             if not tensor.isfinite().all():
                 raise UserError(f"{source}: {name!r} holds values that are not finite (NaN or infinity)")
-        found[name] = tensor
-    return found
+        tensors[name] = tensor
+    return tensors
 
 
 def read_checkpoint(path: Path) -> Weights:
@@ -532,14 +532,14 @@ def _tag(base: Base) -> dict[str, Any]:
     ensure_torchvision()
     import open_clip
 
-    found: dict[str, Any] = open_clip.get_pretrained_cfg(base.model.replace("/", "-"), base.pretrained)
-    if not found:
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(base.model.replace("/", "-"), base.pretrained)
+    if not config:
         tags = open_clip.list_pretrained_tags_by_model(base.model.replace("/", "-"))
         raise UserError(
             f"base.pretrained: {base.pretrained!r} is neither a file, nor train, nor one of the tags that open_clip has"
             f" for {base.model!r}{_near(base.pretrained, tags)}"
         )
-    return found
+    return config
 
 
 def _download(base: Base, tag: dict[str, Any], model: torch.nn.Module) -> Weights:

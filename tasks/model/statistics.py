@@ -72,24 +72,24 @@ def facts_of(metadata: Mapping[str, str] | None, file: str) -> Facts:
     Raises:
         UserError: a value is missing, or is not what it should be; names file, key and value.
     """
-    found = {key: _plain(text) for key, text in (metadata or {}).items()}
-    missing = [key for key in ("samples", "estimator", "pool") if key not in found]
+    facts = {key: _plain(text) for key, text in (metadata or {}).items()}
+    missing = [key for key in ("samples", "estimator", "pool") if key not in facts]
     if missing:
         raise UserError(
             f"{file}: not a statistics file: its metadata lacks {' and '.join(map(repr, missing))}; {_MAKE}"
         )
     for key in ("samples", "experts"):
-        value = found.get(key, 1)
+        value = facts.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int):
             raise UserError(f"{file}: the metadata {key!r} should be a whole number, got {value!r:.80}")
         if value < 1:
             raise UserError(f"{file}: was measured on {value} {key}; measure it on at least one")
-    if not isinstance(found["estimator"], str) or not found["estimator"]:
-        raise UserError(f"{file}: the metadata 'estimator' should be a name, got {found['estimator']!r:.80}")
-    rows = found.get("rows", [])
+    if not isinstance(facts["estimator"], str) or not facts["estimator"]:
+        raise UserError(f"{file}: the metadata 'estimator' should be a name, got {facts['estimator']!r:.80}")
+    rows = facts.get("rows", [])
     if not isinstance(rows, list) or not all(isinstance(name, str) for name in rows):
         raise UserError(f"{file}: the metadata 'rows' should be a list of tensor names, got {rows!r:.80}")
-    return Facts(found["samples"], found["estimator"], found["pool"], tuple(rows), found.get("experts", 1))
+    return Facts(facts["samples"], facts["estimator"], facts["pool"], tuple(rows), facts.get("experts", 1))
 
 
 def _plain(text: str) -> Any:

@@ -36,16 +36,16 @@ class Translated:
 
     def read_into(self, name: str, start: int, buffer: NDArray[Any]) -> None:
         """Fill ``buffer`` with the raw bytes of a tensor, from byte ``start`` on."""
-        found = self._ranges[name]
+        stretch = self._ranges[name]
         flat = buffer.reshape(-1).view(np.uint8)
-        if found.transposed:
-            entry = self._source.entries[found.sources[0]]
-            stored = raw_bytes(self._source, found.sources[0], 0, entry.bytes).view(stored_as(entry.dtype))
+        if stretch.transposed:
+            entry = self._source.entries[stretch.sources[0]]
+            stored = raw_bytes(self._source, stretch.sources[0], 0, entry.bytes).view(stored_as(entry.dtype))
             turned = np.ascontiguousarray(stored.reshape(entry.shape).T).reshape(-1).view(np.uint8)
             flat[:] = turned[start : start + flat.size]
             return
-        skip, filled = found.start + start, 0
-        for one in found.sources:
+        skip, filled = stretch.start + start, 0
+        for one in stretch.sources:
             size = self._source.entries[one].bytes
             if skip < size and filled < flat.size:
                 count = min(size - skip, flat.size - filled)

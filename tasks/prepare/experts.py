@@ -148,10 +148,10 @@ def raw(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = sorted(folder.glob("expert*"))
-    if len(found) != 1:
-        raise UserError(f"{folder}: holds {len(found)} experts, not one")
-    return found[0]
+    experts = sorted(folder.glob("expert*"))
+    if len(experts) != 1:
+        raise UserError(f"{folder}: holds {len(experts)} experts, not one")
+    return experts[0]
 
 
 def origin(folder: Path) -> dict[str, Any] | None:
@@ -206,10 +206,10 @@ def _opened(raw_files: Path, base: TensorSource | None, on_mismatch: OnMismatch,
 def _bring(expert: str, into: Path, project: Path, progress: Progress) -> None:
     """Copy an expert's files to where raw files have them."""
     if hub.is_address(expert):
-        found = located(expert, progress=progress)
-        assert found.pin is not None
-        _copy(found.root, list(found.pin.files), into, main=hub.parse(expert).file)
-        write_origin({"address": expert, **found.pin.as_dict()}, into)
+        place = located(expert, progress=progress)
+        assert place.pin is not None
+        _copy(place.root, list(place.pin.files), into, main=hub.parse(expert).file)
+        write_origin({"address": expert, **place.pin.as_dict()}, into)
         return
     if "://" in expert:
         _download(expert, into, progress)
@@ -258,8 +258,8 @@ def _download(address: str, into: Path, progress: Progress) -> None:
         if not key.endswith("/"):
             _read(store, f"{bucket}/{key}", into / f"expert{Path(key).suffix.lower()}", progress)
             return
-        found = [Path(one).name for one in store.ls(f"{bucket}/{key}", detail=False)]
-        for name in files_of(found, f"expert {address}", pickles=True):
+        names = [Path(one).name for one in store.ls(f"{bucket}/{key}", detail=False)]
+        for name in files_of(names, f"expert {address}", pickles=True):
             _read(store, f"{bucket}/{key}{name}", into / FOLDER / name, progress)
     except FileNotFoundError:
         raise UserError(f"expert {address}: no such object in the store") from None

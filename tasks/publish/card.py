@@ -42,7 +42,7 @@ def licences(source: StateObjects) -> list[Licence]:
     Raises:
         UserError: a card is damaged, or its bytes cannot be had.
     """
-    found: dict[Licence, None] = {}
+    known: dict[Licence, None] = {}
     roles = {layout.HISTORY: "trained on", layout.ARRIVAL: "trained on", layout.EVALUATION: "tested on"}
     for path, role in roles.items():
         if path not in source.state.entries:
@@ -57,10 +57,10 @@ def licences(source: StateObjects) -> list[Licence]:
                 raise UserError(f"{source.state.tag}: {path}/{name} is damaged ({error!r:.100})") from None
             for one in origins:
                 told = [str(one.get(key) or "") for key in ("source", "licence", "attribution")]
-                found[
+                known[
                     Licence(f"{role}: {title}", public.shortened(told[0]), told[1] or _UNKNOWN, redacted(told[2]))
                 ] = None
-    return list(found)
+    return list(known)
 
 
 def bases(lineage: Sequence[State]) -> list[str]:
@@ -70,17 +70,17 @@ def bases(lineage: Sequence[State]) -> list[str]:
     """
     base, pin = lineage[0].settings.base, lineage[0].manifest.base
     if pin:
-        found = [pin.repository]
+        repositories = [pin.repository]
     elif named := [text for text in (base.pretrained, base.model) if hub.is_address(text)]:
-        found = [hub.parse(named[0]).repository]
+        repositories = [hub.parse(named[0]).repository]
     else:
-        found = _of_tag(base.model, base.pretrained)
+        repositories = _of_tag(base.model, base.pretrained)
     for state in lineage[1:]:
         if origin := _origin(state):
-            found.append(origin.repository)
+            repositories.append(origin.repository)
         elif hub.is_address(text := _expert(state) or ""):
-            found.append(hub.parse(text).repository)
-    return list(dict.fromkeys(found))
+            repositories.append(hub.parse(text).repository)
+    return list(dict.fromkeys(repositories))
 
 
 def _of_tag(model: str, tag: str) -> list[str]:
@@ -137,7 +137,9 @@ def _results(state: State) -> Iterator[tuple[str, str, str, str, float]]:
         yield _TASK, "all test sets", name, f"{name} (percent)", state.metrics[name]
 
 
-def text(name: str, state: State, lineage: Sequence[State], form: Form, folder: Path, found: Iterable[Licence]) -> str:
+def text(
+    name: str, state: State, lineage: Sequence[State], form: Form, folder: Path, licences: Iterable[Licence]
+) -> str:
     """The whole card, ``README.md``; ``folder`` holds the model's files."""
     return front_matter(name, state, lineage, form) + "\n".join(
         [
@@ -172,7 +174,7 @@ def text(name: str, state: State, lineage: Sequence[State], form: Form, folder: 
             "",
             "As far as the state tells, of repositories what their cards said; one that it does not know is `unknown`.",
             "",
-            *_licences(lineage, found),
+            *_licences(lineage, licences),
             "",
             "## Verify and reproduce",
             "",
@@ -222,11 +224,11 @@ def _lineage(lineage: Sequence[State]) -> list[str]:
 
 def _rotated(state: State) -> str:
     """What the last merge does not show: a rotation of the deployed copy."""
-    found = state.manifest.compatible
-    if found is None:
+    rotation = state.manifest.compatible
+    if rotation is None:
         return ""
     return (
-        f" After the merge, both projections were rotated into the joint space of `{found.state}`, so that its"
+        f" After the merge, both projections were rotated into the joint space of `{rotation.state}`, so that its"
         " embeddings can be searched with this model."
     )
 
@@ -240,7 +242,7 @@ def kind(state: State) -> str:
     return f"expert {public.shortened(arrival.expert)}" if arrival.expert else "data"
 
 
-def _licences(lineage: Sequence[State], found: Iterable[Licence]) -> list[str]:
+def _licences(lineage: Sequence[State], licences: Iterable[Licence]) -> list[str]:
     base, pin = lineage[0].settings.base, lineage[0].manifest.base
     weights = "trained here" if base.pretrained == "train" else public.shortened(f"{base.model}, {base.pretrained}")
     rows = [("base weights", *_weights(weights, pin), "")]
@@ -249,7 +251,7 @@ def _licences(lineage: Sequence[State], found: Iterable[Licence]) -> list[str]:
         for state in lineage[1:]
         if (expert := _expert(state))
     ]
-    rows += [(one.of, one.source, one.licence, one.credit) for one in found]
+    rows += [(one.of, one.source, one.licence, one.credit) for one in licences]
     return _table(("of", "source", "licence", "credit"), rows)
 
 

@@ -36,8 +36,8 @@ _VOCABULARIES = set(tokenizers.FILES) - {"tokenizer_config.json"}
 
 def shortened(text: str) -> str:
     """A text in which an address or a path of this machine is its last part: ``…/spring``."""
-    text = _URL.sub(lambda found: f"{found[0].partition('://')[0]}://…/{_last(found[0])}", text)
-    return _PATH.sub(lambda found: f"…/{_last(found[0])}", text)
+    text = _URL.sub(lambda match: f"{match[0].partition('://')[0]}://…/{_last(match[0])}", text)
+    return _PATH.sub(lambda match: f"…/{_last(match[0])}", text)
 
 
 def _last(path: str) -> str:
@@ -61,8 +61,8 @@ def params(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def manifest(content: Mapping[str, Any]) -> dict[str, Any]:
     """What of a state's manifest.json makes its model."""
-    found = {key: plain(value) for key, value in content.items() if key in _MANIFEST}
-    return {**found, "recorded": {"at": content["recorded"]["at"]}}
+    facts = {key: plain(value) for key, value in content.items() if key in _MANIFEST}
+    return {**facts, "recorded": {"at": content["recorded"]["at"]}}
 
 
 def require_public(folder: Path, project: Path) -> None:

@@ -86,11 +86,11 @@ def _made(
     lineage = lineage_of(state)
     with open_source(state, part, _READS) as source:
         model, notes = gather_model(source, part, form, progress)
-        found = card.licences(source)
+        licences = card.licences(source)
     _keep_private(model, address.repository if address else None)
     recipe.write(state, model / recipe.FOLDER)
     (model / card.LINEAGE).write_bytes(picture.png(card.facts(lineage)))
-    (model / CARD).write_text(card.text(name, state, lineage, form, model, found))
+    (model / CARD).write_text(card.text(name, state, lineage, form, model, licences))
     public.require_public(model, state.project)
     return model, notes
 

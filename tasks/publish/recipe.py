@@ -34,7 +34,7 @@ def last_merge(state: State) -> dict[str, Any]:
     while (before := start_of(past[-1])) is not None:
         past.append(before)
     base, experts = past[-1], past[-2::-1]
-    found: dict[str, Any] = {"merge_method": public.shortened(time.technique.name)}
+    recipe: dict[str, Any] = {"merge_method": public.shortened(time.technique.name)}
     settings = public.plain(settings_of(time.technique))
     if time.deploy == "ft" or (time.deploy == "ema" and len(experts) == 1 and time.ema_start == "first-expert"):
         return {"merge_method": "passthrough", "models": [expert]}
@@ -47,8 +47,8 @@ def last_merge(state: State) -> dict[str, Any]:
     else:
         models = [_model(one, one.expert) for one in experts]
         settings.pop("weight", None)
-    found |= {"base_model": _model(base, base.expert)["model"], "models": models, "dtype": "float32"}
-    return {**found, **({"parameters": settings} if settings else {}), "seed": state.settings.seed}
+    recipe |= {"base_model": _model(base, base.expert)["model"], "models": models, "dtype": "float32"}
+    return {**recipe, **({"parameters": settings} if settings else {}), "seed": state.settings.seed}
 
 
 def settings_of(technique: TechniqueChoice) -> dict[str, Any]:

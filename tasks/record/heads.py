@@ -36,11 +36,11 @@ def _refs(timeline: str, heads: Heads) -> dict[str, str | None]:
     }
 
 
-def _read(timeline: str, found: Mapping[str, str]) -> Heads:
+def _read(timeline: str, refs: Mapping[str, str]) -> Heads:
     prefix = names.named_pointers(timeline)
-    named = sorted((ref.removeprefix(prefix), value) for ref, value in found.items() if ref.startswith(prefix))
+    named = sorted((ref.removeprefix(prefix), value) for ref, value in refs.items() if ref.startswith(prefix))
     branch, pointer, decisions = (
-        found.get(ref) for ref in (names.branch(timeline), names.pointer(timeline), names.decisions(timeline))
+        refs.get(ref) for ref in (names.branch(timeline), names.pointer(timeline), names.decisions(timeline))
     )
     return Heads(branch, pointer, decisions, tuple(named))
 

@@ -123,15 +123,15 @@ def all_of(project: Path, timeline: str) -> dict[str, State]:
         UserError: one is at no state of the timeline, which only a hand can have done.
     """
     by_commit = {state.commit: state for state in timelines.states(project, timeline)}
-    found = {}
+    pointed = {}
     for name, commit in heads.local(project, timeline).named:
         if commit not in by_commit:
             raise UserError(
                 f"tag pointer/{timeline}/{name} is at {commit[:10]}, which is no state of the timeline; `chronomerge "
                 "doctor --repair` puts it back; in a clone, `git fetch --tags --force` may bring what it lacks"
             )
-        found[name] = by_commit[commit]
-    return found
+        pointed[name] = by_commit[commit]
+    return pointed
 
 
 def find(project: Path, timeline: str, name: str) -> State:

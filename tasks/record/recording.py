@@ -196,16 +196,16 @@ def _came_from(folder: Path) -> dict[str, Any]:
     """What the notes beside an expert, a base of a hub, and data of one say of where they came from."""
     about, origin = folder / layout.ARRIVAL / "expert.json", folder / layout.RAW_ARRIVAL / "origin.json"
     base = folder / layout.HISTORY / "source/origin.json"
-    found: dict[str, Any] = {}
+    sources: dict[str, Any] = {}
     if about.exists():
-        found["expert"] = json.loads(about.read_text())
+        sources["expert"] = json.loads(about.read_text())
         if origin.exists():
-            found["expert"]["origin"] = json.loads(origin.read_text())
+            sources["expert"]["origin"] = json.loads(origin.read_text())
     if base.exists():
-        found["base"] = json.loads(base.read_text())
+        sources["base"] = json.loads(base.read_text())
     if data := {path: origins for path in layout.RAW if (origins := origins_of(folder / path))}:
-        found["data"] = data
-    return found
+        sources["data"] = data
+    return sources
 
 
 def _judge(

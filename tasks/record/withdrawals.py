@@ -126,27 +126,27 @@ def _descends(
     An expert does if it was trained after it, from the expert or the running model before it, with a buffer that had
     its data, or with a regularizer; and so does one that is trained from a model with such an expert in it.
     """
-    found = list(known)
+    containing = list(known)
     for one in stream:
         if one.expert is not None:
             continue  # trained elsewhere
         if one.from_state is None:
-            if found and (params.time.init != "zs" or params.train.regularizer):
-                found.append(one.name)
+            if containing and (params.time.init != "zs" or params.train.regularizer):
+                containing.append(one.name)
             continue
         state = timelines.find(project, params.timeline, one.from_state)
         made_with = state.settings
         carries = made_with.time.init != "zs" or made_with.train.mixture.buffer or made_with.train.regularizer
         if carries and withdrawn in _before(state):
-            found.append(one.name)
-    return found
+            containing.append(one.name)
+    return containing
 
 
 def _before(state: State) -> set[str | None]:
     """The arrivals of the states that a state goes back to, without those that were held and skipped."""
-    found: set[str | None] = set()
+    arrivals: set[str | None] = set()
     earlier = timelines.start_of(state)
     while earlier is not None:
-        found.add(earlier.manifest.arrival)
+        arrivals.add(earlier.manifest.arrival)
         earlier = timelines.start_of(earlier)
-    return found
+    return arrivals

@@ -233,11 +233,11 @@ def _predicted(cache: Cache, record: Record, name: str, data: Dataset) -> np.nda
     if f"{name}.npy" not in members:
         raise damaged("there are none")
     try:
-        found = np.load(cache.path(members[f"{name}.npy"]), allow_pickle=False)
+        predicted = np.load(cache.path(members[f"{name}.npy"]), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise damaged(" ".join(str(error).split())) from None
-    if found.dtype != np.int32 or found.shape != (len(data),):
-        raise damaged(f"{found.dtype} of shape {found.shape} for {len(data)} samples")
-    if len(found) and not -1 <= found.min() <= found.max() < len(data.card.classes):
+    if predicted.dtype != np.int32 or predicted.shape != (len(data),):
+        raise damaged(f"{predicted.dtype} of shape {predicted.shape} for {len(data)} samples")
+    if len(predicted) and not -1 <= predicted.min() <= predicted.max() < len(data.card.classes):
         raise damaged(f"a class beyond the {len(data.card.classes)} of the set")
-    return found.astype(np.int64)
+    return predicted.astype(np.int64)

@@ -83,9 +83,9 @@ def average(accuracy: Values, arrived: NDArray[np.int64]) -> Values:
 
 def last(accuracy: Values, arrived: NDArray[np.int64]) -> Values:  # noqa: ARG001 - all arrivals, past and to come
     """Last_t: the mean of a[t, i] over all arrivals of the stream, 1 to N, after step t ≥ 1 (MTIL)."""
-    found = _mean(accuracy)
-    found[0] = np.nan
-    return found
+    means = _mean(accuracy)
+    means[0] = np.nan
+    return means
 
 
 def normalized(accuracy: Values, reference: Values, counted: NDArray[np.bool_]) -> Values:

@@ -46,21 +46,21 @@ def rows(table: pd.DataFrame) -> list[OrderRow]:
     last = last[last["variant"].map(lambda name: bool(_ORDER.fullmatch(name)))]
     if last["variant"].nunique() < 2:
         return []
-    found = []
+    averages = []
     for (init, deploy, technique), each in last.groupby(["init", "deploy", "technique"], sort=False):
         values = {name: each[each["metric"] == name]["value"] for name in ("ACC", "BWT")}
         cell = f"{init} + {deploy}" + (f", {technique}" if technique else "")
         numbers = [number for one in values.values() for number in (float(one.mean()), float(one.std(ddof=0)))]
-        found.append(OrderRow(cell, int(each["variant"].nunique()), *numbers))
-    return found
+        averages.append(OrderRow(cell, int(each["variant"].nunique()), *numbers))
+    return averages
 
 
-def markdown(found: list[OrderRow]) -> list[str]:
+def markdown(averages: list[OrderRow]) -> list[str]:
     """The rows as lines of a Markdown table; none without rows."""
-    if not found:
+    if not averages:
         return []
     lines = ["", "| over the orders | orders | ACC | BWT |", "|---|---|---|---|"]
-    for one in found:
+    for one in averages:
         acc, bwt = _shown(one.acc, one.acc_deviation), _shown(one.bwt, one.bwt_deviation)
         lines.append(f"| {one.cell} | {one.orders} | {acc} | {bwt} |")
     return lines

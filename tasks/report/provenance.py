@@ -58,12 +58,12 @@ def of(records: Records, example: str, made_by: str, drawn_by: str) -> Provenanc
 
 
 def _pointers(records: Records) -> tuple[str, ...]:
-    found = []
+    pointing = []
     for lineage in records.values():
         project, timeline = lineage[0].state.project, lineage[0].state.timeline
         there = {"deployed": deployed(project, timeline), **pointers_of(project, timeline)}
-        found += [f"{name} of {timeline}: {state.tag}" for name, state in there.items() if state]
-    return tuple(found)
+        pointing += [f"{name} of {timeline}: {state.tag}" for name, state in there.items() if state]
+    return tuple(pointing)
 
 
 def _code(manifests: Iterable[Manifest]) -> tuple[str, ...]:

@@ -52,17 +52,17 @@ def read(project: Path, cells: Sequence[Cell]) -> Records:
     lineages = {cell: lineage(project, cell.timeline) for cell in cells}
     recorded = [state for each in lineages.values() for state in each]
     texts = git.show_all(project, [f"{state.commit}:{name}" for state in recorded for name in _FILES])
-    found = {cell: [_record(state, texts) for state in each] for cell, each in lineages.items()}
-    with_heads = [one for each in found.values() for one in each if one.params["evaluate"].get("heads")]
+    records = {cell: [_record(state, texts) for state in each] for cell, each in lineages.items()}
+    with_heads = [one for each in records.values() for one in each if one.params["evaluate"].get("heads")]
     scores = git.show_all(project, [f"{one.state.commit}:{layout.HEADS_METRICS}" for one in with_heads])
     for one in with_heads:
         one.metrics["heads"] = _heads(one, scores[f"{one.state.commit}:{layout.HEADS_METRICS}"])
-    measured = [one for each in found.values() for one in each if one.params["evaluate"].get("compatibility")]
+    measured = [one for each in records.values() for one in each if one.params["evaluate"].get("compatibility")]
     texts = git.show_all(project, [f"{one.state.commit}:{layout.COMPATIBILITY_METRICS}" for one in measured])
     for one in measured:
         text = texts[f"{one.state.commit}:{layout.COMPATIBILITY_METRICS}"]
         one.metrics["compatibility"] = _compatibility(one, text)
-    return found
+    return records
 
 
 def _compatibility(record: Record, text: str) -> dict[str, Any]:

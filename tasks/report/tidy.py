@@ -121,22 +121,22 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
 
 
 def _fitted(record: Record) -> Iterator[TidyRow]:
-    found = record.manifest.fit
-    if found is None or found.setting is None or found.value is None:
+    fit = record.manifest.fit
+    if fit is None or fit.setting is None or fit.value is None:
         return
-    for point in found.curve:
+    for point in fit.curve:
         scored = (point.accumulation, point.retention, point.geometric_mean)
         yield from ((f"fit:{name}", f"{point.value:.6g}", "", value) for name, value in zip(MEANS, scored, strict=True))
-    yield "fit_value", found.setting, "", found.value
+    yield "fit_value", fit.setting, "", fit.value
 
 
 def _compatibility(record: Record, roles: Mapping[str, str]) -> Iterator[TidyRow]:
-    found = record.metrics.get("compatibility", {})
+    scores = record.metrics.get("compatibility", {})
     for k in (1, 5):
-        for name, row in found.get(f"recall@{k}", {}).items():
+        for name, row in scores.get(f"recall@{k}", {}).items():
             yield from ((f"gallery_recall@{k}:{step}", name, roles[name], value) for step, value in row.items())
     for metric, key in (("compatible_pairs", "compatible"), ("compatibility_drop", "drop")):
-        if (value := found.get(key)) is not None:
+        if (value := scores.get(key)) is not None:
             yield metric, "", "", value
 
 

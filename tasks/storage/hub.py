@@ -276,8 +276,8 @@ def _listed(address: Address, commit: str, public: Path | None) -> dict[str, int
     except CachedRepoTreeNotFoundError:
         name = repo_folder_name(repo_id=address.repository, repo_type=address.kind)
         folder = Path(public or constants.HF_HUB_CACHE) / name / "snapshots" / commit
-        found = [path for path in folder.rglob("*") if path.is_file()]
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         if not files:
             raise unreachable from None
         return files

@@ -134,14 +134,14 @@ def bytes_to_download(manifest: StreamManifest, wanted: Wanted, project: Path) -
     Raises:
         UserError: a set cannot be had, or the hub refuses access.
     """
-    found: dict[str, int | None] = {}
+    counts: dict[str, int | None] = {}
     for one in manifest.sets:
         where = ready.source(one, manifest, wanted.data, wanted.kind)
         parts = ("train", "test") if one.role == "adaptation" and not wanted.experts else ("test",)
         sizes = [_size(parse(f"{where}#{part}", one.name), project) for part in parts]
         known = [size for size in sizes if size is not None]
-        found[one.name] = sum(known) if len(known) == len(sizes) else None
-    return found
+        counts[one.name] = sum(known) if len(known) == len(sizes) else None
+    return counts
 
 
 def _size(source: Any, project: Path) -> int | None:
