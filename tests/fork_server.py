@@ -13,11 +13,7 @@ import gc
 import importlib
 import importlib.util
 import io
-import json
 import os
-import runpy
-import selectors
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +25,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Self
 
+from tasks import forking
 from tests import forks
 
 PREFECT = (
@@ -106,98 +103,20 @@ class _Later(MetaPathFinder, Loader):
         sys.modules["prefect.logging.configuration"].setup_logging(incremental=False)
 
 
-def serve(path: str) -> tuple[dict[str, Any], list[int]] | None:
-    """Fork for each call; returns in the fork, with the call, and at the end, with None, once nobody is connected."""
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(f"{path}.new")
-    listening.listen(64)
-    wakeup, ended = socket.socketpair()
-    wakeup.setblocking(False)
-    ended.setblocking(False)
-    old = signal.set_wakeup_fd(wakeup.fileno()), signal.signal(signal.SIGCHLD, lambda *_: None)
-    calls: dict[int, socket.socket] = {}
-    users: set[socket.socket] = set()
-    with selectors.DefaultSelector() as selector:
-        selector.register(listening, selectors.EVENT_READ)
-        selector.register(ended, selectors.EVENT_READ)
-        Path(f"{path}.new").rename(path)
-        while True:
-            for key, _ in selector.select():
-                ready = key.fileobj
-                assert isinstance(ready, socket.socket)
-                if ready is ended:
-                    ended.recv(4096)
-                    _report(calls)
-                elif ready is listening:
-                    connection, _ = listening.accept()
-                    call, streams = _received(connection)
-                    if not streams:  # a session, which stays connected as long as it lasts
-                        users.add(connection)
-                        selector.register(connection, selectors.EVENT_READ)
-                        continue
-                    if pid := os.fork():
-                        connection.sendall(f"{pid}\n".encode())
-                        calls[pid] = connection
-                        for number in streams:
-                            os.close(number)
-                        continue
-                    signal.set_wakeup_fd(old[0])
-                    signal.signal(signal.SIGCHLD, old[1])
-                    for one in (listening, wakeup, ended, connection, *calls.values(), *users):
-                        one.close()
-                    return call, streams
-                else:
-                    selector.unregister(ready)
-                    users.discard(ready)
-                    ready.close()
-            if not users:
-                Path(path).unlink()
-                return None
-
-
-def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A call: the length of its JSON on a line, its streams beside that, and then the JSON."""
-    head, streams, *_ = socket.recv_fds(connection, 16, 3)
-    with connection.makefile("rb") as rest:
-        return json.loads(rest.read(int(head))), streams
-
-
-def _report(calls: dict[int, socket.socket]) -> None:
-    """Tell those who wait what became of the processes that have ended."""
-    while calls:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
-            return
-        with calls.pop(pid) as connection:
-            try:
-                connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-            except BrokenPipeError:
-                continue  # nobody waits any more
-
-
 def become(call: dict[str, Any], streams: Sequence[int]) -> None:
-    """Be the process of a call, from its session to the module that it runs."""
+    """Be the process of a call, from its session to its streams."""
     os.setsid()
-    os.chdir(call["cwd"])
-    os.environ.clear()
-    os.environ.update(call["environment"])
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    forking.become(call, streams)
     sys.stdin = sys.__stdin__ = _text(0, "r")
     sys.stdout = sys.__stdout__ = _text(1, "w")  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(2, "w", errors="backslashreplace", line_buffering=True)  # type: ignore[misc]
     sys.modules.pop("tests", None)
-    sys.path[0] = call["cwd"]
     SourceFileLoader.source_to_code = _source_to_code  # type: ignore[assignment, method-assign]
-    importlib.invalidate_caches()
     if call["forking"]:
         forks.FOLDER = Path(call["forking"])
         subprocess.Popen = _Popen  # type: ignore[misc]
     if "huggingface_hub.constants" in sys.modules:
         importlib.reload(sys.modules["huggingface_hub.constants"])  # it has read the environment
-    sys.argv = ["", *call["arguments"]]
-    runpy.run_module(call["module"], run_name="__main__", alter_sys=True)
 
 
 class _Popen(subprocess.Popen[Any]):
@@ -214,7 +133,18 @@ def _text(number: int, mode: str, errors: str = "strict", line_buffering: bool =
     return io.TextIOWrapper(raw, errors=errors, line_buffering=line_buffering or os.isatty(number))
 
 
-if __name__ == "__main__":
+def main(path: str) -> None:
     preload()
-    if called := serve(sys.argv[1]):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{path}.new")
+        listening.listen(64)
+        Path(f"{path}.new").rename(path)
+        if (called := forking.serve(listening)) is None:
+            Path(path).unlink()
+    if called:
         become(*called)
+        forking.run(*called[0]["arguments"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

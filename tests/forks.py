@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import select
 import signal
@@ -19,6 +18,8 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from tasks import fork_call
+
 FOLDER: Path | None = None
 """A folder that all workers of a test session share; None outside of one, where nothing is forked."""
 START_SECONDS = 240
@@ -26,6 +27,9 @@ START_SECONDS = 240
 
 class Forked:
     """A forked process, used as a `subprocess.Popen`."""
+
+    stdin: IO[str] | None = None
+    stdout: IO[str] | None = None
 
     def __init__(self, connection: socket.socket):
         self._answers = connection.makefile("rb")
@@ -77,7 +81,7 @@ class ForkServer:
             except (FileNotFoundError, ConnectionRefusedError):  # none yet, or it ended with the last who used it
                 self._start(folder / "forks.log")
                 self._session = self._connected()
-            _send(self._session, {}, ())
+            fork_call.send(self._session, {}, ())
 
     def _start(self, log: Path) -> None:
         self._path.unlink(missing_ok=True)
@@ -111,48 +115,23 @@ class ForkServer:
 
         With ``forking`` its processes of `fork_server.FORKED` are forks too; not for a process that is killed.
         """
-        return Forked(self.call(cwd, environment, streams, module, *arguments, forking=forking))
-
-    def call(
-        self,
-        cwd: Path,
-        environment: Mapping[str, str],
-        streams: Sequence[int],
-        module: str,
-        *arguments: str,
-        forking: bool = False,
-    ) -> socket.socket:
-        """Have it forked; on the connection comes the process's id and, in the end, its status."""
         connection = self._connected()
         call = {
-            "module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment),
+            "arguments": [module, *arguments], "folder": str(cwd), "environment": dict(environment),
             "forking": str(self._folder) if forking else None,
         }  # fmt: skip
-        _send(connection, call, streams)
-        return connection
+        fork_call.send(connection, call, streams)
+        return Forked(connection)
 
     def close(self) -> None:
         self._session.close()
 
 
-def _send(connection: socket.socket, call: Mapping[str, object], streams: Sequence[int]) -> None:
-    body = json.dumps(call).encode()
-    socket.send_fds(connection, [f"{len(body):16}".encode()], streams)
-    connection.sendall(body)
-
-
-class Connected(Forked):
-    """A forked process with a pipe to its stdin and one from its stdout."""
-
-    stdin: IO[str]
-    stdout: IO[str]
-
-
-def connected(command: Sequence[str], *, cwd: Path, stderr: IO[bytes], env: Mapping[str, str], **_: Any) -> Connected:
+def connected(command: Sequence[str], *, cwd: Path, stderr: IO[bytes], env: Mapping[str, str], **_: Any) -> Forked:
     """Run ``python -m MODULE …`` as `subprocess.Popen` would, in a session of its own and with pipes for text."""
     (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
     streams = (theirs_in, theirs_out, stderr.fileno())
-    process = Connected(server().call(cwd, env, streams, *command[command.index("-m") + 1 :]))
+    process = server().start(cwd, env, streams, *command[command.index("-m") + 1 :])
     os.close(theirs_in)
     os.close(theirs_out)
     process.stdin, process.stdout = os.fdopen(ours_in, "w"), os.fdopen(ours_out)

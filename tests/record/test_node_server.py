@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks import environment
-from tasks.record import node_call, node_server
+from tasks import environment, fork_call
+from tasks.record import node_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="no server elsewhere")]
 
@@ -27,6 +27,12 @@ if what == "facts":
     print(json.dumps({
         "folder": os.getcwd(), "arguments": sys.argv[1:], "mark": os.environ.get("MARK"),
         "torch": "torch" in sys.modules, "code": mine.__file__, "read": sys.stdin.read(), "pid": os.getpid()}))
+elif what == "end":
+    import atexit, threading
+    atexit.register(print, "at exit", flush=True)
+    threading.Thread(target=lambda: (time.sleep(0.2), print("a thread"))).start()
+elif what == "interrupted":
+    raise KeyboardInterrupt
 elif what == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 elif what == "sleep":
@@ -78,13 +84,19 @@ def test_its_status_and_its_last_words_arrive(served: tuple[Path, Path]) -> None
     assert "No module named nothing" in called(served, "-m", "nothing").stderr
 
 
+def test_it_ends_as_any_python_does(served: tuple[Path, Path]) -> None:
+    assert called(served, "-m", "tasks", "end").stdout == "a thread\nat exit\n"
+    interrupted = called(served, "-m", "tasks", "interrupted")
+    assert (interrupted.returncode, interrupted.stderr.splitlines()[-1]) == (-signal.SIGINT, "KeyboardInterrupt")
+
+
 def test_any_other_call_is_a_python_of_its_own(served: tuple[Path, Path]) -> None:
     done = called(served, "-c", "import sys; print(sys.executable, 'torch' in sys.modules)")
     assert done.stdout == f"{sys.executable} False\n"
 
 
 def test_where_no_server_answers_a_python_of_its_own_runs_the_module(served: tuple[Path, Path], tmp_path: Path) -> None:
-    call = [sys.executable, "-IS", node_call.__file__, str(tmp_path), sys.executable, "-m", "tasks", "facts"]
+    call = [sys.executable, "-IS", fork_call.__file__, str(tmp_path), sys.executable, "-m", "tasks", "facts"]
     done = subprocess.run(call, cwd=served[1], input="given", text=True, capture_output=True, check=True)
     facts = json.loads(done.stdout)
     assert (facts["torch"], facts["read"], facts["code"]) == (False, "given", str(served[1] / "tasks" / "mine.py"))

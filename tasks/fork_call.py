@@ -1,7 +1,8 @@
-"""What ``python`` is where `tasks.record.repro` has DVC run nodes: has ``python -m MODULE …`` forked by `node_server`.
+"""A call of `tasks.forking`: how one is sent, and a program that is called as ``python`` is.
 
-``node_call.py FOLDER PYTHON ARGUMENT…``: FOLDER has the socket, PYTHON is the interpreter for any other call, and where
-no server answers. Run as a file and without the site's packages, so that it costs milliseconds.
+``fork_call.py FOLDER PYTHON ARGUMENT…`` has ``python -m MODULE …`` forked: FOLDER has the socket, PYTHON is the
+interpreter for any other call, and where no server answers. Run as a file and without the site's packages, so that it
+costs milliseconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 SOCKET = "nodes"
@@ -33,13 +35,11 @@ def main(folder: str, python: str, *arguments: str) -> NoReturn:
 def forked(folder: str, arguments: tuple[str, ...]) -> int | None:
     """The exit status of ``python -m ARGUMENT…`` as a fork of the server; None where nothing was started."""
     call = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
-    body = json.dumps(call).encode()
     place = os.open(folder, os.O_PATH)
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(f"/proc/self/fd/{place}/{SOCKET}")  # a path of any length
-            socket.send_fds(connection, [f"{len(body):{HEAD}}".encode()], [0, 1, 2])
-            connection.sendall(body)
+            send(connection, call, (0, 1, 2))
             with connection.makefile("rb") as answers:
                 started, ended = answers.readline(), answers.readline()
         except OSError:
@@ -49,6 +49,13 @@ def forked(folder: str, arguments: tuple[str, ...]) -> int | None:
     if not ended:
         sys.exit(f"the process that ran {' '.join(arguments)} ended unexpectedly")
     return int(ended)
+
+
+def send(connection: socket.socket, call: Mapping[str, object], streams: Sequence[int]) -> None:
+    """A call, with the descriptors of its standard streams."""
+    body = json.dumps(call).encode()
+    socket.send_fds(connection, [f"{len(body):{HEAD}}".encode()], streams)
+    connection.sendall(body)
 
 
 if __name__ == "__main__":
