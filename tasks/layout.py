@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def make_private(project: Path) -> Path:
     if folder.stat().st_mode & 0o077:  # made by an older version, or by a tool with the user's umask
         folder.chmod(0o700)
     return folder
+
+
+def user_cache(kind: str) -> Path:
+    """A folder for what is made once for a user, for all projects, and made again where it is gone or damaged."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chronomerge" / kind
 
 
 def is_inside(path: str) -> bool:

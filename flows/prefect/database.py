@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from tasks import layout
 from tasks.storage import atomic
 
 
@@ -35,8 +35,7 @@ def prepare(home: Path) -> None:
 
 
 def _cached() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "chronomerge" / "prefect" / f"{importlib.metadata.version('prefect')}.db"
+    return layout.user_cache("prefect") / f"{importlib.metadata.version('prefect')}.db"
 
 
 def _sound(database: Path) -> bool:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import pandas as pd
-import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.report import facts, states_table
+from tasks.report import facts, states_table, vega
 from tasks.report.classes import Classes
 from tasks.report.figures.figure import Figure
 from tasks.report.provenance import Provenance
@@ -22,8 +19,6 @@ from tasks.report.vectors import Missing
 from tasks.text import printable
 
 _HERE = Path(__file__).parent
-VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-"""The version that the figures are written for, as `vl_convert` wants it."""
 
 
 def build(
@@ -59,7 +54,7 @@ def build(
         provenance=provenance,
         css=Markup((_HERE / "page.css").read_text()),
         script=_script((_HERE / "page.js").read_text()),
-        vega=_vega(),
+        vega=_script(vega.script()),
         charts=_json({figure.name: _chart(figure) for figure in figures}),
     )
 
@@ -72,12 +67,6 @@ def _chart(figure: Figure) -> dict[str, Any]:
         "choices": list(figure.choices),
         "toggles": list(figure.toggles),
     }
-
-
-@cache
-def _vega() -> Markup:
-    """Vega, Vega-Lite and vega-embed, 0.9 MB of JavaScript that takes seconds to put together."""
-    return _script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE))
 
 
 def _json(content: Any) -> Markup:

@@ -12,7 +12,7 @@ import vl_convert
 
 from tasks.grid.cells import Cell
 from tasks.progress import Progress, silent
-from tasks.report import classes, figures, orders, page, provenance, records, tidy, vectors
+from tasks.report import classes, figures, orders, page, provenance, records, tidy, vectors, vega
 from tasks.report.classes import Classes
 from tasks.report.figures import Figure
 from tasks.report.orders import OrderRow
@@ -118,7 +118,7 @@ def _each_text(table: pd.DataFrame, safe: Callable[[str], str]) -> pd.DataFrame:
 
 
 def _files(figure: Figure) -> dict[str, bytes]:
-    svg = vl_convert.vegalite_to_svg(figure.specification(standalone=True), page.VEGA_LITE)
+    svg = vl_convert.vegalite_to_svg(figure.specification(standalone=True), vega.LITE)
     return {
         f"figures/{figure.name}.svg": svg.encode(),
         f"figures/{figure.name}.png": vl_convert.svg_to_png(svg, _SCALE),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks import randomness
+from tasks import layout, randomness
 from tasks.errors import UserError
 from tasks.model import models
 from tasks.params import Budget
@@ -118,7 +117,7 @@ def price(
         "version": 1,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    stored = _cache() / f"{key}.json"
+    stored = layout.user_cache("prices") / f"{key}.json"
     try:
         return Price(**json.loads(stored.read_text()))
     except (OSError, ValueError, TypeError):  # missing or damaged: compute it again
@@ -212,7 +211,3 @@ def _fused_attention() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = usual
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chronomerge" / "prices"
