@@ -5,21 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
-from typing_extensions import override
 
-from tasks.errors import UserError
-from tasks.fit.landscape import TEMPERATURE, Landscape, TaskVectors
-from tasks.fit.method import FitMethod, Problem
-from tasks.fit.scores import scorer_of
-from tasks.merge import FitResult, Technique, merge
+from tasks.fit.landscape import TEMPERATURE, Landscape
+from tasks.fit.learning import DIGITS, SCORED, Course, LearnsByEntropy, means_of
+from tasks.fit.method import Problem
+from tasks.merge import FitResult, merge
 from tasks.merge.technique import Density
-from tasks.params import Params
-
-DIGITS = 8
-"""Decimals of a coefficient."""
-SCORED = 256
-"""Held-out samples of a pool, at most."""
 
 
 class Adam:
@@ -40,7 +31,7 @@ class Adam:
         self.values = np.clip(self.values - self._lr * first / (np.sqrt(second) + self._eps), 0.0, 1.0)
 
 
-class AdaMerging(FitMethod):
+class AdaMerging(LearnsByEntropy):
     """θ_0 + Σ λ_k τ_k with the λ, from 0 to 1, that make the merged model surest of the arrivals' samples, unlabelled.
 
     The entropy is that of the classes' probabilities, over the samples that are trained on. It stops where the entropy
@@ -55,39 +46,23 @@ class AdaMerging(FitMethod):
     """One coefficient for each tensor of each model, or one for each model."""
     trim: Density | None = None
     """AdaMerging++: the share of each task vector's largest entries that stays (0.2); signs are elected as in TIES."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Adam's learning rate."""
-    iterations: int = Field(default=500, gt=0)
-    """At most."""
-    batch_size: int = Field(default=16, gt=1)
-    """Samples of each pool in an iteration."""
-    every: int = Field(default=25, gt=0)
-    """Iterations between looks at the held-out samples."""
-    patience: int = Field(default=4, gt=0)
-    """Looks without a lower entropy after which it stops."""
-
-    @override
-    def check(self, params: Params, technique: Technique) -> list[str]:
-        require_start(self.name, technique)
-        return []
 
     def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
         files = problem.files()
         if self.trim is not None:
             files = [self._trimmed(problem, number, path) for number, path in enumerate(files)]
-        names = [name for name, _ in problem.model.named_parameters()]
-        vectors = TaskVectors(problem.base, files, names, elect=self.trim is not None)
+        vectors = self.vectors(problem, files, elect=self.trim is not None)
         landscape = Landscape(problem, vectors, problem.samples.arrivals, "entropy")
-        start = np.repeat(np.array(start_of(problem))[:, None], len(vectors.names), axis=1)
+        start = np.repeat(np.array(self.start(problem))[:, None], len(vectors.names), axis=1)
         learned = np.array([name not in TEMPERATURE for name in vectors.names])
         best, course = self._descend(problem, landscape, start, learned)
 
-        scorer = scorer_of(problem, SCORED)
+        scorer = self.scorer(problem)
         scores = {}
         for when, values in (("start", start), ("end", best)):
             vectors.place(problem.model, values)
-            scores[when] = {key: value for key, value in scorer.measure().items() if key.startswith(("A_", "geo"))}
+            scores[when] = means_of(scorer.measure())
         own = {name: best[:, i] for i, name in enumerate(vectors.names) if self.by == "tensor" or not learned[i]}
         weights = best[:, learned].mean(axis=1)
         found = FitResult(
@@ -105,7 +80,7 @@ class AdaMerging(FitMethod):
 
     def _descend(
         self, problem: Problem, landscape: Landscape, start: np.ndarray, learned: np.ndarray
-    ) -> tuple[np.ndarray, list[dict[str, float]]]:
+    ) -> tuple[np.ndarray, Course]:
         """The coefficients with the least entropy on held-out samples, and both entropies at each look."""
         shared = self.by == "model"
         adam = Adam(start.mean(axis=1) if shared else start, self.lr)
@@ -114,29 +89,15 @@ class AdaMerging(FitMethod):
             spread = np.repeat(adam.values[:, None], start.shape[1], axis=1) if shared else adam.values
             return np.where(learned[None, :], spread, start).round(DIGITS)
 
-        best, least, waited = start, landscape.held_out(start, SCORED), 0
-        course = [{"iteration": 0, "held_out": round(least, DIGITS)}]
-        entropies: list[float] = []
-        for number in range(1, self.iterations + 1):
+        def step(number: int) -> float:
             now = values()
-            entropies.append(landscape.gradient(now, number, self.batch_size))
+            entropy = landscape.gradient(now, number, self.batch_size)
             gradient = landscape.vectors.inner(problem.model, now)
             gradient[:, ~learned] = 0
             adam.step(gradient.sum(axis=1) if shared else gradient)
-            problem.progress("fit", number, self.iterations, f"entropy {entropies[-1]:.4f}")
-            if number % self.every and number < self.iterations:
-                continue
-            held = landscape.held_out(values(), SCORED)
-            mean = float(np.mean(entropies))
-            course.append({"iteration": number, "entropy": round(mean, DIGITS), "held_out": round(held, DIGITS)})
-            entropies.clear()
-            if held < least:
-                best, least, waited = values(), held, 0
-                continue
-            waited += 1
-            if waited >= self.patience:
-                break
-        return best, course
+            return entropy
+
+        return self.descend(problem, step, lambda: landscape.held_out(values(), SCORED), values)
 
     @property
     def _ties(self) -> dict[str, Any]:
@@ -146,26 +107,3 @@ class AdaMerging(FitMethod):
         out = problem.scratch / f"trimmed-{number}.safetensors"
         merge("ties", [path], problem.base, out, settings=self._ties, threads=problem.params.threads)
         return out
-
-
-def require_start(method: str, technique: Technique) -> None:
-    """Refuse techniques that do not say where coefficients start.
-
-    Raises:
-        UserError: it is another than linear and task_arithmetic, or has settings by part.
-    """
-    if technique.name not in ("linear", "task_arithmetic") or technique.parts or technique.lines:
-        raise UserError(
-            f"fit: {method} learns the weights of task vectors; set time.technique to linear or task_arithmetic, "
-            "without parts and lines (it says where they start)"
-        )
-
-
-def start_of(problem: Problem) -> list[float]:
-    """The weight of each model as the technique has it: λ for task arithmetic, where a running model stays whole."""
-    count = len(problem.models)
-    if problem.technique.name == "task_arithmetic":
-        scale = float(problem.technique.scale)  # type: ignore[attr-defined]
-        return [scale, 1.0] if problem.params.time.deploy == "ema" else [scale] * count
-    chosen = problem.technique.weights(2) if problem.params.time.deploy == "ema" else [1.0] * count
-    return [weight / sum(chosen) for weight in chosen]

@@ -6,24 +6,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
-from typing_extensions import override
 
 from tasks import randomness
-from tasks.fit.landscape import TEMPERATURE, Landscape, TaskVectors
-from tasks.fit.method import FitMethod, Problem
-from tasks.fit.methods.adamerging import DIGITS, SCORED, require_start, start_of
-from tasks.fit.scores import scorer_of
-from tasks.merge import FitResult, Technique
+from tasks.fit.landscape import TEMPERATURE, Landscape
+from tasks.fit.learning import SCORED, Course, LearnsByEntropy, means_of
+from tasks.fit.method import Problem
+from tasks.merge import FitResult
 from tasks.model import checkpoints
-from tasks.params import Params
 
 SOFTNESS = 0.5
 """The temperature of the relaxed Bernoulli distribution."""
 FILE = "masked.safetensors"
 
 
-class Concrete(FitMethod):
+class Concrete(LearnsByEntropy):
     """θ_0 + m̂ ∘ Σ λ_k τ_k with one mask for all experts, m̂ = m / mean(m) per tensor; λ as the technique has it.
 
     While it learns, m = σ((log(u/(1−u)) + x)/0.5) with u drawn for each entry anew; what is deployed is the median
@@ -34,27 +30,10 @@ class Concrete(FitMethod):
     name: ClassVar[str] = "concrete"
     source: ClassVar[str] = "Tang et al. 2023, Concrete subspace learning (arXiv 2312.06173)"
 
-    lr: float = Field(default=1e-3, gt=0)
-    """Adam's learning rate."""
-    iterations: int = Field(default=500, gt=0)
-    """At most."""
-    batch_size: int = Field(default=16, gt=1)
-    """Samples of each pool in an iteration."""
-    every: int = Field(default=25, gt=0)
-    """Iterations between looks at the held-out samples."""
-    patience: int = Field(default=4, gt=0)
-    """Looks without a lower entropy after which it stops."""
-
-    @override
-    def check(self, params: Params, technique: Technique) -> list[str]:
-        require_start(self.name, technique)
-        return []
-
     def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
-        names = [name for name, _ in problem.model.named_parameters()]
-        vectors = TaskVectors(problem.base, problem.files(), names)
-        weights = np.repeat(np.array(start_of(problem))[:, None], len(vectors.names), axis=1)
+        vectors, start = self.vectors(problem, problem.files()), self.start(problem)
+        weights = np.repeat(np.array(start)[:, None], len(vectors.names), axis=1)
         landscape = Landscape(problem, vectors, problem.samples.arrivals, "entropy")
         base = checkpoints.load(problem.base)
         sums = {name: vectors.sum_of(name, weights[:, i]) for i, name in enumerate(vectors.names)}
@@ -66,23 +45,23 @@ class Concrete(FitMethod):
             masked[name] = (base[name].double() + mask * total).to(base[name].dtype)
         out = problem.project / problem.out / FILE
         checkpoints.save(out, masked)
-        scorer = scorer_of(problem, SCORED)
-        scores = {"end": {k: v for k, v in scorer.score(out).items() if k.startswith(("A_", "geo"))}}
+        scorer = self.scorer(problem)
+        scores = {"end": means_of(scorer.score(out))}
         found = FitResult(
             technique="task_arithmetic", settings={"scale": 1.0}, models=(str(problem.out / FILE),), weights=(1.0,)
         )
         named = [name for name, _ in problem.models]
         report = {
-            "weights": dict(zip(named, start_of(problem), strict=True)), "course": course, "scores": scores,
+            "weights": dict(zip(named, start, strict=True)), "course": course, "scores": scores,
             "samples": scorer.sizes, "without_samples": empty,
         }  # fmt: skip
         return found, report
 
     def _descend(
         self, problem: Problem, landscape: Landscape, base: dict[str, torch.Tensor], sums: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    ) -> tuple[dict[str, torch.Tensor], Course]:
         """The logits of the mask by tensor, and the entropies at each look."""
-        model, parameters = problem.model, dict(problem.model.named_parameters())
+        parameters = dict(problem.model.named_parameters())
         logits = {name: torch.zeros(total.shape) for name, total in sums.items() if name not in TEMPERATURE}
         adam = torch.optim.Adam(list(logits.values()), lr=self.lr)
 
@@ -96,10 +75,7 @@ class Concrete(FitMethod):
             place({name: median(x) for name, x in logits.items()})
             return landscape.held_out_as_it_is(SCORED)
 
-        least, waited = held_out(), 0
-        best = {name: x.clone() for name, x in logits.items()}
-        course: list[dict[str, float]] = [{"iteration": 0, "held_out": round(least, DIGITS)}]
-        for number in range(1, self.iterations + 1):
+        def step(number: int) -> float:
             masks = {name: drawn(x, problem.seed, name, number) for name, x in logits.items()}
             place(masks)
             entropy = landscape.gradient_as_it_is(number, self.batch_size)
@@ -107,20 +83,11 @@ class Concrete(FitMethod):
                 gradient = parameters[name].grad
                 x.grad = torch.zeros_like(x) if gradient is None else by_logits(gradient, sums[name], masks[name])
             adam.step()
-            problem.progress("fit", number, self.iterations, f"entropy {entropy:.4f}")
-            if number % self.every and number < self.iterations:
-                continue
-            held = held_out()
-            point = {"iteration": number, "entropy": round(entropy, DIGITS), "held_out": round(held, DIGITS)}
-            course.append(point)
-            if held < least:
-                best, least, waited = {name: x.clone() for name, x in logits.items()}, held, 0
-                continue
-            waited += 1
-            if waited >= self.patience:
-                break
-        model.zero_grad(set_to_none=True)
-        return best, course
+            return entropy
+
+        found = self.descend(problem, step, held_out, lambda: {name: x.clone() for name, x in logits.items()})
+        problem.model.zero_grad(set_to_none=True)
+        return found
 
 
 def relaxed(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from typing_extensions import override
 
 from tasks.fit.landscape import Landscape, TaskVectors
-from tasks.fit.method import FitMethod, Problem
-from tasks.fit.methods.adamerging import DIGITS, SCORED, require_start, start_of
+from tasks.fit.learning import DIGITS, SCORED, LearnsWeights, means_of
+from tasks.fit.method import Problem
 from tasks.fit.methods.paint import golden
-from tasks.fit.scores import scorer_of
-from tasks.merge import FitResult, Technique
-from tasks.params import Params
+from tasks.merge import FitResult
 
 SHRUNK = 0.1
 """The factor on the steps of the authors' code."""
@@ -31,7 +28,7 @@ class Move:
     size: float
 
 
-class FrankWolfe(FitMethod):
+class FrankWolfe(LearnsWeights):
     """Σ w_m θ_m over experts, running model and base, w convex: steps to the vertex with the least ⟨∇L, θ_m⟩.
 
     L is the cross-entropy on samples of the arrivals' pools and the pretraining pool, each pool counting once. The
@@ -55,25 +52,19 @@ class FrankWolfe(FitMethod):
     search: int = Field(default=12, ge=3)
     """Lengths that a line search tries."""
 
-    @override
-    def check(self, params: Params, technique: Technique) -> list[str]:
-        require_start(self.name, technique)
-        return []
-
     def fit(self, problem: Problem) -> tuple[FitResult, dict[str, Any]]:
         empty = problem.samples.require_held()
         base = ("base", problem.base.relative_to(problem.project))
         vertices = [*problem.models, base]
         files = [*problem.files(), problem.base]
-        names = [name for name, _ in problem.model.named_parameters()]
-        vectors = TaskVectors(problem.base, files, names)
+        vectors = self.vectors(problem, files)
         known = problem.samples.pretraining
         pools = [*problem.samples.arrivals, *([known] if known else [])]
         landscape = Landscape(problem, vectors, pools, "cross_entropy")
-        weights, moves = self._walk(problem, landscape, self._start(problem))
-        scorer = scorer_of(problem, SCORED)
+        weights, moves = self._walk(problem, landscape, self._with_base(problem))
+        scorer = self.scorer(problem)
         vectors.place(problem.model, _by_tensor(weights, vectors))
-        scores = {key: value for key, value in scorer.measure().items() if key.startswith(("A_", "geo"))}
+        scores = means_of(scorer.measure())
         found = FitResult(
             technique="linear",
             models=tuple(str(path) for _, path in vertices),
@@ -91,9 +82,9 @@ class FrankWolfe(FitMethod):
         }  # fmt: skip
         return found, report
 
-    def _start(self, problem: Problem) -> np.ndarray:
+    def _with_base(self, problem: Problem) -> np.ndarray:
         """Weights of the models and of the base, which has what is left of 1."""
-        given = np.array(start_of(problem))
+        given = np.array(self.start(problem))
         if self.variant == "classic" and given.sum() > 1:
             given = given / given.sum()
         return np.array([*given, 1 - given.sum()])
