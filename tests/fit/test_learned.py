@@ -154,11 +154,44 @@ def test_frank_wolfe_by_hand() -> None:
 
 
 def test_the_hard_form_takes_small_steps_to_the_least_cosine() -> None:
+    """Vertices are two models, without the base, and the start."""
     start = np.array([0.3, 0.3, 0.4])
-    weights, moves = hard(start, lambda _: np.zeros(3), lambda _: np.array([0.0, -1.0, 1.0, 2.0]), 0.3, 2)
+    weights, moves = hard(start, lambda _: np.zeros(3), lambda v: np.array([0.0, -1.0, 1.0])[: len(v)], 0.3, 2)
     first = start + 0.03 * (np.eye(3)[1] - start)
     np.testing.assert_allclose(weights, first + 0.02 * (np.eye(3)[1] - first))
     assert [move.vertex for move in moves] == [1, 1]
+
+
+def test_the_hard_form_is_the_authors_recursion_on_whole_models(project: Path) -> None:
+    """θ ← θ + 0.1 λ 2/(t+2) (s − θ), s the least of Σ cos(g, θ_m) over tensors, over experts and start: in float64."""
+    report = steps.run(project, 2, {**WOLFE, "variant": "hard"}, time=ALL)
+    given = replace(problem(project, 2), seed=randomness.derive(0, 2, "fit") % 2**63)
+    names = [name for name, _ in given.model.named_parameters()]
+    experts = [given.project / path for _, path in given.models]
+    assert given.samples.pretraining
+    pools = [*given.samples.arrivals, given.samples.pretraining]
+    surface = Landscape(given, TaskVectors(given.base, experts, names), pools, "cross_entropy")
+    base, *each = ({name: load_file(path)[name].double() for name in names} for path in (given.base, *experts))
+    theta = {name: base[name] + 0.3 * sum(one[name] - base[name] for one in each) for name in names}
+    vertices, chosen = [*each, dict(theta)], []
+    for t in range(3):
+        with torch.no_grad():
+            for name, parameter in given.model.named_parameters():
+                parameter.copy_(theta[name])
+        surface.gradient_as_it_is(0, 100)
+        g = {name: p.grad.double() for name, p in given.model.named_parameters() if p.grad is not None}
+        sums = [
+            sum(float((g[n] * v[n]).sum() / (g[n].norm() * v[n].norm())) for n in g if g[n].any()) for v in vertices
+        ]
+        chosen.append(int(np.argmin(sums)))
+        for name in names:
+            theta[name] = theta[name] + 0.1 * 0.3 * 2 / (t + 2) * (vertices[chosen[-1]][name] - theta[name])
+    course = report["report"]["course"]
+    assert [move["to"] for move in course] == [["expert 1", "expert 2", "start"][number] for number in chosen]
+    assert [move["size"] for move in course] == pytest.approx([0.03, 0.02, 0.015])
+    deployed = load_file(project / "data/step/deployed.safetensors")
+    for name in names:
+        torch.testing.assert_close(deployed[name].double(), theta[name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("time", [EMA, ALL], ids=["ema", "all"])

@@ -70,11 +70,11 @@ class FrankWolfe(LearnsWeights):
             models=tuple(str(path) for _, path in vertices),
             weights=tuple(weights.round(DIGITS).tolist()),
         )
+        reached = [name for name, _ in (vertices if self.variant == "classic" else [*problem.models, ("start", None)])]
         course = [
-            {"to": vertices[move.vertex][0] if move.vertex < len(vertices) else "start", "gap": round(move.gap, DIGITS),
-             "size": round(move.size, DIGITS)}
+            {"to": reached[move.vertex], "gap": round(move.gap, DIGITS), "size": round(move.size, DIGITS)}
             for move in moves
-        ]  # fmt: skip
+        ]
         report = {
             "weights": dict(zip([name for name, _ in vertices], found.weights or (), strict=True)),
             "gap": course[-1]["gap"], "course": course, "scores": {"end": scores}, "samples": scorer.sizes,
@@ -113,7 +113,8 @@ class FrankWolfe(LearnsWeights):
 
         if self.variant == "classic":
             return walk(start, np.eye(len(start)), inner, length, self.iterations, self.tolerance)
-        return hard(start, inner, cosines, float(start[:-1].max()), self.iterations)
+        scale = float(getattr(problem.technique, "scale", 1.0))
+        return hard(start, inner, cosines, scale, self.iterations)
 
 
 def walk(
@@ -156,13 +157,15 @@ def hard(
 ) -> tuple[np.ndarray, list[Move]]:
     """The authors' hard form: to the vertex with the least Σ cos(∇L, θ) over tensors, by 0.1 · λ · 2/(t+2).
 
-    Vertices are the models and the start. Whole weights are nearly all alike, so that cosines tell little.
+    Vertices are the models without the base, which is the last, and the start. Whole weights are nearly all alike, so
+    that cosines tell little. Source: github.com/hmarkc/FW-Merging, discriminative/merge.py, per model.
 
     Args:
         cosines: vertices (V, M) → the sums of cosines (V,), with the gradient at the weights that ``inner`` had last.
+        scale: λ of task arithmetic, which the start is; 1 where it is a mean.
     """
     weights, moves = start, []
-    vertices = np.vstack([np.eye(len(start)), start])
+    vertices = np.vstack([np.eye(len(start))[:-1], start])
     for number in range(iterations):
         each = inner(weights)
         chosen = int(np.argmin(cosines(vertices)))
