@@ -38,6 +38,6 @@ def convert(
     how = (
         f"open_clip.create_model_and_transforms('local-dir:{out}')"
         if to is Library.open_clip
-        else f"transformers.CLIPModel.from_pretrained('{out}')"
+        else f"transformers.{done.transformers_class}.from_pretrained('{out}')"
     )
     terminal.print(f"{done.folder}: {done.tensors} tensors, {size(done.bytes)}; load it with {how}")

@@ -17,6 +17,7 @@ from tasks.model.dtypes import FLOATS
 from tasks.model.fitting import fitted
 from tasks.model.inputs import open_model
 from tasks.model.origins import located
+from tasks.model.siglip import is_siglip
 from tasks.model.sources import TensorEntry, TensorSource
 from tasks.model.translated import from_open_clip, plainly_named, to_open_clip
 from tasks.model.writing import place, require_new, write
@@ -36,6 +37,8 @@ class Converted:
     folder: Path
     tensors: int
     bytes: int
+    transformers_class: str
+    """transformers' class of such a model."""
     notes: list[str] = field(default_factory=list)
     """What was translated, taken from the base, left out or written beside the weights."""
 
@@ -54,7 +57,8 @@ def convert(
     Args:
         model: a checkpoint file, a model's folder of either library, a PEFT adapter's folder (which needs ``base``), or
             the address of one on a hub.
-        to: ``open_clip`` (loads as ``local-dir:OUT``) or ``transformers`` (``CLIPModel.from_pretrained(OUT)``).
+        to: ``open_clip`` (loads as ``local-dir:OUT``) or ``transformers`` (``from_pretrained(OUT)`` of its CLIPModel or
+            SiglipModel).
         base: the model that an adapter adapts, that a vision model's text tower comes from, or whose configuration a
             checkpoint without one has.
         dtype: float32, bfloat16, float16 or float64 instead of the model's own.
@@ -76,7 +80,7 @@ def convert(
             source = _completed(source, plainly_named(origin))
         places = [opened.path, *([found_base.path] if found_base else [])]
         config = _configuration(places, model)
-        named = _in(to, source)
+        named = _in(to, source, config)
         _require_all(named, config, to, str(model))
         with atomic.private_folder(out.parent / f".{out.name}.part") as part:
             made = part / "model"
@@ -85,17 +89,21 @@ def convert(
             write(named, entries, made / WEIGHTS[to], progress)
             notes = [*notes, *_write_rest(to, config, made, places)]
             place(made, out)
-    return Converted(out, len(entries), sum(e.bytes for e in entries.values()), notes)
+    size = sum(entry.bytes for entry in entries.values())
+    return Converted(out, len(entries), size, "SiglipModel" if is_siglip(config["model_cfg"]) else "CLIPModel", notes)
 
 
-def _in(to: Library, source: TensorSource) -> TensorSource:
+def _in(to: Library, source: TensorSource, config: Mapping[str, Any]) -> TensorSource:
     """Under the names of the library."""
     theirs = dialects.of(source.entries)
     if to == "open_clip":
         return to_open_clip(source, theirs) if theirs else source
-    if theirs:
-        return source
-    return from_open_clip(source, dialects.available()["transformers_clip"])  # which names what does not fit
+    return source if theirs else from_open_clip(source, _dialect_for(config))  # which names what does not fit
+
+
+def _dialect_for(config: Mapping[str, Any]) -> dialects.Dialect:
+    """That of the model which transformers has for open_clip's configuration."""
+    return dialects.available()["transformers_siglip" if is_siglip(config["model_cfg"]) else "transformers_clip"]
 
 
 def _completed(source: TensorSource, base: TensorSource) -> TensorSource:
@@ -117,7 +125,7 @@ def _configuration(places: list[Path], model: Path) -> dict[str, Any]:
         try:
             if (config := configurations.of_folder(folder)) is not None:
                 return config
-        except UserError as error:  # a vision model's is no complete model's; the base's may be
+        except configurations.PartOfModelError as error:  # the base's may be that of the model
             failure = failure or error
     raise failure or UserError(
         f"{model}: no {configurations.OPEN_CLIP} or {configurations.TRANSFORMERS} beside it says what model this is; "
@@ -130,7 +138,7 @@ def _require_all(source: TensorSource, config: Mapping[str, Any], to: Library, m
     from tasks.model.models import shapes_of
 
     expected = shapes_of(config["model_cfg"], model)
-    ours = source if to == "open_clip" else to_open_clip(source, dialects.available()["transformers_clip"])
+    ours = source if to == "open_clip" else to_open_clip(source, _dialect_for(config))
     given = {name.removeprefix("text."): entry.shape for name, entry in ours.entries.items()}
     wanted = {name.removeprefix("text."): shape for name, shape in expected.items()}
     for name in sorted(wanted.keys() | given.keys()):

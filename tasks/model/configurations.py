@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from tasks.errors import UserError
-from tasks.model import tokenizers, vocabularies
+from tasks.model import siglip, tokenizers, vocabularies
+from tasks.model.settings import Checked, Layers, Processor, Ratio, Size, Three, checked, mlp_ratio
 
 OPEN_CLIP = "open_clip_config.json"
 TRANSFORMERS = "config.json"
@@ -40,116 +41,94 @@ _HARMLESS = {
 """Settings that transformers has no words for, at the values that mean what it does anyway."""
 
 
-_Size = Annotated[int, Field(gt=0, le=1 << 24)]
-_Layers = Annotated[int, Field(gt=0, le=1000)]
-_Ratio = Annotated[float, Field(gt=0, le=100)]
-
-
-class _Checked(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class _Tower(_Checked):
-    hidden_size: _Size
-    intermediate_size: _Size
-    num_hidden_layers: _Layers = 12
-    num_attention_heads: _Size
+class _Tower(Checked):
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Size
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
 
 class _Vision(_Tower):
-    hidden_size: _Size = 768
-    intermediate_size: _Size = 3072
-    num_attention_heads: _Size = 12
-    image_size: _Size = 224
-    patch_size: _Size = 32
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_attention_heads: Size = 12
+    image_size: Size = 224
+    patch_size: Size = 32
 
 
 class _Text(_Tower):
-    hidden_size: _Size = 512
-    intermediate_size: _Size = 2048
-    num_attention_heads: _Size = 8
-    vocab_size: _Size = tokenizers.CLIP_WORDS
-    max_position_embeddings: _Size = 77
+    hidden_size: Size = 512
+    intermediate_size: Size = 2048
+    num_attention_heads: Size = 8
+    vocab_size: Size = tokenizers.CLIP_WORDS
+    max_position_embeddings: Size = 77
     eos_token_id: Annotated[int, Field(ge=0)] = vocabularies.CLIP_END
 
 
-class _Clip(_Checked):
+class _Clip(Checked):
     """transformers' config.json. Saved configurations leave out what has its default in transformers."""
 
-    projection_dim: _Size = 512
+    projection_dim: Size = 512
     vision_config: _Vision | None = None
     text_config: _Text | None = None
 
 
-_C = TypeVar("_C", bound=_Checked)
-_Three = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-class _Processor(_Checked):
-    image_mean: _Three | None = None
-    image_std: _Three | None = None
-
-
-def _checked(model: type[_C], content: Mapping[str, Any], path: Path) -> _C:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {key}: {first['msg']}, not {first['input']!r:.60}") from None
-
-
-class _OpenClipVision(_Checked):
-    layers: _Layers | Annotated[list[_Layers], Field(min_length=4, max_length=4)] | None = None
-    width: _Size | None = None
-    head_width: _Size | None = None
-    patch_size: _Size | None = None
-    image_size: _Size | Annotated[list[_Size], Field(min_length=2, max_length=2)] | None = None
-    mlp_ratio: _Ratio | None = None
+class _OpenClipVision(Checked):
+    layers: Layers | Annotated[list[Layers], Field(min_length=4, max_length=4)] | None = None
+    width: Size | None = None
+    head_width: Size | None = None
+    patch_size: Size | None = None
+    image_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] | None = None
+    mlp_ratio: Ratio | None = None
     timm_model_name: Annotated[str, Field(pattern=r"^[\w.\-]{1,200}$")] | None = None
     """A name of timm's own: with a colon it would be an address that timm reads from."""
 
 
-class _OpenClipText(_Checked):
-    layers: _Layers | None = None
-    width: _Size | None = None
-    heads: _Size | None = None
-    context_length: _Size | None = None
-    vocab_size: _Size | None = None
-    mlp_ratio: _Ratio | None = None
+class _OpenClipText(Checked):
+    layers: Layers | None = None
+    width: Size | None = None
+    heads: Size | None = None
+    context_length: Size | None = None
+    vocab_size: Size | None = None
+    mlp_ratio: Ratio | None = None
     hf_model_name: None = None
     """A model of the hub, which building it would ask for."""
 
 
-class _OpenClipModel(_Checked):
-    embed_dim: _Size
+class _OpenClipModel(Checked):
+    embed_dim: Size
     vision_cfg: _OpenClipVision
     text_cfg: _OpenClipText
 
 
-class _OpenClipPreprocessing(_Checked):
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
-    std: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+class _OpenClipPreprocessing(Checked):
+    mean: Three | None = None
+    std: Three | None = None
     interpolation: Literal["bilinear", "bicubic", "random"] | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
 
 
-class _OpenClipConfig(_Checked):
+class _OpenClipConfig(Checked):
     model_cfg: _OpenClipModel
     preprocess_cfg: _OpenClipPreprocessing | None = None
+
+
+class PartOfModelError(UserError):
+    """A configuration is that of one tower; the base's is that of the model."""
 
 
 def of_folder(folder: Path) -> dict[str, Any] | None:
     """open_clip's configuration of the model in a folder, whichever library saved it; None where it says nothing.
 
     Raises:
+        PartOfModelError: it is that of a vision model alone.
         UserError: the configuration cannot be read, or is of another kind of model.
     """
     if (folder / OPEN_CLIP).is_file():
         config = _read(folder / OPEN_CLIP)
-        _checked(_OpenClipConfig, config, folder / OPEN_CLIP)
+        checked(_OpenClipConfig, config, folder / OPEN_CLIP)
         return config
     if (folder / TRANSFORMERS).is_file():
         preprocessor = _read(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
@@ -161,9 +140,15 @@ def to_transformers(config: Mapping[str, Any], source: str) -> dict[str, dict[st
     """transformers' files, by name, for an open_clip configuration.
 
     Raises:
-        UserError: transformers' CLIPModel has no such architecture; names the setting.
+        UserError: transformers has no such architecture; names the setting.
     """
-    model = config["model_cfg"]
+    model, preprocessing = config["model_cfg"], config.get("preprocess_cfg") or {}
+    if siglip.is_siglip(model):
+        content = siglip.to_transformers(model, source)
+        processor = _preprocessor(preprocessing, content["vision_config"]["image_size"])
+        if not processor["do_center_crop"]:
+            processor["image_processor_type"] = "SiglipImageProcessor"
+        return {TRANSFORMERS: content, PREPROCESSOR: processor}
     vision, text = {**_VISION_DEFAULTS, **model["vision_cfg"]}, {**_TEXT_DEFAULTS, **model["text_cfg"]}
     for key, section, known in (("vision_cfg", vision, _VISION), ("text_cfg", text, _TEXT)):
         for name, value in section.items():
@@ -194,7 +179,7 @@ def to_transformers(config: Mapping[str, Any], source: str) -> dict[str, dict[st
                 **_tokens(text, words, source),
             },
         },
-        PREPROCESSOR: _preprocessor(config.get("preprocess_cfg") or {}, size),
+        PREPROCESSOR: _preprocessor(preprocessing, size),
     }  # fmt: skip
 
 
@@ -226,11 +211,25 @@ def _preprocessor(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
 def _from_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any], path: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind == "clip_vision_model":
-        raise UserError(f"{path}: a vision model alone; give the model that its text tower is from (--base)")
-    if kind != "clip":
-        raise UserError(f"{path}: models of type {kind!r:.60} are not converted, only clip; see docs/guides/models.md")
-    checked, how = _checked(_Clip, config, path), _checked(_Processor, preprocessor, path.with_name(PREPROCESSOR))
-    vision, text = checked.vision_config or _Vision(), checked.text_config or _Text()
+        raise PartOfModelError(f"{path}: a vision model alone; give the model that its text tower is from (--base)")
+    if kind not in ("clip", "siglip"):
+        raise UserError(
+            f"{path}: models of type {kind!r:.60} are not converted, only clip and siglip; see docs/guides/models.md"
+        )
+    how = checked(Processor, preprocessor, path.with_name(PREPROCESSOR))
+    if kind == "siglip":
+        mean, std, crops = siglip.MEAN, siglip.STD, False
+    else:
+        mean, std, crops = _MEAN, _STD, True
+    settings: dict[str, Any] = {
+        "mean": how.image_mean or list(mean), "std": how.image_std or list(std),
+        "resize_mode": "shortest" if preprocessor.get("do_center_crop", crops) else "squash",
+        "interpolation": next((n for n, i in _RESAMPLE.items() if i == preprocessor.get("resample", 3)), "bicubic"),
+    }  # fmt: skip
+    if kind == "siglip":
+        return {"model_cfg": siglip.from_transformers(config, path), "preprocess_cfg": settings}
+    clip = checked(_Clip, config, path)
+    vision, text = clip.vision_config or _Vision(), clip.text_config or _Text()
     if vision.hidden_size % vision.num_attention_heads:
         raise UserError(
             f"{path}: hidden_size {vision.hidden_size} is no multiple of {vision.num_attention_heads} heads"
@@ -241,23 +240,18 @@ def _from_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any
         raise UserError(f"{path}: open_clip has no model with the activations {names}")
     if {vision.layer_norm_eps, text.layer_norm_eps} != {1e-5}:
         raise UserError(f"{path}: layer_norm_eps is not 1e-5, which open_clip's CLIP has")
-    settings: dict[str, Any] = {
-        "mean": how.image_mean or list(_MEAN), "std": how.image_std or list(_STD),
-        "resize_mode": "shortest" if preprocessor.get("do_center_crop", True) else "squash",
-        "interpolation": next((n for n, i in _RESAMPLE.items() if i == preprocessor.get("resample", 3)), "bicubic"),
-    }  # fmt: skip
     return {
         "model_cfg": {
-            "embed_dim": checked.projection_dim, "quick_gelu": "quick_gelu" in activations,
+            "embed_dim": clip.projection_dim, "quick_gelu": "quick_gelu" in activations,
             "vision_cfg": {
                 "image_size": vision.image_size, "layers": vision.num_hidden_layers,
                 "width": vision.hidden_size, "head_width": vision.hidden_size // vision.num_attention_heads,
-                "patch_size": vision.patch_size, "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+                "patch_size": vision.patch_size, "mlp_ratio": mlp_ratio(vision.intermediate_size, vision.hidden_size),
             },
             "text_cfg": {
                 "context_length": text.max_position_embeddings, "vocab_size": text.vocab_size,
                 "width": text.hidden_size, "heads": text.num_attention_heads,
-                "layers": text.num_hidden_layers, "mlp_ratio": text.intermediate_size / text.hidden_size,
+                "layers": text.num_hidden_layers, "mlp_ratio": mlp_ratio(text.intermediate_size, text.hidden_size),
                 **tokenizers.of_transformers(path.parent, text.vocab_size, text.eos_token_id),
             },
         },

@@ -91,16 +91,8 @@ def of_transformers(folder: Path, words: int, end: int) -> dict[str, Any]:
     Raises:
         UserError: a file cannot be read, or the files are of another model.
     """
-    files = [name for name in FILES if (folder / name).is_file()]
-    if any(vocabularies.is_source(name) for name in files):
-        for name in files:
-            require_own(folder, name)
-        numbers = vocabularies.of(folder)
-        if numbers and max(numbers.values()) >= words:
-            raise UserError(
-                f"{folder}: the tokenizer's files number {max(numbers.values()) + 1} tokens, and the model has "
-                f"vocab_size {words}; put the tokenizer that it was trained with there"
-            )
+    if any(vocabularies.is_source(name) for name in FILES if (folder / name).is_file()):
+        _require_numbers(folder, words)
         ours = vocabularies.is_clip(folder)
     else:
         ours = words == CLIP_WORDS  # as transformers' own conversion of OpenAI's models, which saves the model alone
@@ -112,6 +104,31 @@ def of_transformers(folder: Path, words: int, end: int) -> dict[str, Any]:
             "put the files of the tokenizer that the model was trained with there"
         )
     return {"hf_tokenizer_name": BESIDE, **({} if end == 2 else {"pool_type": "eos", "eos_id": end})}
+
+
+def of_siglip(folder: Path, words: int) -> dict[str, Any]:
+    """What a ``text_cfg`` of open_clip says of the tokenizer in a folder of a transformers ``SiglipModel``.
+
+    Texts are cleaned as open_clip does for its own SigLIP models: lower case, no punctuation.
+
+    Raises:
+        UserError: as `of_transformers`.
+    """
+    _require_numbers(folder, words)
+    return {"hf_tokenizer_name": BESIDE, "tokenizer_kwargs": {"clean": "canonicalize"}}
+
+
+def _require_numbers(folder: Path, words: int) -> None:
+    """Hold the numbers of a tokenizer's files against a model's ``vocab_size``."""
+    for name in FILES:
+        if (folder / name).is_file():
+            require_own(folder, name)
+    numbers = vocabularies.of(folder)
+    if numbers and max(numbers.values()) >= words:
+        raise UserError(
+            f"{folder}: the tokenizer's files number {max(numbers.values()) + 1} tokens, and the model has "
+            f"vocab_size {words}; put the tokenizer that it was trained with there"
+        )
 
 
 def require_same(folder: Path, model: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks import layout
 from tasks.errors import UserError
+from tasks.model import configurations
 from tasks.publish import public
 from tasks.publish.recipe import FOLDER as RECIPE
 from tasks.record import Form, RecordedOrigin, State, StateObjects
@@ -150,7 +151,7 @@ def text(
             f"It is state `{state.tag}`.",
             "",
             "```python",
-            *_loading(form),
+            *_loading(form, folder),
             "```",
             "",
             "## Scores",
@@ -188,9 +189,10 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _loading(form: Form) -> list[str]:
+def _loading(form: Form, folder: Path) -> list[str]:
     if form.library == "transformers":
-        return ["import transformers", "", 'model = transformers.CLIPModel.from_pretrained("FOLDER-OR-REPOSITORY")']
+        (kind,) = json.loads((folder / configurations.TRANSFORMERS).read_text())["architectures"]
+        return ["import transformers", "", f'model = transformers.{kind}.from_pretrained("FOLDER-OR-REPOSITORY")']
     return [
         "import open_clip",
         "",
