@@ -16,6 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModel
 
 from tasks.convert import convert
 from tasks.errors import UserError
+from tasks.model.settings import mlp_ratio
 from tests.model.test_translated import clip_config
 
 
@@ -217,6 +218,24 @@ def test_what_an_open_clip_configuration_leaves_out_is_open_clips_default(saved:
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"lacks the tensor 'transformer\.resblocks\.1\d?\."):
         convert(tmp_path / "oc", "transformers", tmp_path / "hf")
+
+
+def test_a_hidden_layer_keeps_its_size_whatever_the_ratio_is_rounded_to() -> None:
+    sizes = [(15, 11), (53, 19), (4304, 1152)]  # of the first two, width · (inner / width) is less than inner
+    assert [int(width * mlp_ratio(inner, width)) for inner, width in sizes] == [inner for inner, _ in sizes]
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_an_error_of_the_model_itself_is_not_covered_by_its_base(saved: Path, tmp_path: Path, file: str) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    if file == "config.json":
+        config = json.loads((folder / file).read_text())
+        config["vision_config"]["hidden_act"] = "relu"
+        (folder / file).write_text(json.dumps(config))
+    else:
+        (folder / file).write_bytes((folder / file).read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{file}: "):
+        convert(folder, "open_clip", tmp_path / "out", base=saved)
 
 
 def test_no_file_from_outside_a_models_folder_comes_along(saved: Path, tmp_path: Path) -> None:
