@@ -177,6 +177,7 @@ _ROUTES = [
     for method, pattern, name in (
         ("GET", rf"/api/(?P<kind>models|datasets)/{_REPOSITORY}(?:/revision/(?P<revision>[^/]+))?", "info"),
         ("GET", rf"/api/(?P<kind>models|datasets)/{_REPOSITORY}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", "tree"),
+        ("POST", rf"/api/(?P<kind>models|datasets)/{_REPOSITORY}/paths-info/(?P<revision>[^/]+)", "paths_info"),
         ("GET", rf"(?:/(?P<kind>datasets))?/{_REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
         ("GET", r"/objects/(?P<oid>[0-9a-f]{64})", "object"),
         ("GET", r"/api/whoami-v2", "whoami"),
@@ -304,12 +305,12 @@ class _Handler(BaseHTTPRequestHandler):
                 continue
             if "/" in name.removeprefix(f"{path}/") and not query.get("recursive"):
                 continue
-            row: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
-            if name.endswith(LARGE):
-                oid = hashlib.sha256(content).hexdigest()
-                row["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
-            rows.append(row)
+            rows.append(_row(name, content))
         self._json(rows)
+
+    def _paths_info(self, body: bytes, _query: Any, kind: str, repository: str, revision: str) -> None:
+        _, files = self._files(kind, repository, revision)
+        self._json([_row(name, files[name]) for name in parse_qs(body.decode())["paths"] if name in files])
 
     def _resolve(
         self, _body: bytes, _query: Any, repository: str, revision: str, path: str, kind: str = "models"
@@ -416,6 +417,15 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._hub.apply(f"{kind}/{repository}", changes, revision)
         url = f"{self._hub.address}/{repository}/commit/{commit}"
         self._json({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
+
+
+def _row(name: str, content: bytes) -> dict[str, Any]:
+    """What a tree says of a file."""
+    row: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
+    if name.endswith(LARGE):
+        oid = hashlib.sha256(content).hexdigest()
+        row["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+    return row
 
 
 def _git_hash(content: bytes) -> str:

@@ -57,10 +57,12 @@ def check(
     if json:
         terminal.print_json([
             {"set": f.name, "what": f.what, "expected": f.expected, "found": f.found, "agrees": f.agrees,
-             "problem": f.problem} for f in findings
+             "problem": f.problem, "at": f.at} for f in findings
         ])  # fmt: skip
     else:
         terminal.out.print(_table(findings))
+        for at in dict.fromkeys(f"{f.name}: {f.at}" for f in findings if f.at):
+            terminal.out.print(at, soft_wrap=True)
     wrong = [f for f in findings if f.agrees is False or f.problem]
     unknown = sum(f.agrees is None and not f.problem for f in findings)
     terminal.errors.print(

@@ -122,10 +122,12 @@ def import_(
         Path | None, typer.Option("--out", "-o", help="The params file, which must be new [printed].")
     ] = None,
 ) -> None:
-    """Write the params.yaml of a ready stream, and say what it will download and store."""
+    """Write the params.yaml of a ready stream, and say what it will download and store, and how long it takes."""
+    from tasks import layout
+    from tasks.params import parse
     from tasks.storage import atomic
     from tasks.storage.git import top_level
-    from tasks.stream import manifest, ready
+    from tasks.stream import manifest, pace, ready
 
     project = top_level(Path.cwd())
     ready_stream = manifest.read(name, project)
@@ -137,9 +139,15 @@ def import_(
         data, experts, "validation" if validation else "test", orders, timeline, prepared, source, sequence, steps,
         note=lambda note: terminal.errors.print(f"note: {note}"),
     )  # fmt: skip
-    content = ready.text(ready_stream, wanted)
+    content = ready.text(ready_stream, wanted, project)
     for line in ready.costs(ready_stream, wanted, project, image_size):
         terminal.errors.print(line)
+    params = parse(content, Path(f"{name} as params"))
+    private = layout.private(project)
+    private.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=private, prefix="pace-") as scratch:
+        measured = pace.measured(params, project, Path(scratch))
+    terminal.errors.print(str(pace.forecast(measured, pace.work(ready_stream, params))))
     if out is None:
         terminal.out.print(content, end="")
     else:

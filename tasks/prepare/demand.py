@@ -75,10 +75,9 @@ def demand(
                 raise type(error)(f"{where}: {error}") from None
             if found is None:
                 continue
-            place, names = found
+            place, sizes = found
             count, at_most = count + 1, at_most or source.first is not None
-            for name in names:
-                size = place.sizes.get(name, 0)
+            for name, size in sizes.items():
                 files[place.address.repository, place.commit, name] = size, place.has(name)
     if not count:
         return None

@@ -38,6 +38,28 @@ class FileChoice:
     """What reading needs to know besides; JSON."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """The row groups of a Parquet file that are read, where that isn't all of the file."""
+
+    groups: tuple[int, ...]
+    starts: tuple[int, ...]
+    """The number of each one's first row in the whole file, counted from 1."""
+    columns: tuple[str, ...]
+    bytes: int
+    """What these columns take in these row groups."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The files that a selection needs."""
+
+    files: list[str]
+    notes: list[str] = field(default_factory=list)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """Files that are read in part."""
+
+
 class Hosted(PublishedSource):
     """A published data set whose files lie on a hub, or in a folder of the same layout."""
 
@@ -57,10 +79,10 @@ class Hosted(PublishedSource):
             UserError: the place has no such split, or is no data set of this kind.
         """
 
-    def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
+    def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
         """Those of the chosen files that the selection needs, and notes on the others. Files may be brought for it."""
         if self.first is None:
-            return list(chosen.files), []
+            return Needed(list(chosen.files))
         taken: list[str] = []
         samples = 0
         for name in chosen.files:
@@ -68,7 +90,13 @@ class Hosted(PublishedSource):
             samples += self.samples_in(place.bring([name], outside.progress) / name, outside)
             if samples >= self.first:
                 break
-        return taken, [f"the first {self.first} samples: {counted(len(taken), len(chosen.files), 'files')} read"]
+        return Needed(
+            taken, [f"the first {self.first} samples: {counted(len(taken), len(chosen.files), 'files')} read"]
+        )
+
+    def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
+        """Keep those row groups of a file as a file of the same name, whose bytes are not the whole file's."""
+        raise NotImplementedError
 
     def samples_in(self, file: Path, outside: Outside) -> int:
         """The number of samples of a file; of another than a tar file, the kind says it."""
@@ -101,8 +129,8 @@ class Hosted(PublishedSource):
             place = Folder.of(project / self.path, self.what)
             self.choose(place, Outside(project, project, 0, silent))
 
-    def wanted(self, outside: Outside) -> tuple[hub.Snapshot, list[str]] | None:
-        """The repository, and the files that a fetch takes (of `first`, those at most); None for a folder.
+    def wanted(self, outside: Outside) -> tuple[hub.Snapshot, dict[str, int]] | None:
+        """The repository, and the files that a fetch takes with their bytes (of `first`, at most); None for a folder.
 
         Raises:
             UserError, UnavailableError: as `place` and `choose`.
@@ -111,26 +139,33 @@ class Hosted(PublishedSource):
         if not isinstance(place, hub.Snapshot):
             return None
         chosen = self.choose(place, outside)
-        names = list(chosen.files) if self.first is not None else self.needed(chosen, place, outside)[0]
-        return place, [*names, *chosen.beside]
+        needed = Needed(list(chosen.files)) if self.first is not None else self.needed(chosen, place, outside)
+        sizes = {name: place.sizes.get(name, 0) for name in [*needed.files, *chosen.beside]}
+        return place, sizes | {name: part.bytes for name, part in needed.parts.items()}
 
     def fetch(self, into: Path, outside: Outside) -> None:
         place = self.place(outside.project)
         chosen = self.choose(place, outside)
-        names, notes = self.needed(chosen, place, outside)
-        every = list(dict.fromkeys([*names, *chosen.beside, *([CARD] if CARD in place.names else [])]))
-        folder = place.bring(every, outside.progress)
-        for done, name in enumerate(every, start=1):
-            files.copy(folder / name, into / self.store / name)
-            outside.progress(f"copying {self.path}", done, len(every))
-        record = Fetched(split=chosen.split, files=names, facts=dict(chosen.facts))
+        needed = self.needed(chosen, place, outside)
+        beside = [*chosen.beside, *([CARD] if CARD in place.names else [])]
+        whole = list(dict.fromkeys([*(name for name in needed.files if name not in needed.parts), *beside]))
+        folder = place.bring(whole, outside.progress) if whole else into
         home = into / self.store
+        for done, name in enumerate(whole, start=1):
+            files.copy(folder / name, home / name)
+            outside.progress(f"copying {self.path}", done, len(whole))
+        for done, (name, part) in enumerate(needed.parts.items(), start=1):
+            assert isinstance(place, hub.Snapshot)
+            self.keep_part(name, part, place, home)
+            outside.progress(f"downloading parts of {self.path}", done, len(needed.parts))
+        record = Fetched(split=chosen.split, files=needed.files, facts=dict(chosen.facts))
         if isinstance(place, hub.Snapshot):
-            record.origin = {"address": str(place.address), **place.pin(every, home).as_dict()}
+            record.origin = {"address": str(place.address), **place.pin([*whole, *needed.parts], home).as_dict()}
+            record.origin |= {"parts": _described(needed.parts, place)} if needed.parts else {}
         card = front_matter(home / CARD)
         record.licence, record.attribution = licence(card), _attribution(card, record.origin)
         (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        for note in (*chosen.notes, *notes):
+        for note in (*chosen.notes, *needed.notes):
             outside.note(f"{self.what}: {note}")
 
     def origin(self, raw: Path) -> Origin:
@@ -139,13 +174,30 @@ class Hosted(PublishedSource):
         attribution = self.attribution or record.attribution
         if record.origin is None:
             return Origin(self.path, licence, attribution)
-        pinned = tuple((name, f["size"], f["sha256"]) for name, f in sorted(record.origin["files"].items()))
+        parts = record.origin.get("parts", {})
+        pinned = tuple(
+            (name + (f" ({parts[name]['what']})" if name in parts else ""), f["size"], f["sha256"])
+            for name, f in sorted(record.origin["files"].items())
+        )
         return Origin(f"hf:{record.origin['repository']}@{record.origin['commit']}", licence, attribution, pinned)
 
 
 def counted(some: int, of: int, what: str) -> str:
     """``3 of 5 files``, or ``all 5 files``."""
     return f"all {of} {what}" if some == of else f"{some} of {of} {what}"
+
+
+def _described(parts: Mapping[str, Part], place: hub.Snapshot) -> dict[str, Any]:
+    """What files that are kept in part are parts of: their row groups, and size and SHA-256 of the hub's whole file."""
+    made, hashes = {}, place.stated_hashes(list(parts))
+    for name, part in parts.items():
+        whole = hashes.get(name, "")
+        groups = shortened(", ".join(map(str, part.groups)), 100)
+        made[name] = {
+            "groups": part.groups, "starts": part.starts, "size": place.sizes[name], "sha256": whole,
+            "what": f"row groups {groups} of the file with SHA-256 {whole or 'unknown'}",
+        }  # fmt: skip
+    return made
 
 
 def _attribution(card: Mapping[str, Any], origin: Mapping[str, Any] | None) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from tasks.errors import UserError
 from tasks.prepare import hugging, tables
+from tasks.storage import atomic
 from tasks.text import one_line
 
 ROWS = 256
@@ -46,7 +47,6 @@ class Cells:
     label: list[Any]
     caption: list[Any]
     images: Any
-    notes: tuple[str, ...] = ()
 
     def image(self, number: int, shown: str) -> bytes:
         """The encoded image of a row.
@@ -143,6 +143,36 @@ def groups(file: pa.parquet.ParquetFile, found: Columns, wanted: Collection[str]
     return chosen
 
 
+def first(file: pa.parquet.ParquetFile, count: int | None, before: int) -> list[int]:
+    """The first row groups of a file, so that ``count`` rows come together with the ``before`` ones; else all."""
+    numbers = []
+    for number in range(file.metadata.num_row_groups):
+        if count is not None and before >= count:
+            break
+        numbers.append(number)
+        before += file.metadata.row_group(number).num_rows
+    return numbers
+
+
+def weight(file: pa.parquet.ParquetFile, found: Columns, groups: Sequence[int]) -> int:
+    """The bytes that the columns that are read take in some row groups."""
+    total = 0
+    for number in groups:
+        group = file.metadata.row_group(number)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        total += sum(c.total_compressed_size for c in chunks if c.path_in_schema.partition(".")[0] in found.read)
+    return total
+
+
+def keep(file: pa.parquet.ParquetFile, groups: Sequence[int], columns: Sequence[str], target: Path) -> None:
+    """Write some row groups of a file, and some of its columns, as a file of their own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([file.schema_arrow.field(name) for name in columns], file.schema_arrow.metadata)
+    with atomic.made(target) as part, pa.parquet.ParquetWriter(part, schema) as writer:
+        for number in groups:
+            writer.write_table(file.read_row_group(number, columns=list(columns)).select(columns).cast(schema))
+
+
 def _cells(found: Columns, wanted: Collection[str]) -> list[Any]:
     """What cells of the column of classes hold for the wanted ones: numbers, and names as they are."""
     return [*wanted, *(number for number, name in enumerate(found.classes) if name in wanted)]
@@ -174,15 +204,17 @@ def read(
     first: int | None,
     scratch: Path,
     what: str,
+    starts_of: Mapping[str, Sequence[int]] = {},
 ) -> Cells:
     """The rows of some files: of the ``wanted`` classes alone where there are some, and at most about ``first``.
+
+    ``starts_of``: of files that are parts of larger ones, the number of each row group's first row there.
 
     Raises:
         UserError: a file is damaged, or its columns differ from those of the first.
     """
     target = scratch / f"rows-{len(list(scratch.iterdir()))}.arrow"
     cells = Cells([], [], [], [], None)
-    cut, of = 0, 0
     schema: pa.Schema | None = None
     writer: Any = None
     with pa.OSFile(str(target), "wb") as sink:
@@ -196,12 +228,11 @@ def read(
                     schema = image
                     writer = pa.ipc.new_file(sink, schema)
                 chosen = groups(parquet, found, wanted) if wanted else list(range(parquet.metadata.num_row_groups))
-                cut, of = cut + len(chosen), of + parquet.metadata.num_row_groups
-                starts = _starts(parquet)
+                first_rows = starts_of.get(name) or starts(parquet)
                 for group in chosen:
                     if first is not None and len(cells.row) >= first:
                         break
-                    row = starts[group]
+                    row = first_rows[group]
                     for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=found.read):
                         kept = _kept(batch, found, wanted)
                         writer.write_table(pa.table(batch.select([found.image])).take(kept).cast(schema))
@@ -216,11 +247,10 @@ def read(
         writer.close()
     with pa.memory_map(str(target)) as source:
         images = pa.ipc.open_file(source).read_all()[found.image]
-    notes = (f"row groups: {cut} of {of} read, which may have the classes of only",) if wanted else ()
-    return Cells(cells.file, cells.row, cells.label, cells.caption, images, notes)
+    return Cells(cells.file, cells.row, cells.label, cells.caption, images)
 
 
-def _starts(parquet: pa.parquet.ParquetFile) -> list[int]:
+def starts(parquet: pa.parquet.ParquetFile) -> list[int]:
     """The number of each row group's first row, counted from 1."""
     starts = [1]
     for number in range(parquet.metadata.num_row_groups):

@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,6 +169,21 @@ class Snapshot:
             store = HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True, **token)
             path = f"{folder}{self.address.repository}@{self.commit}/{name}"
             yield stack.enter_context(store.open(path, "rb", block_size=TAIL))
+
+    def stated_hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """The SHA-256 of large files as the hub states them; of files that it keeps in git itself, none.
+
+        Raises:
+            UserError, UnavailableError: as `bring`.
+        """
+        from huggingface_hub import HfApi
+
+        token = {"token": False} if self.public else {}
+        with _readable(self.address):
+            rows = HfApi(endpoint=_endpoint()).get_paths_info(
+                self.address.repository, list(names), repo_type=self.address.kind, revision=self.commit, **token
+            )
+        return {row.path: row.lfs.sha256 for row in rows if getattr(row, "lfs", None)}
 
     def require(self, names: Iterable[str]) -> None:
         """Look whether files can be had, without downloading any.

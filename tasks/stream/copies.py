@@ -13,7 +13,7 @@ from tasks.errors import UserError
 from tasks.params import Base, Params
 from tasks.prepare.hosted import Hosted
 from tasks.prepare.photographs import Photographs
-from tasks.prepare.registry import parse
+from tasks.prepare.registry import parse, written
 from tasks.prepare.source import Context, Outside
 from tasks.progress import Progress, silent
 from tasks.stream import ready
@@ -36,6 +36,8 @@ class CopyProperty:
     found: float | None
     """None where it could not be looked at; then ``problem`` says why."""
     problem: str = ""
+    at: str = ""
+    """The source that was looked at, at the commit of a hub."""
 
     @property
     def agrees(self) -> bool | None:
@@ -67,23 +69,30 @@ def check(
             where = ready.source(one, manifest, wanted.data, wanted.kind)
             classes: set[str] = set()
             for part in ("train", "test") if one.role == "adaptation" else ("test",):
-                count, found = _look(one, where, part, project, scratch, progress)
+                source = _at_commit(ready.spec(one, where, part), project)
+                at = f"{source.name}:{source.path}"
+                count, found = _look(source, one.name, project, scratch, progress)
                 classes |= found
-                yield CopyProperty(one.name, f"{part} samples", getattr(one.counts, part), count)
+                yield CopyProperty(one.name, f"{part} samples", getattr(one.counts, part), count, at=at)
             if not one.pairs:
-                yield CopyProperty(one.name, "classes", one.number_of_classes, len(classes))
+                yield CopyProperty(one.name, "classes", one.number_of_classes, len(classes), at=at)
             if scores:
-                yield CopyProperty(one.name, "score", one.score, scores.of(ready.test(one, manifest, wanted)))
+                test = {**ready.test(one, manifest, wanted), "test": [written(source)]}
+                yield CopyProperty(one.name, "score", one.score, scores.of(test), at=at)
         except UserError as error:
             yield CopyProperty(one.name, "copy", None, None, str(error))
 
 
-def _look(
-    one: ReadySet, where: str, part: str, project: Path, scratch: Path, progress: Progress
-) -> tuple[int, set[str]]:
+def _at_commit(spec: dict[str, Any], project: Path) -> Any:
+    """A source at the commit that its repository is at now."""
+    source = parse(spec, spec["path"])
+    return source.pinned(project) if isinstance(source, Hosted) else source
+
+
+def _look(source: Any, name: str, project: Path, scratch: Path, progress: Progress) -> tuple[int, set[str]]:
     outside = Outside(project, scratch / "downloads", 0, progress)
     context = Context(0, 1, "bicubic", squash=False, scratch=scratch)
-    with prepare.looked_into([ready.spec(one, where, part)], f"data check: {one.name}", outside, context) as readings:
+    with prepare.looked_into([written(source)], f"data check: {name}", outside, context) as readings:
         return sum(reading.count for _, reading in readings), {c for _, reading in readings for c in reading.classes}
 
 

@@ -76,6 +76,10 @@ class ReadySet(Settings):
         """None where no source says it."""
         return len(self.classes) or self.classes_count
 
+    def counted(self, *, trained: bool) -> list[int | None]:
+        """How many samples its test part has, and its training part if it is trained on; None where no source says."""
+        return [self.counts.test, *([self.counts.train] if trained else [])]
+
     @property
     def validation(self) -> int | None:
         """Training samples that task vectors' code holds out; None where the training samples are not counted."""

@@ -18,6 +18,7 @@ from tasks.params import parse as parse_params
 from tasks.prepare.registry import parse
 from tasks.prepare.source import Note, unheard
 from tasks.prepare.sources.fomo import sequence
+from tasks.stream import pins
 from tasks.stream.cut import groups
 from tasks.stream.manifest import VALIDATION_SHARE, ReadySet, StreamManifest
 from tasks.units import duration, size
@@ -193,7 +194,7 @@ def size_of(manifest: StreamManifest, image_size: int, prepared: Prepared, *, ex
     samples, uncounted = 0, []
     for one in manifest.sets:
         trained = one.role == "adaptation" and not experts
-        counts = [one.counts.test, *([one.counts.train] if trained else [])]
+        counts = one.counted(trained=trained)
         samples += sum(count or 0 for count in counts)
         if None in counts:
             uncounted.append(one.name)
@@ -201,8 +202,8 @@ def size_of(manifest: StreamManifest, image_size: int, prepared: Prepared, *, ex
     return Size(samples, tuple(uncounted), math.ceil(samples * each * image_size**2))
 
 
-def text(manifest: StreamManifest, wanted: Wanted) -> str:
-    """The params.yaml, which is valid as a whole.
+def text(manifest: StreamManifest, wanted: Wanted, project: Path) -> str:
+    """The params.yaml, which is valid as a whole; addresses of hubs are at the commit that they are at now.
 
     Raises:
         UserError: as `params_of`, or it is not valid with what was asked for; names the key.
@@ -212,7 +213,10 @@ def text(manifest: StreamManifest, wanted: Wanted) -> str:
     writer.sort_base_mapping_type_on_output = False
     writer.width = 4096
     written = io.StringIO()
-    writer.dump(params_of(manifest, wanted), written)
+    made = params_of(manifest, wanted)
+    if unpinned := pins.pin(made, project):
+        wanted.note(f"no hub answers for {', '.join(unpinned)}: which commit is meant is settled by the first run")
+    writer.dump(made, written)
     head = f"# {manifest.about}: streams/{manifest.stream}.yaml, by chronomerge stream import.\n"
     content = head + written.getvalue()
     parse_params(content, Path(f"{manifest.stream} as params"))

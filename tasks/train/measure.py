@@ -31,14 +31,15 @@ def peak(folder: Path, recipe: Recipe, method: Method, regularizer: Regularizer 
         model = models.build(folder).to("cuda")
         method.start(model, functools.partial(randomness.generator, 0, "cost"))
         pull = regularizer.begin(model, None) if regularizer else None
-        batch = _batch(recipe.batch_size, models.preprocess(folder).image_size, models.tokenizer(folder))
+        batch = grey_batch(recipe.batch_size, models.preprocess(folder).image_size, models.tokenizer(folder))
         training = Training(model, replace(recipe, steps=2), models.preprocess(folder), seed=0, pull=pull)
         for _ in range(2):
             training.step(batch)
     return torch.cuda.max_memory_allocated()
 
 
-def _batch(count: int, size: int, tokenize: models.Tokenizer) -> Batch:
+def grey_batch(count: int, size: int, tokenize: models.Tokenizer) -> Batch:
+    """Grey images, uint8 (count, size, size, 3), and captions of full length."""
     tokens = tokenize(["word " * 1000]).expand(count, -1)
     return Batch(
         images=np.full((count, size, size, 3), 127, dtype=np.uint8),

@@ -14,6 +14,7 @@ from tasks import params
 from tasks.errors import UserError
 from tasks.model import checkpoints, models
 from tasks.params import Base
+from tasks.prepare.registry import parse
 from tasks.train.node import random_weights
 from tests import hub, miniatures
 from tests import project as projects
@@ -65,12 +66,17 @@ def imported(*args: str) -> params.Params:
     return params.parse(done.stdout, Path("imported"))
 
 
-def test_a_stream_of_a_hub_becomes_params_and_says_what_it_takes(here: Path) -> None:
+def commit_of(server: hub.Hub, name: str) -> str:
+    return server.repositories[f"datasets/mini/{name}"].refs["main"]
+
+
+def test_a_stream_of_a_hub_becomes_params_and_says_what_it_takes(here: Path, server: hub.Hub) -> None:
     done = command("stream", "import", "mini-vision", "--orders", "2")
     read = params.parse(done.stdout, here / "params.yaml")
     assert [one.name for one in read.stream] == list(NAMES)
     assert read.stream[0].update[0] == {
-        "source": "hf", "path": "mini/one", "split": "train", "share": "[:91.67%]", "licence": "CC0",
+        "source": "hf", "path": f"mini/one@{commit_of(server, 'one')}", "split": "train", "share": "[:91.67%]",
+        "licence": "CC0",
         "classes": list(miniatures.NAMES), "template": "a photo of a {}.",
     }  # fmt: skip
     assert read.grid is not None
@@ -79,6 +85,19 @@ def test_a_stream_of_a_hub_becomes_params_and_says_what_it_takes(here: Path) -> 
     assert "to download: " in done.stderr
     assert "of unknown size" not in done.stderr
     assert "on disk: 9.0 MB prepared at 224 pixels (raw)" in done.stderr
+    # 3 trainings of 3 steps; 4 evaluations of 4 test sets; the classes of the set in tars are in its files.
+    assert "times 9 training steps, 96 images scored and 60 prepared; downloads" in done.stderr
+
+
+def test_params_name_the_commits_of_the_import_and_a_check_says_which_it_looked_at(here: Path, server: hub.Hub) -> None:
+    before = commit_of(server, "two")
+    content = imported("mini-vision")
+    server.commit("mini/two", {"note.txt": "changed"}, kind="datasets")
+    after = commit_of(server, "two")
+    source = parse(content.stream[1].update[0], "two")
+    assert source.place(here).commit == before != after  # type: ignore[attr-defined]
+    assert {one["at"] for one in check("mini-vision/two")[1]} == {f"hf:mini/two@{after}"}
+    assert f"two: hf:mini/two@{after}" in command("data", "check", "mini-vision/two").stdout
 
 
 def test_without_a_hub_the_size_is_said_to_be_unknown(
@@ -89,6 +108,8 @@ def test_without_a_hub_the_size_is_said_to_be_unknown(
         hub.reread()
         done = command("stream", "import", "mini-vision")
     assert "3 sets of unknown size (one, two, three)" in done.stderr
+    assert "note: no hub answers for mini/one, mini/two, mini/three: which commit is meant" in done.stderr
+    assert params.parse(done.stdout, tmp_path).stream[0].update[0]["path"] == "mini/one"  # type: ignore[index]
 
 
 def test_a_folder_in_place_of_sources_and_validation_in_place_of_tests() -> None:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tasks.errors import UnavailableError, UserError
 from tasks.model.datasets import Dataset
 from tasks.prepare import notes_on
 from tasks.prepare.registry import parse, written
+from tasks.storage.hub import TAIL
 from tests import hub, published
 from tests.prepare.conftest import picture
 
@@ -180,10 +183,9 @@ def test_some_classes_take_only_files_and_row_groups_that_may_have_them(
 ) -> None:
     data = prepare({"source": "hf", "path": "org/animals", "split": "train", "only": ["dog"]})
     assert (data.card.classes, len(data)) == (("dog",), 2)
-    assert downloaded(server) == {"data/train-00000-of-00002.parquet"}
+    assert downloaded(server) == set()  # it comes in part
     assert data.ids == [f"org/animals:data/train-00000-of-00002.parquet:{n}" for n in (3, 4)]
-    assert "the classes of only: 1 of 2 files read" in notes(project)
-    assert "row groups: 1 of 2 read" in notes(project)
+    assert "the classes of only: 1 of 2 files read, and of these 1 of 2 row groups" in notes(project)
     with pytest.raises(UserError, match="only names the class 'cow'"):
         prepare({"source": "hf", "path": "org/animals", "split": "train", "only": ["cow"]})
 
@@ -193,7 +195,7 @@ def test_the_first_samples_take_no_more_files_than_they_need(prepare: Prepare, s
     data = prepare("hf:org/animals#train[:3]")
     assert named(data) == ["cat", "cat", "dog"]
     assert downloaded(server) == {"data/train-00000-of-00002.parquet"}
-    assert "the first 3 samples: 1 of 2 files read" in notes(project)
+    assert "the first 3 samples: 1 of 2 files read, and of these all 2 row groups" in notes(project)
 
 
 @pytest.mark.usefixtures("animals")
@@ -234,6 +236,45 @@ def test_some_classes_of_folders(prepare: Prepare, server: hub.Hub, project: Pat
     assert (data.card.classes, len(data)) == (("polar bear",), 2)
     assert "the classes of only: 2 of 6 files read" in notes(project)
     assert len([r for r in server.requests if r.method == "GET" and r.path.endswith(".png")]) == 2
+
+
+def served(server: hub.Hub, content: bytes) -> int:
+    """Bytes of a large file that were asked for."""
+    total = 0
+    for one in server.requests:
+        if one.method == "GET" and one.path.endswith(hashlib.sha256(content).hexdigest()):
+            start, stop = (one.range or f"bytes=0-{len(content)}").removeprefix("bytes=").split("-")
+            total += min(int(stop), len(content) - 1) + 1 - int(start)
+    return total
+
+
+def noise(number: int) -> Image.Image:
+    """A picture of 30 kB that compresses to nothing less."""
+    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (100, 100, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("selection", "groups", "samples"), [({"only": ["dog"]}, [1], [21, 40]), ({"first": 25}, [0, 1], [1, 25])]
+)
+def test_row_groups_alone_are_brought_and_the_whole_file_is_named_by_the_hubs_hash(
+    prepare: Prepare, server: hub.Hub, tmp_path: Path, project: Path, selection: dict[str, Any],
+    groups: list[int], samples: list[int],
+) -> None:  # fmt: skip
+    rows = [{"image": noise(n), "label": n // 20, "more": "x" * 1000} for n in range(120)]
+    file = published.parquet(tmp_path / "t.parquet", rows, {"label": [*NAMES, "fox", "owl", "hen"]}, group=20)
+    server.commit("org/large", {"train.parquet": file}, kind="datasets")
+    content = file.read_bytes()
+    assert len(content) > 3_000_000
+    part = prepare({"source": "hf", "path": "org/large", "split": "train", **selection})
+    brought = served(server, content)
+    assert len(groups) / 6 * len(content) < brought < len(groups) / 6 * len(content) + 3 * TAIL
+    ((name, size, sha256),) = part.card.origins[0].files
+    whole = hashlib.sha256(content).hexdigest()
+    assert name == f"train.parquet (row groups {', '.join(map(str, groups))} of the file with SHA-256 {whole})"
+    (kept,) = (project / "data/raw/arrival").rglob("train.parquet")
+    assert (size, sha256) == (kept.stat().st_size, hashlib.sha256(kept.read_bytes()).hexdigest())
+    assert part.ids == [f"org/large:train.parquet:{n}" for n in range(samples[0], samples[1] + 1)]
+    assert (part.images == prepare("hf:org/large#train").images[samples[0] - 1 : samples[1]]).all()
 
 
 # --- Folders of images and WebDataset -------------------------------------------------------------------------------
@@ -336,11 +377,8 @@ def test_gated_missing_down_and_offline(server: hub.Hub, prepare: Prepare, tmp_p
 def test_a_broken_download_goes_on_where_it_stopped(
     server: hub.Hub, prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import numpy as np
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
-    file = published.parquet(tmp_path / "t.parquet", [{"image": Image.fromarray(noise), "label": 0}], {"label": NAMES})
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    file = published.parquet(tmp_path / "t.parquet", [{"image": Image.fromarray(pixels), "label": 0}], {"label": NAMES})
     server.commit("org/large", {"train.parquet": file}, kind="datasets")
     server.cut[hashlib.sha256(file.read_bytes()).hexdigest()] = 150_000
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)

@@ -68,9 +68,10 @@ def test_vision_streams_are_the_first_of_one_list_and_have_experts() -> None:
 
 def test_the_validation_samples_are_those_of_task_vectors_code() -> None:
     by_name = {one.name: one for one in whole("vision20").sets}
-    assert [by_name[name].validation for name in ("dtd", "mnist", "svhn", "emnist_letters")] == [376, 5000, 5000, None]
+    assert [by_name[name].validation for name in ("dtd", "mnist", "svhn", "emnist_letters")] == [376, 5000, 5000, 5000]
     assert ready.shares(by_name["mnist"]) == ("[:91.67%]", "[91.67%:]")
-    assert ready.shares(by_name["emnist_letters"]) == ("[:90%]", "[90%:]")
+    uncounted = whole("fomo-in-flux").of_role("adaptation")[1]
+    assert (uncounted.counts.train, ready.shares(uncounted)) == (None, ("[:90%]", "[90%:]"))
 
 
 @pytest.mark.parametrize("name", ["vision8", "vision14", "vision20"])
@@ -111,9 +112,10 @@ def test_fomo_in_flux_needs_a_folder_and_says_whom_to_ask() -> None:
 def test_disk_is_told_by_samples_and_size() -> None:
     found = whole("vision8")
     raw = ready.size_of(found, 224, Params.model_validate(ready.params_of(found, Wanted())).prepared, experts=False)
-    assert raw.samples == sum((one.counts.train or 0) + (one.counts.test or 0) for one in found.of_role("adaptation"))
+    arriving = sum((one.counts.train or 0) + (one.counts.test or 0) for one in found.of_role("adaptation"))
+    assert raw.samples == arriving + 6085
     assert raw.prepared == raw.samples * 3 * 224 * 224
-    assert raw.uncounted == ("caltech101",)
+    assert raw.uncounted == ()
 
 
 @pytest.mark.parametrize(

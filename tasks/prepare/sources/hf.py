@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator
 
 from tasks.errors import UserError
-from tasks.prepare import layouts, listing, parquet, tables, tars
-from tasks.prepare.hosted import FileChoice, Hosted, counted
+from tasks.prepare import layouts, listing, parquet, tables
+from tasks.prepare.hosted import FileChoice, Hosted, Needed, Part, counted
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.places import Place, left_out, pick
 from tasks.prepare.source import Context, Outside
@@ -111,54 +111,69 @@ class HubDataset(Hosted):
                 "neither classes nor captions"
             )
 
-    def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
+    def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
         form = chosen.facts["form"]
         if form == "imagefolder" and (self.only or self.first):
             return self._needed_images(chosen)
-        if form == "parquet" and self.only:
+        if form == "parquet" and (self.only or self.first):
             return self._needed_tables(chosen, place, outside)
         return super().needed(chosen, place, outside)
 
-    def _needed_images(self, chosen: FileChoice) -> tuple[list[str], list[str]]:
+    def _needed_images(self, chosen: FileChoice) -> Needed:
         beside = [name for name in chosen.files if PurePosixPath(name).name in METADATA]
         images = [name for name in chosen.files if listing.is_image(Path(name))]
         if beside:  # which image is of which class, they say
-            return list(chosen.files), []
+            return Needed(list(chosen.files))
         if self.first is not None:
             taken = images[: self.first]
-            return taken, [f"the first {self.first} samples: {counted(len(taken), len(images), 'files')} read"]
+            return Needed(taken, [f"the first {self.first} samples: {counted(len(taken), len(images), 'files')} read"])
         self.selected((spoken(PurePosixPath(name).parent.name) for name in images), self.what)
         taken = [name for name in images if spoken(PurePosixPath(name).parent.name) in self.only]
-        return taken, [f"the classes of only: {counted(len(taken), len(images), 'files')} read"]
+        return Needed(taken, [f"the classes of only: {counted(len(taken), len(images), 'files')} read"])
 
-    def _needed_tables(self, chosen: FileChoice, place: Place, outside: Outside) -> tuple[list[str], list[str]]:
-        """The Parquet files with row groups that may have the classes of `only`: their ends alone are looked at."""
+    def _needed_tables(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
+        """The Parquet files and their row groups that the selection needs; the files' ends alone are looked at."""
         assert isinstance(place, hub.Snapshot)
-        taken = []
+        parts: dict[str, Part] = {}
+        taken: list[str] = []
         columns: parquet.Columns | None = None
+        groups = read = rows = 0
         for done, name in enumerate(chosen.files, start=1):
+            if self.first is not None and rows >= self.first:
+                break
             with place.opened(name) as file, parquet.opened(file, f"{self.what}: {name}") as table:
                 columns = columns or self._columns(table.schema_arrow, chosen.facts["classes"])
-                if parquet.groups(table, columns, self.only):
+                needed = (
+                    parquet.groups(table, columns, self.only) if self.only else parquet.first(table, self.first, rows)
+                )
+                rows += sum(table.metadata.row_group(number).num_rows for number in needed)
+                if needed:
                     taken.append(name)
+                    groups, read = groups + table.metadata.num_row_groups, read + len(needed)
+                if 0 < len(needed) < table.metadata.num_row_groups:
+                    starts = parquet.starts(table)
+                    parts[name] = Part(
+                        tuple(needed), tuple(starts[number] for number in needed), tuple(columns.read),
+                        parquet.weight(table, columns, needed),
+                    )  # fmt: skip
             outside.progress(f"looking at {self.path}", done, len(chosen.files))
-        if columns is not None and columns.classes:
+        if self.only and columns is not None and columns.classes:
             self.selected(columns.classes, self.what)
         if not taken:
             raise UserError(f"{self.what}: only names {', '.join(self.only)}, and no file has such a class")
-        return taken, [f"the classes of only: {counted(len(taken), len(chosen.files), 'files')} read"]
+        why = "the classes of only" if self.only else f"the first {self.first} samples"
+        note = f"{why}: {counted(len(taken), len(chosen.files), 'files')} read"
+        return Needed(taken, [f"{note}, and of these {counted(read, groups, 'row groups')}"], parts)
+
+    def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
+        with place.opened(name) as file, parquet.opened(file, f"{self.what}: {name}") as table:
+            parquet.keep(table, part.groups, part.columns, home / name)
 
     def _columns(self, schema: Any, classes: Any) -> parquet.Columns:
         found = parquet.columns(schema, self.image, self.label, self.caption, classes, self.what)
         if not self.classes:
             return found
         return parquet.Columns(found.image, found.label, found.caption, self.classes)
-
-    def samples_in(self, file: Path, outside: Outside) -> int:
-        if tars.is_tar(file):
-            return super().samples_in(file, outside)
-        with parquet.opened(file, f"{self.what}: {file.name}") as table:
-            return int(table.metadata.num_rows)
 
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         facts = self.record(home.parent).facts
@@ -190,7 +205,9 @@ class HubDataset(Hosted):
         with parquet.opened(files[0], f"{self.what}: {files[0].name}") as table:
             found = self._columns(table.schema_arrow, facts["classes"])
             every = table.schema_arrow.names
-        cells = parquet.read(home, files, found, self.only, self.first, context.scratch, self.what)
+        parts = (self.record(home.parent).origin or {}).get("parts", {})
+        starts = {name: part["starts"] for name, part in parts.items()}
+        cells = parquet.read(home, files, found, self.only, self.first, context.scratch, self.what, starts)
         where = f"{self.what}: column"
         names = tables.as_class_names(cells.label, found.classes, f"{where} {found.label!r}")
         rows: list[Row] = []
@@ -216,7 +233,7 @@ class HubDataset(Hosted):
                     Row(f"{shown}#{order}", group, text, name, load) for order, text in enumerate(captions, start=1)
                 ]
         unread = [name for name in every if name not in found.read]
-        notes = [*cells.notes, *(f"left out: {count} rows with {what}" for what, count in lacking.items())]
+        notes = [f"left out: {count} rows with {what}" for what, count in lacking.items()]
         if unread:
             notes.append(f"columns that are not read: {shortened(', '.join(unread), 200)}")
         return Rows(rows, given=True, notes=tuple(notes), classes=found.classes if found.label else ())
