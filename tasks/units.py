@@ -13,7 +13,9 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds: 5400 → 1.5 h, 90 → 1.5 min."""
+    """Seconds: 5400 → 1.5 h, 90 → 1.5 min; from two days on, days."""
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.1f} days"
     for length, unit in ((3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

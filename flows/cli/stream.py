@@ -143,6 +143,7 @@ def import_(
     for line in ready.costs(ready_stream, wanted, project, image_size):
         terminal.errors.print(line)
     params = parse(content, Path(f"{name} as params"))
+    terminal.errors.print(f"time: measuring a few batches of {params.base.model} on this machine …")
     private = layout.private(project)
     private.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=private, prefix="pace-") as scratch:

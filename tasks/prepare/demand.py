@@ -78,7 +78,8 @@ def demand(
             place, sizes = found
             count, at_most = count + 1, at_most or source.first is not None
             for name, size in sizes.items():
-                files[place.address.repository, place.commit, name] = size, place.has(name)
+                key = place.address.repository, place.commit, name
+                files[key] = max(size, files.get(key, (0, False))[0]), place.has(name)
     if not count:
         return None
     download = sum(size for size, there in files.values() if not there)

@@ -167,7 +167,8 @@ def weight(file: pa.parquet.ParquetFile, found: Columns, groups: Sequence[int]) 
 def keep(file: pa.parquet.ParquetFile, groups: Sequence[int], columns: Sequence[str], target: Path) -> None:
     """Write some row groups of a file, and some of its columns, as a file of their own."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([file.schema_arrow.field(name) for name in columns], file.schema_arrow.metadata)
+    fields = [file.schema_arrow.field(name) for name in columns]
+    schema = pa.schema(fields).with_metadata(file.schema_arrow.metadata)
     with atomic.made(target) as part, pa.parquet.ParquetWriter(part, schema) as writer:
         for number in groups:
             writer.write_table(file.read_row_group(number, columns=list(columns)).select(columns).cast(schema))

@@ -177,13 +177,14 @@ class Snapshot:
             UserError, UnavailableError: as `bring`.
         """
         from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
 
-        token = {"token": False} if self.public else {}
+        token: dict[str, Any] = {"token": False} if self.public else {}
         with _readable(self.address):
             rows = HfApi(endpoint=_endpoint()).get_paths_info(
                 self.address.repository, list(names), repo_type=self.address.kind, revision=self.commit, **token
             )
-        return {row.path: row.lfs.sha256 for row in rows if getattr(row, "lfs", None)}
+        return {row.path: row.lfs.sha256 for row in rows if isinstance(row, RepoFile) and row.lfs}
 
     def require(self, names: Iterable[str]) -> None:
         """Look whether files can be had, without downloading any.

@@ -185,9 +185,9 @@ def _of_step(training: Training, batch: Batch) -> tuple[Seconds, Seconds]:
     """Of training steps: forward and backward, and the rest."""
     gradients, parts = training.gradients, []
 
-    def timed(drawn: Batch) -> float:
+    def timed(batch: Batch) -> float:
         start = _now()
-        loss = gradients(drawn)
+        loss = gradients(batch)
         parts.append(_now() - start)
         return loss
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.errors import UserError
-from tasks.model.datasets import Dataset
 from tasks.params import Params
 from tasks.prepare import demanded
 from tasks.prepare.demand import demand, shown
+from tasks.prepare.registry import parse
 from tests import hub, published
 from tests.prepare.conftest import image_folder, params, picture
 
-Prepare = Callable[..., Dataset]
 NAMES = ("cat", "dog", "owl")
 
 
@@ -49,14 +48,14 @@ def experiment(*train: Any, test: Any = "clip-benchmark:animals#test") -> Params
 
 
 def test_every_file_counts_once_and_what_is_there_is_not_downloaded(
-    server: hub.Hub, project: Path, prepare: Prepare, tmp_path: Path
+    server: hub.Hub, project: Path, tmp_path: Path
 ) -> None:
     both = [("a", ["hf:org/animals#train", "hf:org/animals#train[:80%]"]), ("b", ["hf:org/animals#train[20%:]"])]
     found = demand(both, project, tmp_path / "cache")
     assert found is not None
     every = size(server, "org/animals", "data/train-0.parquet", "data/train-1.parquet")
     assert (found.sources, found.files, found.download, found.kept) == (3, 2, every, every)
-    prepare({"source": "hf", "path": "org/animals", "split": "train", "only": ["cat"]})
+    parse("hf:org/animals#train", "a").place(project).bring(["data/train-0.parquet"])  # type: ignore[attr-defined]
     again = demand(both, project, tmp_path / "cache")
     assert again is not None
     assert (again.download, again.kept) == (size(server, "org/animals", "data/train-1.parquet"), every)
@@ -68,7 +67,11 @@ def test_a_selection_of_classes_costs_its_files_alone_and_a_number_of_samples_at
     some = {"source": "hf", "path": "org/animals", "split": "train", "only": ["cat"]}
     found = demand([("a", [some])], project, tmp_path / "cache")
     assert found is not None
-    assert (found.files, found.download) == (1, size(server, "org/animals", "data/train-0.parquet"))
+    assert found.files == 1
+    assert 0 < found.download < size(server, "org/animals", "data/train-0.parquet")  # one of its row groups
+    whole = demand([("a", [some, "hf:org/animals#train"])], project, tmp_path / "cache")
+    assert whole is not None
+    assert whole.download == size(server, "org/animals", "data/train-0.parquet", "data/train-1.parquet")
     assert not [r for r in server.requests if r.method == "GET" and "/objects/" in r.path and r.range is None]
     first = demand([("a", ["hf:org/animals#train[:1]"])], project, tmp_path / "cache")
     assert first is not None
