@@ -23,7 +23,7 @@ from importlib.abc import Loader, MetaPathFinder, SourceLoader
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Self
+from typing import Any
 
 from tasks import forking
 from tests import forks
@@ -33,15 +33,15 @@ PREFECT = (
     "prefect.task_engine", "prefect.utilities.visualization",
 )  # fmt: skip
 OTHERS = (
-    "aiobotocore.session", "boto3", "botocore.session", "configobj", "datasets", "dulwich.client", "dvc.data_cloud",
-    "dvc.repo", "dvc.repo.plots", "dvc.scm", "dvc_s3", "httpx", "numpy",
-    "PIL.Image", "psutil", "pyarrow.parquet", "pydantic", "rich.progress", "ruamel.yaml", "s3fs", "safetensors.torch",
-    "typer",
+    "aiobotocore.session", "anyio._backends._asyncio", "boto3", "botocore.session", "configobj", "datasets",
+    "dulwich.client", "dvc.cachemgr", "dvc.commands.repro", "dvc.data_cloud", "dvc.lock", "dvc.repo",
+    "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.graph", "dvc.repo.index", "dvc.repo.metrics",
+    "dvc.repo.params", "dvc.repo.plots", "dvc.repo.stage", "dvc.rwlock", "dvc.scm", "dvc_data.hashfile.status",
+    "dvc_data.index.checkout", "dvc_s3", "fastapi", "httpx", "networkx", "numpy", "PIL.Image", "psutil",
+    "pyarrow.parquet", "pydantic", "rich.progress", "rich.status", "ruamel.yaml", "s3fs", "safetensors.torch", "typer",
 )  # fmt: skip
 OWN = ("chronomerge", "flows", "tasks", "tests")
 """Packages of the project: a fork imports those of its own folder."""
-FORKED = ("tasks.record.node_server", "tasks.storage.dvc_process")
-"""Processes that a forked command starts, which import much."""
 _RETAINED: list[ModuleType] = []
 """Modules of the project that defined operators of torch, which go when the modules do."""
 _COMPILED: dict[bytes, CodeType] = {}
@@ -73,7 +73,7 @@ def preload() -> None:
 def _source_to_code(_loader: SourceLoader, data: bytes, path: str, *, _optimization: int = -1) -> CodeType:
     """As `SourceLoader.source_to_code`, with what `_COMPILED` has."""
     if code := _COMPILED.get(bytes(data)):
-        _imp._fix_co_filename(code, path)  # as the import system does with code that was compiled elsewhere
+        _imp._fix_co_filename(code, path)  # type: ignore[attr-defined]  # as the import system does with code that was compiled elsewhere
         return code
     compiled: CodeType = compile(data, path, "exec", dont_inherit=True, optimize=_optimization)
     return compiled
@@ -107,25 +107,16 @@ def become(call: dict[str, Any], streams: Sequence[int]) -> None:
     """Be the process of a call, from its session to its streams."""
     os.setsid()
     forking.become(call, streams)
-    sys.stdin = sys.__stdin__ = _text(0, "r")
+    sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _text(1, "w")  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(2, "w", errors="backslashreplace", line_buffering=True)  # type: ignore[misc]
     sys.modules.pop("tests", None)
     SourceFileLoader.source_to_code = _source_to_code  # type: ignore[assignment, method-assign]
     if call["forking"]:
         forks.FOLDER = Path(call["forking"])
-        subprocess.Popen = _Popen  # type: ignore[misc]
+        subprocess.Popen = forks.Popen  # type: ignore[assignment, misc]
     if "huggingface_hub.constants" in sys.modules:
         importlib.reload(sys.modules["huggingface_hub.constants"])  # it has read the environment
-
-
-class _Popen(subprocess.Popen[Any]):
-    """As its base; a process of `FORKED` is a fork too, which does not notice when this one is killed."""
-
-    def __new__(cls, command: Any, **options: Any) -> Self:
-        if isinstance(command, list) and command[1:2] == ["-m"] and command[2] in FORKED:
-            return forks.connected(command, **options)  # type: ignore[return-value]
-        return super().__new__(cls)
 
 
 def _text(number: int, mode: str, errors: str = "strict", line_buffering: bool = False) -> io.TextIOWrapper:

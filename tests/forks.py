@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from filelock import FileLock
 
@@ -23,6 +23,8 @@ from tasks import fork_call
 FOLDER: Path | None = None
 """A folder that all workers of a test session share; None outside of one, where nothing is forked."""
 START_SECONDS = 240
+FORKED = ("dvc", "tasks.record.node_server", "tasks.storage.dvc_process")
+"""Processes that a command starts, which import much."""
 
 
 class Forked:
@@ -113,7 +115,7 @@ class ForkServer:
     ) -> Forked:
         """Run a module as ``python -m`` would, in a session of its own; its stdin, stdout and stderr are given.
 
-        With ``forking`` its processes of `fork_server.FORKED` are forks too; not for a process that is killed.
+        With ``forking`` its processes of `FORKED` are forks too; not for a process that is killed.
         """
         connection = self._connected()
         call = {
@@ -127,14 +129,34 @@ class ForkServer:
         self._session.close()
 
 
-def connected(command: Sequence[str], *, cwd: Path, stderr: IO[bytes], env: Mapping[str, str], **_: Any) -> Forked:
-    """Run ``python -m MODULE …`` as `subprocess.Popen` would, in a session of its own and with pipes for text."""
-    (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
-    streams = (theirs_in, theirs_out, stderr.fileno())
-    process = server().start(cwd, env, streams, *command[command.index("-m") + 1 :])
-    os.close(theirs_in)
-    os.close(theirs_out)
-    process.stdin, process.stdout = os.fdopen(ours_in, "w"), os.fdopen(ours_out)
+class Popen(subprocess.Popen[Any]):
+    """As its base; a process of `FORKED` is a fork, which does not notice when the one that starts it is killed."""
+
+    def __new__(cls, command: Any, **options: Any) -> Self:
+        if isinstance(command, list) and command[1:2] == ["-m"] and command[2] in FORKED:
+            return _connected(command[2:], **options)  # type: ignore[return-value]
+        return super().__new__(cls)
+
+
+def _connected(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: int,
+    stderr: IO[Any] | int,
+    errors: str | None = None,
+    **_: Any,
+) -> Forked:
+    """Run a module in a session of its own, with a pipe from its stdout and, where asked for, one to its stdin."""
+    (ours_out, theirs_out), nothing = os.pipe(), os.open(os.devnull, os.O_RDONLY)
+    theirs_in, ours_in = os.pipe() if stdin == subprocess.PIPE else (nothing, None)
+    theirs_errors = theirs_out if isinstance(stderr, int) else stderr.fileno()
+    process = server().start(cwd, env, (theirs_in, theirs_out, theirs_errors), *command)
+    for number in {theirs_in, theirs_out, nothing}:
+        os.close(number)
+    process.stdout = os.fdopen(ours_out, errors=errors)
+    process.stdin = None if ours_in is None else os.fdopen(ours_in, "w")
     return process
 
 

@@ -23,6 +23,8 @@ from tests import forks, session
 Process = subprocess.Popen[bytes] | forks.Forked
 
 ROOT = Path(__file__).parents[1]
+SPAWNED = ("arrive", "report", "run", "states", "verify")
+"""Commands that are once a process from nothing: among them import all there is."""
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("square", "circle")
 
@@ -169,10 +171,10 @@ def _started(
     *,
     waited: bool = False,
 ) -> Process:
-    """A process from nothing for the first use of each command in a test session, and for what Python itself reads
-    in its environment; else a fork of one that has imported everything."""
+    """A process from nothing for the first use of a command of `SPAWNED` in a test session, and for what Python itself
+    reads in its environment; else a fork of one that has imported everything."""
     fresh = any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment)
-    fresh = fresh or bool(forks.FOLDER and session.first(forks.FOLDER, f"command-{args[0]}"))
+    fresh = fresh or bool(forks.FOLDER and args[0] in SPAWNED and session.first(forks.FOLDER, args[0]))
     complete = {**os.environ, **environment}
     if forks.FOLDER and not fresh:
         with Path(os.devnull).open("rb") as nothing:

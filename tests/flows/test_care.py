@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from flows.prefect import runs
-from tasks import layout, processes
+from tasks import layout
 from tasks.errors import UserError
 from tasks.params import load
 from tasks.record import diagnosis, garbage, pruning, restoration, retention, timelines
@@ -24,11 +23,10 @@ from tasks.storage import dvc_config, embedded, lease, locks, store
 from tasks.storage.cache import Cache, hash_of
 from tasks.storage.dvc_config import Remote
 from tasks.storage.objects import Depot, in_cache, in_remote
-from tests import forks
 from tests import project as projects
 from tests.project import chronomerge, git
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_children")]
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +37,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, st
     chronomerge(folder, "run", "--until", "1", **prefect_api)
     pruning.prune(folder, delete=True)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def forked_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC's process of each test is a fork of one that has imported DVC."""
-    kinds = SimpleNamespace(Popen=forks.connected, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr(processes, "subprocess", kinds)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from tasks.storage.cache import Cache, md5_of
 from tests import project as projects
 from tests.project import chronomerge, git, program
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 STREAM = [*projects.PARAMS["stream"], {"name": "third", "update": ["images:drawings/base#train"]}]
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # Each reads experts of earlier steps in another place; by another seed none has an expert of another.
@@ -43,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return projects.make(tmp_path_factory.mktemp("codecs") / "project", **FULL)
 
 
-@pytest.fixture(scope="module", params=sorted(PROTOCOLS))
+@pytest.fixture(scope="module", params=["batch", "ft-init", pytest.param("ema", marks=pytest.mark.long)])
 def twins(
     request: pytest.FixtureRequest, project: Path, prefect_api: dict[str, str]
 ) -> tuple[list[State], list[State]]:

@@ -141,14 +141,16 @@ def test_the_report_draws_the_matrix(compatible: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_can_be_turned_on_later_and_names_a_state(compatible: Path, tmp_path: Path) -> None:
+def test_it_can_be_turned_on_later_and_names_a_state(
+    compatible: Path, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
     folder = projects.copy(compatible, tmp_path / "copy")
     third = {"name": "third", "update": ["images:drawings/first#test"]}
     projects.write_params(
         folder, stream=[*projects.PARAMS["stream"], third], deploy={"compatible_with": 2},
         evaluate={**EVALUATE, "allow_overlap": True}, gate={"require": ["compatibility_drop <= 100%"]},
     )  # fmt: skip
-    chronomerge(folder, "run")
+    chronomerge(folder, "run", **prefect_api)
     state = timelines.find(folder, "tiny", 3)
     assert state.manifest.compatible
     assert state.manifest.compatible.state == "state/tiny/0002"

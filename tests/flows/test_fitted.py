@@ -26,18 +26,20 @@ def example(number: int) -> dict[str, Any]:
     return snippet
 
 
-def run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+def run(folder: Path, given: dict[str, Any], prefect_api: dict[str, str]) -> dict[str, Any]:
     """A recorded timeline of one arrival with what a snippet says; the manifest of its last state."""
     train = {**projects.PARAMS["train"], "holdout": given["train"]["holdout"]}
     projects.make(folder, **{**given, "train": train, "stream": projects.PARAMS["stream"][:1]})
-    chronomerge(folder, "run")
+    chronomerge(folder, "run", **prefect_api)
     manifest: dict[str, Any] = json.loads(git(folder, "show", "state/tiny/0001:manifest.json"))
     return manifest
 
 
-def test_the_guides_example_chooses_a_weight_and_every_byte_is_made_again(tmp_path: Path) -> None:
+def test_the_guides_example_chooses_a_weight_and_every_byte_is_made_again(
+    tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
     folder = tmp_path / "project"
-    fitted = run(folder, example(0))["fit"]
+    fitted = run(folder, example(0), prefect_api)["fit"]
     assert fitted["method"] == "paint"
     assert len(fitted["curve"]) == 11
     assert fitted["samples"].keys() == {"first", "pretraining"}

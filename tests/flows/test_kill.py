@@ -33,7 +33,7 @@ def whole(folder: Path) -> None:
     assert git(folder, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
 def test_killed_at_random_moments(
     kills: int, tmp_path: Path, prefect_api: dict[str, str], recorded_run: Recorded
 ) -> None:

@@ -15,13 +15,15 @@ from tests.project import chronomerge, git
 pytestmark = pytest.mark.slow
 
 
-def test_a_timeline_measures_its_experts_and_every_byte_is_made_again(tmp_path: Path) -> None:
+def test_a_timeline_measures_its_experts_and_every_byte_is_made_again(
+    tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
     technique = {"name": "fisher", "prior": 1e-6}
     folder = projects.make(
         tmp_path / "project", time={"init": "zs", "deploy": "all", "technique": technique},
         stream=projects.PARAMS["stream"][:1],
     )  # fmt: skip
-    chronomerge(folder, "run")
+    chronomerge(folder, "run", **prefect_api)
     manifest = json.loads(git(folder, "show", "state/tiny/0001:manifest.json"))
     assert manifest["statistics"]["estimator"] == "expected"
     assert manifest["statistics"]["pool"] == "first"

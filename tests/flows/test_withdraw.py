@@ -28,14 +28,14 @@ EVALUATE = {**projects.PARAMS["evaluate"], "allow_overlap": True}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) -> Path:
     """Three arrivals whose experts are stored coded, trained from the base and without a buffer: none descends."""
     folder = projects.make(
         tmp_path_factory.mktemp("withdraw") / "project", time=TIME, stream=STREAM, evaluate=EVALUATE,
         store={"experts": "lossless"},
         train={**projects.PARAMS["train"], "mixture": {"pretraining": 0.5, "update": 0.5, "buffer": 0.0}},
     )  # fmt: skip
-    chronomerge(folder, "run")
+    chronomerge(folder, "run", **prefect_api)
     return folder
 
 
@@ -45,11 +45,11 @@ def manifest(folder: Path, tag: str) -> dict[str, Any]:
 
 
 def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others_alone(
-    project: Path, tmp_path: Path
+    project: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     comments = (project / "params.yaml").read_text().replace("stream:\n", "# mine\nstream:\n")
     (project / "params.yaml").write_text(comments)
-    done = chronomerge(project, "withdraw", "first")
+    done = chronomerge(project, "withdraw", "first", **prefect_api)
     assert "first is withdrawn (state/tiny/0001 recorded it): a new line starts at state/tiny/0000.2" in done.stdout
     assert "first was withdrawn; no expert descends from it" in done.stdout
     assert {f"state/tiny/000{step}.2" for step in (0, 1, 2)} <= set(projects.tags(project))
@@ -80,7 +80,7 @@ def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others
     assert manifest(project, "0001.2")["statistics"] == manifest(project, "0002")["statistics"]
     found = json.loads(chronomerge(project, "verify", "2", "--json").stdout)[0]
     assert found["same"]
-    assert "nothing to do" in chronomerge(project, "run").stdout
+    assert "nothing to do" in chronomerge(project, "run", **prefect_api).stdout
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,11 @@ def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others
         ("nobody", "timeline 'tiny' has no arrival 'nobody' to withdraw; recorded are second, third"),
     ],
 )
-def test_what_cannot_be_withdrawn_is_one_line(arrival: str, message: str, project: Path) -> None:
+def test_what_cannot_be_withdrawn_is_one_line(
+    arrival: str, message: str, project: Path, prefect_api: dict[str, str]
+) -> None:
     before = (project / "params.yaml").read_text()
-    done = chronomerge(project, "withdraw", arrival, check=False)
+    done = chronomerge(project, "withdraw", arrival, check=False, **prefect_api)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert (project / "params.yaml").read_text() == before
@@ -104,19 +106,19 @@ def ema(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return projects.copy(run, tmp_path_factory.mktemp("descends") / "project")
 
 
-def test_what_descends_is_said_and_a_killed_withdrawal_goes_on(ema: Path) -> None:
+def test_what_descends_is_said_and_a_killed_withdrawal_goes_on(ema: Path, prefect_api: dict[str, str]) -> None:
     path, params = ema / "params.yaml", load(ema / "params.yaml")
     plan = plan_withdrawal(ema, params, "first", retrain=False)
     path.write_text(rewritten(path.read_text(), plan.stream, path))  # killed before the new line started
-    refused = chronomerge(ema, "run", check=False)
+    refused = chronomerge(ema, "run", check=False, **prefect_api)
     assert refused.returncode == 2
     assert "differs from what step 1 was recorded with" in refused.stderr
     _, made = withdraw(ema, "first")  # killed before a step was recorded
     assert made is not None
     assert made.tag == "state/tiny/0000.2"
-    again = chronomerge(ema, "withdraw", "first", check=False)
+    again = chronomerge(ema, "withdraw", "first", check=False, **prefect_api)
     assert "`chronomerge run` records the pending steps" in " ".join(again.stderr.split())
-    chronomerge(ema, "run")
+    chronomerge(ema, "run", **prefect_api)
     kept = manifest(ema, "0001.2")
     assert kept["withdrawals"] == [{"arrival": "first", "state": "state/tiny/0001", "still_in": ["second"]}]
     assert kept["outputs"]["data/step/expert.safetensors"] == manifest(ema, "0002")["outputs"][
@@ -124,19 +126,21 @@ def test_what_descends_is_said_and_a_killed_withdrawal_goes_on(ema: Path) -> Non
     ]  # fmt: skip
 
 
-def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(ema: Path) -> None:
-    done = chronomerge(ema, "withdraw", "first", "--retrain")
+def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(
+    ema: Path, prefect_api: dict[str, str]
+) -> None:
+    done = chronomerge(ema, "withdraw", "first", "--retrain", **prefect_api)
     assert "trained again: second" in done.stdout
     assert "first was withdrawn; no expert descends from it" in done.stdout
     newest = manifest(ema, "0001.3")
     assert newest["withdrawals"][0]["still_in"] == []
     assert newest["budget"]["steps"] > 0
-    done = chronomerge(ema, "withdraw", "first", "--retrain", check=False)
+    done = chronomerge(ema, "withdraw", "first", "--retrain", check=False, **prefect_api)
     assert "no expert descends from it any more" in " ".join(done.stderr.split())
-    done = chronomerge(ema, "withdraw", "second", check=False)
+    done = chronomerge(ema, "withdraw", "second", check=False, **prefect_api)
     assert "'second' is the only expert" in " ".join(done.stderr.split())
     projects.write_params(ema, timeline="fresh", stream=projects.PARAMS["stream"][1:])
-    chronomerge(ema, "run")
+    chronomerge(ema, "run", **prefect_api)
     fresh = json.loads(git(ema, "show", "state/fresh/0001:manifest.json"))
     for name in ("deployed.safetensors", "expert.safetensors", "running"):
         assert newest["outputs"][f"data/step/{name}"] == fresh["outputs"][f"data/step/{name}"]
