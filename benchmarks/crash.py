@@ -55,6 +55,11 @@ SIX_STEPS = {
     ][:5],
 }
 """With the base, six steps."""
+OPTIONAL_NODES = {
+    "fit": {"name": "paint", "setting": "weight"},
+    "train": {**projects.PARAMS["train"], "holdout": 0.1},
+    "evaluate": {**projects.PARAMS["evaluate"], "heads": ["gda"], "compatibility": "all"},
+}
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ def _templates(bench: Bench, kinds: set[str]) -> None:
 
     def make(kind: str, sandbox: Sandbox) -> None:
         changes: dict[str, Any] = {"stream": [] if kind == "empty" else stream}
+        changes |= OPTIONAL_NODES if kind == "optional" else {}
         lab.begin(sandbox, bench.template(kind), None if kind == "empty" else 0, shared=kind == "shared", **changes)
         _finish(sandbox)
         bench.expected[kind] = lab.recorded(sandbox.project)

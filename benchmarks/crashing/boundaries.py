@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from tasks import nodes
+
 Strike = Callable[[], None]
 """What happens at a boundary; may not return."""
 
@@ -36,8 +38,8 @@ class Boundary:
     """Called with the arguments of the call."""
     where: Literal["program", "dvc"] = "program"
     """The process it happens in: ours, or its child that runs DVC."""
-    project: Literal["begun", "empty", "shared"] = "begun"
-    """Step 0 is recorded; nothing is; step 0 is recorded and states go to a git remote."""
+    project: Literal["begun", "empty", "optional", "shared"] = "begun"
+    """Step 0 is recorded; nothing is; step 0 is recorded and has every optional node, or states go to a git remote."""
     held: bool = True
     """Whether the timeline's lock is held there."""
 
@@ -84,6 +86,13 @@ def _node(name: str) -> Callable[..., bool]:
     return lambda node, *_, **__: node.name == name
 
 
+def _where_it_runs(name: str) -> Literal["begun", "empty", "optional"]:
+    """The project in whose next step a node runs."""
+    if name == "prepare-evaluation":  # later the test sets are those of before
+        return "empty"
+    return "optional" if nodes.NODES[name].only_with else "begun"
+
+
 def _storing(path: str, *, folder: bool = False) -> Callable[..., bool]:
     """A file gets its name in the cache while a node's output is put there: one of its files, or its list of files."""
 
@@ -107,9 +116,6 @@ def _nth(number: int) -> Callable[..., bool]:
     return lambda *_, **__: next(calls) == number
 
 
-NODES = ("prepare", "prepare-evaluation", "initialize", "train", "deploy", "evaluate")
-FIRST = {"prepare-evaluation": "empty"}
-"""Nodes that run at step 0 alone: later the test sets are those of before."""
 GIT = "tasks.storage.git:git"
 REPO = "tasks.storage.dvc_process:Repo"
 TRANSFER = "tasks.storage.transfer"
@@ -142,8 +148,8 @@ BOUNDARIES = (
     Boundary("inputs placed", "tasks.step.inputs:place_evaluation", "after"),
     # nodes
     *(
-        Boundary(f"{moment} node {name}", RUN, moment, _node(name), project=FIRST.get(name, "begun"))
-        for name in NODES
+        Boundary(f"{moment} node {name}", RUN, moment, _node(name), project=_where_it_runs(name))
+        for name in nodes.NODES
         for moment in ("before", "after")
     ),
     Boundary("expert half stored", "tasks.storage.atomic:link", "before", _storing("expert.safetensors")),
