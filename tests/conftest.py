@@ -14,10 +14,12 @@ from tasks.storage.git import git
 from tests import forks, postgres, session
 
 FIRST = (
-    "flows/test_hub_timeline.py", "flows/test_month.py", "flows/test_care.py", "record/test_older_states.py",
-    "flows/test_kill.py", "flows/test_stream.py", "flows/test_grid.py", "flows/test_demo.py", "flows/test_serve.py",
-    "flows/test_run.py", "flows/test_workers.py", "train/test_resume.py", "chronomerge/test_api.py",
-    "flows/test_past.py",
+    "flows/test_month.py", "flows/test_codecs.py", "flows/test_grid.py", "flows/test_hub_timeline.py",
+    "flows/test_kill.py", "flows/test_care.py", "flows/test_ready_streams.py", "record/test_older_states.py",
+    "flows/test_workers.py", "flows/test_compatible.py", "flows/test_withdraw.py", "flows/test_stream.py",
+    "flows/test_demo.py", "flows/test_serve.py", "flows/test_run.py", "chronomerge/test_api.py",
+    "flows/test_crash.py", "flows/test_arrive.py", "flows/test_past.py", "flows/test_gates.py",
+    "train/test_resume.py",
 )  # fmt: skip
 """What takes longest, so that no worker is left with it at the end."""
 
