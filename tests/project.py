@@ -192,6 +192,13 @@ def kill(process: Process) -> None:
     process.wait()
 
 
+def made_again(folder: Path, step: str) -> list[str]:
+    """Verify a state, byte for byte; the nodes that made it again."""
+    found = json.loads(chronomerge(folder, "verify", step, "--json").stdout)[0]
+    assert found["same"], found
+    return [node["node"] for node in found["nodes"]]
+
+
 def deployed(folder: Path, timeline: str = "tiny") -> dict[str, str]:
     """Tag → hash of the deployed weights."""
     rows = json.loads(chronomerge(folder, "states", "--json", "--timeline", timeline).stdout)
