@@ -1,7 +1,7 @@
 """Hermetic by default: no analytics, no user's git or DVC settings, no Prefect home but a temporary one."""
 
 import os
-import urllib.request
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tasks.storage import store
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git
-from tests import forks, postgres, session
+from tests import forks, isolation, postgres, session
 
 FIRST = (
     "flows/test_month.py", "flows/test_codecs.py", "flows/test_grid.py", "flows/test_hub_timeline.py",
@@ -88,9 +88,10 @@ def hermetic(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(autouse=True)
-def no_opener_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """urllib keeps the opener of its first request, with the proxies of that moment: each test gets one of its own."""
-    monkeypatch.setattr(urllib.request, "_opener", None)
+def alone() -> Iterator[None]:
+    """Each test finds the process as if it were the first."""
+    with isolation.as_before():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +103,12 @@ def prefect_api(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
     address: dict[str, str] = session.once(in_common, "prefect", start)
     return address
+
+
+@pytest.fixture
+def forked_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process starts to record, restore or verify a state is a fork of one that has imported all."""
+    monkeypatch.setattr(subprocess, "Popen", forks.Popen)
 
 
 @pytest.fixture
@@ -135,9 +142,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
 
 
 @pytest.fixture(scope="session")
-def dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dvc]:
+def dvc(in_common: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dvc]:  # noqa: ARG001
     """A DVC process that gives up soon."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", forks.Popen)
         patch.setenv("AWS_MAX_ATTEMPTS", "3")
         process = Dvc(tmp_path_factory.mktemp("dvc"))
     with process:

@@ -1,15 +1,14 @@
 """One timeline, run for real, for all tests that only look at it or work on a copy."""
 
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests import forks, session
 from tests import project as projects
+from tests import session
 
 NO_PICKLES = os.pathsep.join(filter(None, [str(Path(__file__).parent / "no_pickles"), os.environ.get("PYTHONPATH")]))
 """A path on which every unpickling of a class or function fails."""
@@ -42,9 +41,3 @@ def recorded_run(in_common: Path, tmp_path_factory: pytest.TempPathFactory, pref
 def run(recorded_run: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This worker's copy of that project."""
     return projects.copy(recorded_run.project, tmp_path_factory.mktemp("run") / "project")
-
-
-@pytest.fixture
-def forked_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process starts to record, restore or verify a state is a fork of one that has imported all."""
-    monkeypatch.setattr(subprocess, "Popen", forks.Popen)

@@ -45,6 +45,11 @@ else:
 }
 
 
+@pytest.fixture
+def forked_children() -> None:
+    """The server is a process from nothing here."""
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """A server's folder of programs, and a folder with a package ``tasks`` of its own."""
