@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import UserError
+from tasks.merge import buffers
 from tasks.merge.tied import find_tied
 from tasks.merge.types import GramForm, Scope
 from tasks.model import dialects
@@ -22,9 +23,6 @@ from tasks.text import one_line, shortened
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")
 _MASK = re.compile(r"(?:^|[._])(?:attn_?mask|attention_mask|causal_mask|mask|masked_bias)$")
-_STATISTIC = re.compile(
-    r"(?:^|[./])(running_mean|running_var|moving_mean|moving_variance|moving_var|num_batches_tracked)$"
-)
 _NAMED = 5
 """Tensors that a message names."""
 
@@ -64,7 +62,7 @@ class MergeLayout:
 
     merged: tuple[Tensor, ...]
     statistics: tuple[str, ...]
-    """BatchNorm's running statistics, which no technique sees."""
+    """Moments and counts of data (`buffers.AVERAGED`), which no technique sees."""
     kept: Mapping[str, str]
     """Tensors that are copied from the reference → why."""
     dropped: Mapping[str, str]
@@ -109,14 +107,14 @@ def layout(
     """Sort the reference's tensors; ``others`` go by what the report calls them, ``read`` are those to compute with.
 
     A tensor is merged where it holds floating-point numbers and every model has it in one shape (a 0-d and a
-    one-element 1-d tensor are the same scalar; the output takes the reference's shape). BatchNorm's running statistics
+    one-element 1-d tensor are the same scalar; the output takes the reference's shape). Moments and counts of data
     are averaged. Masks that are the same in all models are copied. Integers, empty tensors, and what some model
     lacks or has in another shape, are copied from the reference. What only the others have is left out.
 
     Raises:
-        UserError: a model is an adapter or quantised; a tensor differs between the models and has a dtype that cannot
-            be merged (a matrix of integers too), or another shape in one of them; the models share less than half of
-            the reference's parameters; or nothing can be merged.
+        UserError: a model is an adapter or quantised; a tensor differs between the models and cannot be merged: by
+            its dtype, as a matrix of integers, or as a buffer that belongs to one model; it has another shape in one
+            of them; the models share less than half of the reference's parameters; or nothing can be merged.
     """
     for label, source in {reference.label: reference, **others}.items():
         require_model(label, source)
@@ -150,7 +148,7 @@ def layout(
             continue
         if entry.dtype in FLOATS:
             entries[name] = TensorEntry(rules.dtype or entry.dtype, entry.shape)
-        if _STATISTIC.search(name):
+        if buffers.AVERAGED.search(name):
             statistics.append(name)
             continue
         at = block(name)
@@ -275,10 +273,11 @@ def _reason_to_keep(
     *,
     keep_mismatched: bool,
 ) -> str | None:
-    statistic = _STATISTIC.search(name)
-    counts = statistic is not None and statistic[1] == "num_batches_tracked"
+    counts = buffers.COUNTS.search(name) is not None
     if entry.size == 0:
         return "empty"
+    if derived := buffers.derived(name, reference.entries):
+        return _kept_derived(name, derived, reference, others, keep_mismatched=keep_mismatched)
     if entry.dtype in INTEGERS and not counts:
         differing = [label for label, other in others.items() if not _integers_agree(name, reference, other)]
         if differing and len(entry.shape) > 1 and not keep_mismatched:
@@ -312,6 +311,27 @@ def _reason_to_keep(
         f"tensor {name!r} is {' and '.join(sorted(dtypes))} and differs between the models; {strange[0]} cannot be "
         "merged: convert it to bfloat16 or float32 first"
     )
+
+
+def _kept_derived(
+    name: str, derived: str, reference: TensorSource, others: Mapping[str, TensorSource], *, keep_mismatched: bool
+) -> str:
+    """Why a buffer that belongs to one model's weights or rounding is copied.
+
+    Raises:
+        UserError: it differs between the models, and that of the reference was not asked for.
+    """
+    for label, other in others.items():
+        if name not in other.entries:
+            return f"missing from {label}"
+        if not equal(reference, name, other, name):
+            if keep_mismatched:
+                return f"derived from one model's own, and differs in {label}"
+            raise UserError(
+                f"tensor {name!r} differs between the models ({label}) and is {derived}; if that of {reference.label} "
+                "will do, take it with --on-mismatch base"
+            )
+    return "a derived buffer, the same in all models"
 
 
 def _integers_agree(name: str, reference: TensorSource, other: TensorSource) -> bool:

@@ -39,7 +39,7 @@ class Report:
     hashes: list[str]
     """Content hashes of the experts read, where random numbers depend on them."""
     statistics: list[str] = field(default_factory=list)
-    """BatchNorm's running statistics, averaged by the models' weights."""
+    """Moments and counts of data, averaged by the models' weights."""
     tied: dict[str, str] = field(default_factory=dict)
     """Other names of tied tensors → the name under which each was merged."""
     measured: list[dict[str, Any]] = field(default_factory=list)

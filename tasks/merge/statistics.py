@@ -1,8 +1,9 @@
-"""BatchNorm's running statistics: moments of data, not weights, so that no technique may add or scale them.
+"""Moments and counts of data, such as BatchNorm's: no weights, so that no technique may add or scale them.
 
-A merged layer gets the mean and the variance of the mixture of the models' data, in which a model's share is its
-weight: Σ w m, and Σ w (v + m²) − (Σ w m)². Taken in one model at a time, no variance can become negative:
-v ← (1−r) v + r (v_k + (1−r) (m_k − m)²), where r is the new model's share.
+A merged layer of BatchNorm gets the mean and the variance of the mixture of the models' data, in which a model's share
+is its weight: Σ w m, and Σ w (v + m²) − (Σ w m)². Taken in one model at a time, no variance can become negative:
+v ← (1−r) v + r (v_k + (1−r) (m_k − m)²), where r is the new model's share. All others (the cluster sizes and sums of a
+vector quantiser) are the mean Σ w x, so that no count becomes negative.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def note(names: Sequence[str]) -> str:
     """What the user should know about merged statistics."""
     layers = {name.rpartition(".")[0] for name in names}
     return (
-        f"the running statistics of {len(layers)} BatchNorm layer{'s' * (len(layers) != 1)} were averaged by the "
+        f"the running statistics of {len(layers)} layer{'s' * (len(layers) != 1)} were averaged by the "
         "models' weights (variance: of the mixture); run data through the merged model in training mode to recalibrate "
         "them"
     )
