@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,8 +63,11 @@ def select(project: Path, chosen: Grid | None = None) -> SelectedGrid:
     return SelectedGrid(params, tuple(fit), left_out, unfinished)
 
 
-def planned(project: Path, selected: SelectedGrid) -> tuple[Plan, Estimate | None]:
-    """The work of a grid, total and pending; and an estimate, if recorded states of its model exist."""
+def planned(project: Path, selected: SelectedGrid, parallel: int) -> tuple[Plan, Estimate | None]:
+    """The work of a grid, total and pending; and an estimate, if recorded states of its model exist.
+
+    ``parallel`` is how many cells may run at the same time.
+    """
     recorded = {
         (one.cell.timeline, state.step)
         for one in selected.cells
@@ -72,7 +76,8 @@ def planned(project: Path, selected: SelectedGrid) -> tuple[Plan, Estimate | Non
     made = plan.plan(selected.cells, recorded)
     same = [state for state in record.every(project) if state.params["base"]["model"] == selected.params.base.model]
     known = estimate.measured(state.manifest for state in same)
-    return made, estimate.estimate(made, known) if known else None
+    side_by_side = max(1, min(parallel, len(selected.todo)))
+    return made, estimate.estimate(made, known, side_by_side) if known else None
 
 
 def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:
@@ -91,11 +96,18 @@ def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:
 
 
 def grid(
-    project: Path, selected: SelectedGrid, parallel: int, *, wait: bool = False, scheduler: str | None = None
+    project: Path,
+    selected: SelectedGrid,
+    parallel: int,
+    *,
+    began: float,
+    wait: bool = False,
+    scheduler: str | None = None,
 ) -> GridResult:
     """Run all pending cells of a grid. A failed cell does not stop the others; the same call runs it again.
 
-    Nodes run in the cell workers, or on the workers of a Dask ``scheduler``.
+    Nodes run in the cell workers, or on the workers of a Dask ``scheduler``. ``began`` is when the command began, by
+    `time.monotonic`.
 
     Raises:
         UserError: an error that concerns all cells, reported as early as possible.
@@ -143,6 +155,8 @@ def grid(
         if record.code_of(project, *own).tree != code.tree:
             raise UserError("files of the project changed while the grid was starting; run again")
         progress.report(starting, 1, 1)
+        for one in selected.todo[: workers.count]:  # the first cells: one for each cell worker
+            jobs[one.cell.timeline]["starting"] = time.monotonic() - began
         return _flow(project, selected, jobs, workers)
 
 

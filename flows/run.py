@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         return []  # no network, so this is fast
     record.require_same_code(project, Path(__file__).parents[1])
     with locks.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
+        began = time.monotonic()
         record.require_not_checked_out(project, params.timeline)
         record.clean_up(project, params.timeline)
         own = params.own_files
@@ -100,16 +102,24 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
             server.wait()
             runs.crash_dead(server, project, params.timeline)
             progress.report(starting, 1, 1)
-            return _flow(project, todo, code, remote)
+            return _flow(project, todo, code, remote, time.monotonic() - began)
 
 
 def run_cell(
-    project: Path, code: Code, remote_name: str, parallel: int, *, wait: bool = False, scheduler: str | None = None
+    project: Path,
+    code: Code,
+    remote_name: str,
+    parallel: int,
+    *,
+    starting: float | None = None,
+    wait: bool = False,
+    scheduler: str | None = None,
 ) -> list[str]:
     """Run the pending steps of one cell of a grid, whose params are in ``code``; as `run` for the rest.
 
     The grid has started the store and the Prefect server, recorded the code and checked everything. ``parallel`` is how
-    many cells run at the same time.
+    many cells run at the same time; ``starting`` is how many seconds the grid took to start, for the first cell of a
+    cell worker.
     """
     params = record.params_of(project, code)
     with locks.writing(project, params.timeline, wait=wait):
@@ -127,7 +137,7 @@ def run_cell(
             pool.opened(scheduler, project, parallel),
         ):
             runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
-            return _flow(project, todo, code, remote)
+            return _flow(project, todo, code, remote, starting)
 
 
 @contextlib.contextmanager
@@ -144,7 +154,7 @@ def _leased(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Iter
         yield
 
 
-def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]:
+def _flow(project: Path, todo: Pending, code: Code, remote: Remote, starting: float | None) -> list[str]:
     """The Prefect flow of the pending steps."""
     from prefect import tags
 
@@ -153,7 +163,7 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote) -> list[str]
     named = timeline.with_options(flow_run_name=f"{todo.params.timeline} to step {todo.steps[-1]}")
     try:
         with tags(*runs.tags(project, todo.params.timeline)):
-            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name)
+            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name, starting)
     except RemoteError as error:
         raise UnavailableError(f"{error}; finished nodes are stored, so run again when the store answers") from error
     finally:

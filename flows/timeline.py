@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,32 @@ from prefect import flow
 
 from flows import hooks
 from flows.timestep import timestep
-from tasks import track
+from tasks import record, track
 from tasks.record import Code, params_of
 from tasks.storage import dvc
 
 
 @flow(name="timeline", flow_run_name="to step {last}", validate_parameters=False)
-def timeline(project: str, first: int, last: int, code: dict[str, Any], remote: str) -> list[str]:
+def timeline(
+    project: str, first: int, last: int, code: dict[str, Any], remote: str, starting: float | None
+) -> list[str]:
     """Run time steps ``first`` to ``last`` of a project's timeline; returns the tags of the states they became.
 
-    The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code.
+    The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code, which took it
+    ``starting`` seconds; None in a process that had started before.
     """
+    began = time.monotonic() - (starting or 0.0)
     folder = Path(project)
     params = params_of(folder, Code(**code))
     tags = []
     with dvc.reused(folder):
         for step in range(first, last + 1):
-            tags.append(timestep(project, step, code, remote, fresh=step > first))
+            tag = timestep(
+                project, step, code, remote, began, starting if step == first else None, fresh=step > first
+            )  # fmt: skip
+            tags.append(tag)
+            if recorded := record.last(folder, params.timeline):
+                began += recorded.manifest.elapsed or 0.0
             if params.track:
                 track.tell(folder, params)
             hooks.recorded(folder, params.hooks, params.timeline, step, tags[-1])

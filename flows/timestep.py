@@ -28,14 +28,19 @@ RECORD_WAITS = waits.seconds(waits.RECORD)
 
 
 @flow(name="timestep", flow_run_name="step {step}", validate_parameters=False)
-def timestep(project: str, step: int, code: dict[str, Any], remote: str, fresh: bool = False) -> str:
+def timestep(
+    project: str, step: int, code: dict[str, Any], remote: str, began: float, starting: float | None, fresh: bool
+) -> str:
     """Run one time step of a project's timeline and record it; returns the state's tag.
 
     The caller holds the timeline's lock and has opened the store. ``code`` is a `Code` as a dictionary, ``remote``
-    the name of the DVC remote, and ``fresh`` says that the previous state was made just now: what an earlier run left
-    in the cache is hashed before it is trusted. Nodes that have finished before, in whatever run, are not run again.
+    the name of the DVC remote, ``began`` and ``starting`` are as in `Step`, and ``fresh`` says that the previous state
+    was made just now: what an earlier run left in the cache is hashed before it is trusted. Nodes that have finished
+    before, in whatever run, are not run again.
     """
-    with opened(Path(project), step, Code(**code), remote, fresh=fresh) as current:
+    with opened(
+        Path(project), step, Code(**code), remote, fresh=fresh, began=began, starting=starting
+    ) as current:  # fmt: skip
         history = fetch_history(current)
         raw_arrival = fetch_arrival(current)
         raw_evaluation = fetch_evaluation(current)
@@ -128,6 +133,7 @@ def record(step: Step, inputs: list[Inputs], nodes: list[Any], overlap: list[Any
         step.project, step.tree, step.code, step.start, placed, nodes, step.cache, step.dvc, step.began,
         {one.test_set: one.facts for one in overlap},
         {path: notes for path in layout.RAW if (notes := notes_on(step.folder / path))},
+        step.starting,
     )  # fmt: skip
     held = "" if state.manifest.promoted else ", held by the gate"
     scored = f"A_KA {state.metrics['A_KA']:.1f}, A_ZS {state.metrics['A_ZS']:.1f}"

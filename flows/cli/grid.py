@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,7 @@ def grid(
 
     An option replaces that list under `grid` in params.yaml.
     """
+    began = time.monotonic()
     from flows import grid as grids
     from tasks.grid import cells
 
@@ -55,14 +57,14 @@ def grid(
     selected = grids.select(project, _chosen(project, init, deploy, technique, seed))
     count = parallel or grids.parallel_cells(project, selected.params, scheduler)
     if plan:
-        made, estimated = grids.planned(project, selected)
+        made, estimated = grids.planned(project, selected, count)
         if as_json:
             print_json(_plan_row(selected, made, estimated, count))
         else:
             out.print("\n".join(_plan_lines(selected, made, estimated, count)), soft_wrap=True)
         return
     options.settle_trust(project, trust)
-    outcome = _run(project, selected, count, wait=wait, scheduler=scheduler)
+    outcome = _run(project, selected, count, began=began, wait=wait, scheduler=scheduler)
     written = None
     if any(outcome.recorded.values()):
         recorded = cells.recorded(project, selected.cells)
@@ -81,14 +83,16 @@ def grid(
         raise typer.Exit(2)
 
 
-def _run(project: Path, selected: SelectedGrid, parallel: int, *, wait: bool, scheduler: str | None) -> GridResult:
+def _run(
+    project: Path, selected: SelectedGrid, parallel: int, *, began: float, wait: bool, scheduler: str | None
+) -> GridResult:
     from flows import grid as grids
     from tasks import console, progress
 
     with console.shown() as listener:
         progress.listen(listener)
         try:
-            return grids.grid(project, selected, parallel, wait=wait, scheduler=scheduler)
+            return grids.grid(project, selected, parallel, began=began, wait=wait, scheduler=scheduler)
         except KeyboardInterrupt:
             errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None
@@ -157,11 +161,13 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
     else:
         side_by_side = max(1, min(parallel, len(selected.todo)))
         lines.append(
-            f"about {duration(estimated.seconds / side_by_side)} at the pace recorded so far, in {side_by_side} "
+            f"about {duration(estimated.seconds)} to the last state, at the pace recorded so far, in {side_by_side} "
             f"cell worker{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
         if not estimated.complete:
-            lines.append("  without recording: the states so far are of an older version, which did not measure it")
+            lines.append(
+                "  without start and recording: the states so far are of an older version, which did not measure them"
+            )
     return [*lines, *_left_out(selected)]
 
 

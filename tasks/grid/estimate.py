@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
 from tasks import layout
-from tasks.grid.plan import KINDS, Plan
+from tasks.grid.plan import KINDS, Plan, Work
 from tasks.record import Manifest
 
 
@@ -15,14 +17,21 @@ from tasks.record import Manifest
 class MeasuredCosts:
     """Medians over recorded states, in seconds and bytes."""
 
+    base_step: float
+    """One training step of a base."""
     step: float
-    """One training step."""
+    """One training step of an expert."""
     training: float
     """One training, for budgets that are not given in steps."""
     deploy: float
     evaluate: float
     beside: float | None
-    """All else that a step takes on the clock: inputs, preparing, hashing, the push; None of old states."""
+    """All else that a step takes on the clock: inputs, preparing, hashing, the push; None of old states.
+
+    Counted from the end of the step before, so that nothing is left out between two steps.
+    """
+    starting: float | None
+    """The start of a run: its store, servers and cell workers; None of old states."""
     expert: int
     merged: int
     """The outputs of a merge: the deployed model and the running state, counted once if they are equal."""
@@ -33,10 +42,10 @@ class Estimate:
     """The cost of the pending work of a grid."""
 
     seconds: float
-    """Of steps one after another; less on the clock where several cell workers run side by side."""
+    """On the clock, from the start of the grid until its last state is in the store."""
     bytes: int
     complete: bool
-    """Whether ``seconds`` counts what steps take beside their nodes."""
+    """Whether ``seconds`` counts the start, and what steps take beside their nodes."""
 
 
 def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
@@ -54,12 +63,19 @@ def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
         sizes = {one.output(path).md5: one.output(path).size for path in (layout.DEPLOYED, layout.RUNNING)}
         return sum(sizes.values())
 
+    def paces(of: Iterable[Manifest]) -> list[float]:
+        return [one.seconds["train"] / one.budget.steps for one in of]
+
+    bases, experts = paces(one for one in trained if not one.step), paces(one for one in trained if one.step)
+    starts = [one.starting for one in recorded if one.starting is not None]
     return MeasuredCosts(
-        step=middle(trained, lambda one: one.seconds["train"] / one.budget.steps),
+        base_step=median(bases or experts),
+        step=median(experts or bases),
         training=middle(trained, lambda one: one.seconds["train"]),
         deploy=middle(merged, lambda one: one.seconds["deploy"]),
         evaluate=middle(recorded, lambda one: one.seconds["evaluate"]),
         beside=_beside(recorded),
+        starting=median(starts) if starts else None,
         expert=int(middle(recorded, lambda one: one.stored_expert.size)),
         merged=int(middle(merged, stored)),
     )
@@ -74,15 +90,51 @@ def _beside(manifests: Iterable[Manifest]) -> float | None:
         ran = {(kind, one.seconds[kind]) for kind in KINDS} - runs
         runs |= ran
         if one.elapsed is not None:
-            seconds_beside.append(max(0.0, one.elapsed - sum(seconds for _, seconds in ran)))
+            nodes = sum(seconds for _, seconds in ran)
+            seconds_beside.append(max(0.0, one.elapsed - (one.starting or 0.0) - nodes))
     return median(seconds_beside) if seconds_beside else None
 
 
-def estimate(plan: Plan, known: MeasuredCosts) -> Estimate:
-    """Time and bytes of the pending work."""
-    trainings, merges, evaluations = (plan.pending(kind) for kind in ("train", "deploy", "evaluate"))
-    seconds = sum(work.steps * known.step or known.training for work in trainings)
-    seconds += len(merges) * known.deploy + len(evaluations) * known.evaluate
-    seconds += plan.states * (known.beside or 0.0)
-    written = len(trainings) * known.expert + len(merges) * known.merged
-    return Estimate(seconds, written, complete=known.beside is not None)
+def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1) -> Estimate:
+    """Time of the pending work in ``parallel`` cell workers, and its bytes."""
+    written = len(plan.pending("train")) * known.expert + len(plan.pending("deploy")) * known.merged
+    complete = known.beside is not None and known.starting is not None
+    starting = (known.starting or 0.0) if plan.steps else 0.0
+    return Estimate(starting + _worked(plan, known, parallel), written, complete)
+
+
+def _worked(plan: Plan, known: MeasuredCosts, parallel: int) -> float:
+    """Seconds until the last cell worker ends.
+
+    Each takes the next cell when it is free. What another has made it takes at once, and for what another is making it
+    waits, as the grid does.
+    """
+    pending = set(plan.steps)
+    of_cell: dict[str, deque[Work]] = {}
+    for work in plan.works:
+        if (work.timeline, work.step) in pending:
+            of_cell.setdefault(work.timeline, deque()).append(work)
+    cells = deque(of_cell.values())
+    made = dict.fromkeys(plan.done, 0.0)
+    """Name of a result → when it is there."""
+    workers: list[tuple[float, int, deque[Work]]] = [(0.0, number, deque()) for number in range(parallel)]
+    end = 0.0
+    while workers:
+        now, number, works = heapq.heappop(workers)  # the earliest, so a result that is not in `made` is nobody's yet
+        end = max(end, now)
+        if not works:
+            if not cells:
+                continue
+            works = cells.popleft()
+        work = works.popleft()
+        now = max(now, made.setdefault(work.name, now + _seconds(work, known)))
+        if work.kind == "evaluate":  # the last of its step
+            now += known.beside or 0.0
+        heapq.heappush(workers, (now, number, works))
+    return end
+
+
+def _seconds(work: Work, known: MeasuredCosts) -> float:
+    if work.kind == "train":
+        return work.steps * (known.step if work.step else known.base_step) or known.training
+    return {"deploy": known.deploy, "evaluate": known.evaluate}[work.kind]

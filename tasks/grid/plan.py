@@ -38,8 +38,8 @@ class Plan:
     works: tuple[Work, ...]
     done: frozenset[int] = frozenset()
     """Names of the results in recorded states."""
-    states: int = 0
-    """How many states are to be recorded."""
+    steps: tuple[tuple[str, int], ...] = ()
+    """Timeline and step of the states that are to be recorded, in the order of the cells."""
 
     def separate(self, kind: str) -> int:
         """How often a node would run if cells shared nothing."""
@@ -58,9 +58,9 @@ def plan(cells: Iterable[Planned], recorded: Collection[tuple[str, int]] = ()) -
     """The plan of a grid; ``recorded`` are the (timeline, step) pairs of existing states."""
     names = _Names()
     works = tuple(work for one in cells for work in _of_cell(one, names))
-    states = {(work.timeline, work.step) for work in works}
+    steps = dict.fromkeys((work.timeline, work.step) for work in works)
     done = frozenset(work.name for work in works if (work.timeline, work.step) in recorded)
-    return Plan(works, done, len(states.difference(recorded)))
+    return Plan(works, done, tuple(step for step in steps if step not in recorded))
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """``manifest.json``: what a state is made of and what made it. Read and written here and nowhere else.
 
 Version 1 has no ``version`` key; version 2 added it. Keys that came later (``line``, ``starts_from``, ``gate``,
-``elapsed``, ``expert``, ``base``) have defaults, so that every state ever recorded can be read. Keys of other writers
-are preserved.
+``elapsed``, ``starting``, ``expert``, ``base``) have defaults, so that every state ever recorded can be read. Keys of
+other writers are preserved.
 """
 
 from __future__ import annotations
@@ -279,7 +279,13 @@ class Manifest(_Part):
     seconds: dict[Text, Number]
     """Node → wall time of the run that made its outputs."""
     elapsed: Number | None = None
-    """Seconds on the clock from the step's start until the store held everything: nodes, waiting, hashing, pushing."""
+    """Seconds on the clock until the store held everything: nodes, waiting, hashing, pushing.
+
+    From the start of the run, or from where the state before it in the same run has its end. So the states of a run
+    leave no gap; in older states it begins with the step.
+    """
+    starting: Number | None = None
+    """Of the first step that a run records: the seconds of ``elapsed`` in which its store and servers started."""
     bytes: StateBytes
     pointers: dict[Text, RecordedGate] = {}
     """Pointer → what its gate found; it went to this state where the gate promoted it."""

@@ -46,10 +46,12 @@ def record(
     began: float,
     overlap: Mapping[str, Mapping[str, Any]] | None = None,
     notes: Mapping[str, Sequence[str]] | None = None,
+    starting: float | None = None,
 ) -> State:
     """Record a step whose nodes have finished, and return its state; ``start`` is the one that it started from.
 
-    ``began`` is when the step began, by `time.monotonic`. ``overlap`` says which test sets have images
+    ``began`` is when the step began, by `time.monotonic`, and ``starting`` how many seconds of it the run took to
+    start, where it is its first step. ``overlap`` says which test sets have images
     among what was trained on, as `manifest.RecordedOverlap` has it; ``notes`` are those on the data, by the path of
     the input.
 
@@ -89,6 +91,7 @@ def record(
         overlap or {},
         notes or {},
         began,
+        starting,
         _came_from(worktree.folder),
         _measured(worktree.folder)
         | _fitted(worktree.folder)
@@ -125,6 +128,7 @@ def _manifest(
     overlap: Mapping[str, Mapping[str, Any]],
     notes: Mapping[str, Sequence[str]],
     began: float,
+    starting: float | None,
     came_from: Mapping[str, Any],
     found: Mapping[str, Any],
 ) -> Manifest:
@@ -157,6 +161,8 @@ def _manifest(
         "bytes": {"total": sum(sizes.values()), "new": sum(s for m, s in sizes.items() if m not in known)},
     }
     content |= came_from
+    if starting is not None:
+        content["starting"] = round(starting, 3)
     if pointed:
         content["pointers"] = {name: one.as_dict() for name, one in pointed.items()}
     content |= found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ class Step:
         *,
         fresh: bool,
         began: float,
+        starting: float | None = None,
     ):
         self.project, self.number, self.code, self.tree = project, number, code, tree
         self.remote, self.dvc = remote, dvc
@@ -44,8 +44,8 @@ class Step:
         """The newest state, and the newest that passed the gate, where the step starts; usually the same one."""
         self.fresh = fresh
         """Whether this process made the previous state: then its bytes in the cache need no check."""
-        self.began = began
-        """When the step began, by `time.monotonic`."""
+        self.began, self.starting = began, starting
+        """When the step began, by `time.monotonic`; and at a run's first step, how many seconds it took to start."""
         self.nodes = nodes.declared(tree.folder)
         self.cache = Cache(dvc_config.cache_dir(project))
         self._report = progress.of_step(number)
@@ -93,12 +93,14 @@ class Step:
 
 
 @contextmanager
-def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) -> Iterator[Step]:
+def opened(
+    project: Path, number: int, code: Code, remote: str, *, fresh: bool, began: float, starting: float | None
+) -> Iterator[Step]:
     """Open a step: a new worktree with its code and params, which is removed at the end of the block.
 
-    By then, the outputs of its nodes are in the cache. The caller holds the lock of the timeline.
+    By then, the outputs of its nodes are in the cache. The caller holds the lock of the timeline. ``began`` and
+    ``starting`` as in `Step`.
     """
-    began = time.monotonic()
     params = record.params_of(project, code)
     before = record.last(project, params.timeline), record.next_start(project, params.timeline, params.gate)
     store = dvc_config.remote(project, remote)
@@ -106,7 +108,9 @@ def opened(project: Path, number: int, code: Code, remote: str, *, fresh: bool) 
         dvc.open_dvc(project) as process,
         record.worktree_for_step(project, code, store, number, _arrival(params, number)) as tree,
     ):
-        step = Step(project, number, code, tree, before, store, process, fresh=fresh, began=began)
+        step = Step(
+            project, number, code, tree, before, store, process, fresh=fresh, began=began, starting=starting
+        )  # fmt: skip
         try:
             yield step
         finally:

@@ -113,12 +113,56 @@ def test_an_estimate_counts_what_steps_take_beside_their_nodes() -> None:
         assert known is not None
         assert known.beside == 4.0
     found = planned(text(), init=["ft"], deploy=["ema"])
-    assert found.states == 3
+    assert len(found.steps) == 3
     made = estimate.estimate(found, known)
-    assert made.complete
     assert made.seconds == pytest.approx((8 + 6 + 6) * 2.0 + 2 * 2.0 + 3 * 3.0 + 3 * 4.0)
     recorded_before = planned(text(), {("tiny-ft-ema-linear-s0", 0)}, init=["ft"], deploy=["ema"])
-    assert recorded_before.states == 2
+    assert len(recorded_before.steps) == 2
+
+
+def costs(**changes: float) -> estimate.MeasuredCosts:
+    seconds = {"base_step": 3.0, "step": 2.0, "training": 99.0, "deploy": 5.0, "evaluate": 7.0, "beside": 4.0}
+    return estimate.MeasuredCosts(**seconds | {"starting": 10.0} | changes, expert=1, merged=1)  # type: ignore[arg-type]
+
+
+def test_an_estimate_counts_the_start_once() -> None:
+    first = manifest(0, 16.0, 8, elapsed=9 + 16 + 2 + 3 + 4.0, starting=9.0)
+    known = estimate.measured([first, manifest(1, 12.0, 6, elapsed=12 + 4.0)])
+    assert known is not None
+    assert (known.starting, known.beside) == (9.0, 4.0)
+    found = planned(text(), init=["ft"], deploy=["ema", "all"])
+    with_start, without = (estimate.estimate(found, costs(starting=starting)) for starting in (10.0, 0.0))
+    assert with_start.complete
+    assert with_start.seconds == pytest.approx(without.seconds + 10)
+    done = {("tiny-ft-ema-linear-s0", step) for step in range(3)}
+    nothing = planned(text(), done, init=["ft"], deploy=["ema"])
+    assert estimate.estimate(nothing, costs()).seconds == 0
+
+
+def test_the_base_and_the_experts_have_paces_of_their_own() -> None:
+    known = estimate.measured([manifest(0, 24.0, 8), manifest(1, 12.0, 6)])
+    assert known is not None
+    assert (known.base_step, known.step) == (3.0, 2.0)
+
+
+def test_a_cell_worker_waits_for_what_another_is_making() -> None:
+    # By hand, in seconds. Base: 8 · 3 + 7 + 4 = 35; a step of ft + ema: 6 · 2 + 5 + 7 + 4 = 28.
+    alone = planned(text(), init=["ft"], deploy=["ema"])
+    assert estimate.estimate(alone, costs()).seconds == 10 + 35 + 2 * 28
+    # The cell of deploy all shares the base, its evaluation and the trainings; merges and evaluations are its own.
+    both = planned(text(), init=["ft"], deploy=["ema", "all"])
+    second = 4 + 2 * (5 + 7 + 4)
+    assert estimate.estimate(both, costs()).seconds == 10 + 35 + 2 * 28 + second
+    # At the same time: each waits for what the other is making, and both end together.
+    assert estimate.estimate(both, costs(), parallel=2).seconds == 10 + 35 + 2 * 28
+
+
+def test_one_long_cell_is_as_long_in_many_cell_workers() -> None:
+    found = planned(text(), seed=[0, 1], init=["ft"], deploy=["ft"], references=["multitask"])
+    # multitask: the base, then twice 6 steps at once; ft + ft: the base (shared), then twice 6 steps.
+    multitask, chain = 35 + (12 * 2 + 7 + 4), 2 * (6 * 2 + 7 + 4)
+    assert estimate.estimate(found, costs(), parallel=2).seconds == 10 + multitask + 4 + chain
+    assert estimate.estimate(found, costs(), parallel=9).seconds == 10 + 35 + chain
 
 
 def test_an_estimate_from_older_states_says_that_recording_is_not_in_it() -> None:
