@@ -137,7 +137,7 @@ def grid(
         CellWorkers(project, min(parallel, len(selected.todo))) as workers,
         store.open_store(project, selected.params.store.remote) as remote,
     ):
-        jobs = {
+        jobs: dict[str, dict[str, Any]] = {
             one.cell.timeline: {
                 "project": str(project),
                 "code": asdict(record.with_params(project, code, one.text)),

@@ -100,10 +100,12 @@ class FileSource:
     """A safetensors file, or several under an index JSON (``model.safetensors.index.json``, or its folder).
 
     The safetensors library reads the header. Tensors are read with pread rather than through a memory map: mapped pages
-    would count as resident, and gigabytes of them do.
+    would count as resident, and gigabytes of them do. A file that is replaced meanwhile is read as it was; one that is
+    written to in place is refused, since a technique reads a tensor more than once.
 
     Raises:
-        UserError: a file is missing, truncated or not safetensors, or the index names what its shards lack.
+        UserError: a file is missing, truncated or not safetensors, or the index names what its shards lack; or, at
+            `read_into`, a file has changed since it was opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,6 +115,7 @@ class FileSource:
         self.entries: Mapping[str, TensorEntry] = self._entries
         self._locations: dict[str, _Location] = {}
         self._descriptors: list[int] = []
+        self._versions: dict[int, tuple[int, int]] = {}
         try:
             single, index = _parts_of(path, self.notes)
             for shard in [single] if single else _shards(path, index):
@@ -134,6 +137,7 @@ class FileSource:
         except ValueError as error:  # a null byte
             raise UserError(f"{str(path)!r}: cannot be read ({error})") from None
         self._descriptors.append(descriptor)
+        self._versions[descriptor] = _version(descriptor)
         for name, (entry, offset) in _header(path, descriptor).items():
             if name in self.entries:
                 raise UserError(f"{path}: tensor {name!r} is in two shards; keep it in one")
@@ -152,6 +156,8 @@ class FileSource:
             if count == 0:
                 raise UserError(f"{location.path}: became shorter while it was read")
             view, offset = view[count:], offset + count
+        if _version(location.descriptor) != self._versions[location.descriptor]:
+            raise UserError(f"{location.path}: changed while it was read; run again when nothing writes to it")
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -163,6 +169,12 @@ class FileSource:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _version(descriptor: int) -> tuple[int, int]:
+    """Bytes and time of the last change of an open file: they tell whether it is written to in place."""
+    about = os.fstat(descriptor)
+    return about.st_size, about.st_mtime_ns
 
 
 def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]]:

@@ -8,10 +8,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from tasks.errors import UserError
 from tasks.merge import merge
@@ -176,3 +178,32 @@ def test_indexes_that_are_wrong_are_named(index: str, message: str, tmp_path: Pa
     for given_as in (path, tmp_path):
         with pytest.raises(UserError, match=message):
             merge("linear", [given_as])
+
+
+@pytest.mark.parametrize("technique", ["linear", "ties"])
+def test_a_checkpoint_that_is_written_to_while_it_is_read_is_refused(technique: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.safetensors" for name in ("base", "expert")]
+    for value, file in enumerate(files):
+        save_file({"a": np.full((64, 64), value, "f4"), "b": np.full((64, 64), value, "f4")}, file)
+    out = tmp_path / "out.safetensors"
+
+    def overwritten(_what: str, done: int, _total: int, _note: str = "") -> None:
+        if done:  # the first tensor is written; the bytes of the second change, but not their number
+            content = files[1].read_bytes()
+            with files[1].open("r+b") as file:
+                file.write(content[:-4] + b"\0\0\0\x40")
+
+    with pytest.raises(UserError, match=r"expert\.safetensors: changed while it was read; run again when nothing"):
+        merge(technique, [files[1]], files[0], out, progress=overwritten, slice_entries=512, threads=1)
+    assert not out.exists()
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(4, "f4")}, file)
+    with FileSource(file) as source:
+        save_file({"a": np.ones(4, "f4")}, tmp_path / "other.safetensors")
+        (tmp_path / "other.safetensors").replace(file)
+        found = np.empty(4, "f4")
+        source.read_into("a", 0, found)
+    assert (found == 0).all()

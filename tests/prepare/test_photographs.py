@@ -27,6 +27,7 @@ from PIL import Image
 from tasks.errors import UserError
 from tasks.model.datasets import Dataset
 from tasks.prepare import at_most, notes_on
+from tasks.prepare.image_source import ImageSource
 from tasks.prepare.registry import parse
 from tasks.prepare.splits import drawn
 from tests.prepare.conftest import arrival, image_folder, params, picture
@@ -67,6 +68,22 @@ def pairs(data: Dataset) -> dict[str, str]:
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_vanishes_while_the_others_are_read_is_named(
+    prepare: Prepare, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder(project / "photos", {"cat": 2, "dog": 2})
+    read = ImageSource._examples
+
+    def after_one_is_gone(self: ImageSource, *given: Any) -> Any:
+        for path in project.rglob("dog/01.png"):
+            path.unlink()
+        return read(self, *given)
+
+    monkeypatch.setattr(ImageSource, "_examples", after_one_is_gone)
+    with pytest.raises(UserError, match=r"photos/dog/01\.png: cannot be read: No such file or directory"):
+        prepare({"source": "images", "path": "photos"})
 
 
 def test_an_image_folder(prepare: Prepare, project: Path) -> None:
