@@ -41,8 +41,8 @@ def record(
     for path, md5 in hashes.items():
         repo.state.save(str(Path(path).absolute()), localfs, HashInfo("md5", md5))
     repo.add(tracked)
-    repo.commit(force=True)
-    locked = {out.hash_info.value for out in repo.index.outs if out.use_cache}
+    committed = repo.commit(force=True)  # every stage there is; asking `repo.index` would parse all files again
+    locked = {out.hash_info.value for stage in committed for out in stage.outs if out.use_cache}
     if not locked <= set(objects):
         raise ValueError(f"it finds other bytes than were stored: {', '.join(sorted(locked - set(objects)))}")
     return {"pushed": transfer.push(repo, objects, known)}

@@ -42,6 +42,10 @@ def test_recording() -> None:
     assert "goal" in ran("record.py", "--megabytes", 20, "--repeat", 1, status=(0, 1))
 
 
+def test_startup() -> None:
+    assert "a recorded state" in ran("startup.py", "--repeat", 1, status=(0, 1))
+
+
 def test_overhead_and_a_fresh_clone(tmp_path: Path) -> None:
     assert "nodes" in ran("overhead.py", "--until", 1, "--keep", tmp_path / "project")
     ran("fresh_clone.py", tmp_path / "project")
