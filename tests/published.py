@@ -79,6 +79,20 @@ dataset_info:
 """
 
 
+def bomb(mebibytes: int) -> bytes:
+    """A small Parquet file whose rows, all of one value, unpack to many mebibytes."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    value = pa.array([bytes(8 << 20)])
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * (mebibytes // 4), pa.int32()), value)
+    table = pa.table({"image": rows, "label": ["a"] * len(rows)})
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(table, out, compression="zstd", store_schema=False)
+    assert out.tell() < 1 << 16
+    return out.getvalue()
+
+
 def parquet(
     path: Path,
     rows: Sequence[Mapping[str, Any]],

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from tasks.errors import UserError
 from tasks.evaluate import support as supports
@@ -49,7 +49,7 @@ class Note(Settings):
     """sha256 of the weights that give the features: of the base and the first expert for ``base+first``."""
     seed: int
     """Of the draw of the support."""
-    scale: float
+    scale: float = Field(gt=0, le=1e6)
     """The factor on cosines in the zero-shot part."""
     classes: tuple[str, ...]
     estimated: tuple[str, ...] = ()
@@ -168,8 +168,7 @@ def merge(a: Path, b: Path, out: Path) -> Note:
         assert isinstance(its_data, Moments)
         joined = supports.plus(data, its_data)
     both = _texts(a, b, (note.classes, text), (other.classes, its_text), joined.classes)
-    head = chosen(Named(name=note.name, **note.settings))
-    assert isinstance(head, SupportHead)
+    head = _head(a, note)
     estimated = tuple(sorted({*note.estimated, *other.estimated}))
     return _write(out, note, head, joined, both, estimated)
 
@@ -197,9 +196,19 @@ def remove(path: Path, classes: Sequence[str], out: Path) -> Note:
         left, estimated = supports.without(data, classes), note.estimated
     else:
         left, estimated = supports.reduced(data, classes), tuple(sorted({*note.estimated, *classes}))
-    head = chosen(Named(name=note.name, **note.settings))
-    assert isinstance(head, SupportHead)
+    head = _head(path, note)
     return _write(out, note, head, left, Text(text.features[kept], text.scale), estimated)
+
+
+def _head(path: Path, note: Note) -> SupportHead:
+    """The head that a file says it is of."""
+    try:
+        head = chosen(Named.model_validate({**note.settings, "name": note.name}))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(head, SupportHead):
+        raise UserError(f"{path}: is no file of a head: {note.name} has none")
+    return head
 
 
 def _write(

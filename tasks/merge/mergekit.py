@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import yaml
 from tasks.errors import UserError
 from tasks.merge.conditions import by_tensor, is_plain, require, value_at
 from tasks.merge.parts import layers_of
@@ -147,16 +148,13 @@ def load(path: Path) -> Configuration:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        raw = YAML(typ="safe").load(path.read_text())
+        raw = yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys such as merge_method and models at the top level")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import safe_open
 
 from tasks.errors import UserError
@@ -106,6 +106,13 @@ class Coding(BaseModel):
     tensors: dict[str, _Tensor]
     factors: dict[str, _Factors] = {}
     """Weight → the factors of its change."""
+
+    @field_validator("codec")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("a codec has a name")
+        return value
 
 
 @dataclass(frozen=True)
@@ -309,7 +316,7 @@ class CodedSource:
         self._path, self._base = path, base
         try:
             self._codec = chosen(Named.model_validate(self.coding.codec))
-        except (UserError, ValidationError) as error:
+        except UserError as error:
             raise UserError(f"{path}: {error}") from None
         self._file = FileSource(path)
         self.entries: Mapping[str, TensorEntry] = {

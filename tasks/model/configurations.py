@@ -93,6 +93,8 @@ class _OpenClipText(Checked):
     context_length: Size | None = None
     vocab_size: Size | None = None
     mlp_ratio: Ratio | None = None
+    hf_tokenizer_name: Annotated[str, Field(pattern=r"^[^\x00-\x1f]{0,500}$")] | None = None
+    tokenizer_mode: str | None = None
     hf_model_name: None = None
     """A model of the hub, which building it would ask for."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import UserError
 from tasks.model import vocabularies
 from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.storage import hub
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer
@@ -30,6 +31,8 @@ FILES = (
 """What transformers' tokenizers are saved as; no other file is ever taken from a folder."""
 CLIP_WORDS = vocabularies.CLIP_END + 1
 """Entries of the vocabulary of OpenAI's CLIP, which open_clip ships."""
+_SETTINGS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
+"""Of ``tokenizer_kwargs``: what open_clip's tokenizers take that names no file, folder, address or code."""
 BESIDE = "tokenizer"
 """The ``hf_tokenizer_name`` of a model whose tokenizer's files are beside its configuration."""
 
@@ -44,9 +47,7 @@ def load(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
     import open_clip
 
     if not text.get("hf_tokenizer_name"):
-        simple: Tokenizer = open_clip.SimpleTokenizer(
-            context_length=text["context_length"], **(text.get("tokenizer_kwargs") or {})
-        )
+        simple: Tokenizer = open_clip.SimpleTokenizer(context_length=text["context_length"], **_settings(text))
         return simple
     kept = folder / FOLDER
     hugging_face: Tokenizer = _hugging_face(str(kept) if kept.is_dir() else text["hf_tokenizer_name"], text)
@@ -57,21 +58,31 @@ def fetch(folder: Path, text: Mapping[str, Any], project: Path, beside: Path | N
     """Save the files of the tokenizer that ``text`` names into the model folder; nothing where it is open_clip's own.
 
     They are those ``beside`` the model's configuration, if it is in a folder that has some (as open_clip has it for
-    ``local-dir:``). Else the name is a folder (relative paths start at ``project``), or a repository of the hub.
+    ``local-dir:``). Else the name is a folder (relative paths start at ``project``), or a repository of the hub. Where
+    ``project`` is ``beside``, the configuration may be somebody else's: then it names no file outside of that folder.
 
     Raises:
-        UserError: as `load`; or the tokenizer is of another model: its numbers are none of the model's, or the text
-            tower would not find the end of a text.
+        UserError: as `load`; the configuration leads out of its folder; or the tokenizer is of another model: its
+            numbers are none of the model's, or the text tower would not find the end of a text.
     """
     name = text.get("hf_tokenizer_name")
     if not name:
         return
     local = beside if beside and any((beside / file).is_file() for file in FILES) else project / name
+    if project == beside and not local.resolve().is_relative_to(project.resolve()):
+        raise UserError(
+            f"{project}: its configuration names a tokenizer elsewhere on this machine ({name!r:.80}); put the "
+            "tokenizer's files beside the configuration"
+        )
     if name == BESIDE and not local.is_dir():
         raise UserError(
             f"{beside or project}: no tokenizer beside the model, whose vocabulary is not CLIP's (vocab_size "
             f"{text.get('vocab_size')}); save its tokenizer's files ({', '.join(FILES[:2])}, …) there"
         )
+    if project == beside:
+        for file in FILES:
+            if (local / file).is_file():
+                require_own(local, file)
     made = folder / f".{FOLDER}"
     tokenizer = _hugging_face(str(local) if local.is_dir() else name, text)
     _require_fitting(tokenizer, text, name if local is not beside else str(beside))
@@ -179,7 +190,8 @@ def _require_fitting(tokenizer: HFTokenizer, text: Mapping[str, Any], name: str)
 def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
     ensure_torchvision()
     # A repository can name code of its own; it never runs, whatever the configuration asks for.
-    settings = {**(text.get("tokenizer_kwargs") or {}), "trust_remote_code": False}
+    settings = {**_settings(text), "trust_remote_code": False}
+    hub.guard()
     try:
         from open_clip.tokenizer import HFTokenizer
 
@@ -193,6 +205,21 @@ def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
     except Exception as error:  # damaged files make its parsers raise errors of any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the model's tokenizer {name!r} cannot be had: {reason}") from None
+
+
+def _settings(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's own settings.
+
+    Raises:
+        UserError: one is of what loads the tokenizer: a configuration of somebody else's must not choose files and
+            folders of this machine, proxies, or code.
+    """
+    settings = text.get("tokenizer_kwargs") or {}
+    if not isinstance(settings, Mapping):
+        raise UserError(f"tokenizer_kwargs: expected settings, got {settings!r:.80}")
+    if others := [key for key in settings if key not in _SETTINGS]:
+        raise UserError(f"tokenizer_kwargs: {others[0]!r:.80} is not taken; there are {', '.join(_SETTINGS)}")
+    return dict(settings)
 
 
 def name_class(folder: Path) -> None:

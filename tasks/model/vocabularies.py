@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 """transformers' names of the two tokens that CLIP puts around a text."""
 CLIP_END = 49407
 """The number of the second."""
+_NUMBER = re.compile("[0-9]{1,9}")
+"""Of a token; 'digits' of other scripts, and thousands of them, are none that `int` takes."""
 _CLASSES = (None, "CLIPTokenizer", "CLIPTokenizerFast")
 _NORMALIZERS = [
     {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"},
@@ -114,7 +117,7 @@ def _added(folder: Path) -> dict[str, Any]:
     added = read(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
     if (folder / "tokenizer_config.json").is_file():
         tokens = _section(read(folder / "tokenizer_config.json"), "added_tokens_decoder")
-        numbers = {number: _mapping(token).get("content") for number, token in tokens.items() if number.isdigit()}
+        numbers = {n: _mapping(token).get("content") for n, token in tokens.items() if _NUMBER.fullmatch(n)}
         added |= {str(word): int(number) for number, word in numbers.items()}
     return added
 

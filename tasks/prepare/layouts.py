@@ -6,6 +6,7 @@ these names and the card; so nothing is looked up on the network, and no code of
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,6 +24,10 @@ READ = {"parquet": "Parquet", "imagefolder": "folders of images", "webdataset": 
 """What is read, by the name of its module in ``datasets``."""
 MOST_FILES = 1_000_000
 MAIN = "default"
+DEEPEST = 50
+"""Levels of a card's head."""
+MOST_TRIALS = 10_000_000
+"""Ways in which the wildcards of a card's pattern may be laid over a name."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def layout(names: Collection[str], card: str, config: str | None, what: str) -> 
         if card.lstrip().startswith("---"):  # else it says nothing
             (root / CARD).write_text(card, encoding="utf-8")
         with _readable(what):
+            _require_plain(card, what)
+            _require_own_files(root / CARD, names, what)
             return _asked(root, config, what, converted=_is_converted(names))
 
 
@@ -69,7 +76,6 @@ def _asked(root: Path, config: str | None, what: str, *, converted: bool) -> Lay
     from datasets.load import LocalDatasetModuleFactory
 
     top = sorted(path.name for path in root.iterdir() if path.is_dir())
-    _require_own_files(root / CARD, what)
     if converted and config is None:
         if len(top) > 1:
             there = shortened(", ".join(top), 300)
@@ -128,15 +134,40 @@ def _files(root: Path, config: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _require_own_files(card: Path, what: str) -> None:
+def _require_plain(card: str, what: str) -> None:
+    """Look at the head of a card without building anything of it: a few aliases can mean millions of values.
+
+    Raises:
+        UserError: it has aliases, or is nested too deep.
+    """
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    head = REGEX_YAML_BLOCK.search(card)
+    depth = 0
+    for event in yaml.parse(head[2] if head else "", Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            raise UserError(f"{what}: the head of its card has YAML aliases, or is nested deeper than {DEEPEST} levels")
+
+
+def _require_own_files(card: Path, names: Collection[str], what: str) -> None:
     """Raises:
-    UserError: the card's configurations name files elsewhere.
+    UserError: the card's configurations name files elsewhere, or by patterns that take years to be compared.
     """
     from tasks.storage.cards import front_matter
 
+    longest = max(map(len, names), default=0)
     for text in _strings(front_matter(card).get("configs")):
         if "://" in text or "::" in text or text.startswith(("/", "~")) or ".." in text.split("/"):
             raise UserError(f"{what}: its card names files outside of the repository ({text!r:.80}); they are not read")
+        # datasets makes regular expressions of patterns, which try every place for every wildcard.
+        wildcards = len(re.findall(r"\*+", text))
+        if math.comb(longest + 1, wildcards) > MOST_TRIALS:
+            raise UserError(
+                f"{what}: its card has the pattern {text!r:.80}, whose {wildcards} wildcards can stand at too many"
+                f" places in names of {longest} characters"
+            )
 
 
 def _strings(value: Any) -> Iterator[str]:

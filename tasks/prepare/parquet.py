@@ -19,8 +19,10 @@ from tasks.prepare import hugging, tables
 from tasks.storage import atomic
 from tasks.text import one_line
 
-ROWS = 256
-"""Rows read at a time."""
+ROWS = 16
+"""Rows read at a time: few, for a file can say once what all of them hold."""
+_LARGEST_FACTOR, _ALWAYS = 64, 1 << 28
+"""How many times its size a file may unpack to, and how many bytes besides; encoded images hardly shrink."""
 
 
 @dataclass(frozen=True)
@@ -230,12 +232,17 @@ def read(
                     writer = pa.ipc.new_file(sink, schema)
                 chosen = groups(parquet, found, wanted) if wanted else list(range(parquet.metadata.num_row_groups))
                 first_rows = starts_of.get(name) or starts(parquet)
+                unpacked, allowed = 0, _LARGEST_FACTOR * path.stat().st_size + _ALWAYS
+                if sum(_size(parquet, group) for group in chosen) > allowed:
+                    raise UserError(f"{what}: {name}: unpacks to more than {_LARGEST_FACTOR} times its size")
                 for group in chosen:
                     if first is not None and len(cells.row) >= first:
                         break
                     row = first_rows[group]
                     for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=found.read):
                         kept = _kept(batch, found, wanted)
+                        if (unpacked := unpacked + batch.nbytes) > allowed:
+                            raise UserError(f"{what}: {name}: unpacks to more than {_LARGEST_FACTOR} times its size")
                         writer.write_table(pa.table(batch.select([found.image])).take(kept).cast(schema))
                         cells.file.extend([name] * len(kept))
                         cells.row.extend(row + one for one in kept)
@@ -249,6 +256,11 @@ def read(
     with pa.memory_map(str(target)) as source:
         images = pa.ipc.open_file(source).read_all()[found.image]
     return Cells(cells.file, cells.row, cells.label, cells.caption, images)
+
+
+def _size(parquet: pa.parquet.ParquetFile, group: int) -> int:
+    """Bytes of a row group as it says itself, unpacked."""
+    return int(parquet.metadata.row_group(group).total_byte_size)
 
 
 def starts(parquet: pa.parquet.ParquetFile) -> list[int]:

@@ -27,6 +27,8 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[^/@#\s]+))?(?:/(?P<file>[^@#]+))?")
 TAIL = 1 << 18
 """Bytes that are asked for at a time where parts of a file are read."""
+_PLAIN = re.compile(r'(?:W/)?"?[A-Za-z0-9][A-Za-z0-9._-]{0,199}"?')
+"""An ETag or a commit that may be the name of a file."""
 _LONGEST = 96
 """Characters of a repository's name."""
 
@@ -128,7 +130,8 @@ class Snapshot:
             if name not in self.names:
                 raise UserError(f"{self.address}: has no file {name!r}{self._near(name)}")
             with _readable(self.address):
-                bar = _bar(progress, f"downloading {name} of {self.address.repository}")
+                what = f"downloading {name} of {self.address.repository}"
+                bar = _bar(progress, what, most=self.sizes[name])
                 paths[name] = Path(
                     hf_hub_download(
                         self.address.repository, name, repo_type=self.address.kind, revision=self.commit,
@@ -340,6 +343,7 @@ def _readable(address: Address) -> Iterator[None]:
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
+    guard()
     try:
         yield
     except theirs.GatedRepoError as error:
@@ -383,8 +387,36 @@ def _cause(error: BaseException) -> str:
     return f" ({type(behind).__name__})" if behind else ""
 
 
-def _bar(progress: Progress, what: str) -> type[Any]:
-    """A progress bar for huggingface_hub that draws nothing, and tells ``progress`` instead."""
+def guard() -> None:
+    """Have huggingface_hub refuse a hub's answers that would lead out of its cache.
+
+    It names files of the cache by ETag and commit, whatever these hold (seen in version 1.33).
+    """
+    from huggingface_hub import get_session
+
+    client = get_session()
+    if _require_plain not in client.event_hooks["response"]:
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "response": [*hooks["response"], _require_plain]}
+
+
+def _require_plain(response: Any) -> None:
+    """Raises:
+    ValueError: what a hub says of a file cannot be the name of one.
+    """
+    if response.request.method != "HEAD":  # ETags of other answers are not used
+        return
+    for name in ("etag", "x-linked-etag", "x-repo-commit"):
+        value = response.headers.get(name)
+        if value and not _PLAIN.fullmatch(value):
+            raise ValueError(f"the hub's answer has {name}: {value!r:.80}, which names no file")
+
+
+def _bar(progress: Progress, what: str, most: int | None = None) -> type[Any]:
+    """A progress bar for huggingface_hub that draws nothing, and tells ``progress`` instead.
+
+    It ends a download of more than ``most`` bytes: one that does not end would fill the disk.
+    """
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc,unused-ignore]
@@ -395,6 +427,8 @@ def _bar(progress: Progress, what: str) -> type[Any]:
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn: bool | None = super().update(n)
+            if most is not None and self.n > most:
+                raise UserError(f"{what}: the hub sends more than the {most} bytes that it lists")
             progress(what, int(self.n), int(self.total or self.n))
             return drawn
 

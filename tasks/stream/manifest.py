@@ -6,6 +6,7 @@ data. Another manifest may take the first sets of one (``of`` and ``first``).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ FOLDER = Path("streams")
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 5000
 """What task vectors' code holds out of the training samples: a tenth, and 5000 at most."""
 
+_STREAM = re.compile(r"[\w-]{1,100}")
 Role = Literal["adaptation", "retention"]
 
 
@@ -133,11 +135,16 @@ def read(name: str, project: Path) -> StreamManifest:
     content = _content(path, name, project)
     if "of" in content:
         of, first = content.pop("of"), content.pop("first", None)
-        whole = _content(path.parent / f"{of}.yaml", str(of), project)
-        if not isinstance(first, int) or not 0 < first <= len(whole.get("sets") or ()):
-            raise UserError(f"{path}: first: expected a number of sets of {of}, got {first!r}")
-        arriving = [one for one in whole["sets"] if one.get("role", "adaptation") == "adaptation"]
-        others = [one for one in whole["sets"] if one not in arriving]
+        if not isinstance(of, str) or not _STREAM.fullmatch(of):
+            raise UserError(f"{path}: of: expected the name of a stream beside it, got {of!r:.80}")
+        whole = _content(path.parent / f"{of}.yaml", of, project)
+        sets = whole.get("sets")
+        if not isinstance(sets, list) or not all(isinstance(one, dict) for one in sets):
+            raise UserError(f"{path.parent / of}.yaml: sets: expected a list of sets, each with keys such as name")
+        if type(first) is not int or not 0 < first <= len(sets):
+            raise UserError(f"{path}: first: expected a number of sets of {of}, got {first!r:.80}")
+        arriving = [one for one in sets if one.get("role", "adaptation") == "adaptation"]
+        others = [one for one in sets if one not in arriving]
         content = {**whole, **content, "sets": [*arriving[:first], *others]}
     try:
         return StreamManifest.model_validate(content)

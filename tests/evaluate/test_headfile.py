@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,24 @@ def test_a_damaged_file_is_named(kind: str, says: str, tmp_path: Path) -> None:
     checkpoints.save(path, changed(checkpoints.load(path), kind), checkpoints.metadata(path))
     with pytest.raises(UserError, match=f"a: {says}"):
         headfile.read(path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"name": "evil.py:Evil"}, r"evaluate\.heads: there is no 'evil\.py:Evil'"),
+        ({"name": "zeroshot", "settings": {}}, "is no file of a head: zeroshot has none"),
+        ({"settings": {"name": "knn", "none": 1}}, r"evaluate\.heads: gda: no setting 'none'"),
+        ({"scale": float("nan")}, r"not a file of a head that can be read \(scale: "),
+        ({"scale": 1e308}, r"not a file of a head that can be read \(scale: "),
+    ],
+)
+def test_a_note_of_somebody_elses_is_checked(facts: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a", samples(NAMES, 1).moments())
+    note = json.loads(checkpoints.metadata(path)["head"]) | facts
+    checkpoints.save(path, checkpoints.load(path), {"head": json.dumps(note)})
+    with pytest.raises(UserError, match=f"a: {says}"):
+        headfile.remove(path, ["ant"], tmp_path / "b")
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ import torch
 from hypothesis.errors import HypothesisWarning
 from safetensors.torch import save
 
+from tasks import yaml
 from tests.arrive.conftest import noise
 
-CONVERTED = ("configuration", "open_clip", "adapter")
-"""Kinds that are folders for `tasks.convert.convert`; all others are drops."""
+DROPS = ("manifest", "table", "archive", "safetensors", "torch", "model_drop")
+"""Kinds that are drops in an inbox; `tests.fuzz.readers` reads all others."""
 
 _ODD_TEXTS = ("", "\0", "\x1b]0;x\x07", "../../secret/key.png", "/etc/passwd", "{} {x}", "a" * 5000, "0" * 5000, "NaN",
               "é", "\u202e", "=cmd()", "[/red]", "-1", "1e999", "READY", "base",
@@ -85,10 +86,10 @@ def changed(content: bytes, chance: random.Random) -> bytes:
 
 
 def make(kind: str, number: int, folder: Path, valid: Path) -> None:
-    """Write the input ``number`` of a kind into the new folder; ``valid`` holds a complete model and an adapter."""
+    """Write the input ``number`` of a kind into the new folder; ``valid`` holds a valid input of most kinds."""
     folder.mkdir()
     _KINDS[kind](folder, number, random.Random(f"{kind} {number}"), valid)
-    if kind not in CONVERTED:
+    if kind in DROPS:
         (folder / "READY").touch()
 
 
@@ -190,10 +191,14 @@ def _with_changed_header(content: bytes, number: int, chance: random.Random) -> 
 
 
 def _replaced(content: dict[str, Any], value: Any, key: str, chance: random.Random) -> None:
-    """Change one place of a nested mapping."""
+    """Change one place of a nested mapping, in whose lists the entries are places too."""
     while content:
-        name = chance.choice(sorted(content))
-        if not isinstance(content[name], dict) or not content[name] or chance.random() < 0.2:
+        name = chance.choice(sorted(content, key=str))
+        inner = content[name]
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict) and chance.random() < 0.7:
+            content = chance.choice([one for one in inner if isinstance(one, dict)])
+            continue
+        if not isinstance(inner, dict) or not inner or chance.random() < 0.2:
             match chance.randrange(4):
                 case 0:
                     content[key] = content.pop(name)
@@ -202,7 +207,7 @@ def _replaced(content: dict[str, Any], value: Any, key: str, chance: random.Rand
                 case _:
                     content[name] = value
             return
-        content = content[name]
+        content = inner
 
 
 def _torch(folder: Path, number: int, chance: random.Random, _: Path) -> None:
@@ -257,6 +262,128 @@ def _adapter(folder: Path, number: int, chance: random.Random, valid: Path) -> N
         weights.write_bytes(_with_changed_header(weights.read_bytes(), number, chance))
 
 
+def _model_drop(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    kind = chance.choice(("small", "small_open_clip", "small_adapter", "small_words"))
+    shutil.copytree(valid / kind, folder, dirs_exist_ok=True)
+    _change_one(folder, number, chance)
+
+
+def _tokenizer(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    shutil.copytree(valid / chance.choice(("own-words", "own-pieces")), folder, dirs_exist_ok=True)
+    names = [path for path in sorted(folder.iterdir()) if path.name not in ("config.json", "model.safetensors")]
+    for path in chance.sample(names, chance.choice((1, 1, len(names)))):
+        _change_file(path, number, chance) if path.suffix == ".json" else path.write_text("[PAD]\n\0\n" * 9)
+
+
+def _coded(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    content = chance.choice(sorted((valid / "coded").glob("*.weights"))).read_bytes()
+    if chance.random() < 0.5:
+        content = _with_changed_note(content, "chronomerge.coded", number, chance)
+    else:
+        content = _with_changed_header(content, number, chance)
+    (folder / "expert.weights").write_bytes(content)
+
+
+def _statistics(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    content = chance.choice(sorted((valid / "statistics").glob("*.stats.safetensors"))).read_bytes()
+    (folder / "a.stats.safetensors").write_bytes(_with_changed_header(content, number, chance))
+
+
+def _heads(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    content = chance.choice(sorted((valid / "heads").iterdir())).read_bytes()
+    if chance.random() < 0.6:
+        content = _with_changed_note(content, "head", number, chance)
+    else:
+        content = _with_changed_header(content, number, chance)
+    (folder / "head.safetensors").write_bytes(content)
+
+
+def _with_changed_note(content: bytes, key: str, number: int, chance: random.Random) -> bytes:
+    """A safetensors file whose metadata has another JSON text under a key."""
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    note = json.loads(header["__metadata__"][key])
+    for i in range(chance.choice((1, 1, 2))):
+        value = drawn(_VALUES | _NUMBERS | st.sampled_from(("full", "lossless", "ternary", "signs")), number + i)
+        _replaced(note, value, chance.choice((drawn(_TEXTS, number), "name", "settings")), chance)
+    header["__metadata__"][key] = json.dumps(note)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + size :]
+
+
+_MERGES = """\
+merge_method: {method}
+base_model: base.safetensors
+models:
+  - model: a.safetensors
+    parameters: {{weight: 0.5, density: [0.2, 0.8]}}
+  - model: b.safetensors
+    parameters: {{weight: [{{filter: x, value: 1}}, {{value: 0.3}}]}}
+parameters: {{normalize: true}}
+dtype: float32
+"""
+
+
+def _recipe(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    for path in (valid / "statistics").iterdir():
+        shutil.copyfile(path, folder / path.name)
+    methods = (
+        "linear",
+        "slerp",
+        "karcher",
+        "task_arithmetic",
+        "ties",
+        "dare_ties",
+        "breadcrumbs",
+        "model_stock",
+        "sce",
+    )
+    _write_yaml(folder / "merge.yaml", _MERGES.format(method=chance.choice(methods)), number, chance)
+
+
+def _stream(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    shutil.copytree(valid / "streams", folder, dirs_exist_ok=True)
+    name = chance.choice(("vision20", "vision8", "fomo-in-flux"))
+    _write_yaml(folder / "stream.yaml", (folder / f"{name}.yaml").read_text(encoding="utf-8"), number, chance)
+
+
+def _write_yaml(path: Path, text: str, number: int, chance: random.Random) -> None:
+    """A YAML file, changed in its bytes or in its structure."""
+    if chance.random() < 0.4:
+        path.write_bytes(changed(text.encode(), chance))
+        return
+    content = yaml.load(text)
+    for i in range(chance.choice((1, 1, 3))):
+        _replaced(content, drawn(_VALUES | _NUMBERS, number + i), drawn(_TEXTS, number + i), chance)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _data_set(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    form = chance.choice(("parquet", "images", "tars", "clip_benchmark"))
+    shutil.copytree(valid / "sets" / form, folder, dirs_exist_ok=True)
+    if form != "clip_benchmark" and chance.random() < 0.5:
+        settings = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train/*"}]}],
+                    "dataset_info": {"features": [{"name": "label", "dtype": {"class_label": {"names": {"0": "a"}}}}]},
+                    "license": "mit"}  # fmt: skip
+        for i in range(chance.choice((1, 1, 2, 3))):
+            _replaced(settings, drawn(_VALUES | _NUMBERS, number + i), drawn(_TEXTS, number + i), chance)
+        card = f"---\n{json.dumps(settings)}\n---\n"
+        (folder / "README.md").write_bytes(changed(card.encode(), chance) if chance.random() < 0.3 else card.encode())
+    if chance.random() < 0.7:
+        _change_one(folder, number, chance)
+
+
+def _change_one(folder: Path, number: int, chance: random.Random) -> None:
+    """Change a file of a folder."""
+    path = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    if path.suffix == ".json" and chance.random() < 0.7:
+        _change_file(path, number, chance)
+    elif path.suffix == ".safetensors":
+        path.write_bytes(_with_changed_header(path.read_bytes(), number, chance))
+    else:
+        path.write_bytes(changed(path.read_bytes(), chance))
+
+
 def _change_file(path: Path, number: int, chance: random.Random) -> None:
     text = path.read_bytes()
     if chance.random() < 0.3:
@@ -278,5 +405,13 @@ _KINDS: dict[str, Callable[[Path, int, random.Random, Path], None]] = {
     "configuration": _configuration,
     "open_clip": _open_clip,
     "adapter": _adapter,
+    "model_drop": _model_drop,
+    "tokenizer": _tokenizer,
+    "coded": _coded,
+    "statistics": _statistics,
+    "heads": _heads,
+    "recipe": _recipe,
+    "stream": _stream,
+    "data_set": _data_set,
 }
 KINDS = tuple(_KINDS)

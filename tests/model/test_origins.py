@@ -1,4 +1,4 @@
-"""What is fetched of a hub survives a kill, and is never half a file."""
+"""What is fetched of a hub survives a kill, is never half a file, and lies in the hub's cache alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tasks.errors import UserError
 from tasks.model.origins import located
+from tasks.storage import hub as hubs
 from tests import hub
 
 SHARDS = {f"model-0000{i}-of-00002.safetensors": bytes(range(i, i + 200)) * 8192 for i in (1, 2)}
@@ -47,3 +51,23 @@ def test_after_a_kill_only_the_file_that_was_on_its_way_is_downloaded_again(tmp_
         asked = {request.path for request in server.requests if request.path.startswith("/objects/")}
         assert asked == {f"/objects/{second}"}
         assert (found.root / "model-00001-of-00002.safetensors").resolve().name == first
+
+
+@pytest.mark.parametrize("etag", ["../../../../evil", "..", "/tmp/evil"])
+def test_a_hub_writes_nothing_outside_of_its_cache(tmp_path: Path, etag: str) -> None:
+    with hub.serving() as server, server.used(tmp_path / "home"):
+        server.commit("org/model", {"config.json": "{}"})
+        server.etag = etag
+        with pytest.raises(UserError, match=r"hf:org/model: .*the hub's answer has etag: .*, which names no file"):
+            hubs.look(hubs.parse("hf:org/model")).bring(["config.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_download_ends_after_the_bytes_that_the_hub_lists(tmp_path: Path) -> None:
+    with hub.serving() as server, server.used(tmp_path):
+        server.commit("org/model", {"config.json": "{}"})
+        server.more = bytes(64 << 20)
+        with pytest.raises(UserError, match=r"config.json of org/model: the hub sends more than the 2 bytes"):
+            hubs.look(hubs.parse("hf:org/model")).bring(["config.json"])
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 16 << 20

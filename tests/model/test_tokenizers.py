@@ -65,5 +65,31 @@ def test_code_of_a_tokenizer_never_runs(tmp_path: Path) -> None:
     settings |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="cannot be had"):
-        resolved(tmp_path, hf_tokenizer_name="words", tokenizer_kwargs={"trust_remote_code": True})
+        resolved(tmp_path, hf_tokenizer_name="words")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["trust_remote_code", "tokenizer_file", "subfolder", "cache_dir", "proxies", "bpe_path"]
+)
+@pytest.mark.parametrize("name", ["words", ""])
+def test_a_configuration_chooses_no_code_files_or_proxies_for_its_tokenizer(
+    tmp_path: Path, key: str, name: str
+) -> None:
+    tokenizers.save(tmp_path / "words")
+    settings = {"context_length": 8, "hf_tokenizer_name": name, "tokenizer_kwargs": {key: "../private"}}
+    with pytest.raises(UserError, match=f"tokenizer_kwargs: '{key}' is not taken; there are additional_special_tokens"):
+        ours.load(tmp_path, settings)
+
+
+def test_a_complete_model_takes_no_tokenizer_from_elsewhere_on_this_machine(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    private = tokenizers.save(tmp_path / "private")
+    model.mkdir()
+    for name in (str(private), "../private"):
+        with pytest.raises(UserError, match="its configuration names a tokenizer elsewhere on this machine"):
+            ours.fetch(tmp_path, {"hf_tokenizer_name": name, "context_length": 8}, model, model)
+    (model / "tokenizer.json").symlink_to(private / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json: is a link to .*, outside its folder"):
+        ours.fetch(tmp_path, {"hf_tokenizer_name": ours.BESIDE, "context_length": 8}, model, model)
+    assert not (tmp_path / ours.FOLDER).exists()

@@ -196,3 +196,10 @@ def test_a_model_without_its_tokenizer_never_gets_open_clips(tmp_path: Path) -> 
     assert "no tokenizer: none is beside the model" in note
     with pytest.raises(ValueError, match="backend tokenizer"):
         open_clip.get_tokenizer(f"local-dir:{tmp_path / 'oc'}")
+
+
+def test_numbers_of_tokens_are_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("a\n")
+    tokens = {number: {"content": f"t{number}"} for number in ("7", "²", "x", "9" * 5000)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
+    assert vocabularies.of(tmp_path) == {"a": 0, "t7": 7}

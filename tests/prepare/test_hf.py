@@ -339,6 +339,19 @@ def test_webdataset(prepare: Prepare, server: hub.Hub, tmp_path: Path) -> None:
             {"README.md": "---\nconfigs: [{config_name: a, data_files: 'http://a/x'}]\n---\n", "t/a/1.png": b""},
             r"its card names files outside of the repository",
         ),
+        (  # as a regular expression it takes years
+            {"README.md": f"---\nconfigs: [{{config_name: a, data_files: 't/{'*a' * 20}b'}}]\n---\n",
+             f"t/{'a' * 200}.png": b"x"},
+            r"its card has the pattern 't/\*a\*a.*', whose 20 wildcards can stand at too many places",
+        ),
+        (
+            {"README.md": "---\na: &a [x, x]\nconfigs: [*a, *a]\n---\n", "t/a/1.png": b"x"},
+            r"the head of its card has YAML aliases",
+        ),
+        ({"README.md": f"---\na: {'[' * 60}{']' * 60}\n---\n", "t/a/1.png": b"x"}, r"nested deeper than 50 levels"),
+        (
+            {"train.parquet": published.bomb(200)}, r"train\.parquet: unpacks to more than 64 times its size"
+        ),
     ],
 )  # fmt: skip
 def test_what_is_not_read_is_refused_in_one_line(

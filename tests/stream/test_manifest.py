@@ -126,11 +126,14 @@ def test_disk_is_told_by_samples_and_size() -> None:
         ("of: nothing", "nothing: no such stream; there are fomo-in-flux, vision14"),
         ("of: vision20\nfirst: 2\nsets: {}\nunknown: 1", "unknown"),
         ("stream: {", "not a readable YAML file"),
+        ("of: '../x'\nfirst: 2", "of: expected the name of a stream beside it, got '../x'"),
+        ("of: other\nfirst: 2", r"other.yaml: sets: expected a list of sets"),
     ],
 )
 def test_a_wrong_manifest_is_named(tmp_path: Path, content: str, message: str) -> None:
     for file in (ROOT / "streams").glob("*.yaml"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "other.yaml").write_text("sets: 5")
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         manifest.read(str(tmp_path / "own.yaml"), ROOT)
