@@ -69,7 +69,7 @@ def converted(root: Path, folder: Path) -> Iterator[str]:
     base = root / "valid/model" if (folder / "adapter_config.json").exists() else None
     for to in ("open_clip", "transformers"):
         out = folder.parent / to
-        yield from refused(functools.partial(convert, folder, to, out, base=base), out)  # type: ignore[arg-type]
+        yield from refused(functools.partial(convert, folder, to, out, base=base), out)
 
 
 def tokenizer(root: Path, folder: Path) -> Iterator[str]:

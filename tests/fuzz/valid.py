@@ -47,7 +47,7 @@ def make(folder: Path) -> None:
 def _save(model: CLIPModel, plain: Path, open_clip: Path, adapter: Path) -> None:
     model.save_pretrained(plain)
     convert(plain, "open_clip", open_clip)
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(adapter))
 
 
 def _make_weights(folder: Path) -> None:
