@@ -14,6 +14,7 @@ from torch import nn
 from tasks import nodes, train
 from tasks.choice import available
 from tasks.errors import UserError
+from tasks.merge import merge
 from tasks.model import checkpoints
 from tasks.params import Named, Params, Train
 from tasks.train import importance
@@ -101,6 +102,28 @@ def test_ewc_over_three_steps_is_the_sum_of_their_penalties() -> None:
     model = Line(0.7, -2.0)
     regularizer("ewc", weight=2.0).begin(model, before).before_step()
     torch.testing.assert_close(model.w.grad, wanted)
+
+
+def test_the_anchor_of_ewc_is_what_the_technique_fisher_merges(tmp_path: Path) -> None:
+    experts = [
+        ([1.0, 0.0, 7.0], [2.0, 0.0, 1.0]),
+        ([3.0, 5.0, -2.0], [1.0, 4.0, 0.5]),
+        ([-1.0, 2.0, 0.0], [3.0, 0.5, 2.0]),
+    ]
+    before, files = None, []
+    for number, (values, gradient) in enumerate(experts):
+        model = Line(*values)
+        before = fisher(model, regularizer("ewc", weight=1.0, batches=1).begin(model, before), [gradient])
+        files.append((tmp_path / f"{number}.safetensors", tmp_path / f"{number}.stats.safetensors"))
+        checkpoints.save(files[-1][0], {"w": model.w.detach()})
+        squares = {"fisher/w": torch.tensor(gradient, dtype=torch.float64).square()}
+        checkpoints.save(files[-1][1], squares, {"samples": "1", "estimator": '"expected"', "pool": '"none"'})
+    found = merge(
+        "fisher", [expert for expert, _ in files], files[0][0], settings={"normalize": "none"},
+        statistics=[statistics for _, statistics in files],
+    ).tensors  # fmt: skip
+    assert before
+    torch.testing.assert_close(before.anchor["w"], torch.as_tensor(found["w"]))
 
 
 def test_si_on_a_quadratic_is_the_loss_that_each_parameter_saved() -> None:
