@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chronomerge.project import advance, find, report, restore, rollback, run, states, verify
+    from chronomerge.project import advance, find, report, restore, rollback, run, states, verify, withdraw
     from tasks.errors import UnavailableError, UserError
     from tasks.measure import measure, measure_clip
     from tasks.merge import Statistics, merge
@@ -36,7 +36,8 @@ _HOMES = {
     "Manifest": "tasks.record",
     "State": "tasks.record",
     **dict.fromkeys(
-        ("advance", "find", "report", "restore", "rollback", "run", "states", "verify"), "chronomerge.project"
+        ("advance", "find", "report", "restore", "rollback", "run", "states", "verify", "withdraw"),
+        "chronomerge.project",
     ),
 }
 __all__ = sorted(_HOMES)

@@ -38,25 +38,8 @@ def run(
         UserError: whatever the caller can mend, found as early as it can be.
         UnavailableError: a store or a network; the same call may work later.
     """
-    folder = _top(project)
-    options = [*([f"--until={until}"] if until is not None else []), *([] if wait else ["--no-wait"])]
-    path = layout.private(folder) / "logs" / "run.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as log:
-        process = processes.start("flows.processes.run_process", *options, folder=folder, log=log)
-        try:
-            assert process.stdout
-            tags = messages.outcome(process.stdout, progress)
-            if tags is None:
-                raise UnavailableError(
-                    f"the run was killed, perhaps out of memory (status {process.wait()}); its log is {path}"
-                )
-        except BaseException:
-            process.terminate()
-            raise
-        finally:
-            processes.see_end(process, within=30)
-    return [find(tag, folder) for tag in tags]
+    options = [f"--until={until}"] if until is not None else []
+    return _run(_top(project), options, wait=wait, progress=progress)
 
 
 def advance(project: Folder = ".", *, wait: bool = False, progress: Progress = silent) -> State | None:
@@ -132,6 +115,23 @@ def rollback(name: str | int, project: Folder = ".", *, wait: bool = False) -> S
     return made or to
 
 
+def withdraw(
+    arrival: str, project: Folder = ".", *, retrain: bool = False, wait: bool = False, progress: Progress = silent
+) -> list[State]:
+    """Take a recorded arrival out: a new line of states without its expert and its data; tags of old lines stay.
+
+    What `chronomerge withdraw` does, in a process of its own as `run`. Returns the states of the new line, that which
+    it starts with first. ``manifest.withdrawals`` of each says which arrivals' experts still descend from it;
+    ``retrain`` trains those again.
+
+    Raises:
+        UserError: it is no recorded arrival, the only one, or taken out already; or as `run`.
+        UnavailableError: as `run`; the same call goes on.
+    """
+    options = [f"--withdraw={arrival}", *(["--retrain"] if retrain else [])]
+    return _run(_top(project), options, wait=wait, progress=progress)
+
+
 def report(
     project: Folder = ".",
     timelines: Sequence[str] = (),
@@ -154,6 +154,27 @@ def report(
     drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in timelines)])
     return draw(folder, plain.cells(folder, names), target, made_by="chronomerge run", drawn_by=drawn_by,
                 progress=progress)  # fmt: skip
+
+
+def _run(folder: Path, options: Sequence[str], *, wait: bool, progress: Progress) -> list[State]:
+    path = layout.private(folder) / "logs" / "run.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log:
+        given = [*options, *([] if wait else ["--no-wait"])]
+        process = processes.start("flows.processes.run_process", *given, folder=folder, log=log)
+        try:
+            assert process.stdout
+            tags = messages.outcome(process.stdout, progress)
+            if tags is None:
+                raise UnavailableError(
+                    f"the run was killed, perhaps out of memory (status {process.wait()}); its log is {path}"
+                )
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            processes.see_end(process, within=30)
+    return [find(tag, folder) for tag in tags]
 
 
 def _top(project: Folder) -> Path:

@@ -5,6 +5,7 @@
 
 from tasks.arrive.arriving import ChangedError, arrive, refusal
 from tasks.arrive.copying import Memo
+from tasks.arrive.known import withdrawals
 from tasks.arrive.request import CHECKPOINTS, Request, without_part
 from tasks.arrive.s3 import UnreachableError
 from tasks.arrive.stream_file import rewritten
@@ -20,5 +21,6 @@ __all__ = [
     "arrive",
     "refusal",
     "rewritten",
+    "withdrawals",
     "without_part",
 ]

@@ -42,7 +42,8 @@ def arrive(
     """Check what arrives in full and, unless something is wrong with it, keep its files and append it to the stream.
 
     A refusal is a verdict too, and is written down in ``.chronomerge/refused``. With ``dry_run`` nothing is changed.
-    With ``once``, what has the very files of another arrival of the stream is that arrival, and there already.
+    With ``once``, what has the very files of another arrival of the stream is that arrival, and there already; and what
+    was withdrawn from the timeline is refused.
     ``unchanged`` is asked when all is copied and checked; ``memo`` keeps the test images from one call to the next.
 
     Raises:
@@ -96,6 +97,12 @@ def _decide(
     if name == request.name and name in there and not _is(project, there[name][1], copy.arrival, entry):
         lost = "" if not kept or kept.exists() else f" ({kept.relative_to(project)} is missing: `git checkout` it)"
         findings.complain(f"the stream has another arrival {name!r} already{lost}; name this one otherwise")
+    if name not in there and (out := known.withdrawn(project, entry, params, name)):
+        said = f"{out[0]!r} was withdrawn ({out[1]} recorded it)"
+        if once:
+            findings.complain(f"{said}; `chronomerge arrive` takes it anyway")
+        else:
+            findings.note(f"{said}, and arrives again")
     if findings.problems:
         return _decide(project, params, request, None, findings, once=once)
     step, arrival = there.get(name, (len(params.stream) + 1, copy.arrival))

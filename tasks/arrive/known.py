@@ -109,3 +109,21 @@ def twin(project: Path, entry: Entry, params: Params, name: str) -> str | None:
         if one.name != name and path.exists() and pointers.read(path)[0].md5 == entry.md5:
             return one.name
     return None
+
+
+def withdrawals(project: Path, params: Params) -> dict[str, str]:
+    """The arrivals that were taken out of the timeline and are not in the stream again → the tag of their state."""
+    newest, there = last(project, params.timeline), {one.name for one in params.stream}
+    return {
+        one.arrival: one.state for one in (newest.manifest.withdrawals if newest else ()) if one.arrival not in there
+    }
+
+
+def withdrawn(project: Path, entry: Entry | None, params: Params, name: str) -> tuple[str, str] | None:
+    """Of `withdrawals` the one that has this name or these very files, and the tag of its state."""
+    for arrival, tag in withdrawals(project, params).items():
+        path = pointers.path(project, arrival)
+        same = entry is not None and path.exists() and pointers.read(path)[0].md5 == entry.md5
+        if arrival == name or same:
+            return arrival, tag
+    return None

@@ -11,6 +11,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -147,9 +148,18 @@ class _Look:
                 why = f"was taken as {note.arrival!r}, and has other content since; drop it anew"
                 self.found.changed.append(Drop(name, why))
             elif note.outcome == "taken":
-                self.found.known.append(Drop(name, f"was taken as {note.arrival!r}"))
+                out = (
+                    ", and withdrawn since; `chronomerge arrive` takes it anyway"
+                    if note.arrival in self._withdrawn
+                    else ""
+                )
+                self.found.known.append(Drop(name, f"was taken as {note.arrival!r}{out}"))
             else:
                 self.found.known.append(Drop(name, f"was refused, and is the same since; see {note.report}"))
+
+    @cached_property
+    def _withdrawn(self) -> dict[str, str]:
+        return arriving.withdrawals(self.project, load(self.project / "params.yaml"))
 
     def _seen_again(self, note: DropNote, signature: str) -> DropNote | None:
         """The note on a drop that looks different; None where that is to be looked into."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import layout
 from tasks.errors import UserError
 from tasks.params import Arrival, Params
 from tasks.record import timelines
@@ -78,9 +79,11 @@ def _again(lineage: Sequence[State], params: Params, arrival: str, *, retrain: b
         made = _planned(before.project, params, withdrawal, before, params.stream, retrain=True)
         if made.retrained:
             return made
-        raise UserError(f"{arrival!r} was withdrawn already ({before.tag}), and no expert descends from it any more")
     pending_steps = len(params.stream) - lineage[-1].step
-    way_out = "`chronomerge run` records the pending steps" if pending_steps > 0 else "there is nothing left to do"
+    if pending_steps > 0:
+        way_out = "`chronomerge run` records the pending steps"
+    else:
+        way_out = "and no expert descends from it any more" if retrain else "there is nothing left to do"
     raise UserError(f"{arrival!r} was withdrawn already ({before.tag}); {way_out}")
 
 
@@ -96,10 +99,21 @@ def _planned(
     bare = RecordedWithdrawal(arrival=withdrawal.arrival, state=withdrawal.state)
     if not retrain:
         return WithdrawalPlan(bare, back_to, tuple(stream), ())
-    descends = _descends(project, params, bare.arrival, stream[back_to.step :], ())
-    again = tuple(one.name for one in stream if one.name in descends and one.from_state)
+    descends = _descends(project, params, bare, stream[back_to.step :], ())
+    recorded = _still_in(project, params, bare)
+    again = tuple(one.name for one in stream if (one.from_state and one.name in descends) or one.name in recorded)
     fresh = [one.model_copy(update={"from_state": None}) if one.name in again else one for one in stream]
     return WithdrawalPlan(bare, back_to, tuple(fresh), again)
+
+
+def _still_in(project: Path, params: Params, withdrawal: RecordedWithdrawal) -> tuple[str, ...]:
+    """The arrivals whose experts descend from it as the newest state has it: none before it was taken out.
+
+    A withdrawal with ``retrain`` that was killed before its line started has left no ``from_state`` of these.
+    """
+    newest, wanted = timelines.last(project, params.timeline), (withdrawal.arrival, withdrawal.state)
+    recorded = newest.manifest.withdrawals if newest else ()
+    return next((one.still_in for one in recorded if (one.arrival, one.state) == wanted), ())
 
 
 def noted(start: State | None, params: Params) -> dict[str, Any]:
@@ -112,20 +126,21 @@ def noted(start: State | None, params: Params) -> dict[str, Any]:
     arrived = [params.arrival] if params.arrival else []
     return {
         "withdrawals": [
-            {**one.as_dict(), "still_in": _descends(start.project, params, one.arrival, arrived, one.still_in)}
+            {**one.as_dict(), "still_in": _descends(start.project, params, one, arrived, one.still_in)}
             for one in start.manifest.withdrawals
         ]
     }
 
 
 def _descends(
-    project: Path, params: Params, withdrawn: str, stream: Sequence[Arrival], known: Sequence[str]
+    project: Path, params: Params, withdrawal: RecordedWithdrawal, stream: Sequence[Arrival], known: Sequence[str]
 ) -> list[str]:
     """The arrivals whose experts descend from one that was taken out: those ``known`` before, and of ``stream``.
 
     An expert does if it was trained after it, from the expert or the running model before it, with a buffer that had
     its data, or with a regularizer; and so does one that is trained from a model with such an expert in it.
     """
+    withdrawn = _content(timelines.find(project, params.timeline, withdrawal.state))
     containing = list(known)
     for one in stream:
         if one.expert is not None:
@@ -142,11 +157,19 @@ def _descends(
     return containing
 
 
-def _before(state: State) -> set[str | None]:
-    """The arrivals of the states that a state goes back to, without those that were held and skipped."""
-    arrivals: set[str | None] = set()
+def _before(state: State) -> set[tuple[str | None, str]]:
+    """What arrived in the states that a state goes back to, without those that were held and skipped."""
+    arrivals: set[tuple[str | None, str]] = set()
     earlier = timelines.start_of(state)
     while earlier is not None:
-        arrivals.add(earlier.manifest.arrival)
+        arrivals.add(_content(earlier))
         earlier = timelines.start_of(earlier)
     return arrivals
+
+
+def _content(state: State) -> tuple[str | None, str]:
+    """An arrival by name and files: the same where it was recorded again, another where only the name is."""
+    first = state
+    while (arrival := first.settings.arrival) and arrival.from_state:
+        first = timelines.find(state.project, state.timeline, arrival.from_state)
+    return state.manifest.arrival, first.entries[layout.RAW_ARRIVAL].md5

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import chronomerge as cm
 from flows.withdraw import withdraw
-from tasks.arrive import rewritten
+from tasks.arrive import Request, arrive, rewritten
+from tasks.errors import UserError
+from tasks.inbox import scan
 from tasks.merge import merge
-from tasks.model import coded
+from tasks.model import checkpoints, coded
 from tasks.params import load
 from tasks.record import plan_withdrawal
 from tests import project as projects
+from tests.arrive.conftest import drop
 from tests.project import chronomerge, git
 
 pytestmark = pytest.mark.slow
@@ -24,7 +32,7 @@ STREAM = [
     {"name": "third", "update": ["images:drawings/base#test", "images:drawings/first#test"]},
 ]
 TIME = {"init": "zs", "deploy": "all", "technique": {"name": "fisher", "prior": 1e-6}}
-EVALUATE = {**projects.PARAMS["evaluate"], "allow_overlap": True}
+EVALUATE = {**projects.PARAMS["evaluate"], "allow_overlap": True, "heads": [{"name": "gda", "label": "frozen"}]}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,10 @@ def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others
     assert (tmp_path / "after" / step / "expert.safetensors").read_bytes() == experts[1].read_bytes()
     pools = json.loads((tmp_path / "after/data/history/pools/pools.json").read_text())
     assert pools == ["pretraining", "second"]
+    heads = tmp_path / "after/data/step/heads/running/state-base.safetensors"
+    assert json.loads(checkpoints.metadata(heads)["state"])["spec"]["pools"] == ["pretraining", "second", "third"]
+    measured = "data/step/statistics/expert.safetensors"
+    assert (tmp_path / "after" / measured).read_bytes() == (tmp_path / "3" / measured).read_bytes()
 
     newest = manifest(project, "0002.2")
     assert newest["withdrawals"] == [{"arrival": "first", "state": "state/tiny/0001", "still_in": []}]
@@ -97,6 +109,25 @@ def test_what_cannot_be_withdrawn_is_one_line(
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert (project / "params.yaml").read_text() == before
+
+
+def test_an_inbox_does_not_take_a_withdrawn_arrival_and_arrive_does(project: Path, tmp_path: Path) -> None:
+    path = project / "params.yaml"
+    before = path.read_text()
+    drop(tmp_path / "inbox/first", {"cat": 2})
+    (tmp_path / "inbox/first/READY").touch()
+    (refused,) = scan(project, str(tmp_path / "inbox")).refused
+    assert "'first' was withdrawn (state/tiny/0001 recorded it); `chronomerge arrive` takes it anyway" in refused.why
+    assert path.read_text() == before
+    verdict = arrive(project, Request("first", (str(tmp_path / "inbox/first"),)))
+    assert verdict.outcome == "arrived"
+    assert "'first' was withdrawn (state/tiny/0001 recorded it), and arrives again" in verdict.notes
+    assert [one.name for one in load(path).stream] == ["second", "third", "first"]
+
+    path.write_text(before)  # its files are there still, and come under another name
+    (tmp_path / "inbox/first").rename(tmp_path / "inbox/renamed")
+    (refused,) = scan(project, str(tmp_path / "inbox")).refused
+    assert (refused.name, "'first' was withdrawn" in refused.why) == ("renamed", True)
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +156,75 @@ def test_what_descends_is_said_and_a_killed_withdrawal_goes_on(ema: Path, prefec
     ]  # fmt: skip
 
 
-def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(
-    ema: Path, prefect_api: dict[str, str]
+KILLED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+left = int(sys.argv[1])
+
+def counted(function):
+    def call(*args, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+    return call
+
+from flows.withdraw import withdraw
+
+os.replace, os.rename = counted(os.replace), counted(os.rename)
+subprocess.Popen.__init__ = counted(subprocess.Popen.__init__)
+withdraw(Path.cwd(), "first", retrain=True)
+"""
+"""Takes `first` out, and kills itself before the n-th program that it would start or the n-th file that it replaces."""
+
+
+@pytest.mark.parametrize("moments", [[3, 16, 40], pytest.param(range(0, 80, 2), marks=pytest.mark.long)])
+def test_killed_at_any_moment_it_has_done_nothing_or_the_same_call_goes_on(
+    moments: Sequence[int], run: Path, tmp_path: Path
 ) -> None:
-    done = chronomerge(ema, "withdraw", "first", "--retrain", **prefect_api)
-    assert "trained again: second" in done.stdout
-    assert "first was withdrawn; no expert descends from it" in done.stdout
+    killed = 0
+    for moment in moments:
+        folder = projects.copy(run, tmp_path / str(moment))
+        path, before, tags = folder / "params.yaml", (folder / "params.yaml").read_text(), projects.tags(folder)
+        done = subprocess.run([sys.executable, "-c", KILLED, str(moment)], cwd=folder, capture_output=True)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+        killed += done.returncode != 0
+        started = set(projects.tags(folder)) - set(tags)
+        assert started <= {"state/tiny/0000.2"}
+        assert not started or path.read_text() != before
+        if started:
+            assert "`chronomerge run` records the pending steps" in refusal(folder)
+        else:
+            plan, made = withdraw(folder, "first", retrain=True)
+            assert (plan.retrained, made and made.tag) == (("second",), "state/tiny/0000.2")
+        newest = manifest(folder, "0000.2")
+        assert newest["withdrawals"] == [{"arrival": "first", "state": "state/tiny/0001"}]
+        assert [one.name for one in load(path).stream] == ["second"]
+        assert load(path).stream[0].from_state is None
+    assert killed
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        withdraw(folder, "first", retrain=True)
+    return str(error.value)
+
+
+def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(
+    ema: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python, in a line of its own after one without --retrain that was killed on the way to this one."""
+    for name, value in prefect_api.items():
+        monkeypatch.setenv(name, value)
+    path = ema / "params.yaml"
+    plan = plan_withdrawal(ema, load(path), "first", retrain=True)
+    assert plan.retrained == ("second",)
+    path.write_text(rewritten(path.read_text(), plan.stream, path))  # killed before the new line started
+    start, last = cm.withdraw("first", ema, retrain=True)
+    assert (start.tag, last.tag) == ("state/tiny/0000.3", "state/tiny/0001.3")
+    assert last.manifest.withdrawals[0].still_in == ()
     newest = manifest(ema, "0001.3")
     assert newest["withdrawals"][0]["still_in"] == []
     assert newest["budget"]["steps"] > 0
