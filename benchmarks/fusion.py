@@ -1,13 +1,14 @@
-"""Techniques that look at data or take matrices apart: seconds and memory beside fusion_bench's, on the same files.
+"""Techniques that look at data or take matrices apart: CPU seconds and memory beside fusion_bench's, on the same files.
 
     python -m venv PEER && PEER/bin/pip install fusion_bench
     .venv/bin/python benchmarks/fusion.py --peer PEER/bin/python --cache DIR [--only fisher regmean] [--experts 8]
         [--width 768] [--blocks 2] [--threads 1]
 
-Experts are blocks of a ViT of random float32 weights, with Fisher and Gram matrices of random inputs. Each library
-is one process; a merge is timed from opening the files to the result on disk, and memory is the peak beside what was
-resident before. fusion_bench's functions are called as its algorithms call them; loading and saving are safetensors'.
-`wudi` is 300 steps of Adam there and a closed form here, and emr has masks there too, so these are not to agree.
+Experts are blocks of a ViT of random float32 weights, with Fisher and Gram matrices of random inputs. Each library is
+one process. A merge costs the seconds of a processor from opening the files to the result on disk, which hardly
+depend on what else runs, and memory is the peak beside what was resident before. fusion_bench's functions are called
+as its algorithms call them; loading and saving are safetensors'. `wudi` is 300 steps of Adam there and a closed form
+here, and emr has masks there too, so these are not to agree.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ for job in jobs:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = memory("VmRSS"), time.process_time()
     merged_by(*job)
-    spent = time.perf_counter() - start
+    spent = time.process_time() - start
     print(json.dumps([spent, memory("VmHWM") - before]), file=sys.__stdout__, flush=True)
 """
 OURS = _MEASURED.format(
@@ -119,7 +120,7 @@ def main() -> None:
     print(
         f"{given.experts} experts of {megabytes:.0f} MB, {given.threads} threads; memory of {given.experts} and of two"
     )
-    print("| technique | ours (s) | fusion_bench (s) | times | ours (MB) | fusion_bench (MB) | apart |")
+    print("| technique | ours (CPU s) | fusion_bench (CPU s) | times | ours (MB) | fusion_bench (MB) | apart |")
     print("|---|---|---|---|---|---|---|")
     for name, (spent, most, least), (spent_there, most_there, least_there) in zip(
         given.only, ours, theirs, strict=True
@@ -134,7 +135,7 @@ def main() -> None:
 def costs(
     python: Path, code: str, names: Sequence[str], experts: Sequence[str], folder: Path, threads: int
 ) -> list[tuple[float, float, float]]:
-    """Seconds of each merge of all experts, and megabytes of that and of one of two."""
+    """CPU seconds of each merge of all experts, and megabytes of that and of one of two."""
     whose = "ours" if code is OURS else "theirs"
     jobs = [
         (name, SETTINGS[name], some, str(folder / f"{whose}-{name}.out"))
