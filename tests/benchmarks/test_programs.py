@@ -76,7 +76,7 @@ def test_training(tmp_path: Path) -> None:
 
 
 def test_techniques(tmp_path: Path) -> None:
-    small = ("--seeds", 0, "--arrivals", 1, "--steps", 2, "--techniques", "fisher", "paint")
+    small = ("--seeds", 0, "--arrivals", 1, "--steps", 2, "--techniques", "fisher", "paint", "--deploy", "all")
     printed = ran("techniques.py", "--keep", tmp_path / "project", *small)
     assert "| fisher | " in printed
     assert "| paint | " in printed
