@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from tasks import layout
 from tests import project as projects
 from tests.project import ROOT, chronomerge, git
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +53,34 @@ def test_the_guides_example_chooses_a_weight_and_every_byte_is_made_again(
     written = chronomerge(folder, "report", "--to", str(tmp_path / "report")).stdout
     assert written
     assert "How weight was chosen" in next((tmp_path / "report").rglob("*.html")).read_text()
+
+
+LEARNED: dict[str, Any] = {
+    "time": {"init": "zs", "deploy": "all", "technique": {"name": "task_arithmetic", "scale": 0.3}},
+    "train": {**projects.PARAMS["train"], "holdout": 0.4},
+    "stream": projects.PARAMS["stream"][:1],
+}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "adamerging", "iterations": 30, "every": 10, "lr": 0.05},
+        pytest.param({"name": "concrete", "iterations": 30, "every": 10, "lr": 0.2}, marks=pytest.mark.long),
+        pytest.param({"name": "frank_wolfe", "iterations": 3}, marks=pytest.mark.long),
+    ],
+    ids=["adamerging", "concrete", "frank_wolfe"],
+)
+def test_what_is_learned_is_recorded_after_a_kill_and_every_byte_is_made_again(
+    method: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = projects.make(tmp_path / "project", **LEARNED, fit=method)
+    process = projects.start(folder, "run")
+    until(lambda: [*folder.glob(".chronomerge/work/tiny/*/data/step/fit")] or process.poll() is not None)
+    projects.kill(process)
+    chronomerge(folder, "run")
+    recorded = json.loads(git(folder, "show", "state/tiny/0001:manifest.json"))["fit"]
+    assert recorded["method"] == method["name"]
+    assert recorded["weights"]
+    (found,) = json.loads(chronomerge(folder, "verify", "1", "--json").stdout)
+    assert found["same"]
