@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     newest = states[-1]
     weights = cache.path((states[0] if options.features == "base" else newest).entries[layout.DEPLOYED].md5)
     heads = {name: head(name) for name in ("prototype", "gda", "tip", "knn")}
-    heads |= {f"gda, alpha {alpha}": head("gda", alpha=alpha) for alpha in (10, 100)}
+    heads |= {f"gda, alpha {alpha}": head("gda", alpha=alpha) for alpha in (1, 10, 100)}
     heads["gda, searched"] = head("gda", alpha="search")
     slow = {"tip, searched": head("tip", alpha="search", beta="search")}
     if options.linear:

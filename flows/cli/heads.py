@@ -26,7 +26,9 @@ def remove(
     Of a number of shots the result is exact. Of shots: all, counts and sums are, and a covariance is an estimate.
     """
     from tasks.evaluate import headfile
+    from tasks.storage import places
 
+    places.output(out)
     note = headfile.remove(head, classes, out)
     if as_json:
         print_json({"file": str(out), **note.model_dump(mode="json")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import AfterValidator, Field, field_validator
@@ -109,6 +109,10 @@ class SupportHead(Head):
             raise ValueError(f"{cls.name} keeps the features of every sample: give a number of shots, not 'all'")
         return value
 
+    def settled(self, data: Support | Moments) -> Self:  # noqa: ARG002 - most heads have no such setting
+        """This head with those settings fixed that follow from the samples."""
+        return self
+
     @abstractmethod
     def fit(self, support: Support, text: Text) -> Classifier:
         """The head of a support, with all settings fixed."""
@@ -130,7 +134,7 @@ class MomentHead(SupportHead):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A head with the settings that it was fitted with."""
+    """A head with the settings that it was fitted with, each fixed."""
 
     head: SupportHead
     classifier: Classifier
@@ -171,24 +175,32 @@ def fit(head: SupportHead, data: Support | Moments, text: Text) -> Fitted:
     _require_usable(head.name, data, text)
     if isinstance(data, Moments):
         assert isinstance(head, MomentHead)
-        return Fitted(head, head.from_moments(data, text), searched=False)
+        settled = head.settled(data)
+        return Fitted(settled, settled.from_moments(data, text), searched=False)
     open_settings = _open(head)
     if not open_settings:
-        return Fitted(head, head.fit(data, text), searched=False)
+        return _of_support(head, data, text, searched=False)
     part, held = data.held_out()
     defaults = {name: type(head).model_fields[name].default for name in open_settings}
     if not len(held.labels):
-        settled = head.model_copy(update=defaults)
-        return Fitted(settled, settled.fit(data, text), searched=False)
-    settled = max(_candidates(head, defaults), key=lambda one: _right(one.fit(part, text), held))
-    return Fitted(settled, settled.fit(data, text), searched=True)
+        return _of_support(head.model_copy(update=defaults), data, text, searched=False)
+
+    def right(one: SupportHead) -> int:
+        return _right(_of_support(one, part, text, searched=True).classifier, held)
+
+    return _of_support(max(_candidates(head, defaults), key=right), data, text, searched=True)
+
+
+def _of_support(head: SupportHead, data: Support, text: Text, *, searched: bool) -> Fitted:
+    settled = head.settled(data)
+    return Fitted(settled, settled.fit(data, text), searched)
 
 
 def _open(head: Head) -> list[str]:
     return [name for name in head.searches if getattr(head, name) == SEARCH]
 
 
-def _candidates(head: SupportHead, defaults: Mapping[str, float]) -> list[SupportHead]:
+def _candidates(head: SupportHead, defaults: Mapping[str, Any]) -> list[SupportHead]:
     """All combinations of values, the default of each setting first."""
     found: list[SupportHead] = [head]
     for name, default in defaults.items():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -15,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tasks.choice import available
 from tasks.errors import UserError
 from tasks.evaluate.head import Head, SupportHead, Text, chosen, fit
-from tasks.evaluate.heads.gda import inverse_covariance
+from tasks.evaluate.heads.gda import inverse_covariance, natural_weight
 from tasks.evaluate.heads.knn import herded
 from tasks.evaluate.heads.linear import regression
 from tasks.evaluate.support import Moments, Support, minus, moments
@@ -93,6 +94,31 @@ def test_gda_from_moments_of_all_is_gda_from_their_samples() -> None:
     torch.testing.assert_close(fit(head("gda"), data.moments(), text).classifier.logits(x), few, rtol=0, atol=0)
 
 
+def test_gda_auto_weighs_gaussians_of_the_shrunk_covariance_as_logarithms_of_densities() -> None:
+    data, text, queries = drawn(count=50)
+    f, y = data.features.double(), data.labels
+    means = torch.stack([f[y == c].mean(dim=0) for c in range(5)])
+    covariance = (f - means[y]).T @ (f - means[y]) / (50 - 5)
+    share = 12 / (50 - 1 + 12)
+    shrunk = (1 - share) * covariance + share * covariance.trace() / 12 * torch.eye(12).double()
+    density = np.stack([multivariate_normal.logpdf(queries, mean, shrunk) for mean in means], axis=1)
+    expected = 100 * queries @ text.features.double().numpy().T + density
+    fitted = fit(head("gda"), data.moments(), text)
+    assert getattr(fitted.head, "alpha") == natural_weight(50, 5, 12)  # noqa: B009 - a setting of this head
+    ours = fitted.classifier.logits(torch.tensor(queries)).numpy()
+    np.testing.assert_allclose(ours - ours[:, :1], expected - expected[:, :1], rtol=1e-9, atol=1e-9)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=share).fit(f.numpy(), y.numpy())  # covariance with n
+    theirs = lda.decision_function(queries) * (50 - 5) / 50
+    bare = fit(head("gda"), data.moments(), Text(torch.zeros(5, 12), 100.0)).classifier.logits(torch.tensor(queries))
+    np.testing.assert_allclose(bare - bare[:, :1], theirs - theirs[:, :1], rtol=1e-6, atol=1e-6)
+
+
+def test_gda_searches_from_auto_and_says_a_number() -> None:
+    data, _, _ = drawn()
+    found = fit(head("gda", alpha="search", shots=[12]), data, Text(torch.zeros(5, 12), 100.0))
+    assert getattr(found.head, "alpha") == natural_weight(60, 5, 12)  # noqa: B009 - the first of equally good values
+
+
 def test_gda_without_text_and_ridge_is_scikit_learns_lda() -> None:
     """(n−1)S is replaced by S + λI there: the same directions where the ridge is made the same."""
     data, _, queries = drawn()
@@ -108,7 +134,7 @@ def test_gda_without_text_and_ridge_is_scikit_learns_lda() -> None:
     lda = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Same(), priors=np.full(5, 0.2))
     lda.fit(data.features.double().numpy(), data.labels.numpy())
     none = Text(torch.zeros(5, 12), 100.0)
-    ours = fit(head("gda", shots=[12]), data, none).classifier.logits(torch.tensor(queries))
+    ours = fit(head("gda", alpha=1, shots=[12]), data, none).classifier.logits(torch.tensor(queries))
     np.testing.assert_allclose(ours.numpy(), lda.decision_function(queries), rtol=1e-6, atol=1e-6)
 
 
@@ -116,8 +142,10 @@ def test_gda_of_one_sample_a_class_is_zero_shot_and_not_noise() -> None:
     data, text, queries = drawn(count=5)
     assert inverse_covariance(data.moments()).abs().max() == 0
     x = torch.tensor(queries)
-    ours = fit(head("gda", shots=[1]), data, text).classifier.logits(x)
+    ours = fit(head("gda", alpha=1, shots=[1]), data, text).classifier.logits(x)
     torch.testing.assert_close(ours, text.logits(x) - math.log(5), rtol=1e-9, atol=1e-9)
+    auto = fit(head("gda", shots=[1]), data, text).classifier.logits(x)
+    torch.testing.assert_close(auto, text.logits(x), rtol=1e-9, atol=1e-9)
 
 
 def test_tip_gives_a_class_alpha_where_a_key_is_the_image() -> None:

@@ -26,8 +26,9 @@ def places(tmp_path: Path) -> Path:
         ("fetch", "--deployed", "--to"), ("restore", "1", "--to"), ("publish", "1", "--to"), ("report", "--to"),
         ("convert", "data/step", "--to", "transformers", "--out"),
         ("merge", "-t", "linear", "-e", "params.yaml", "-o"),
+        ("heads", "merge", "a", "b", "--out"), ("heads", "remove", "a", "class", "--out"),
     ],
-    ids=lambda verb: verb[0],
+    ids=lambda verb: "-".join(verb[:2]) if verb[0] == "heads" else verb[0],
 )  # fmt: skip
 def test_a_place_that_cannot_be_is_one_line_before_any_work(run: Path, places: Path, verb: tuple[str, ...]) -> None:
     for name, words in (
