@@ -1,12 +1,12 @@
 """Few-shot curves on the images of a recorded timeline: top-1 against shots, with intervals over draws of the support.
 
     .venv/bin/python benchmarks/fewshot.py [--project .] [--timeline demo] [--draws 5] [--shots 1 2 4] [--threads 1]
-        [--features base] [--linear] [--peer] [--json FILE]
+        [--features base] [--step N] [--sets NAME ...] [--linear] [--peer] [--json FILE]
 
 The support is drawn from the pools of all arrivals, as `evaluate.heads` draws it, once for each seed; scores are means
-over the adaptation sets, each among its own classes. Features are those of the base or of the newest deployed model,
-computed once. Give ``make demo``'s timeline, say; nothing is written to it. ``--peer`` adds scikit-learn's LDA (lsqr,
-with the shrinkage of Ledoit and Wolf) and, with ``--linear``, its logistic regression.
+over the adaptation sets (or ``--sets``), each among its own classes. Features are those of the base or of the state's
+deployed model, computed once. Give ``make demo``'s timeline, say; nothing is written to it. ``--peer`` adds
+scikit-learn's LDA (lsqr, with the shrinkage of Ledoit and Wolf) and, with ``--linear``, its logistic regression.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Head → shots → top-1 of each draw."""
     project = options.project.resolve()
     states, cache = timelines.lineage(project, options.timeline), Cache(dvc_config.cache_dir(project))
+    states = states[: options.step + 1] if options.step is not None else states
     newest = states[-1]
     weights = cache.path((states[0] if options.features == "base" else newest).entries[layout.DEPLOYED].md5)
     heads = {name: head(name) for name in ("prototype", "gda", "tip", "knn")}
@@ -99,7 +100,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         space, data = FeatureSpace(home, [weights], BLOCK), list(pools.values())
         all_features = [space.images(one, lambda _: None) for one in data]
         sets = {}
-        for one in newest.settings.evaluate.adaptation:
+        named = {one.name: one for one in newest.settings.evaluate.sets}
+        scored = [named[name] for name in options.sets] if options.sets else newest.settings.evaluate.adaptation
+        for one in scored:
             test = tests[one.name]
             prompts = zeroshot.prompts(one.name, test.card.classes, templates_of(one, test))
             sets[one.name] = test, space.images(test, lambda _: None), prompts
@@ -151,6 +154,8 @@ def main() -> None:
     parser.add_argument("--project", type=Path, default=Path())
     parser.add_argument("--timeline", default="demo")
     parser.add_argument("--features", choices=("base", "deployed"), default="base")
+    parser.add_argument("--step", type=int, help="The state; the newest by default.")
+    parser.add_argument("--sets", nargs="+", help="Evaluation sets whose classes all have support at that step.")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--slow-draws", type=int, default=3, help="Draws of what takes long.")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4])

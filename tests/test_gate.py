@@ -16,6 +16,7 @@ from tests.test_params import loaded
 METRICS = {
     "A_KA": 24.8, "A_ZS": 28.0, "geometric_mean": 26.35, "top1": {"flags": 20.0},
     "recall": {"pairs": {"image_to_text": {"5": 30.0}, "text_to_image": {"5": 40.0}}},
+    "heads": {"gda": {"top1": {"16": {"flags": 70.0}}, "A_KA": {"16": 60.0}}},
 }  # fmt: skip
 BEFORE = {"A_KA": 22.8, "A_ZS": 30.0, "geometric_mean": 26.35, "top1": {"flags": 10.0}}
 
@@ -44,6 +45,8 @@ def test_a_condition_reads_as_it_is_written(name: str, op: str, bound: Decimal) 
         ("geometric_mean < 0.3", 0.2635, True),
         ("score.flags >= 20%", 0.2, True),
         ("score.pairs <= 34.9%", 0.35, False),
+        ("head.gda@16.flags >= 70%", 0.7, True),
+        ("head.gda@16.A_KA > 60%", 0.6, False),
         ("retention_drop <= 0.02", 0.02, True),  # 30 less 28, to the last digit
         ("retention_drop < 2%", 0.02, False),
         ("accumulation_gain >= 0.02", 0.02, True),

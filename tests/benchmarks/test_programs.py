@@ -104,7 +104,11 @@ def test_compatibility(recorded: Path) -> None:
 def test_few_shots(recorded: Path) -> None:
     said = ran("fewshot.py", "--project", recorded, "--timeline", "tiny", "--draws", 2, "--peer", "--linear")
     assert "scikit-learn logistic regression" in said
+    assert "2 sets" in said
     assert "12 classes, base features" in said
+    said = ran("fewshot.py", "--project", recorded, "--timeline", "tiny", "--draws", 1, "--step", 1, "--sets", "first")
+    assert "8 classes, base features" in said
+    assert "1 sets" in said
 
 
 def test_converting() -> None:

@@ -295,6 +295,32 @@ def test_two_states_of_halves_are_the_state_of_all(folder: Path) -> None:
         torch.testing.assert_close(joined.moments.gram, both.moments.gram, rtol=0, atol=1e-5)
 
 
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled with the number of images of each pass through image towers from now on."""
+    encoded: list[int] = []
+    original = fewshot.FeatureSpace._images
+    monkeypatch.setattr(
+        fewshot.FeatureSpace,
+        "_images",
+        lambda self, d, where, *a: encoded.append(len(where)) or original(self, d, where, *a),
+    )
+    return encoded
+
+
+def test_a_frozen_space_encodes_an_image_once_for_all_heads_and_a_changed_set_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[Any] = ["prototype", "gda", {"name": "zeroshot", "features": "base"}]
+    encoded = counting(monkeypatch)
+    run(folder, with_heads(0, *entries))
+    assert encoded == [8, 6, 32]
+    advance(folder, "first", ("red", "green"))
+    dataset(folder / "data/step/evaluation/kept", 6, ("blue", "yellow"), noise=9)
+    encoded.clear()
+    run(folder, with_heads(1, *entries))
+    assert encoded == [6, 24]
+
+
 def test_an_aligned_state_is_carried_over_and_only_the_arrival_is_encoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,13 +331,7 @@ def test_an_aligned_state_is_carried_over_and_only_the_arrival_is_encoded(
     reference.parent.mkdir()
     shutil.copyfile(folder / "data/step/deployed.safetensors", reference)
     advance(folder, "first", ("red", "green"))
-    encoded: list[int] = []
-    original = fewshot.FeatureSpace._images
-    monkeypatch.setattr(
-        fewshot.FeatureSpace,
-        "_images",
-        lambda self, d, where, *a: encoded.append(len(where)) or original(self, d, where, *a),
-    )
+    encoded = counting(monkeypatch)
     run(folder, with_heads(1, entry))
     assert encoded == [8, 6, 24, 4]  # both test sets, for they are encoded by the new model; then the arrival alone
     after = checkpoints.load(folder / RUNNING / "state-aligned.safetensors")
