@@ -109,7 +109,11 @@ def test_gda_auto_weighs_gaussians_of_the_shrunk_covariance_as_logarithms_of_den
     np.testing.assert_allclose(ours - ours[:, :1], expected - expected[:, :1], rtol=1e-9, atol=1e-9)
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=share).fit(f.numpy(), y.numpy())  # covariance with n
     theirs = lda.decision_function(queries) * (50 - 5) / 50
-    bare = fit(head("gda"), data.moments(), Text(torch.zeros(5, 12), 100.0)).classifier.logits(torch.tensor(queries))
+    bare = (
+        fit(head("gda"), data.moments(), Text(torch.zeros(5, 12), 100.0))
+        .classifier.logits(torch.tensor(queries))
+        .numpy()
+    )
     np.testing.assert_allclose(bare - bare[:, :1], theirs - theirs[:, :1], rtol=1e-6, atol=1e-6)
 
 
