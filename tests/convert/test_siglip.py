@@ -149,6 +149,7 @@ def test_a_siglip_folder_of_transformers_is_a_base_and_its_images_are_seen_the_s
     [
         ({"text_cfg": {"pool_type": "argmax"}}, r"text_cfg\.pool_type: 'argmax'"),
         ({"text_cfg": {"no_causal_mask": False}}, r"text_cfg\.no_causal_mask: False"),
+        ({"text_cfg": {"proj_type": "none"}}, r"text_cfg\.proj_type: 'none'"),  # ViT-SO400M-16-SigLIP-i18n-256
         ({"text_cfg": {"qk_norm": True}}, r"text_cfg\.qk_norm: True"),
         ({"text_cfg": {"act_kwargs": {"approximate": "other"}}}, r"text_cfg\.act_kwargs: \{'approximate': 'other'\}"),
         ({"vision_cfg": {"timm_proj": "linear"}}, r"vision_cfg\.timm_proj: 'linear'"),
@@ -196,7 +197,8 @@ def test_what_open_clips_siglip_does_not_have_is_named(
         *(
             pytest.param(name, marks=pytest.mark.long)
             for name in open_clip.list_models()
-            if "SigLIP" in name and name not in ("ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP")
+            if "SigLIP" in name
+            and name not in ("ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP", "ViT-SO400M-16-SigLIP-i18n-256")
         ),
     ],
 )
