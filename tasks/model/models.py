@@ -379,12 +379,17 @@ def read_checkpoint(path: Path) -> Weights:
 
 
 def _require_plain_zip(path: Path) -> None:
-    """Refuse a torch file that takes more memory than it has bytes: torch itself stores its members uncompressed."""
+    """Refuse code, and what takes more memory than it has bytes: torch itself stores its members uncompressed."""
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         return  # torch's older format, or damaged: torch says what
+    if any(member.filename.partition("/")[2] == "constants.pkl" for member in members):
+        raise UserError(
+            f"{path}: a TorchScript archive (torch.jit.save), which is code, not plain weights; for OpenAI's CLIP use "
+            "open_clip's tag 'openai', for others, if trusted, save torch.jit.load(…).state_dict() as safetensors"
+        )
     compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if compressed or sum(member.file_size for member in members) > path.stat().st_size:
         raise UserError(f"{path}: its members are compressed or overlap, which torch.save never writes; save it anew")

@@ -157,6 +157,15 @@ def test_a_missing_checkpoint_is_named(tiny: Path) -> None:
             models.fetch_base(base("tiny.json", name), tiny, tiny / "base")
 
 
+def test_a_torchscript_archive_is_named_with_the_way_out(tiny: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tiny / "jit.pt")
+    for read in (lambda: models.read_checkpoint(tiny / "jit.pt"), lambda: models.fetch_base(
+        base("tiny.json", "jit.pt"), tiny, tiny / "base"
+    )):  # fmt: skip
+        with pytest.raises(UserError, match=r"jit.pt: a TorchScript archive .* open_clip's tag 'openai'"):
+            read()
+
+
 def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens on the discard port
