@@ -66,6 +66,11 @@ def make_private(project: Path) -> Path:
     return folder
 
 
+def is_state(folder: Path) -> bool:
+    """Whether a folder holds a restored state."""
+    return (folder / "manifest.json").is_file() and (folder / DEPLOYED).is_file()
+
+
 def user_cache(kind: str) -> Path:
     """A folder for what is made once for a user, for all projects, and made again where it is gone or damaged."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chronomerge" / kind

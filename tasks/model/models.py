@@ -501,6 +501,7 @@ def _configured(base: Base, project: Path) -> tuple[dict[str, Any], dict[str, An
     folder = _folder(base, project)
     if not folder.is_dir():
         raise UserError(f"base.model: {folder}: no such folder")
+    origins.require_no_state(folder)
     config = configurations.of_folder(folder)
     if config is None:
         raise UserError(

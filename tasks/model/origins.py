@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from tasks import layout
 from tasks.errors import UserError
 from tasks.model import tokenizers
 from tasks.model.sources import INDEX, SINGLE
@@ -50,12 +51,15 @@ def located(
     ``public`` is as of `hub.look`; ``allowed`` is called with name and size of each file before it is downloaded.
 
     Raises:
-        UserError: the hub has no such repository, revision or file, or the repository no weights that are read.
+        UserError: a folder is that of a state; the hub has no such repository, revision or file, or the repository no
+            weights that are read.
         UnavailableError: the hub does not answer.
     """
     given = str(text)
     if not hub.is_address(given):
-        return ModelFiles(project / given.removeprefix(LOCAL_DIR))
+        path = project / given.removeprefix(LOCAL_DIR)
+        require_no_state(path)
+        return ModelFiles(path)
     address = hub.parse(given)
     snapshot = hub.look(address, public)
 
@@ -77,6 +81,19 @@ def located(
     # Of a folder of the cache one cannot say what else it holds.
     main = folder if names[0] == ADAPTER[0] and address.file is None else folder / names[0]
     return ModelFiles(main, replace(snapshot.pin(names, folder), licence=snapshot.licence()), folder)
+
+
+def require_no_state(folder: Path) -> None:
+    """Refuse the folder of a restored state, which has a model in it and is none.
+
+    Raises:
+        UserError: it is one.
+    """
+    if layout.is_state(folder):
+        raise UserError(
+            f"{folder}: a restored state, not a model; name its weights, {layout.DEPLOYED} in it, or write a folder "
+            "with its model: chronomerge publish T --to DIR"
+        )
 
 
 def require_there(address: hub.Address) -> None:

@@ -22,7 +22,7 @@ from tasks.model import dialects, tokenizers
 from tasks.model.adapters import is_adapter, read_adapter
 from tasks.model.fitting import FittedModel, NamesOnly, OnMismatch, fitted
 from tasks.model.inputs import open_model
-from tasks.model.origins import entries, files_of, located, shards_of
+from tasks.model.origins import entries, files_of, located, require_no_state, shards_of
 from tasks.model.sources import INDEX, FileSource, TensorEntry, TensorSource
 from tasks.model.writing import write
 from tasks.params import Arrival
@@ -64,6 +64,8 @@ def check(expert: str, project: Path) -> None:
         _bucket_and_key(expert)
     elif not (project / expert).exists() and captured.pointer(project, expert) is None:
         raise UserError(f"expert {expert}: no such file or folder")
+    else:
+        require_no_state(project / expert)
 
 
 def fetch(arrival: Arrival, into: Path, project: Path, against: Against, progress: Progress = silent) -> bool:

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tasks import layout
 from tasks.errors import UserError
+from tasks.model import models
 from tasks.model.origins import located
+from tasks.params import Base
+from tasks.prepare import experts
 from tasks.storage import hub as hubs
 from tests import hub
 
@@ -71,3 +75,18 @@ def test_a_download_ends_after_the_bytes_that_the_hub_lists(tmp_path: Path) -> N
         with pytest.raises(UserError, match=r"config.json of org/model: the hub sends more than the 2 bytes"):
             hubs.look(hubs.parse("hf:org/model")).bring(["config.json"])
         assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 16 << 20
+
+
+def test_the_folder_of_a_restored_state_is_refused_wherever_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "restored/data/step").mkdir(parents=True)
+    for name in ("manifest.json", layout.DEPLOYED):
+        (tmp_path / "restored" / name).write_text("{}")
+    base = Base(model="local-dir:restored", pretrained="local-dir:restored")
+    for use in (
+        lambda: located("restored", tmp_path), lambda: located("local-dir:restored", tmp_path),
+        lambda: models.check(base, tmp_path), lambda: experts.check("restored", tmp_path),
+    ):  # fmt: skip
+        with pytest.raises(
+            UserError, match=r"restored: a restored state, not a model; name its weights, data/step/depl"
+        ):
+            use()
