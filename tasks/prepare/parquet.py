@@ -19,10 +19,10 @@ from tasks.prepare import hugging, tables
 from tasks.storage import atomic
 from tasks.text import one_line
 
-ROWS = 16
-"""Rows read at a time: few, for a file can say once what all of them hold."""
 _LARGEST_FACTOR, _ALWAYS = 64, 1 << 28
 """How many times its size a file may unpack to, and how many bytes besides; encoded images hardly shrink."""
+_ROWS, _AT_ONCE = 1024, 1 << 29
+"""Rows and bytes read at a time, at most: a file can say once what all of its rows hold."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,65 @@ def weight(file: pa.parquet.ParquetFile, found: Columns, groups: Sequence[int]) 
     return total
 
 
-def keep(file: pa.parquet.ParquetFile, groups: Sequence[int], columns: Sequence[str], target: Path) -> None:
-    """Write some row groups of a file, and some of its columns, as a file of their own."""
+def keep(
+    file: pa.parquet.ParquetFile, groups: Sequence[int], columns: Sequence[str], size: int, target: Path, what: str
+) -> None:
+    """Write some row groups of a file of ``size`` bytes, and some of its columns, as a file of their own.
+
+    Raises:
+        UserError: they unpack to far more than the file has bytes; names ``what``.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     fields = [file.schema_arrow.field(name) for name in columns]
     schema = pa.schema(fields).with_metadata(file.schema_arrow.metadata)
     with atomic.made(target) as part, pa.parquet.ParquetWriter(part, schema) as writer:
-        for number in groups:
-            writer.write_table(file.read_row_group(number, columns=list(columns)).select(columns).cast(schema))
+        rows: list[pa.RecordBatch] = []
+        before: int | None = None
+        for number, batch in _batches(file, groups, size, what, list(columns)):
+            if rows and (number != before or sum(_bytes(one) for one in rows) > _AT_ONCE):
+                writer.write_table(pa.Table.from_batches(rows).select(columns).cast(schema))
+                rows = []
+            rows.append(batch)
+            before = number
+        if rows:
+            writer.write_table(pa.Table.from_batches(rows).select(columns).cast(schema))
+
+
+def require_bounded(path: Path, what: str) -> None:
+    """Read a file through, so that one that fills memory or disk is known before anything else reads it.
+
+    Raises:
+        UserError: it is damaged, or unpacks to far more than it has bytes; names ``what``.
+    """
+    with opened(path, what) as file:
+        for _ in _batches(file, range(file.metadata.num_row_groups), path.stat().st_size, what):
+            pass
+
+
+def _batches(
+    file: pa.parquet.ParquetFile, groups: Sequence[int], size: int, what: str, columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of some row groups with the number of each group, a few at a time; ``size``: bytes of the file.
+
+    Raises:
+        UserError: they unpack to far more than the file has bytes.
+    """
+    unpacked, allowed = 0, _LARGEST_FACTOR * size + _ALWAYS
+    said = {number: int(file.metadata.row_group(number).total_byte_size) for number in groups}
+    too_much = UserError(f"{what}: unpacks to more than {_LARGEST_FACTOR} times its size")
+    if sum(said.values()) > allowed:
+        raise too_much
+    for number in groups:
+        rows = max(1, min(_ROWS, _AT_ONCE // max(1, said[number])))  # no cell is larger than its group
+        for batch in file.iter_batches(rows, row_groups=[number], columns=columns):
+            if (unpacked := unpacked + _bytes(batch)) > allowed:
+                raise too_much
+            yield number, batch
+
+
+def _bytes(batch: pa.RecordBatch) -> int:
+    """Of its rows; the values of a dictionary, which every batch of a file repeats, are not counted."""
+    return sum((one.indices if pa.types.is_dictionary(one.type) else one).nbytes for one in batch.columns)
 
 
 def _cells(found: Columns, wanted: Collection[str]) -> list[Any]:
@@ -232,35 +283,27 @@ def read(
                     writer = pa.ipc.new_file(sink, schema)
                 chosen = groups(parquet, found, wanted) if wanted else list(range(parquet.metadata.num_row_groups))
                 first_rows = starts_of.get(name) or starts(parquet)
-                unpacked, allowed = 0, _LARGEST_FACTOR * path.stat().st_size + _ALWAYS
-                if sum(_size(parquet, group) for group in chosen) > allowed:
-                    raise UserError(f"{what}: {name}: unpacks to more than {_LARGEST_FACTOR} times its size")
-                for group in chosen:
-                    if first is not None and len(cells.row) >= first:
-                        break
-                    row = first_rows[group]
-                    for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=found.read):
-                        kept = _kept(batch, found, wanted)
-                        if (unpacked := unpacked + batch.nbytes) > allowed:
-                            raise UserError(f"{what}: {name}: unpacks to more than {_LARGEST_FACTOR} times its size")
-                        writer.write_table(pa.table(batch.select([found.image])).take(kept).cast(schema))
-                        cells.file.extend([name] * len(kept))
-                        cells.row.extend(row + one for one in kept)
-                        for column, into in ((found.label, cells.label), (found.caption, cells.caption)):
-                            values = batch.column(column).take(pa.array(kept, pa.int64())).to_pylist() if column else []
-                            into.extend(values or [None] * len(kept))
-                        row += len(batch)
+                row, at = 0, None
+                named = f"{what}: {name}"
+                for group, batch in _batches(parquet, chosen, path.stat().st_size, named, found.read):
+                    if group != at:
+                        if first is not None and len(cells.row) >= first:
+                            break
+                        row, at = first_rows[group], group
+                    kept = _kept(batch, found, wanted)
+                    writer.write_table(pa.table(batch.select([found.image])).take(kept).cast(schema))
+                    cells.file.extend([name] * len(kept))
+                    cells.row.extend(row + one for one in kept)
+                    for column, into in ((found.label, cells.label), (found.caption, cells.caption)):
+                        values = batch.column(column).take(pa.array(kept, pa.int64())).to_pylist() if column else []
+                        into.extend(values or [None] * len(kept))
+                    row += len(batch)
         if writer is None:
             raise UserError(f"{what}: has no Parquet files")
         writer.close()
     with pa.memory_map(str(target)) as source:
         images = pa.ipc.open_file(source).read_all()[found.image]
     return Cells(cells.file, cells.row, cells.label, cells.caption, images)
-
-
-def _size(parquet: pa.parquet.ParquetFile, group: int) -> int:
-    """Bytes of a row group as it says itself, unpacked."""
-    return int(parquet.metadata.row_group(group).total_byte_size)
 
 
 def starts(parquet: pa.parquet.ParquetFile) -> list[int]:

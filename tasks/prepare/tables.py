@@ -39,12 +39,19 @@ def load(files: Sequence[Path], scratch: Path, what: str, longest: int, *, quote
     ``longest`` is the number of characters of the longest cell; ``quoted`` as in `delimited.read`.
 
     Raises:
-        UserError: a file is missing, damaged or of another format; names ``what``.
+        UserError: a file is missing, damaged, of another format, or unpacks to far more than it has bytes; names
+            ``what``.
     """
     form = FORMATS[files[0].suffix.lower()]
     if form in ("csv", "tsv"):
         return delimited.joined([delimited.read(file, what, longest, quoted=quoted) for file in files], what)
-    return hugging.load("json" if form == "json" else "parquet", files, scratch, what)
+    if form == "json":
+        return hugging.load("json", files, scratch, what)
+    from tasks.prepare import parquet
+
+    for file in files:
+        parquet.require_bounded(file, f"{what}: {file.name}")
+    return hugging.load("parquet", files, scratch, what)
 
 
 def at_most(file: Path, what: str) -> int | None:

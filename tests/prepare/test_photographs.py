@@ -30,6 +30,7 @@ from tasks.prepare import at_most, notes_on
 from tasks.prepare.image_source import ImageSource
 from tasks.prepare.registry import parse
 from tasks.prepare.splits import drawn
+from tests import published
 from tests.prepare.conftest import arrival, image_folder, params, picture
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +208,12 @@ def test_a_csv_of_paths_and_captions(prepare: Prepare, project: Path) -> None:
     assert data.ids[0] == "shop/pairs.csv:1"
     assert list(data.labels) == [1, 1, 1, -1, 0]
     np.testing.assert_array_equal(data.images[3], data.images[4])
+
+
+def test_a_small_parquet_table_that_unpacks_to_much_is_refused(prepare: Prepare, project: Path) -> None:
+    (project / "t.parquet").write_bytes(published.bomb(400))
+    with pytest.raises(UserError, match=r"t\.parquet: unpacks to more than 64 times its size"):
+        prepare({"source": "table", "path": "t.parquet", "image": "image", "label": "label"})
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])

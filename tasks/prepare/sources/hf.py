@@ -167,7 +167,8 @@ class HubDataset(Hosted):
 
     def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
         with place.opened(name) as file, parquet.opened(file, f"{self.what}: {name}") as table:
-            parquet.keep(table, part.groups, part.columns, home / name)
+            what = f"{self.what}: {name}"
+            parquet.keep(table, part.groups, part.columns, place.sizes[name], home / name, what)
 
     def _columns(self, schema: Any, classes: Any) -> parquet.Columns:
         found = parquet.columns(schema, self.image, self.label, self.caption, classes, self.what)
