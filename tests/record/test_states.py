@@ -126,3 +126,23 @@ def test_no_repository_is_said_plainly(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     with pytest.raises(UserError, match="no commit yet"):
         top_level(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["detached HEAD", "worktree", "shallow clone"])
+def test_states_are_recorded_from_any_checkout(project: Path, tmp_path: Path, place: str) -> None:
+    git(project, "commit", "--quiet", "--allow-empty", "--message", "second")
+    before, here = git(project, "rev-parse", "HEAD"), tmp_path / "here"
+    match place:
+        case "detached HEAD":
+            git(project, "checkout", "--quiet", "--detach")
+            here = project
+        case "worktree":
+            git(project, "worktree", "add", "--quiet", "--detach", str(here))
+        case _:
+            git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{project}", str(here))
+    state = None
+    for step in range(2):
+        state = record(here, step, state)
+    assert [one.tag for one in timelines.states(here, "x")] == ["state/x/0000", "state/x/0001"]
+    assert git(here, "rev-parse", "HEAD") == before
+    assert git(here, "status", "--porcelain") == ""
