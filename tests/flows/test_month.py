@@ -64,7 +64,7 @@ def story(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tags = {state.commit: state.tag for state in timelines.states(folder, TIMELINE)}
     for state in timelines.states(folder, TIMELINE):
-        manifest = state.manifest.model_dump(exclude={"recorded", "seconds", "elapsed", "code"})
+        manifest = state.manifest.model_dump(exclude={"recorded", "seconds", "elapsed", "starting", "code"})
         if back := state.manifest.rollback:
             manifest["rollback"] = (back.to, back.left)
         params = {**state.params, "stream": state.params["stream"][: state.step]}
