@@ -79,8 +79,8 @@ dataset_info:
 """
 
 
-def bomb(mebibytes: int) -> bytes:
-    """A small Parquet file whose rows, all of one value, unpack to many mebibytes."""
+def bomb(mebibytes: int, *, dictionary: bool = False) -> bytes:
+    """A small Parquet file whose rows, all of one value, unpack to many mebibytes; also as Arrow's dictionary."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -88,7 +88,7 @@ def bomb(mebibytes: int) -> bytes:
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * (mebibytes // 4), pa.int32()), value)
     table = pa.table({"image": rows, "label": ["a"] * len(rows)})
     out = io.BytesIO()
-    pyarrow.parquet.write_table(table, out, compression="zstd", store_schema=False)
+    pyarrow.parquet.write_table(table, out, compression="zstd", store_schema=dictionary)
     assert out.tell() < 1 << 16
     return out.getvalue()
 

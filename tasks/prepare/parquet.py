@@ -21,7 +21,7 @@ from tasks.text import one_line
 
 _LARGEST_FACTOR, _ALWAYS = 64, 1 << 28
 """How many times its size a file may unpack to, and how many bytes besides; encoded images hardly shrink."""
-_ROWS, _AT_ONCE = 1024, 1 << 29
+_ROWS, _AT_ONCE = 1024, 1 << 28
 """Rows and bytes read at a time, at most: a file can say once what all of its rows hold."""
 
 
@@ -223,8 +223,8 @@ def _batches(
 
 
 def _bytes(batch: pa.RecordBatch) -> int:
-    """Of its rows; the values of a dictionary, which every batch of a file repeats, are not counted."""
-    return sum((one.indices if pa.types.is_dictionary(one.type) else one).nbytes for one in batch.columns)
+    """Of its rows, with the values that a dictionary holds once for many of them."""
+    return sum((one.dictionary_decode() if pa.types.is_dictionary(one.type) else one).nbytes for one in batch.columns)
 
 
 def _cells(found: Columns, wanted: Collection[str]) -> list[Any]:

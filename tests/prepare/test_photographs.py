@@ -210,8 +210,11 @@ def test_a_csv_of_paths_and_captions(prepare: Prepare, project: Path) -> None:
     np.testing.assert_array_equal(data.images[3], data.images[4])
 
 
-def test_a_small_parquet_table_that_unpacks_to_much_is_refused(prepare: Prepare, project: Path) -> None:
-    (project / "t.parquet").write_bytes(published.bomb(400))
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_small_parquet_table_that_unpacks_to_much_is_refused(
+    prepare: Prepare, project: Path, dictionary: bool
+) -> None:
+    (project / "t.parquet").write_bytes(published.bomb(400, dictionary=dictionary))
     with pytest.raises(UserError, match=r"t\.parquet: unpacks to more than 64 times its size"):
         prepare({"source": "table", "path": "t.parquet", "image": "image", "label": "label"})
 
