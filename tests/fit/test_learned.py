@@ -180,9 +180,7 @@ def test_the_hard_form_is_the_authors_recursion_on_whole_models(project: Path) -
                 parameter.copy_(theta[name])
         surface.gradient_as_it_is(0, 100)
         g = {name: p.grad.double() for name, p in given.model.named_parameters() if p.grad is not None}
-        sums = [
-            sum(float((g[n] * v[n]).sum() / (g[n].norm() * v[n].norm())) for n in g if g[n].any()) for v in vertices
-        ]
+        sums = [sum(float(torch.cosine_similarity(g[n].flatten(), v[n].flatten(), dim=0)) for n in g) for v in vertices]
         chosen.append(int(np.argmin(sums)))
         for name in names:
             theta[name] = theta[name] + 0.1 * 0.3 * 2 / (t + 2) * (vertices[chosen[-1]][name] - theta[name])
