@@ -271,8 +271,10 @@ def fetch_tokenizer(base: Base, project: Path, folder: Path, beside: Path | None
         beside = _folder(base, project)
     elif beside is None and base.model.endswith(".json"):
         beside = (project / base.model).parent
-    # In a complete model, a relative name starts at its own folder.
-    tokenizers.fetch(folder, text, beside if beside and base.model.startswith(COMPLETE) else project, beside)
+    if beside and base.model.startswith(COMPLETE):  # a relative name starts at its own folder
+        tokenizers.fetch(folder, text, beside, beside, complete=True)
+    else:
+        tokenizers.fetch(folder, text, project, beside)
 
 
 def preprocess(folder: Path) -> Preprocess:

@@ -54,12 +54,14 @@ def load(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
     return hugging_face
 
 
-def fetch(folder: Path, text: Mapping[str, Any], project: Path, beside: Path | None = None) -> None:
+def fetch(
+    folder: Path, text: Mapping[str, Any], project: Path, beside: Path | None = None, *, complete: bool = False
+) -> None:
     """Save the files of the tokenizer that ``text`` names into the model folder; nothing where it is open_clip's own.
 
     They are those ``beside`` the model's configuration, if it is in a folder that has some (as open_clip has it for
-    ``local-dir:``). Else the name is a folder (relative paths start at ``project``), or a repository of the hub. Where
-    ``project`` is ``beside``, the configuration may be somebody else's: then it names no file outside of that folder.
+    ``local-dir:``). Else the name is a folder (relative paths start at ``project``), or a repository of the hub. The
+    configuration of a ``complete`` model may be somebody else's: it names no file outside of ``project``, its folder.
 
     Raises:
         UserError: as `load`; the configuration leads out of its folder; or the tokenizer is of another model: its
@@ -69,7 +71,7 @@ def fetch(folder: Path, text: Mapping[str, Any], project: Path, beside: Path | N
     if not name:
         return
     local = beside if beside and any((beside / file).is_file() for file in FILES) else project / name
-    if project == beside and not local.resolve().is_relative_to(project.resolve()):
+    if complete and not local.resolve().is_relative_to(project.resolve()):
         raise UserError(
             f"{project}: its configuration names a tokenizer elsewhere on this machine ({name!r:.80}); put the "
             "tokenizer's files beside the configuration"

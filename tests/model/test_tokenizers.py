@@ -88,8 +88,8 @@ def test_a_complete_model_takes_no_tokenizer_from_elsewhere_on_this_machine(tmp_
     model.mkdir()
     for name in (str(private), "../private"):
         with pytest.raises(UserError, match="its configuration names a tokenizer elsewhere on this machine"):
-            ours.fetch(tmp_path, {"hf_tokenizer_name": name, "context_length": 8}, model, model)
+            ours.fetch(tmp_path, {"hf_tokenizer_name": name, "context_length": 8}, model, model, complete=True)
     (model / "tokenizer.json").symlink_to(private / "tokenizer.json")
     with pytest.raises(UserError, match=r"tokenizer\.json: is a link to .*, outside its folder"):
-        ours.fetch(tmp_path, {"hf_tokenizer_name": ours.BESIDE, "context_length": 8}, model, model)
+        ours.fetch(tmp_path, {"hf_tokenizer_name": ours.BESIDE, "context_length": 8}, model, model, complete=True)
     assert not (tmp_path / ours.FOLDER).exists()
