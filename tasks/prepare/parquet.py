@@ -224,7 +224,8 @@ def _batches(
 
 def _bytes(batch: pa.RecordBatch) -> int:
     """Of its rows, with the values that a dictionary holds once for many of them."""
-    return sum((one.dictionary_decode() if pa.types.is_dictionary(one.type) else one).nbytes for one in batch.columns)
+    columns: list[Any] = batch.columns
+    return sum(int((c.dictionary_decode() if pa.types.is_dictionary(c.type) else c).nbytes) for c in columns)
 
 
 def _cells(found: Columns, wanted: Collection[str]) -> list[Any]:
