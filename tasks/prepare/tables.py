@@ -50,7 +50,7 @@ def load(files: Sequence[Path], scratch: Path, what: str, longest: int, *, quote
     from tasks.prepare import parquet
 
     for file in files:
-        parquet.require_bounded(file, f"{what}: {file.name}")
+        parquet.require_bounded(file, what if what.endswith(file.name) else f"{what}: {file.name}")
     return hugging.load("parquet", files, scratch, what)
 
 

@@ -103,7 +103,7 @@ def test_several_sources_of_which_one_is_bad(arriving: Arrive, given: Path, tmp_
     (tmp_path / "bad.parquet").write_text("no table")
     verdict = arriving("new", given, tmp_path / "bad.parquet", tmp_path / "none", dry_run=True)
     assert len(verdict.problems) == 2
-    assert has(verdict, "bad.parquet", "cannot be read as parquet")
+    assert has(verdict, "bad.parquet: is no readable Parquet file")
     assert has(verdict, f"{tmp_path}/none: no such file or folder")
     assert verdict.facts["samples"] == 7
 

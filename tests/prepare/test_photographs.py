@@ -308,7 +308,7 @@ def test_a_broken_table(
 
 def test_broken_table_files(prepare: Prepare, project: Path) -> None:
     (project / "t.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"table: t\.parquet: cannot be read as parquet: "):
+    with pytest.raises(UserError, match=r"table: t\.parquet: is no readable Parquet file "):
         prepare("table:t.parquet")
     (project / "t.csv").write_text("")
     with pytest.raises(UserError, match=r"table: t\.csv: cannot be read as csv: "):
