@@ -132,6 +132,7 @@ def test_a_killed_run_leaves_no_server_of_its_own(tmp_path: Path) -> None:
     projects.kill(process)
     psutil.wait_procs(servers, timeout=60)
     assert not any(server.is_running() for server in servers)
+    embedded.stop_unused(folder)  # as the next command does with the store
 
 
 def test_sigterm_ends_the_run_and_its_servers_and_the_run_resumes(tmp_path: Path, prefect_api: dict[str, str]) -> None:
