@@ -5,9 +5,11 @@ What is read of them goes to an Arrow file in a folder for temporary files, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +171,7 @@ def weight(file: pa.parquet.ParquetFile, found: Columns, groups: Sequence[int]) 
 def keep(
     file: pa.parquet.ParquetFile, groups: Sequence[int], columns: Sequence[str], size: int, target: Path, what: str
 ) -> None:
-    """Write some row groups of a file of ``size`` bytes, and some of its columns, as a file of their own.
+    """Write some row groups of a file of ``size`` bytes, none empty, and some of its columns, as a file of their own.
 
     Raises:
         UserError: they unpack to far more than the file has bytes; names ``what``.
@@ -178,16 +180,9 @@ def keep(
     fields = [file.schema_arrow.field(name) for name in columns]
     schema = pa.schema(fields).with_metadata(file.schema_arrow.metadata)
     with atomic.made(target) as part, pa.parquet.ParquetWriter(part, schema) as writer:
-        rows: list[pa.RecordBatch] = []
-        before: int | None = None
-        for number, batch in _batches(file, groups, size, what, list(columns)):
-            if rows and (number != before or sum(_bytes(one) for one in rows) > _AT_ONCE):
-                writer.write_table(pa.Table.from_batches(rows).select(columns).cast(schema))
-                rows = []
-            rows.append(batch)
-            before = number
-        if rows:
-            writer.write_table(pa.Table.from_batches(rows).select(columns).cast(schema))
+        for _, numbered in itertools.groupby(_batches(file, groups, size, what, list(columns)), key=itemgetter(0)):
+            table = pa.Table.from_batches([batch for _, batch in numbered]).select(columns).cast(schema)
+            writer.write_table(table, row_group_size=len(table))  # one of theirs stays one, by which rows are counted
 
 
 def require_bounded(path: Path, what: str) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from tasks.errors import UnavailableError, UserError
 from tasks.model.datasets import Dataset
-from tasks.prepare import notes_on
+from tasks.prepare import notes_on, parquet
 from tasks.prepare.registry import parse, written
 from tasks.storage.hub import TAIL
 from tests import hub, published
@@ -407,3 +409,17 @@ def test_short_and_mapping_form_mean_the_same_and_what_is_pinned_is_written_shor
     assert written(pinned) == f"hf:org/animals@{animals}#train"
     with pytest.raises(UserError, match="not an address of a hub"):
         parse("hf:animals", "x").check(project)
+
+
+def test_a_row_group_that_is_kept_stays_one_however_few_rows_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_AT_ONCE", 1)
+    rows = pa.table({"image": [bytes([n]) * 9 for n in range(30)], "label": [n // 10 for n in range(30)]})
+    pa.parquet.write_table(rows, tmp_path / "all.parquet", row_group_size=10)
+    size = (tmp_path / "all.parquet").stat().st_size
+    with parquet.opened(tmp_path / "all.parquet", "all") as file:
+        parquet.keep(file, [0, 2], ["image", "label"], size, tmp_path / "kept.parquet", "all")
+    with parquet.opened(tmp_path / "kept.parquet", "kept") as kept:
+        assert parquet.starts(kept) == [1, 11, 21]
+        assert kept.read() == pa.concat_tables([rows.slice(0, 10), rows.slice(20)])

@@ -152,6 +152,7 @@ class HubDataset(Hosted):
                     groups, read = groups + table.metadata.num_row_groups, read + len(needed)
                 if 0 < len(needed) < table.metadata.num_row_groups:
                     starts = parquet.starts(table)
+                    needed = [number for number in needed if table.metadata.row_group(number).num_rows]
                     parts[name] = Part(
                         tuple(needed), tuple(starts[number] for number in needed), tuple(columns.read),
                         parquet.weight(table, columns, needed),
