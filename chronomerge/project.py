@@ -157,7 +157,7 @@ def report(
 
 
 def _run(folder: Path, options: Sequence[str], *, wait: bool, progress: Progress) -> list[State]:
-    path = layout.private(folder) / "logs" / "run.log"
+    path = layout.make_private(folder) / "logs" / "run.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as log:
         given = [*options, *([] if wait else ["--no-wait"])]

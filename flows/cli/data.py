@@ -45,8 +45,7 @@ def check(
         raise UserError(f"{stream} has no set {name!r}; it has {', '.join(one.name for one in ready_stream.sets)}")
     model, _, tag = ready_stream.scored_by.partition(", ")
     base = Base(model=model, pretrained=tag) if score else None
-    private = layout.private(project)
-    private.mkdir(exist_ok=True)
+    private = layout.make_private(project)
     with tempfile.TemporaryDirectory(dir=private, prefix="check-") as scratch, console.shown() as listener:
         progress.listen(listener)
         findings = list(

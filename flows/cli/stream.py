@@ -51,8 +51,7 @@ def cut(
     params = load(project / "params.yaml")
     chosen = ordering.named(order, parse_settings(settings or []))
     data_sets = cutting.read(data or project / "params.yaml")
-    private = layout.private(project)
-    private.mkdir(exist_ok=True)
+    private = layout.make_private(project)
     with tempfile.TemporaryDirectory(dir=private, prefix="stream-") as folder, console.shown() as listener:
         progress.listen(listener)
         model = material.resolved(params.base, project, Path(folder) / "model")
@@ -144,8 +143,7 @@ def import_(
         terminal.errors.print(line)
     params = parse(content, Path(f"{name} as params"))
     terminal.errors.print(f"time: measuring a few batches of {params.base.model} on this machine …")
-    private = layout.private(project)
-    private.mkdir(exist_ok=True)
+    private = layout.make_private(project)
     with tempfile.TemporaryDirectory(dir=private, prefix="pace-") as scratch:
         measured = pace.measured(params, project, Path(scratch))
     terminal.errors.print(str(pace.forecast(measured, pace.work(ready_stream, params))))

@@ -129,13 +129,7 @@ def test_the_running_state_is_the_one_of_all_arrivals_at_once(
     given = with_heads(1, {"name": "gda", "shots": [1, 3, "all"]})
     run(folder, with_heads(0, {"name": "gda", "shots": [1, 3, "all"]}))
     advance(folder, "first", arrives)
-    encoded: list[int] = []
-    original = fewshot.FeatureSpace._images
-    monkeypatch.setattr(
-        fewshot.FeatureSpace,
-        "_images",
-        lambda self, d, where, *a: encoded.append(len(where)) or original(self, d, where, *a),
-    )
+    encoded = counting(monkeypatch)
     one_by_one = run(folder, given)
     assert encoded == [24, 6]  # all of the arrival, and three shots of its two classes; no test set, no earlier arrival
     running = headfile.read(folder / HEADS / "gda.safetensors")[1]
