@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,20 +115,27 @@ def require_known(statistics: Sequence[str]) -> None:
 
 
 def fisher_of(
-    model: nn.Module, losses: Iterable[torch.Tensor], progress: Progress = silent, total: int = 0, share: float = 1.0
+    model: nn.Module,
+    losses: Iterable[torch.Tensor],
+    progress: Progress = silent,
+    total: int = 0,
+    used: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The mean of squared gradients of ``losses``, one a sample, under the names of a statistics file.
 
-    ``share`` multiplies it: 1 over the losses of a sample, where a sample has several.
+    ``used`` has, for a parameter that ``losses`` know some rows of alone, their numbers (K,) and these rows, by name.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **{name: rows for name, (_, rows) in (used or {}).items()}}
     squares, count = SquaredGradients(parameters), 0
     for loss in losses:
         gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         squares.add(dict(zip(parameters, gradients, strict=True)), 1.0)
         count += 1
         progress("fisher", count, max(total, count))
-    return {f"fisher/{name}": (total_ * (share / max(count, 1))).cpu() for name, total_ in squares.totals.items()}
+    means = {name: squared / max(count, 1) for name, squared in squares.totals.items()}
+    for name, (numbers, _) in (used or {}).items():
+        means[name] = torch.zeros_like(model.get_parameter(name)).index_copy_(0, numbers, means[name])
+    return {f"fisher/{name}": mean.detach().cpu() for name, mean in means.items()}
 
 
 def grams_of(

@@ -14,7 +14,7 @@ from tasks import randomness
 from tasks.errors import UserError
 from tasks.measure.drawing import drawn_loss
 from tasks.measure.measurement import INPUTS, WIDEST, Measurement, fisher_of, grams_of, require_known, write
-from tasks.model import models
+from tasks.model import beginnings, models
 from tasks.model.statistics import Facts
 from tasks.progress import Progress, silent
 
@@ -94,11 +94,12 @@ def measure_pool(
     left_out: tuple[str, ...] = ()
     total = len(pool.images)
     if "fisher" in statistics:
+        texts = _Texts(model, tokenize(list(pool.prompts or pool.captions)).to(device))
         if pool.prompts:
-            losses, per_sample = _of_classes(model, images, tokenize(list(pool.prompts)).to(device), total, seed), 1
+            losses, per_sample = _of_classes(model, images, texts, total, seed), 1
         else:
-            losses, per_sample = _of_captions(model, images, tokenize(list(pool.captions)).to(device), seed), 2
-        arrays |= fisher_of(model, losses, progress, per_sample * total)
+            losses, per_sample = _of_captions(model, images, texts, seed), 2
+        arrays |= fisher_of(model, losses, progress, per_sample * total, texts.used)
     if "gram" in statistics:
         tokens = tokenize(list(pool.captions)).to(device)
 
@@ -128,26 +129,45 @@ def _logits(model: Clip, images: torch.Tensor, texts: torch.Tensor) -> torch.Ten
     return logits if model.logit_bias is None else logits + model.logit_bias
 
 
+class _Texts:
+    """Texts that every backward pass goes through: what they have in common is computed once."""
+
+    def __init__(self, model: Clip, tokens: torch.Tensor) -> None:
+        self._model, self.tokens = model, tokens
+        self._rows = beginnings.UsedRows(model, tokens) if beginnings.are_served(model, tokens) else None
+
+    @property
+    def used(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """As `fisher_of` takes it."""
+        return {"token_embedding.weight": (self._rows.ids, self._rows.rows)} if self._rows else {}
+
+    def features(self, rows: slice) -> torch.Tensor:
+        """Normalized, of some of them, with gradients."""
+        if self._rows:
+            return beginnings.features(self._model, self.tokens[rows], self._rows)
+        return models.text_features(self._model, self.tokens[rows])
+
+
 def _of_classes(
-    model: Clip, images: Callable[[slice], torch.Tensor], prompts: torch.Tensor, total: int, seed: int
+    model: Clip, images: Callable[[slice], torch.Tensor], prompts: _Texts, total: int, seed: int
 ) -> Iterator[torch.Tensor]:
     """One loss a sample; the prompts' features are computed once, and every backward pass goes through them."""
-    texts = models.text_features(model, prompts)
+    texts = prompts.features(slice(None))
     for row in range(total):
         image = model.encode_image(images(slice(row, row + 1)), normalize=True)
         yield drawn_loss(_logits(model, image, texts)[0], seed, row)
 
 
 def _of_captions(
-    model: Clip, images: Callable[[slice], torch.Tensor], captions: torch.Tensor, seed: int
+    model: Clip, images: Callable[[slice], torch.Tensor], captions: _Texts, seed: int
 ) -> Iterator[torch.Tensor]:
     """Two losses a sample, from its row and its column of the logits of a few pairs."""
-    total = len(captions)
+    total = len(captions.tokens)
     count = max(1, round(total / _PAIRS))
     for place in np.array_split(np.arange(total), count):
         rows = range(int(place[0]), int(place[-1]) + 1)
         parts = [model.encode_image(images(slice(row, row + 1)), normalize=True) for row in rows]
-        texts = models.text_features(model, captions[rows.start : rows.stop])
+        texts = captions.features(slice(rows.start, rows.stop))
         logits = _logits(model, torch.cat(parts), texts)
         for i, row in enumerate(rows):
             yield drawn_loss(logits[i], seed, 2 * row)

@@ -46,6 +46,11 @@ if TYPE_CHECKING:
         logit_bias: torch.nn.Parameter | None
         """Added to the logits, in models made for SigLIP's loss."""
         positional_embedding: torch.nn.Parameter
+        token_embedding: torch.nn.Embedding
+        transformer: Any
+        """The text tower's blocks, where these are attributes of the model itself."""
+        ln_final: torch.nn.Module
+        text_projection: torch.nn.Parameter | torch.nn.Linear | None
         attn_mask: torch.Tensor | None
         text_eos_id: int
         encode_image: Callable[..., torch.Tensor]
@@ -301,18 +306,29 @@ def text_features(model: Clip, tokens: torch.Tensor) -> torch.Tensor:
     """
     from torch.func import functional_call
 
-    pool = getattr(model, "text_pool_type", None)
-    if pool not in ("argmax", "eos") or model.attn_mask is None:
+    ends = text_ends(model, tokens)
+    if ends is None or model.attn_mask is None:
         return model.encode_text(tokens, normalize=True)
-    # The end-of-text token has the largest number, or the one that the model names; padding may be the same token.
-    ends = tokens if pool == "argmax" else (tokens == model.text_eos_id).int()
-    length = int(ends.argmax(dim=1).max()) + 1
+    length = int(ends.max()) + 1
     shorter = {
         "positional_embedding": model.positional_embedding[:length],
         "attn_mask": model.attn_mask[:length, :length],
     }
     features: torch.Tensor = functional_call(model, shorter, (None, tokens[:, :length]))[1]
     return features
+
+
+def text_ends(model: Clip, tokens: torch.Tensor) -> torch.Tensor | None:
+    """The position of each text's end in its tokens, int64 (N, L): (N,), beyond which nothing matters.
+
+    None where the text tower is not causal, or reads its feature elsewhere.
+    """
+    pool = getattr(model, "text_pool_type", None)
+    if pool not in ("argmax", "eos") or model.attn_mask is None:
+        return None
+    # The end-of-text token has the largest number, or the one that the model names; padding may be the same token.
+    ends = tokens if pool == "argmax" else (tokens == model.text_eos_id).int()
+    return ends.argmax(dim=1)
 
 
 def conform(

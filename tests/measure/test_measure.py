@@ -24,6 +24,7 @@ from tasks.measure import measure, measure_clip
 from tasks.measure.drawing import drawn_loss
 from tasks.measure.grams import gram_matrices
 from tasks.measure.measurement import fisher_of
+from tasks.measure.pool import MeasurePool, measure_pool
 from tasks.merge import merge
 from tasks.model import models
 from tasks.params import Base
@@ -226,6 +227,35 @@ def test_captions_alone_are_told_apart_within_a_batch() -> None:
     done = measure_clip("a.safetensors", ["table:captions.csv"], "c.safetensors", architecture="tiny.json")
     assert done.facts.samples == 10
     assert float(load_file("c.safetensors")["fisher/visual.proj"].sum()) > 0
+
+
+def plainly(model: Any, pool: MeasurePool, how: Any, tokenize: Any) -> dict[str, torch.Tensor]:
+    """The Fisher by definition: a pass through every whole text for each loss."""
+    texts = tokenize(list(pool.prompts or pool.captions))
+    images = models.normalize(pool.images, how, texts.device).double()
+    cosines = model.encode_image(images, normalize=True) @ model.encode_text(texts, normalize=True).T
+    logits = model.logit_scale.exp() * cosines
+    rows = list(logits) if pool.prompts else [row for pair in zip(logits, logits.T, strict=True) for row in pair]
+    parameters = dict(model.named_parameters())
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for number, row in enumerate(rows):
+        gradients = torch.autograd.grad(drawn_loss(row, 3, number), list(parameters.values()), retain_graph=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            squares[name] += gradient.square() / len(rows)
+    return squares
+
+
+@pytest.mark.parametrize("prompts", [("a dark thing", "a light thing", "night", "a dark horse"), ()])
+@pytest.mark.usefixtures("folder")
+def test_the_fisher_of_a_clip_is_that_of_whole_texts_one_by_one(prompts: tuple[str, ...]) -> None:
+    model = models.build(Path("model")).double().eval()
+    tokenize, how = models.tokenizer(Path("model")), models.preprocess(Path("model"))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    pool = MeasurePool("drawn", pixels, [f"drawing {i} of {i // 2}" for i in range(5)], prompts)
+    measure_pool(model, pool, how, tokenize, Path("f.safetensors"), statistics=("fisher",), seed=3)
+    found = load_file("f.safetensors")
+    for name, expected in plainly(model, pool, how, tokenize).items():
+        torch.testing.assert_close(found[f"fisher/{name}"], expected.float(), rtol=1e-5, atol=1e-20, msg=name)
 
 
 @pytest.mark.parametrize(
