@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from tasks.errors import UserError
 from tasks.model.torchvision_shim import ensure as ensure_torchvision
 from tasks.params import EvaluationSet
+from tasks.prepare import encodings
 
 IMAGENET = "imagenet"
 """open_clip's names. They call two classes "missile" and two "sunglasses"; the first of each pair is always predicted,
@@ -68,6 +70,20 @@ def named(one: EvaluationSet, raw: Path, classes: Sequence[str]) -> tuple[str, .
     return renamed(table, classes, f"evaluation set {one.name!r}")
 
 
+def lines(text: str, what: str) -> tuple[str, ...]:
+    """A class name a line, the first that of class 0.
+
+    Raises:
+        UserError: there are none, or a line between two names is empty: every later class would have another name.
+    """
+    names = [" ".join(line.split()) for line in re.split(r"\r\n|\r|\n", text.rstrip())]
+    if not any(names):
+        raise UserError(f"{what}: holds no names")
+    if "" in names:
+        raise UserError(f"{what}: line {names.index('') + 1} is empty, so numbers of classes would shift; remove it")
+    return tuple(names)
+
+
 def renamed(table: ClassNames, classes: Sequence[str], what: str) -> tuple[str, ...]:
     """What a table calls each of some classes, which are all those of a test set ``what`` in sorted order.
 
@@ -120,16 +136,11 @@ def _of_file(one: EvaluationSet, project: Path) -> ClassNames:
     assert one.classnames is not None
     where = f"evaluation set {one.name!r}: classnames {one.classnames}"
     try:
-        text = (project / one.classnames).read_text(encoding="utf-8-sig")
+        text = encodings.text((project / one.classnames).read_bytes(), where)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}; name a file of class names, or {IMAGENET}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: is not UTF-8; save it as UTF-8") from None
     if not one.classnames.endswith(".json"):
-        lines = tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
-        if not lines:
-            raise UserError(f"{where}: holds no names")
-        return ClassNames(origin=one.classnames, by_number=lines)
+        return ClassNames(origin=one.classnames, by_number=lines(text, where))
     try:
         content = json.loads(text)
         if isinstance(content, list):

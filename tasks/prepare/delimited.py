@@ -7,7 +7,6 @@ a lone quote cannot swallow rows.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -15,14 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from tasks.errors import UserError
+from tasks.prepare import encodings
 from tasks.prepare.listing import EXTENSIONS, HEIC
 from tasks.text import shortened
 
 DELIMITERS = ",;\t|"
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def read(path: Path, what: str, longest: int, *, quoted: bool | None = None) -> 
     tabs = path.suffix.lower() == ".tsv"
     form = "tsv" if tabs else "csv"
     reader = _DelimitedReader(f"{what}: cannot be read as {form}", not tabs if quoted is None else quoted, longest)
-    return reader.table(_text(path, reader.what), "\t" if tabs else DELIMITERS)
+    return reader.table(encodings.text(path.read_bytes(), reader.what), "\t" if tabs else DELIMITERS)
 
 
 def joined(tables: Sequence[TextTable], what: str) -> TextTable:
@@ -75,24 +71,6 @@ def joined(tables: Sequence[TextTable], what: str) -> TextTable:
     return TextTable(cells, tuple(dict.fromkeys(note for table in tables for note in table.notes)))
 
 
-def _text(path: Path, what: str) -> str:
-    data = path.read_bytes()
-    for mark, name in _MARKS:
-        if data.startswith(mark):
-            raise UserError(f"{what}: it is {name}; save it as UTF-8 (iconv -f {name} -t UTF-8)")
-    if b"\0" in data[:4096]:
-        name = "UTF-16" if data[:4096].count(0) * 4 > len(data[:4096]) else "not text"
-        raise UserError(f"{what}: it holds null bytes, so it is {name}; save it as UTF-8 text")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{what}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}), perhaps Latin-1 or Windows-1252; save "
-            "it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
-        ) from None
-
-
 @dataclass(frozen=True)
 class _DelimitedReader:
     what: str
@@ -104,8 +82,13 @@ class _DelimitedReader:
         first = next((line for line in lines if line.strip()), None)
         if first is None:
             raise UserError(f"{self.what}: it is empty; a table has a line of column names, and one for each row")
-        delimiter = self._delimiter(first, delimiters)
-        rows = self._rows(lines, delimiter, spaced=first.count(delimiter) == first.count(f"{delimiter} ") > 0)
+        named = _named_delimiter(first)
+        if named:
+            lines[lines.index(first)] = "\n"
+            first = next((line for line in lines if line.strip()), "")
+        second = next((line for line in lines[lines.index(first) + 1 :] if line.strip()), "") if first else ""
+        delimiter = named or self._delimiter(first, second, delimiters)
+        rows = self._rows(lines, delimiter)
         header = [name.strip() for name in next(rows, (0, []))[1]]
         used = len(header)
         while used and not header[used - 1]:  # a delimiter at the end
@@ -113,6 +96,8 @@ class _DelimitedReader:
         names, notes = _unique(header[:used])
         if not names:
             raise UserError(f"{self.what}: it names no columns")
+        if not self.quoted and _all_wrapped(names):
+            raise UserError(f"{self.what}: the names of its columns are in quotes; quoted: true reads what is inside")
         cells: dict[str, list[str | None]] = {name: [] for name in names}
         short = 0
         for line, row in rows:
@@ -140,23 +125,35 @@ class _DelimitedReader:
                 )
         return TextTable(cells, tuple(notes))
 
-    def _delimiter(self, first: str, delimiters: str) -> str:
-        """The delimiter that stands most often in the header, outside of quotes."""
-        outside = "".join(first.split('"')[::2]) if self.quoted else first
-        return max(delimiters, key=lambda one: (outside.count(one), -delimiters.index(one)))
+    def _delimiter(self, first: str, second: str, delimiters: str) -> str:
+        """The delimiter that stands most often in the header, outside of quotes; of several, as often in the next line.
 
-    def _rows(self, lines: list[str], delimiter: str, *, spaced: bool) -> Iterator[tuple[int, list[str]]]:
-        """The line on which each row begins, and its cells; empty lines are no rows.
-
-        ``spaced`` says that a space follows each delimiter and is no part of the cell.
+        Raises:
+            UserError: it is none of ``delimiters``, and another one divides the header.
         """
+        header, row = (self._outside(line) for line in (first, second))
+
+        def often(one: str) -> tuple[int, bool]:
+            return header.count(one), header.count(one) == row.count(one)
+
+        best = max(delimiters, key=often)
+        other = max(DELIMITERS, key=often)
+        if not header.count(best) and header.count(other):
+            raise UserError(f"{self.what}: its first line has no tab, and is divided by {other!r}; name the file .csv")
+        return best
+
+    def _outside(self, line: str) -> str:
+        return "".join(line.split('"')[::2]) if self.quoted else line
+
+    def _rows(self, lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+        """The line on which each row begins, and its cells; empty lines are no rows."""
         if not self.quoted:
             for number, line in enumerate(lines, start=1):
                 if line.strip("\r\n"):
                     yield number, line.rstrip("\r\n").split(delimiter)
             return
         csv.field_size_limit(max(csv.field_size_limit(), 2 * self.longest))  # `table` refuses what is too long
-        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         columns, begin = 0, 1
         try:
             for row in reader:
@@ -180,7 +177,7 @@ class _DelimitedReader:
         """
         for number in range(begin + 1, end + 1):
             cells = [cell.strip().strip('"') for cell in lines[number - 1].split(delimiter)]
-            if len(cells) >= columns > 1 and any(_names_an_image(cell) for cell in cells):
+            if len(cells) >= columns > 1 and any(names_an_image(cell) for cell in cells):
                 raise UserError(
                     f"{self.what}: line {begin}: a quote opens there and closes on line {end}, and line {number} in "
                     f"between looks like a row ({shortened(lines[number - 1].strip(), 60)!r}); a quote that is part of "
@@ -188,7 +185,14 @@ class _DelimitedReader:
                 )
 
 
-def _names_an_image(cell: str) -> bool:
+def _named_delimiter(line: str) -> str:
+    """The delimiter that a line ``sep=;`` names, as Excel has it before the header; empty if it is none."""
+    word, _, delimiter = line.strip(" \r\n").partition("=")
+    return delimiter if word.lower() == "sep" and delimiter and delimiter in DELIMITERS else ""
+
+
+def names_an_image(cell: str) -> bool:
+    """Whether a cell is the name of an image file."""
     return PurePath(cell).suffix.lower() in EXTENSIONS | HEIC
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from tasks.errors import UserError
 from tasks.model.datasets import Origin
-from tasks.prepare import imaging
+from tasks.prepare import imaging, tables
 from tasks.prepare.source import Context, Example, Reading, Source
 from tasks.prepare.splits import Share
+from tasks.text import shortened
 
+_LIKE_MISSING = frozenset(("nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>"))
+"""What other tools write for a missing value, in lower case."""
 CHUNK = 256
 """Images decoded at a time."""
 
@@ -71,6 +75,9 @@ class ImageSource(Source):
 
     ``share`` draws from the part that is read, by a hash of each sample's name and the seed: ``kind:PATH#train[:80%]``.
     """
+
+    part: ClassVar[str] = "the column"
+    """What in a sample holds its caption or its class."""
 
     path: str = Field(min_length=1)
     """Relative to the project's root, or absolute; an address, where a kind takes one."""
@@ -137,13 +144,16 @@ class ImageSource(Source):
         for note in table.notes:
             context.note(f"{what}: {note}")
         names = self.selected((*table.classes, *(row.class_name for row in table.rows)), what)
-        if sentence := _alike(name for name in names if name is not None):
+        for sentence in (
+            *_alike(name for name in names if name is not None),
+            *_read_as_written([row.class_name for row in table.rows], [row.caption for row in table.rows]),
+        ):
             context.note(f"{what}: {sentence}")
         rows = [row for row in table.rows if row.class_name in names]
         rows = self._drawn(rows, context, given=listed.given or table.given, what=what)
         for row in rows:
             if row.wordless:
-                context.complain(f"{row.id}: has neither a caption nor a class; name the column with caption or label")
+                context.complain(f"{row.id}: has neither a caption nor a class; name {self.part} with caption or label")
             elif row.caption and len(row.caption) > context.limits.cell_characters:
                 context.complain(f"{row.id}: its caption has more than {context.limits.cell_characters} characters")
         rows = [row for row in rows if not row.wordless]
@@ -198,13 +208,35 @@ class ImageSource(Source):
                         yield Example(row.id, image[0], caption, row.class_name, image[1])
 
 
-def _alike(names: Iterable[str]) -> str | None:
-    """A sentence on classes that are probably one, written in two ways; None where there are none."""
+def _alike(names: Iterable[str]) -> list[str]:
+    """A sentence on classes that are probably one, written in two ways; none where there are none."""
     written: dict[str, list[str]] = {}
     for name in sorted(names):
         written.setdefault(re.sub(r"[\s_-]+", " ", name.strip().casefold()), []).append(name)
     pairs = [" and ".join(map(repr, several)) for several in written.values() if len(several) > 1]
     if not pairs:
-        return None
+        return []
     shown = "; ".join(pairs[:3]) + f" and {len(pairs) - 3} more" * (len(pairs) > 3)
-    return f"classes whose names differ by case, spaces or dashes alone are classes of their own: {shown}"
+    return [f"classes whose names differ by case, spaces or dashes alone are classes of their own: {shown}"]
+
+
+def _read_as_written(classes: Sequence[str | None], captions: Sequence[str | None]) -> list[str]:
+    """Sentences on words that other tools take for numbers or missing values, and that are read as names here."""
+    said = []
+    names = Counter(name for name in classes if name is not None)
+    numbers = sorted(name for name in names if tables.NUMBER.fullmatch(name))
+    if 0 < len(numbers) < len(names):
+        shown = shortened(", ".join(map(repr, numbers)), 80)
+        count = sum(names[number] for number in numbers)
+        said.append(f"numbers beside names are names of classes: {shown} ({_samples(count)})")
+    for what, counted in (("classes", names), ("captions", Counter(caption for caption in captions if caption))):
+        words = sorted(word for word in counted if word.casefold() in _LIKE_MISSING)
+        if words:
+            shown = shortened(", ".join(map(repr, words)), 80)
+            count = sum(counted[word] for word in words)
+            said.append(f"read as {what}, as written: {shown} ({_samples(count)}); missing is an empty cell or a null")
+    return said
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'s'[: count != 1]}"

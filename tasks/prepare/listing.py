@@ -100,6 +100,11 @@ def left_out(files: Iterable[Path | str]) -> str | None:
         return None
     by_number = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     sentence = f"left out: {', '.join(f'{count} {extension}' for extension, count in by_number)}"
-    if HEIC & counts.keys():
-        sentence += "; .heic and .heif are read once pillow-heif is installed: pip install -e '.[heic]'"
-    return sentence
+    return sentence + heic_hint(counts)
+
+
+def heic_hint(extensions: Iterable[str]) -> str:
+    """How HEIC is read, the end of a sentence; empty where none of the extensions is one of its, or it is read."""
+    if not (HEIC - image_extensions()).intersection(extensions):
+        return ""
+    return "; .heic and .heif are read once pillow-heif is installed: pip install -e '.[heic]'"

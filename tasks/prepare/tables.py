@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tasks.errors import UserError
-from tasks.prepare import delimited, hugging
+from tasks.prepare import delimited, encodings, hugging
 from tasks.text import one_line
 
 IMAGE = ("image", "img", "path", "file_name", "filename", "filepath", "image_path")
@@ -19,7 +19,8 @@ LABEL = ("label", "class", "class_name", "category", "cls")
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Extensions of table files, in lower case, and their formats."""
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+"""A number as people and programs write it."""
 
 
 class Table(Protocol):
@@ -46,11 +47,13 @@ def load(files: Sequence[Path], scratch: Path, what: str, longest: int, *, quote
     if form in ("csv", "tsv"):
         return delimited.joined([delimited.read(file, what, longest, quoted=quoted) for file in files], what)
     if form == "json":
+        for file in files:
+            encodings.require_text(file, f"{_named(file, what)}: cannot be read as json")
         return hugging.load("json", files, scratch, what)
     from tasks.prepare import parquet
 
     for file in files:
-        parquet.require_bounded(file, what if what.endswith(file.name) else f"{what}: {file.name}")
+        parquet.require_bounded(file, _named(file, what))
     return hugging.load("parquet", files, scratch, what)
 
 
@@ -125,7 +128,7 @@ def captions(table: Table, column: str | None, what: str) -> list[str | None]:
         return as_class_names(table[column], names, where)
     texts = as_captions(table[column], where)
     there = [text for text in texts if text is not None]
-    if there and all(_NUMBER.fullmatch(text) for text in there):
+    if there and all(NUMBER.fullmatch(text) for text in there):
         fraction = next((text for text in there if not text.lstrip("+-").isdigit()), None)
         if fraction is not None:
             raise UserError(f"{where} holds {fraction}, which is neither text nor a whole number; name another column")
@@ -154,9 +157,14 @@ def as_class_names(values: Iterable[Any], names: Sequence[str], what: str) -> li
     """As `class_names`, for values from anywhere."""
     cells = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
     texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
-    if texts and not names and all(_NUMBER.fullmatch(text.strip()) for text in texts):
+    if texts and not names and all(NUMBER.fullmatch(text.strip()) for text in texts):
         raise UserError(_nameless(what))
     return [_class_name(cell, names, what) for cell in cells]
+
+
+def _named(file: Path, what: str) -> str:
+    """One of the files of a table, in words."""
+    return what if what.endswith(file.name) else f"{what}: {file.name}"
 
 
 def _plain(name: str) -> str:
@@ -186,7 +194,7 @@ def _caption(value: Any, what: str) -> str | None:
 def _class_name(value: Any, names: Sequence[str], what: str) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, str) and names and _NUMBER.fullmatch(value.strip()) and float(value).is_integer():
+    if isinstance(value, str) and names and NUMBER.fullmatch(value.strip()) and float(value).is_integer():
         value = int(float(value))
     elif isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def table(delimiter: str, header: str = "image{}caption", end: str = "\n") -> st
         ("empty-lines.csv", "\n" + table(",").replace("\n", "\n\n")),
         ("paths.csv", table(",").replace("\n", "\n.\\").removesuffix(".\\")),
         ("old-mac.csv", table(",", end="\r")),
+        ("excel.csv", "\ufeffsep=;\r\n" + table(";", end="\r\n")),
+        (
+            "quotes-after-spaces.csv",
+            table(",").replace("thing", ' "thing').replace("\n", '"\n').replace('"\n', "\n", 1),
+        ),
+        ("commas-in-names.csv", table(";", "image{}caption;note, long").replace("\n", ";x\n").replace(";x", "", 1)),
     ],
 )
 def test_every_row_of_a_table_arrives(prepare: Prepare, folder: Path, name: str, text: str) -> None:
@@ -104,6 +111,12 @@ def test_rows_are_never_swallowed(prepare: Prepare, folder: Path, rows: str, wor
         (table(",").encode("utf-16-le"), "UTF-16; save it as UTF-8"),
         (codecs.BOM_UTF32_LE + table(",").encode("utf-32-le"), "UTF-32; save it as UTF-8"),
         (table(",").replace("thing 1", "café").encode("latin-1"), "line 3 is not UTF-8 (byte 0xe9), perhaps Latin-1"),
+        (table(",").replace("thing 1", "东西").encode("gb18030"), "texts of other scripts are often GB18030"),
+        ((table(",") + "0.png,a\n" * 1000 + "1.png,b\0").encode(), "line 1006 holds a null byte; remove it"),
+        (
+            b"0.png,thing 0\n1.png,thing 1\n",
+            "its first line (0.png, thing 0) is a row; put a line of column names before",
+        ),
         (b"", "it is empty"),
         (b",,\n", "it names no columns"),
     ],
@@ -113,6 +126,48 @@ def test_another_encoding_is_named(prepare: Prepare, folder: Path, data: bytes, 
     with pytest.raises(UserError) as caught:
         prepare("table:t.csv")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (table(";").encode(), "its first line has no tab, and is divided by ';'; name the file .csv"),
+        (b'"image"\t"caption"\n"0.png"\t"a"\n', "the names of its columns are in quotes; quoted: true reads what is"),
+    ],
+)
+def test_a_tsv_that_is_none_says_what_it_is(prepare: Prepare, folder: Path, data: bytes, words: str) -> None:
+    (folder / "t.tsv").write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(words)):
+        prepare("table:t.tsv")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            '{"image": "0.png", "caption": "a"}\n{"image": "1.png", "caption": "é"}\n'.encode("latin-1"),
+            "line 2 is not UTF-8",
+        ),
+        ('{"image": "0.png", "caption": "a"}\n'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+        ('{"image": "0.png", "caption": "a é'.encode()[:-1], "line 1 is not UTF-8 (byte 0xc3)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_another_encoding_of_json_is_named(prepare: Prepare, folder: Path, name: str, data: bytes, words: str) -> None:
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(f"table: {name}: cannot be read as json: {words}")):
+        prepare(f"table:{name}")
+
+
+def test_words_that_others_take_for_missing_values_are_read_and_said(prepare: Prepare, folder: Path) -> None:
+    (folder / "t.csv").write_text("image,label,caption\n0.png,cat,nan\n1.png,None,a\n2.png,1,b\n3.png,1,NaN\n")
+    data = prepare("table:t.csv")
+    assert (data.captions, data.card.classes) == (["nan", "a", "b", "NaN"], ("1", "None", "cat"))
+    assert notes_on(folder / "data/raw/arrival") == [
+        "table: t.csv: numbers beside names are names of classes: '1' (2 samples)",
+        "table: t.csv: read as classes, as written: 'None' (1 sample); missing is an empty cell or a null",
+        "table: t.csv: read as captions, as written: 'NaN', 'nan' (2 samples); missing is an empty cell or a null",
+    ]
 
 
 def test_a_short_row_and_a_column_twice_are_noted(prepare: Prepare, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_numbers_are_no_class_names(prepare: Prepare, project: Path, labels: lis
         (project / "t/classnames.txt").write_text("\n".join(names) + "\n")
         data = prepare("webdataset:t")
         assert [data.card.classes[label] for label in data.labels] == expected
-        assert "its classes are numbers, named by classnames.txt (3 names)" in notes_on(project / "data/raw/arrival")[0]
+        assert "its classes are numbers, named by classnames.txt (3 names: 'owl', 'big cat', 'dog')" in notes_on(project / "data/raw/arrival")[0]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,16 @@ def test_numbers_are_no_class_names(prepare: Prepare, project: Path, labels: lis
     [
         ([*sample("0", 1, "a"), *sample("0", 2, "b")], "has two members '0.png'"),
         ([("0.txt", b"x"), *sample("1", 1)], "a.tar/0: has no image, only txt"),
-        ([("0.png", photo(1)), ("0.txt", "café".encode("latin-1"))], "a.tar/0.txt: is not UTF-8, perhaps Latin-1"),
+        ([("0.png", photo(1)), ("0.txt", "a thing".encode("utf-16"))], "a.tar/0.txt: it is UTF-16; save it as UTF-8"),
+        (
+            [("0.png", photo(1)), ("0.txt", "a thing".encode("utf-16-le"))],
+            "0.txt: it holds null bytes, so it is UTF-16",
+        ),
+        ([("0.png", photo(1)), ("0.note.txt", b"a")], "name the member (caption.txt, say) or the key of its JSON with"),
+        (
+            [("0.png", photo(1)), ("0.txt", "café".encode("latin-1"))],
+            "a.tar/0.txt: line 1 is not UTF-8 (byte 0xe9), perhaps Latin-1",
+        ),
         ([("0.png", photo(1)), ("0.json", b"[1]")], "a.tar/0.json: is no JSON of keys and values"),
         ([("0.png", photo(1)), ("0.json", b"[" * 5000)], "a.tar/0.json: is no JSON of keys and values"),
         ([("0.png", photo(1)), ("0.txt", b"x" * (1 << 20) + b"y")], "0.txt: is a text of 1048577 bytes"),
@@ -183,3 +193,37 @@ def test_a_sample_whose_only_image_is_no_bare_extension_is_said(prepare: Prepare
     assert len(prepare("webdataset:a.tar").ids) == 4
     (note,) = notes_on(project / "data/raw/arrival")
     assert "the image of 3 of 4 samples is its seg.png, for it has no other" in note
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("café\nb\n".encode("latin-1"), "classnames.txt: line 1 is not UTF-8 (byte 0xe9), perhaps Latin-1"),
+        ("a\nb\n".encode("utf-16"), "classnames.txt: it is UTF-16; save it as UTF-8"),
+        (b"a\n\nb\n", "classnames.txt: line 2 is empty, so numbers of classes would shift; remove it"),
+        (b"\n", "classnames.txt: holds no names"),
+    ],
+)
+def test_a_list_of_class_names_that_would_name_others_is_refused(
+    prepare: Prepare, project: Path, names: bytes, words: str
+) -> None:
+    write(project / "a.tar", [("0.png", photo(1)), ("0.cls", b"0"), ("1.png", photo(2)), ("1.cls", b"1")])
+    (project / "classnames.txt").write_bytes(names)
+    with pytest.raises(UserError, match=re.escape(words)):
+        prepare("webdataset:a.tar")
+
+
+def test_a_list_of_class_names_is_shown_and_names_that_stand_twice_are_said(prepare: Prepare, project: Path) -> None:
+    write(project / "a.tar", [("0.png", photo(1)), ("0.cls", b"0"), ("1.png", photo(2)), ("1.cls", b"2\n")])
+    (project / "classnames.txt").write_bytes("\ufeffcat\r\ncat\r\ndog".encode())
+    data = prepare("webdataset:a.tar")
+    assert [data.card.classes[label] for label in data.labels] == ["cat", "dog"]
+    assert notes_on(project / "data/raw/arrival") == [
+        "webdataset: a.tar: its classes are numbers, named by classnames.txt (3 names: 'cat', 'cat', 'dog')",
+        "webdataset: a.tar: classnames.txt calls several numbers 'cat': they are one class",
+    ]
+
+
+def test_a_mark_at_the_start_of_a_text_is_no_part_of_the_caption(prepare: Prepare, project: Path) -> None:
+    write(project / "a.tar", [("0.png", photo(1)), ("0.txt", "\ufeffa thing".encode())])
+    assert prepare("webdataset:a.tar").captions == ["a thing"]

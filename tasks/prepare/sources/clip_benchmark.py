@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.errors import UserError
-from tasks.prepare import listing, tars
+from tasks.prepare import classnames, encodings, listing, tars
 from tasks.prepare.hosted import FileChoice, Hosted
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.places import Place, left_out, pick
@@ -147,10 +147,7 @@ class ClipBenchmark(Hosted):
         """The names of the classes, in the order of their numbers."""
         if self.classes:
             return self.classes
-        lines = [" ".join(line.split()) for line in _text(home / CLASSES).rstrip("\n").split("\n")]
-        if empty := [number for number, line in enumerate(lines, start=1) if not line]:
-            raise UserError(f"{self.what}: {CLASSES}: line {empty[0]} is empty, so numbers of classes would shift")
-        return tuple(lines)
+        return classnames.lines(_text(home / CLASSES), f"{self.what}: {CLASSES}")
 
     def _prompts(self, home: Path, notes: list[str]) -> tuple[str, ...]:
         """The templates that come with the data, with ``{}`` for the class."""
@@ -194,10 +191,7 @@ def _text(path: Path) -> str:
     """
     if problem := listing.fault(path):
         raise UserError(f"{path}: {problem}")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8; save it as UTF-8") from None
+    return encodings.text(path.read_bytes(), str(path))
 
 
 def _counts(left: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.errors import UserError
-from tasks.prepare import files, hugging, listing, tables
+from tasks.prepare import delimited, files, hugging, listing, tables
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.photographs import Photographs, Selection, other_parts, part_of_files
 from tasks.prepare.source import Context, Outside
@@ -132,9 +132,13 @@ class TableSource(Photographs):
         """The image column's values, read as they are asked for: paths or encoded images."""
         column = tables.find(table, self.image, tables.IMAGE, f"table: {self.path}")
         if column is None:
-            raise UserError(
-                f"table: {self.path}: no column of images among {', '.join(table.column_names)}; name it with image"
-            )
+            names = ", ".join(table.column_names)
+            if any(map(delimited.names_an_image, table.column_names)):
+                raise UserError(
+                    f"table: {self.path}: its first line ({names}) is a row; put a line of column names before it, as "
+                    "image,caption"
+                )
+            raise UserError(f"table: {self.path}: no column of images among {names}; name it with image")
         return table[column]
 
 

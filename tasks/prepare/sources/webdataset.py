@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.errors import UserError
-from tasks.prepare import files, listing, tables, tars
+from tasks.prepare import classnames, encodings, files, listing, tables, tars
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.photographs import Photographs, Selection, part_of_files
 from tasks.prepare.source import Context, Outside
@@ -33,6 +33,7 @@ class WebDataset(Photographs):
     """Tar files whose members of one name are a sample: ``webdataset:PATH``, ``webdataset:PATH#train``."""
 
     name: ClassVar[str] = "webdataset"
+    part: ClassVar[str] = "the member (caption.txt, say) or the key of its JSON"
 
     image: str | None = None
 
@@ -79,7 +80,7 @@ class WebDataset(Photographs):
         for wanted in (self.caption, self.label, self.image):
             if wanted is not None and not {wanted, wanted.lower()} & reader.used.keys():
                 raise UserError(f"{what}: no member {wanted!r} in any sample, nor such a key in its JSON")
-        names, notes = (self.classes, []) if self.classes else _listed_classes(home, labels)
+        names, notes = (self.classes, []) if self.classes else _listed_classes(home, labels, what)
         classes = tables.as_class_names(labels, names, f"{what}: classes")
         texts = tables.as_captions(captions, f"{what}: captions")
         rows = [
@@ -117,6 +118,7 @@ class _SampleReader:
             has = shortened(", ".join(sample.members), 100)
             self.context.complain(
                 f"{shown}: has no image{f' {self.source.image!r}' * bool(self.source.image)}, only {has}"
+                f"{listing.heic_hint(f'.{name}' for name in sample.members)}"
             )
         return None
 
@@ -156,9 +158,9 @@ class _SampleReader:
             self.context.complain(f"{self.what}: {name}: is a text of {member.size} bytes; at most {tars.TEXT_BYTES}")
             return None
         try:
-            return member.content().decode()
-        except UnicodeDecodeError:
-            self.context.complain(f"{self.what}: {name}: is not UTF-8, perhaps Latin-1; save it as UTF-8")
+            return encodings.text(member.content(), f"{self.what}: {name}")
+        except UserError as error:
+            self.context.complain(str(error))
             return None
 
     def notes(self, samples: Sequence[tuple[str, TarSample]], left: Sequence[str]) -> list[str]:
@@ -190,14 +192,17 @@ def _is_image(extension: str) -> bool:
     return f".{extension.rpartition('.')[2]}" in listing.image_extensions()
 
 
-def _listed_classes(home: Path, labels: Sequence[Any]) -> tuple[tuple[str, ...], list[str]]:
+def _listed_classes(home: Path, labels: Sequence[Any], what: str) -> tuple[tuple[str, ...], list[str]]:
     """The names that a file beside the tar files gives to numbered classes, and a note on it."""
     there = [label for label in labels if label is not None]
     if not there or not all(str(label).strip().isdigit() for label in there):
         return (), []
     for name in CLASS_FILES:
         if (home / name).is_file():
-            lines = (home / name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            names = tuple(" ".join(line.split()) for line in lines if line.strip())
-            return names, [f"its classes are numbers, named by {name} ({len(names)} names)"]
+            names = classnames.lines(encodings.text((home / name).read_bytes(), f"{what}: {name}"), f"{what}: {name}")
+            shown = shortened(", ".join(map(repr, names[:3])) + ", …" * (len(names) > 3), 100)
+            notes = [f"its classes are numbers, named by {name} ({len(names)} names: {shown})"]
+            if repeated := [one for one, count in Counter(names).items() if count > 1]:
+                notes.append(f"{name} calls several numbers {repeated[0]!r}: they are one class")
+            return names, notes
     return (), []
