@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")
 """How torch's files begin: archives, and the pickles of older versions."""
+_NUMBERED = re.compile(r"-(\d+)-of-(\d+)(?=\.safetensors$)")
+"""The number of a shard, and how many there are."""
 _LFS = b"version https://git-lfs"
 _HASHED_AT_ONCE = 1 << 20
 
@@ -118,7 +121,7 @@ class FileSource:
         self._versions: dict[int, tuple[int, int]] = {}
         try:
             single, index = _parts_of(path, self.notes)
-            for shard in [single] if single else _shards(path, index):
+            for shard in [single] if single else _shards(path, index, self.notes):
                 self._open(shard)
             for name, shard_name in index.items():
                 if name not in self.entries:
@@ -194,7 +197,7 @@ def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]
     if path.suffix != ".json":
         return path, {}
     try:
-        weight_map = json.loads(path.read_text())["weight_map"]
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such index; give a safetensors file, or the folder of a sharded one") from None
     except OSError as error:
@@ -208,12 +211,25 @@ def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]
     return None, weight_map
 
 
-def _shards(path: Path, index: Mapping[str, str]) -> list[Path]:
+def _shards(path: Path, index: Mapping[str, str], notes: list[str]) -> list[Path]:
+    """The files that an index names; notes what else lies beside them.
+
+    Raises:
+        UserError: a name leads out of the folder, or the index leaves out one of the numbered files.
+    """
     folder = path if path.is_dir() else path.parent
     for name in index.values():
         if Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: the index names {name!r}, which is outside its folder")
-    return [folder / name for name in sorted(set(index.values()))]
+    named = set(index.values())
+    series = {name[: match.start()] + match[2] for name in named if (match := _NUMBERED.search(name))}
+    for name in sorted(one.name for one in folder.glob("*.safetensors") if one.name not in named):
+        match = _NUMBERED.search(name)
+        if match and name[: match.start()] + match[2] in series:
+            raise UserError(f"{path}: the index leaves out {name}, one of its numbered files; is it of another model?")
+        if match:
+            notes.append(f"{folder} holds {name}, which the index does not name: it was not read")
+    return [folder / name for name in sorted(named)]
 
 
 def _header(path: Path, descriptor: int) -> dict[str, tuple[TensorEntry, int]]:

@@ -106,6 +106,23 @@ def test_a_folder_with_a_file_and_an_index_says_which_is_read(tmp_path: Path) ->
     assert line == f"note: {tmp_path} holds both model.safetensors and {INDEX}: model.safetensors was read"
 
 
+def test_a_shard_that_the_index_leaves_out_is_refused_and_one_of_another_model_is_said(tmp_path: Path) -> None:
+    write(tmp_path, 1, 3)
+    index = json.loads((tmp_path / INDEX).read_text())
+    left_out = {name: shard for name, shard in index["weight_map"].items() if "00003-of" not in shard}
+    save_file(model(9), tmp_path / "model-00002-of-00002.safetensors")
+    outcome = merge("linear", [tmp_path])
+    assert outcome.tensors is not None
+    assert (len(outcome.tensors), float(outcome.tensors["t5"][0, 0])) == (6, 1)
+    assert outcome.report.summary() == [
+        f"note: {tmp_path} holds model-00002-of-00002.safetensors, which the index does not name: it was not read"
+    ]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": left_out}))
+    for path in (tmp_path, tmp_path / INDEX):
+        with pytest.raises(UserError, match=r"the index leaves out model-00003-of-00003\.safetensors"):
+            merge("linear", [path])
+
+
 MERGE = """
 import sys, time
 from pathlib import Path
