@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tasks.merge.eigen import largest
 from tasks.merge.types import Array, Float64
 
 _ROWS = 1024
@@ -37,22 +38,43 @@ def gram(x: Array) -> Float64:
     return total
 
 
-def right_vectors(x: Array) -> tuple[Float64, Float64]:
-    """Singular values of a tall matrix (m, n), falling, and its right singular vectors (n, values); without noise."""
-    squares, vectors = np.linalg.eigh(gram(x))
-    s = np.sqrt(np.maximum(squares[::-1], 0))
-    count = int(np.count_nonzero(s > _NOISE * s[0]))
-    return s[:count], vectors[:, ::-1][:, :count]
+def right_vectors(x: Array, most: int | None = None) -> tuple[Float64, Float64]:
+    """Singular values of a tall matrix (m, n), falling, and its right singular vectors (n, values); without noise.
+
+    All of them, or the ``most`` largest.
+    """
+    most = x.shape[1] if most is None else most
+    squares, vectors = largest(gram(x), max(1, most))
+    s = np.sqrt(np.maximum(squares, 0))
+    count = _count(s, most)
+    return s[:count], vectors[:, :count]
 
 
 def top(x: Array, most: int) -> tuple[Array, Float64, Array]:
     """U (m, k), s and V (n, k) of the ``most`` largest singular values, fewer where the others are noise."""
     if x.shape[0] < x.shape[1]:
         return top(x.T, most)[::-1]
-    s, v = right_vectors(x)
-    s, v = s[:most], v[:, :most]
+    s, v = right_vectors(x, most)
+    return _images(x, s, v), s, v.astype(x.dtype)
+
+
+def top_and_rest(x: Array, most: int) -> tuple[Array, Float64, Array, Array]:
+    """`top` of a matrix that is not tall, and orthonormal vectors (m, m − k) of all that is outside of U."""
+    squares, vectors = np.linalg.eigh(gram(x.T))
+    s, u = np.sqrt(np.maximum(squares[::-1], 0)), vectors[:, ::-1]
+    k = _count(s, most)
+    return u[:, :k].astype(x.dtype), s[:k], _images(x.T, s[:k], u[:, :k]), u[:, k:].astype(x.dtype)
+
+
+def _count(s: Float64, most: int) -> int:
+    """How many of the singular values, falling, are wanted and not noise."""
+    return min(most, int(np.count_nonzero(s > _NOISE * s[0])))
+
+
+def _images(x: Array, s: Float64, v: Float64) -> Array:
+    """The left singular vectors that belong to right ones."""
     u: Array = np.matmul(x, (v / s).astype(x.dtype))
-    return u, s, v.astype(x.dtype)
+    return u
 
 
 def orthonormalize(x: Array) -> Float64:

@@ -263,6 +263,16 @@ def test_dop_by_hand() -> None:
     np.testing.assert_allclose(merged("dop", models, base=zero)["w"], [[1, 0], [0, 3]], atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(40, 90), (60, 60), (90, 40)])
+@pytest.mark.parametrize("name", ["tsv", "iso_cts"])
+def test_decompositions_of_wide_square_and_tall_matrices(name: str, shape: tuple[int, int]) -> None:
+    zero = {"w": np.zeros(shape, np.float32)}
+    models = [{"w": np.random.default_rng(i).standard_normal(shape).astype(np.float32)} for i in range(7)]
+    stack = np.stack([one["w"].astype(np.float64) for one in models])
+    expected = references.tsv(stack) if name == "tsv" else references.iso_cts(stack, 0.8)
+    close(merged(name, models, base=zero), {"w": expected}, MATRIX_TOLERANCE)
+
+
 @pytest.mark.parametrize("common", [0, 0.3, 1])
 def test_iso_cts_has_one_singular_value(common: float) -> None:
     """With common: 1 it is Iso-C."""

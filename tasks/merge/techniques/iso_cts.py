@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from typing_extensions import override
 
-from tasks.merge.matrices import orthonormalize, product, subtract_product, top
+from tasks.merge.matrices import orthonormalize, product, subtract_product, top, top_and_rest
 from tasks.merge.stream import Piece, Window
 from tasks.merge.technique import Share, Technique
 from tasks.merge.types import Array, Unit
@@ -52,13 +52,21 @@ class IsoCts(Technique):
         v = np.zeros((piece.shape[1], n), piece.tensor.precision, like=like)
         length = 0.0
         at = each * piece.count
-        shared, values, right = top(total, n - at)
+        rest: Array | None = None
+        if piece.shape[0] <= piece.shape[1]:
+            shared, values, right, rest = top_and_rest(total, n - at)
+        else:
+            shared, values, right = top(total, n - at)
         u[:, at : at + len(values)], v[:, at : at + len(values)] = shared, right
         length += float(values.sum())
         for i in range(piece.count if each else 0):
             own = piece.vector(i)
-            subtract_product(own, shared, product(shared, own))
-            left, values, right = top(own, each)
+            if rest is None:
+                subtract_product(own, shared, product(shared, own))
+                left, values, right = top(own, each)
+            else:  # few rows
+                left, values, right = top(rest.T @ own, each)
+                left = rest @ left
             place = slice(i * each, i * each + len(values))
             u[:, place], v[:, place] = left, right
             length += float(values.sum())
