@@ -28,6 +28,8 @@ STATISTICS = "data/step/statistics"
 FIT = "data/step/fit"
 RUNNING = "data/step/running"
 DEPLOYED = "data/step/deployed.safetensors"
+ROUTED = "data/step/routed"
+"""With `time.deploy: routed`, from step 1 on: this folder in place of the deployed model."""
 EVALUATION = "data/step/evaluation"
 TRAINING = "data/step/training"
 REGULARIZER = "data/step/regularizer"
@@ -68,7 +70,8 @@ def make_private(project: Path) -> Path:
 
 def is_state(folder: Path) -> bool:
     """Whether a folder holds a restored state."""
-    return (folder / "manifest.json").is_file() and (folder / DEPLOYED).is_file()
+    deployed = (folder / DEPLOYED).is_file() or (folder / ROUTED).is_dir()
+    return (folder / "manifest.json").is_file() and deployed
 
 
 def user_cache(kind: str) -> Path:

@@ -224,17 +224,33 @@ def with_codec(pipeline: str, params: Params) -> str:
     if params.codes_expert:
         pipeline = pipeline.replace(layout.EXPERT, layout.CODED_EXPERT)
         pipeline = re.sub(r"(?m)(^  train:\n(?:    .*\n)*?    params: \[[^]]*)\]", rf"\1, {CODEC}]", pipeline)
-    coded = (layout.CODED_EXPERT, layout.CODED_INIT)
+    if params.codes_start or params.codes_expert:
+        pipeline = _with_base(pipeline, ("  train:", layout.CODED_EXPERT, layout.CODED_INIT))
+    return pipeline
+
+
+def with_routes(pipeline: str, params: Params) -> str:
+    """The text of a ``dvc.yaml`` for a step that deploys the base, deltas and a router.
+
+    Their folder takes the place of the deployed model, and whatever stage reads it has the base among its dependencies.
+    """
+    if not params.routes:
+        return pipeline
+    pipeline = pipeline.replace(layout.DEPLOYED, layout.ROUTED)
+    pipeline = re.sub(r"(?m)(^  deploy:\n(?:    .*\n)*?    params: \[[^]]*)\]", rf"\1, {CODEC}]", pipeline)
+    return _with_base(pipeline, (layout.ROUTED,))
+
+
+def _with_base(pipeline: str, named: Sequence[str]) -> str:
+    """With the base among the dependencies of each stage whose text, up to its outputs, names one of some paths."""
 
     def with_base(stage: re.Match[str]) -> str:
         text = stage[0]
-        has = re.search(rf"(?m)^      - {layout.HISTORY}(/weights)?$", text)
-        reads = text.startswith("  train:") or any(path in text.partition("    outs:")[0] for path in coded)
+        has = re.search(rf"(?m)^      - {layout.HISTORY}(/weights(/base\.safetensors)?)?$", text)
+        reads = any(path in text.partition("    outs:")[0] for path in named)
         return text if has or not reads else text.replace("    outs:\n", f"      - {layout.BASE}\n    outs:\n", 1)
 
-    if params.codes_start or params.codes_expert:
-        pipeline = re.sub(r"(?m)^  [\w-]+:\n(?:    .*\n)+", with_base, pipeline)
-    return pipeline
+    return re.sub(r"(?m)^  [\w-]+:\n(?:    .*\n)+", with_base, pipeline)
 
 
 def versions() -> dict[str, str]:

@@ -152,8 +152,9 @@ class Time(Settings):
 
     init: Literal["zs", "ft", "ema"] = "ema"
     """Where an expert's training starts: the base (``zs``), the last expert (``ft``) or the running model (``ema``)."""
-    deploy: Literal["ft", "ema", "all"] = "ema"
-    """What a step deploys: its expert (``ft``), the running model (``ema``) or the merge of all experts (``all``)."""
+    deploy: Literal["ft", "ema", "all", "routed"] = "ema"
+    """What a step deploys: its expert (``ft``), the running model (``ema``), the merge of all experts (``all``), or the
+    base, every expert's change of it, and a router that sends each image to one of them (``routed``)."""
     technique: TechniqueChoice = TechniqueChoice(name="linear")
     """How models are merged; `chronomerge techniques` lists them."""
     ema_start: Literal["base", "first-expert"] = "base"
@@ -191,12 +192,22 @@ class Deploy(Settings):
     its space (`tasks.deploy`), so that an index built with that state can be searched with newer models."""
     probe: int = Field(default=2048, gt=0)
     """At most so many images, drawn from what has arrived, to fit the rotation on."""
+    deltas: NameOrSettings | None = None
+    """With ``time.deploy: routed``: the codec of the experts' changes; by default experts are as ``store`` has them."""
+    max_deltas: int | None = Field(default=None, gt=0)
+    """With ``time.deploy: routed``: at most so many; the expert that is routed to least is folded into the nearest."""
 
     @property
     def reference_step(self) -> int:
         """The step of the state in ``compatible_with``, which is set."""
         match = re.fullmatch(_STATE, self.compatible_with or "")
         return int(match["step"] or 0) if match else 0
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A state that routes nothing says nothing of it."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key not in ("deltas", "max_deltas") or value}
 
 
 class Mixture(Settings):
@@ -485,7 +496,7 @@ class Grid(Settings):
 
     init: list[Literal["zs", "ft", "ema"]] = Field(default=["zs", "ft", "ema"], min_length=1)
     """Initializations; see ``time``."""
-    deploy: list[Literal["ft", "ema", "all"]] = Field(default=["ft", "ema", "all"], min_length=1)
+    deploy: list[Literal["ft", "ema", "all", "routed"]] = Field(default=["ft", "ema", "all"], min_length=1)
     """Deployments; see ``time``."""
     technique: list[Annotated[LabelledTechnique, BeforeValidator(_by_name)]] = []
     """By default that of ``time``."""
@@ -630,6 +641,11 @@ class Params(Settings):
     def codes_start(self) -> bool:
         """Whether the step's initial weights are an expert that may be stored coded."""
         return self.store.experts.name != "full" and bool(self.step) and self.time.init == "ft"
+
+    @property
+    def routes(self) -> bool:
+        """Whether what the step deploys is the base, deltas and a router."""
+        return self.time.deploy == "routed" and bool(self.step)
 
     def evaluated_in_full(self, step: int) -> tuple[str, ...]:
         """The evaluation sets of which a step evaluates all samples although there is a share."""

@@ -165,6 +165,24 @@ def test_a_coded_expert_takes_the_place_of_the_other_and_who_reads_it_has_the_ba
             assert node == plain[name]
 
 
+@pytest.mark.parametrize("store", [{}, CODED], ids=["full", "coded"])
+def test_routes_take_the_place_of_the_deployed_model_and_who_reads_them_has_the_base(store: dict[str, Any]) -> None:
+    shipped = (ROOT / "dvc.yaml").read_text()
+    params = of_step(**store, time={"init": "zs", "deploy": "routed"})
+    plain = nodes.parse(nodes.with_codec(shipped, params), "before")
+    routed = nodes.parse(nodes.with_routes(nodes.with_codec(shipped, params), params), "after")
+    assert routed["deploy"].outs == (layout.ROUTED, layout.RUNNING)
+    assert routed["deploy"].params == (*plain["deploy"].params, nodes.CODEC)
+    for name, node in routed.items():
+        assert layout.DEPLOYED not in {*node.deps, *node.outs}
+        reads = layout.ROUTED in node.deps
+        assert reads == (layout.DEPLOYED in plain[name].deps)
+        assert not reads or [node.deps.count(layout.BASE), node.deps.count(layout.HISTORY)] in ([1, 0], [0, 1])
+        assert reads or name == "deploy" or node == plain[name]
+    at_base = of_step(step=0, time={"init": "zs", "deploy": "routed"})
+    assert nodes.with_routes(shipped, at_base) == shipped
+
+
 def test_params_without_heads_say_nothing_of_them() -> None:
     plain = Params.model_validate(PARAMS)
     assert "heads" not in plain.model_dump()["evaluate"]

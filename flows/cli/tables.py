@@ -55,6 +55,7 @@ def _row(
         "top1": metrics["top1"],
         "recall": metrics.get("recall", {}),
         "share": metrics.get("share", {}),
+        "routing": metrics.get("routing"),
         "budget": manifest.budget.as_dict(),
         "bytes": manifest.bytes.as_dict(),
         "seconds": manifest.seconds,
@@ -62,7 +63,7 @@ def _row(
         "code": manifest.code.as_dict(),
         "recorded": manifest.recorded.as_dict(),
         "data": {path: entry.md5 for path, entry in manifest.inputs.items()},
-        "deployed": manifest.output(layout.DEPLOYED).md5,
+        "deployed": manifest.deployed.md5,
     }
 
 
@@ -128,6 +129,10 @@ def _notes(rows: list[dict[str, Any]], everything: list[State], pointers: Mappin
         sets = ", ".join(sorted({name for row in partial for name in row["share"]}))
         percent = " or ".join(f"{100 * value:.3g} %" for value in shares)
         yield f"{SHARE} {steps}: evaluated on {percent} of each class of {sets}; all other scores are of all samples"
+    if routing := rows[-1]["routing"]:
+        right = routing["mean_accuracy"]
+        said = "" if right is None else f"{right:.1f} % of the images of arrived sets go to their own expert; "
+        yield f"routes of {rows[-1]['name']}: {said}A_KA with the oracle's routes is {routing['oracle_A_KA']:.2f}"
     if any(row["code"]["dirty"] for row in rows):
         yield "* with changes that were not committed; the state has them"
     for row in rows:

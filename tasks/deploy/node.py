@@ -29,6 +29,8 @@ MOST = 1e-5
 def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
     """As `tasks.merge.node.deploy`; with a reference, the deployed copy is then rotated into its space.
 
+    With ``time.deploy: routed`` there is no one model from step 1 on, and `tasks.deploy.routed` writes its folder.
+
     The running model stays as it was merged: task vectors keep one base. ``data/step/running/compatible.json`` says
     what was done.
 
@@ -36,7 +38,11 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
         UserError: as `tasks.merge.node.deploy`; or there is no image to fit a rotation on, or nowhere to fold it into.
     """
     merging.deploy(project, params, progress)
-    if (project / REFERENCE).exists():
+    if params.routes:
+        from tasks.deploy import routed
+
+        routed.deploy(project, params, progress)
+    elif (project / REFERENCE).exists():
         note = _rotate(project, params, progress)
         (project / NOTE).write_text(json.dumps(note, indent=1) + "\n")
 

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.scores import scores
+
+if TYPE_CHECKING:
+    from tasks.evaluate.routing import Routing
 
 Recall = Mapping[str, Mapping[str, float]]
 """Direction (``image_to_text``, ``text_to_image``) → k → percent."""
@@ -120,6 +123,31 @@ def summary(
         if own.of_share is not None:
             content["expert"]["score_of_share"] = round(own.of_share, DIGITS)
     return content
+
+
+def routing(
+    summary: Mapping[str, Any],
+    routed: Mapping[str, Routing],
+    oracle: Mapping[str, float],
+    adaptation: Sequence[str],
+) -> dict[str, Any]:
+    """What ``metrics.json`` says of routes: ``images`` (set → route → images), and for the sets that are named after an
+    arrival so far ``expert`` (its route), ``accuracy`` (percent of the images that went there) and ``oracle`` (the
+    score with that expert alone).
+
+    ``oracle_A_KA`` is the mean over the adaptation sets of the oracle's score, or of the score by route where there is
+    no oracle yet; ``mean_accuracy`` is the mean over the sets that have one. ``summary`` is the rest of the file.
+    """
+    scored = scores(summary)
+    right = {name: one.accuracy for name, one in routed.items() if one.accuracy is not None}
+    return {
+        "images": {name: dict(one.images) for name, one in routed.items()},
+        "expert": {name: one.expert for name, one in routed.items() if one.expert is not None},
+        "accuracy": {name: round(value, DIGITS) for name, value in right.items()},
+        "mean_accuracy": round(fmean(right.values()), DIGITS) if right else None,
+        "oracle": {name: round(value, DIGITS) for name, value in oracle.items()},
+        "oracle_A_KA": round(fmean(oracle.get(name, scored[name]) for name in adaptation), DIGITS),
+    }
 
 
 def _rounded(recall: Recall) -> Recall:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from tasks.errors import UserError
-from tasks.evaluate import metrics, predictions, prompts, retrieval, shares, zeroshot
+from tasks.evaluate import metrics, predictions, prompts, retrieval, routing, shares, zeroshot
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import Accuracy, Recall
+from tasks.evaluate.routing import Part, Routing
 from tasks.model import checkpoints, coded, models
 from tasks.model.datasets import Dataset
 from tasks.params import EvaluationSet, Params
@@ -26,6 +27,8 @@ DEPLOYED = Path("data/step/deployed.safetensors")
 EXPERT = Path("data/step/expert")
 """Without the suffix, which says whether it is coded."""
 BASE = Path("data/history/weights/base.safetensors")
+ROUTED = Path("data/step/routed")
+"""With ``time.deploy: routed``, in place of the deployed model."""
 SETS = Path("data/step/evaluation")
 PREDICTIONS = Path("data/step/predictions")
 METRICS = Path("metrics.json")
@@ -44,10 +47,14 @@ class Scores:
     """Of sets without: recall@k in both ways, in percent."""
     own: dict[str, np.ndarray | Recall]
     """The same of the step's own expert on the set of the arrival's name, of all its samples; else empty."""
+    routing: dict[str, Routing] = field(default_factory=dict)
+    """Where the images went, with ``time.deploy: routed``."""
 
 
 def evaluate(project: Path, params: Params, progress: Progress = silent) -> None:
     """Score the deployed model on every test set, and the step's own expert on the set of the arrival's name.
+
+    With ``time.deploy: routed`` each image is scored by its route (`tasks.evaluate.routing`).
 
     Writes ``metrics.json`` (A_KA, A_ZS, their geometric mean, and the scores of each set) and ``data/step/predictions``
     (see `tasks.evaluate.predictions`).
@@ -65,6 +72,7 @@ def write(project: Path, params: Params, scores: Scores) -> None:
     predicted: dict[str, np.ndarray] = {}
     pairs: dict[str, int] = {}
     own: metrics.OwnScore | None = None
+    oracle: dict[str, float] = {}
     for one in settings.sets:
         data = Dataset(project / SETS / one.name)
         found = scores.own.get(one.name)
@@ -72,6 +80,8 @@ def write(project: Path, params: Params, scores: Scores) -> None:
             pairs[one.name] = len(data)
             if isinstance(found, dict):
                 own = metrics.OwnScore(one.name, metrics.of_recall(found))
+            if one.name in scores.routing and isinstance(by_oracle := scores.routing[one.name].oracle, dict):
+                oracle[one.name] = metrics.of_recall(by_oracle)
             continue
         share, nearest = shares.share_of(settings, one.name), scores.nearest[one.name]
         rows = shares.drawn(one.name, data, share)
@@ -79,6 +89,8 @@ def write(project: Path, params: Params, scores: Scores) -> None:
             right = found[:, 0] == data.labels
             of_share = None if share is None else metrics.percent(right[rows])
             own = metrics.OwnScore(one.name, metrics.percent(right), of_share)
+        if one.name in scores.routing and isinstance(by_oracle := scores.routing[one.name].oracle, np.ndarray):
+            oracle[one.name] = metrics.percent(by_oracle[:, 0] == data.labels[rows])
         accuracy[one.name] = Accuracy.of(nearest, data.labels[rows], len(data.card.classes), share)
         predicted[one.name] = np.full(len(data), predictions.NOT_EVALUATED, np.int32)
         predicted[one.name][rows] = nearest[:, 0]
@@ -90,6 +102,10 @@ def write(project: Path, params: Params, scores: Scores) -> None:
         [one.name for one in settings.retention],
         own,
     )
+    if scores.routing:
+        went = {one.name: scores.routing[one.name] for one in settings.sets}
+        adapted = [one.name for one in settings.adaptation]
+        summary["routing"] = metrics.routing(summary, went, oracle, adapted)
     predictions.write(project / PREDICTIONS, predicted)
     atomic.write(project / METRICS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
@@ -114,7 +130,8 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
     tokens = {name: zeroshot.tokens(name, own, tokenize) for name, own in texts.items()}
     preprocess = models.preprocess(project / MODEL)
     model = models.build(project / MODEL)
-    models.load_weights(model, checkpoints.load(project / DEPLOYED), project / DEPLOYED)
+    if not params.routes:
+        models.load_weights(model, checkpoints.load(project / DEPLOYED), project / DEPLOYED)
     model.to(models.device()).eval()
 
     scores, done = Scores({}, {}, {}), 0
@@ -141,8 +158,26 @@ def measure(project: Path, params: Params, chosen: Sequence[EvaluationSet], prog
         images = sets[name].images
         return zeroshot.predict(model, images, some, classifiers[of], preprocess, batch_size, on_done, precision)
 
+    if params.routes:
+        parts = {
+            name: Part(data, pairs[name].images if name in pairs else rows[name], pairs.get(name), tokens.get(name))
+            for name, data in sets.items()
+        }
+        encoded = dict.fromkeys(sets, 0)
+
+        def routed(name: str, count: int) -> None:
+            encoded[name] += count
+            progress("evaluate", min(sum(encoded.values()), total), total, f"{name}, by route")
+
+        scored, went = routing.measure(
+            model, project / ROUTED, project / BASE, parts, preprocess, batch_size, precision, routed
+        )  # fmt: skip
+        scores.routing.update(went)
+        scores.recall.update({name: one for name, one in scored.items() if isinstance(one, dict)})
+        scores.nearest.update({name: one for name, one in scored.items() if isinstance(one, np.ndarray)})
+        done = total - sum(len(pairs[name] if name in pairs else sets[name]) for name in extra)
     classifiers: Classifiers = {}
-    for name in sets:
+    for name in [] if params.routes else sets:
         if name in pairs:
             scores.recall[name] = recall(name)
         else:

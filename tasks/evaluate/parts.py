@@ -5,11 +5,14 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tasks.evaluate.node import EXPERT, SETS, Scores, measure, own_set, write
+from tasks.evaluate.routing import Routing
 from tasks.model import coded
 from tasks.model.datasets import Dataset
 from tasks.nodes import Part, Split
@@ -47,8 +50,13 @@ def run(names: Sequence[str], project: Path, params: Params, progress: Progress 
     chosen = [one for one in params.evaluate.sets if one.name in names]
     scores = measure(project, params, chosen, progress)
     nearest = {name: rows.tolist() for name, rows in scores.nearest.items()}
-    own = {name: found.tolist() if isinstance(found, np.ndarray) else found for name, found in scores.own.items()}
-    atomic.write(project / RESULT, json.dumps({"nearest": nearest, "recall": scores.recall, "own": own}))
+    own = {name: _plain(found) for name, found in scores.own.items()}
+    content = {"nearest": nearest, "recall": scores.recall, "own": own}
+    if scores.routing:
+        content["routing"] = {
+            name: {**asdict(one), "oracle": _plain(one.oracle)} for name, one in scores.routing.items()
+        }  # fmt: skip
+    atomic.write(project / RESULT, json.dumps(content))
 
 
 def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
@@ -59,8 +67,18 @@ def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
         scores.nearest.update({name: np.array(rows, np.int32) for name, rows in part["nearest"].items()})
         scores.recall.update(part["recall"])
         for name, found in part["own"].items():
-            scores.own[name] = np.array(found, np.int32) if isinstance(found, list) else found
+            scores.own[name] = _array(found)
+        for name, found in part.get("routing", {}).items():
+            scores.routing[name] = Routing(**{**found, "oracle": _array(found["oracle"])})
     write(project, params, scores)
+
+
+def _plain(found: Any) -> Any:
+    return found.tolist() if isinstance(found, np.ndarray) else found
+
+
+def _array(found: Any) -> Any:
+    return np.array(found, np.int32) if isinstance(found, list) else found
 
 
 SPLIT = Split(divide, run, RESULT.name, join)

@@ -100,7 +100,12 @@ def recall(
         features.append(image_features(model, images[rows], preprocess, precision))
         on_done(start + len(rows))
     texts = text_features(model, among.tokens, batch_size, lambda done: on_done(count + done), precision)
-    by_image, by_caption = before_right(torch.cat(features), texts, among.right)
+    return of_features(torch.cat(features), texts, among.right)
+
+
+def of_features(images: torch.Tensor, captions: torch.Tensor, right: np.ndarray) -> Recall:
+    """recall@k in percent, both ways, from features as `before_right` takes them."""
+    by_image, by_caption = before_right(images, captions, right)
     return {"image_to_text": _shares(by_image), "text_to_image": _shares(by_caption)}
 
 

@@ -97,8 +97,8 @@ def _kinds(grid: Grid, content: Any, where: str) -> Iterator[_Kind]:
         for deploy in grid.deploy:
             if (init, deploy) == ("zs", "ft"):
                 continue  # does not merge: not one of TIME's eight protocols
-            if (init, deploy) == ("ft", "ft"):
-                yield _Kind("ft-ft", init, deploy, "", _axes(init, deploy))
+            if init != "ema" and deploy in ("ft", "routed"):  # no technique merges anything
+                yield _Kind(f"{init}-{deploy}", init, deploy, "", _axes(init, deploy))
                 continue
             for technique in grid.technique or [LabelledTechnique(**plain.time.technique.model_dump())]:
                 label = technique.shown

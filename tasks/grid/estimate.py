@@ -60,7 +60,7 @@ def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
         return median(map(value, of))
 
     def stored(one: Manifest) -> int:
-        sizes = {one.output(path).md5: one.output(path).size for path in (layout.DEPLOYED, layout.RUNNING)}
+        sizes = {entry.md5: entry.size for entry in (one.deployed, one.output(layout.RUNNING))}
         return sum(sizes.values())
 
     def paces(of: Iterable[Manifest]) -> list[float]:

@@ -106,7 +106,8 @@ def _of_cell(planned: Planned, names: _Names) -> Iterator[Work]:
             first = step == 0 or (step == 1 and time.ema_start == "first-expert")
             running = expert if first else names("ema", technique, params.seed, expert, running, base)
         everything = names("all", technique, params.seed, base, experts)
-        deployed = {"ft": expert, "ema": running, "all": everything}[time.deploy] if step else expert
+        routes = names("routed", base, experts, _fingerprint(params.deploy), pools, arrived)
+        deployed = {"ft": expert, "ema": running, "all": everything, "routed": routes}[time.deploy] if step else expert
         if {running if time.uses_ema else expert, deployed} != {expert}:
             yield Work(timeline, step, "deploy", names("deploy", handed, expert, _fingerprint(time), params.seed, step))
         yield Work(timeline, step, "evaluate", names("evaluate", deployed, _fingerprint(params.evaluate), machine))

@@ -10,7 +10,7 @@ from tasks.params import Params
 
 def needed(params: Params) -> tuple[str, ...]:
     """The statistics that a timeline's technique needs; none where no models are merged."""
-    if params.time.deploy == "ft" and not params.time.uses_ema:
+    if params.time.deploy in ("ft", "routed") and not params.time.uses_ema:
         return ()
     return create(params.time.technique.name, params.time.technique.settings).statistics
 

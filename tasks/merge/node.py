@@ -52,6 +52,8 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
         merge.copy_expert(deployed)
     elif params.time.deploy == "ema":
         copy(running / EMA, deployed)
+    elif params.routes:
+        pass  # each expert by itself: `tasks.deploy.routed`
     elif fit and fit.models:
         held["all"] = merge.weighted(fit, deployed)
     else:

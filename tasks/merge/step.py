@@ -57,7 +57,7 @@ class StepMerge:
     @property
     def merges(self) -> bool:
         """Whether what is deployed is a merge at this step."""
-        if self.number == 0 or self.params.time.deploy == "ft":
+        if self.number == 0 or self.params.time.deploy in ("ft", "routed"):
             return False
         return self.params.time.deploy == "all" or not self._starts
 

@@ -46,6 +46,11 @@ def publish(state: State, to: str, form: Form, progress: Progress = silent) -> P
             refuses it; something of this machine would be published; or the model cannot be had. Nothing is left then.
         UnavailableError: the hub does not answer.
     """
+    if state.routed:
+        raise UserError(
+            f"{state.tag} is a routed deployment: a base, deltas and a router, and no one model to publish; chronomerge"
+            " fetch brings them to a server, and a timeline with time.deploy: ema or all has a model of its own"
+        )
     address = _address(to)
     if address is None:
         folder = places.output(to, folder=True)

@@ -35,12 +35,18 @@ WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 NOTE = "state.json"
 """Which state this is, its scores, and the md5 of its weights and of every other file."""
-READS = (layout.DEPLOYED, layout.HISTORY)
-"""What a model's folder is made of."""
+READS = (layout.DEPLOYED, layout.ROUTED, layout.HISTORY)
+"""What a model's folder is made of, as far as a state has it."""
 _ENDING = ".safetensors"
 """Of the file that has the weights."""
 HEADS = "heads"
 """The folder with the files of heads, where the state has any; `tasks.evaluate.headfile` says what is in them."""
+ROUTED = "routed"
+"""The folder with the router and the deltas of a routed deployment, whose weights are the base's."""
+_BASE = "weights/base.safetensors"
+"""In the history of a state."""
+_FOLDERS = (HEADS, ROUTED)
+"""What a model's folder may have beside files."""
 TOKENIZER = f"model/{tokenizers.FOLDER}/"
 """Where the tokenizer's files are in the history of a state; a state of before there were any has none."""
 
@@ -91,6 +97,7 @@ def fetch_model(
     if shared:
         sharing.follow(project, timeline, shared)
     state = pointed(project, timeline, pointer)
+    _require_form(state, form)
     if is_there(state, folder, form):
         return Delivered(state, folder, new=False, fetched=0)
     return deliver(state, folder, form, progress)
@@ -119,12 +126,14 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
         UserError: as `gather`.
         RemoteError: the store breaks off.
     """
+    _require_form(state, form)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.private_folder(folder / ".chronomerge.part") as part:
-        with opened(state, part, [path for path in (*READS, layout.HEADS) if path in state.entries]) as source:
+        with opened(state, part, (*READS, layout.HEADS)) as source:
             made, notes = gather(source, part, form, progress)
-            if layout.HEADS in state.entries:
-                _bring_heads(source, made / HEADS)
+            for path, name in ((layout.HEADS, HEADS), (layout.ROUTED, ROUTED)):
+                if path in state.entries:
+                    _bring_folder(source, path, name, made / name)
         note = {**_facts(state, form), **_hashes(made)}
         (made / NOTE).write_text(json.dumps(note, indent=1) + "\n")
         _show(made, folder, note["files"])
@@ -133,7 +142,7 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
 
 @contextlib.contextmanager
 def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator[StateObjects]:
-    """What a state refers to under some paths, as files in the private folder ``part``; the store only where needed.
+    """What a state has of some paths, as files in the private folder ``part``; the store only where needed.
 
     Raises:
         UserError: neither cache nor store has the right bytes.
@@ -141,7 +150,8 @@ def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator
     """
     project = state.project
     cache = Cache(dvc_config.cache_dir(project))
-    cache.drop_damaged(state.entries[layout.DEPLOYED])  # comes from the remote
+    paths = [path for path in paths if path in state.entries]
+    cache.drop_damaged(state.manifest.deployed)  # comes from the remote
     with stores.opened_for(project, [(state, paths)]) as remote:
         if remote is None:
             yield StateObjects(state, cache, None, part)
@@ -157,14 +167,21 @@ def opened(state: State, part: Path, paths: Collection[str] = READS) -> Iterator
 def gather(source: StateObjects, part: Path, form: Form, progress: Progress = silent) -> tuple[Path, tuple[str, ...]]:
     """Make the model's folder in the private folder ``part``: weights, configuration, tokenizer; and notes on it.
 
+    Of a routed deployment the weights are the base's.
+
     Raises:
         UserError: bytes cannot be had, or the library has no such architecture.
         RemoteError: the store breaks off.
     """
     state, made = source.state, part / "model"
     made.mkdir()
-    source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED).rename(made / WEIGHTS)
     files = source.listing(layout.HISTORY)
+    if not state.routed:
+        source.get(state.entries[layout.DEPLOYED].md5, layout.DEPLOYED).rename(made / WEIGHTS)
+    elif _BASE in files:
+        source.get(files[_BASE], f"{layout.HISTORY}/{_BASE}").rename(made / WEIGHTS)
+    else:
+        raise UserError(f"{state.tag}: its {layout.HISTORY} has no {_BASE}; `chronomerge doctor` says more")
     config = _config(state, source, files)
     (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     tokenizer = [name for name in tokenizers.FILES if f"{TOKENIZER}{name}" in files]
@@ -182,11 +199,24 @@ def gather(source: StateObjects, part: Path, form: Form, progress: Progress = si
     return made, tuple(notes)
 
 
-def _bring_heads(source: StateObjects, into: Path) -> None:
+def _bring_folder(source: StateObjects, path: str, shown: str, into: Path) -> None:
     into.mkdir()
-    files = source.listing(layout.HEADS)
-    for name in sorted(name for name in files if _is_ours(f"{HEADS}/{name}")):
-        source.get(files[name], f"{layout.HEADS}/{name}").rename(into / name)
+    files = source.listing(path)
+    for name in sorted(name for name in files if _is_ours(f"{shown}/{name}")):
+        source.get(files[name], f"{path}/{name}").rename(into / name)
+
+
+def _require_form(state: State, form: Form) -> None:
+    """Refuse to convert a routed deployment: deltas are those of the base's own tensors.
+
+    Raises:
+        UserError: it would be converted.
+    """
+    if state.routed and form != Form():
+        raise UserError(
+            f"{state.tag} is a routed deployment: a base, deltas of its tensors and a router, which are brought as they"
+            " are; leave --format and --dtype out"
+        )
 
 
 def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
@@ -198,7 +228,7 @@ def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
         return False
     if not any(_is_weights(name) for name in files):
         return False
-    if form == Form() and files.get(WEIGHTS) != state.entries[layout.DEPLOYED].md5:
+    if form == Form() and not state.routed and files.get(WEIGHTS) != state.entries[layout.DEPLOYED].md5:
         return False
     return bool(files == noted["files"] and noted == {**_facts(state, form), **_hashes(folder, files)})
 
@@ -308,9 +338,10 @@ def _left_behind(folder: Path, files: Mapping[str, str]) -> Sequence[Path]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a note may name this file: one in the folder itself, or of a head; never one elsewhere."""
+    """Whether a note may name this file: one in the folder itself, of a head or of a route; never one elsewhere."""
     path = Path(name)
-    return path.name == name or (path.as_posix() == name and path.parent == Path(HEADS) and path.name not in ("", ".."))
+    inside = path.as_posix() == name and str(path.parent) in _FOLDERS and path.name not in ("", "..")
+    return path.name == name or inside
 
 
 def _is_weights(name: str) -> bool:

@@ -3,10 +3,10 @@
 ``model/`` and ``weights/`` (``lineage.json``, which says the how-manieth expert the step's will be; from step 1 on
 base, last expert, running model, and all experts and the deployed model where the next step needs them), ``pools/``
 (pretraining and every earlier arrival's data), ``regularizer/`` (what the training of earlier steps holds important,
-where one is chosen), ``heads/`` (the running state of heads, where there are any), ``compatibility/`` (the galleries of
-states, where they are searched), ``reference/`` (the deployed weights of the state that deployed models stay compatible
-with, and its tag, where the params name one), at step 0 ``source/`` (the files that the base was read from, where they
-come from a hub).
+where one is chosen), ``routed/`` (the deltas and the router of a routed deployment), ``heads/`` (the running state of
+heads, where there are any), ``compatibility/`` (the galleries of states, where they are searched), ``reference/`` (the
+deployed weights of the state that deployed models stay compatible with, and its tag, where the params name one), at
+step 0 ``source/`` (the files that the base was read from, where they come from a hub).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
 READS = (
-    layout.HISTORY, layout.EXPERT, layout.CODED_EXPERT, layout.RUNNING, layout.DEPLOYED, layout.ARRIVAL,
-    layout.REGULARIZER, layout.HEADS, layout.COMPATIBILITY,
+    layout.HISTORY, layout.EXPERT, layout.CODED_EXPERT, layout.RUNNING, layout.DEPLOYED, layout.ROUTED,
+    layout.ARRIVAL, layout.REGULARIZER, layout.HEADS, layout.COMPATIBILITY,
 )  # fmt: skip
 """What `after` reads of the previous state."""
 DEPLOYED = "weights/deployed.safetensors"
@@ -116,6 +116,8 @@ def after(
         parts["regularizer"] = entries[layout.REGULARIZER]
     else:  # a state of before there were regularizers
         parts |= _put(cache, scratch, NOTHING_HELD)
+    if layout.ROUTED in entries:
+        parts["routed"] = entries[layout.ROUTED]
     if layout.HEADS in entries:
         parts["heads"] = entries[layout.HEADS]
     if layout.COMPATIBILITY in entries:

@@ -249,6 +249,24 @@ class RecordedCompatibility(_Part):
     """The largest change of a similarity inside the model: rounding."""
 
 
+class RecordedRoute(_Part):
+    """An expert that images are routed to, or the base."""
+
+    arrivals: tuple[Text, ...] = Field(strict=False)
+    """Whose images belong to it; none where it is the base."""
+    images: int
+    """Of arrivals, that were routed to it when they arrived."""
+
+
+class RecordedRouting(_Part):
+    """A routed deployment."""
+
+    routes: dict[Text, RecordedRoute]
+    """Name → route, the oldest first."""
+    bytes: int
+    """Of the router and all deltas."""
+
+
 class Manifest(_Part):
     """Everything about a state that is not in its params; hashes are DVC's (md5, of content)."""
 
@@ -298,6 +316,8 @@ class Manifest(_Part):
     """Of the merge's coefficients, where they were found on data."""
     compatible: RecordedCompatibility | None = None
     """Where the deployed copy was rotated."""
+    routed: RecordedRouting | None = None
+    """Where the base, deltas and a router are deployed."""
     withdrawals: tuple[RecordedWithdrawal, ...] = Field(default=(), strict=False)
     """Arrivals that were taken out, on this line or one before it."""
     overlap: dict[Text, RecordedOverlap] = {}
@@ -348,6 +368,15 @@ class Manifest(_Part):
             UserError: as `output`.
         """
         return self.output(layout.CODED_EXPERT if layout.CODED_EXPERT in self.outputs else layout.EXPERT)
+
+    @property
+    def deployed(self) -> Entry:
+        """What the step deploys: one model, or the folder of a routed deployment.
+
+        Raises:
+            UserError: as `output`.
+        """
+        return self.output(layout.ROUTED if layout.ROUTED in self.outputs else layout.DEPLOYED)
 
     @property
     def contents(self) -> dict[str, Entry]:

@@ -174,12 +174,14 @@ def _manifest(
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """What the notes of nodes say: of the expert's data, where the technique looked at it, and of a rotation."""
+    """What the notes of nodes say: of the expert's data, where the technique looked at it; of a rotation; of routes."""
     note = folder / layout.STATISTICS / "statistics.json"
     measured = json.loads(note.read_text())["measured"] if note.exists() else None
     found = {"statistics": measured} if measured else {}
-    rotated = folder / layout.RUNNING / "compatible.json"
-    return {**found, "compatible": json.loads(rotated.read_text())} if rotated.exists() else found
+    for key in ("compatible", "routed"):
+        if (note := folder / layout.RUNNING / f"{key}.json").exists():
+            found[key] = json.loads(note.read_text())
+    return found
 
 
 def _fitted(folder: Path) -> dict[str, Any]:

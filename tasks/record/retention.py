@@ -25,6 +25,7 @@ from tasks.storage.git import GitError, git, require_remote, resolve
 
 WEIGHTS = (
     layout.HISTORY, layout.INIT, layout.CODED_INIT, layout.EXPERT, layout.CODED_EXPERT, layout.RUNNING, layout.DEPLOYED,
+    layout.ROUTED,
 )  # fmt: skip
 """What a state lets go. Its raw and prepared data, test sets and training record stay, as do its files in git; the
 pools in its history are the arrivals that it and earlier states keep."""

@@ -112,6 +112,11 @@ class State:
         return layout.CODED_EXPERT if layout.CODED_EXPERT in self.entries else layout.EXPERT
 
     @property
+    def routed(self) -> bool:
+        """Whether it deploys the base, deltas and a router, and no single model."""
+        return layout.ROUTED in self.entries
+
+    @property
     def locked(self) -> dict[str, str]:
         """Path → md5 of every input and output, metrics too, as DVC's files name them."""
         return {out["path"]: out["md5"] for out in self._outs}
@@ -189,6 +194,17 @@ class _Out(TypedDict):
 _ENTRY = TypeAdapter(_Out)
 
 
+class _Routing(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    images: dict[str, dict[str, int]]
+    expert: dict[str, str]
+    accuracy: dict[str, float]
+    mean_accuracy: float | None
+    oracle: dict[str, float]
+    oracle_A_KA: float
+
+
 class _Metrics(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -202,6 +218,7 @@ class _Metrics(TypedDict):
     share: NotRequired[dict[str, float]]
     classes: NotRequired[dict[str, int]]
     size: NotRequired[dict[str, int]]
+    routing: NotRequired[_Routing]
 
 
 _METRICS = TypeAdapter(_Metrics)

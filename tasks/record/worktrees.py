@@ -16,7 +16,7 @@ import psutil
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.nodes import UNFINISHED, with_codec, without_unused
+from tasks.nodes import UNFINISHED, with_codec, with_routes, without_unused
 from tasks.params import Arrival, Params, load
 from tasks.record import foreign, names
 from tasks.record.project_code import Code, params_of, write_params
@@ -172,7 +172,7 @@ def _fit_pipeline(folder: Path) -> None:
     pipeline, params = folder / "dvc.yaml", load(folder / "params.yaml")
     if pipeline.is_file():
         before = pipeline.read_text(encoding="utf-8")
-        after = with_codec(without_unused(before, params.model_dump()), params)
+        after = with_routes(with_codec(without_unused(before, params.model_dump()), params), params)
         if after != before:
             pipeline.write_text(after, encoding="utf-8")
 

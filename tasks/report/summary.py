@@ -14,7 +14,7 @@ from tasks.report.metrics import mean_and_interval, t_quantile
 KEYS = ["init", "deploy", "technique", "variant", "reference"]
 """What tells cells apart, seeds aside."""
 INITS = ("zs", "ft", "ema")
-DEPLOYS = ("ft", "ema", "all")
+DEPLOYS = ("ft", "ema", "all", "routed")
 REFERENCES = {"multitask": "multitask", "no-replay": "no replay"}
 """What references are called."""
 FACTORS = ("init", "deploy", "technique")

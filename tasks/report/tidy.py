@@ -15,6 +15,11 @@
 | ``gallery_recall@K:STEP`` | an evaluation set | percent: recall@K of this state's queries in the gallery of STEP |
 | ``compatible_pairs`` | | percent of the pairs of states up to here; see `tasks.evaluate.compatibility` |
 | ``compatibility_drop`` | | percentage points; the largest over the galleries of earlier states |
+| ``routed_to:ROUTE`` | an evaluation set | percent of its images that go to an expert (`deploy: routed`) |
+| ``routing_accuracy:ROUTE`` | a set named after an arrival so far | percent of its images that go to its own expert |
+| ``routing_accuracy`` | | percent: the mean over these sets |
+| ``oracle``, ``oracle_A_KA`` | such a set; | percent: with its own expert; see `tasks.evaluate.metrics.routing` |
+| ``routed_bytes`` | | of the router and all deltas |
 | ``ACC``, ``BWT``, ``FWT``, ``forgetting`` | | percentage points; see `tasks.report.metrics` |
 | ``Transfer``, ``Average``, ``Last`` | | percent (MTIL); see `tasks.report.metrics` |
 | ``expert_score`` | the set of the arrival's name | percent: the step's own expert on it; not in older states |
@@ -113,6 +118,7 @@ def _measured(record: Record, scored: Mapping[str, float]) -> Iterator[TidyRow]:
         for shots, top1 in its["top1"].items():
             yield from ((f"head:{head}@{shots}", name, roles[name], value) for name, value in top1.items())
     yield from _compatibility(record, roles)
+    yield from _routing(record, roles)
     for metric, key in (("top5", "top5"), ("mean_per_class_recall",) * 2, ("evaluated_share", "share")):
         for name, value in record.metrics.get(key, {}).items():
             yield metric, name, roles[name], value
@@ -138,6 +144,24 @@ def _compatibility(record: Record, roles: Mapping[str, str]) -> Iterator[TidyRow
     for metric, key in (("compatible_pairs", "compatible"), ("compatibility_drop", "drop")):
         if (value := scores.get(key)) is not None:
             yield metric, "", "", value
+
+
+def _routing(record: Record, roles: Mapping[str, str]) -> Iterator[TidyRow]:
+    found = record.metrics.get("routing")
+    if not found:
+        return
+    routes = list(dict.fromkeys(route for went in found["images"].values() for route in went))
+    for name, went in found["images"].items():
+        total = sum(went.values())
+        yield from ((f"routed_to:{route}", name, roles[name], 100 * went.get(route, 0) / total) for route in routes)
+    for name, value in found["accuracy"].items():
+        yield f"routing_accuracy:{found['expert'][name]}", name, roles[name], value
+    yield from (("oracle", name, roles[name], value) for name, value in found["oracle"].items())
+    yield "oracle_A_KA", "", "", found["oracle_A_KA"]
+    if found["mean_accuracy"] is not None:
+        yield "routing_accuracy", "", "", found["mean_accuracy"]
+    if record.manifest.routed:
+        yield "routed_bytes", "", "", record.manifest.routed.bytes
 
 
 def _of_stream(lineage: Sequence[Record], scored: Sequence[Mapping[str, float]]) -> dict[str, metrics.Values]:

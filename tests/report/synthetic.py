@@ -83,6 +83,15 @@ def with_galleries(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, *rows, pairs], ignore_index=True)
 
 
+def with_routes(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of timelines whose images mostly go to their own experts."""
+    scores = table[(table["metric"] == "score") & (table["reference"] == "") & (table["step"] > 0)]
+    rows = [scores.assign(metric=f"routed_to:{name}", value=50.0) for name in ("base", "other")]
+    steps = scores.drop_duplicates(["timeline", "step"]).assign(dataset="", role="")
+    rows += [steps.assign(metric=name, value=60.0) for name in ("oracle_A_KA", "routing_accuracy")]
+    return pd.concat([table, *rows], ignore_index=True)
+
+
 HEADS = {"gda": 3.0, "tip": 1.0}
 
 

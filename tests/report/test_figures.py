@@ -16,10 +16,8 @@ def names(drawn: list[Figure]) -> list[str]:
 
 
 def test_a_grid_has_every_figure_and_each_is_valid() -> None:
-    drawn = figures.draw(
-        synthetic.with_galleries(synthetic.with_fit(synthetic.with_heads(synthetic.table(("linear", "ties"), 2, 3)))),
-        synthetic.vectors(3),
-    )
+    table = synthetic.with_fit(synthetic.with_heads(synthetic.table(("linear", "ties"), 2, 3)))
+    drawn = figures.draw(synthetic.with_routes(synthetic.with_galleries(table)), synthetic.vectors(3))
     assert names(drawn) == list(NAMES)
     for figure in drawn:
         assert figure.specification(standalone=True)["title"] == figure.title  # altair validates it

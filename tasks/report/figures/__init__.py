@@ -15,14 +15,15 @@ from tasks.report.figures import (
     matrix,
     over_time,
     plane,
+    routing,
 )
 from tasks.report.figures.figure import Figure
 from tasks.report.summary import best_cell
 from tasks.report.vectors import Vectors
 
 NAMES = (
-    "what-mattered", "protocols-techniques", "over-time", "plane", "steps-datasets", "heads", "compatibility", "fit",
-    "task-vectors", "time-and-bytes",
+    "what-mattered", "protocols-techniques", "over-time", "plane", "steps-datasets", "heads", "compatibility",
+    "routing", "fit", "task-vectors", "time-and-bytes",
 )  # fmt: skip
 """Of all figures there can be."""
 
@@ -39,6 +40,7 @@ def draw(table: pd.DataFrame, vectors: Vectors) -> list[Figure]:
         matrix.draw(table, technique, protocol),
         heads.draw(table, str(best["timeline"])),
         compatibility.draw(table, str(best["timeline"])),
+        routing.draw(table, str(best["timeline"])),
         fit.draw(table, str(best["timeline"])),
         angles.draw(vectors),
         costs.draw(table),

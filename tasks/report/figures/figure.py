@@ -51,7 +51,7 @@ OKABE_ITO = {
 
 INIT = {"zs": OKABE_ITO["blue"], "ft": OKABE_ITO["vermillion"], "ema": OKABE_ITO["green"]}
 SHAPE: dict[str, str] = {"zs": "square", "ft": "triangle-up", "ema": "circle"}
-DASH: dict[str, list[float]] = {"ft": [2, 3], "ema": [1, 0], "all": [7, 4]}
+DASH: dict[str, list[float]] = {"ft": [2, 3], "ema": [1, 0], "all": [7, 4], "routed": [9, 2, 2, 2]}
 
 FONT = "Helvetica, Arial, sans-serif"
 INK, FAINT = "#222222", "#767676"

@@ -9,8 +9,11 @@ from tasks.report.figures.figure import BARE, INK, OKABE_ITO, Figure, data, inte
 from tasks.report.figures.series import choices, chosen
 from tasks.report.summary import everywhere, final, named, over_seeds, techniques
 
-ORDER = ("zs + ema", "zs + all", "ft + ft", "ft + ema", "ft + all", "ema + ft", "ema + ema", "ema + all")
-"""TIME's eight protocols (arXiv 2412.06712), in the order of its table."""
+ORDER = (
+    "zs + ema", "zs + all", "ft + ft", "ft + ema", "ft + all", "ema + ft", "ema + ema", "ema + all",
+    "zs + routed", "ft + routed", "ema + routed",
+)  # fmt: skip
+"""TIME's eight protocols (arXiv 2412.06712), in the order of its table, and those that deploy routes."""
 
 _SHOWN = ("cell", "protocol", "technique", "variant", "mean", "half", "half_text", "seeds", "best")
 
