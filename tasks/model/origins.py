@@ -89,11 +89,17 @@ def require_no_state(folder: Path) -> None:
     Raises:
         UserError: it is one.
     """
-    if layout.is_state(folder):
+    if not layout.is_state(folder):
+        return
+    if (folder / layout.ROUTED).is_dir():
         raise UserError(
-            f"{folder}: a restored state, not a model; name its weights, {layout.DEPLOYED} in it, or write a folder "
-            "with its model: chronomerge publish T --to DIR"
+            f"{folder}: a restored state, not a model, and its deployment is routed, so that no one model of it is"
+            f" deployed; name its expert, {layout.EXPERT} in it"
         )
+    raise UserError(
+        f"{folder}: a restored state, not a model; name its weights, {layout.DEPLOYED} in it, or write a folder "
+        "with its model: chronomerge publish T --to DIR"
+    )
 
 
 def require_there(address: hub.Address) -> None:

@@ -1,5 +1,6 @@
 """Every benchmark runs, small: what it measures here means nothing, that it ends and reports does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -113,6 +114,15 @@ def test_few_shots(recorded: Path) -> None:
 
 def test_converting() -> None:
     assert "transformers, load and save" in ran("convert.py", "--model", "tiny", "--repeat", 1)
+
+
+def test_routed_deployment(tmp_path: Path) -> None:
+    (tmp_path / "tiny.json").write_text(json.dumps(projects.MODEL))
+    small = ("--experts", 2, "--images", 4, "--batches", 2, "--codecs", "full", "ternary", "--resident", 1)
+    said = ran("routed.py", "--model", tmp_path / "tiny.json", *small)
+    assert [line.split("  ")[0] for line in said.splitlines()[2:]] == [
+        "merged", "full, 1 resident", "ternary, 1 resident"
+    ]  # fmt: skip
 
 
 def test_codecs() -> None:

@@ -128,7 +128,7 @@ def test_git_and_dvc_alone_bring_the_state_and_repro_does_nothing(routed: Path, 
         [projects.program("dvc"), "repro"], cwd=restored, env=environment, capture_output=True, text=True, check=True
     )
     assert "Data and pipelines are up to date." in done.stdout
-    with pytest.raises(UserError, match="a restored state, not a model"):
+    with pytest.raises(UserError, match="a restored state, not a model, and its deployment is routed"):
         origins.require_no_state(restored)
     projects.git(routed, "worktree", "remove", "--force", str(restored))
 
