@@ -159,9 +159,9 @@ def _translate(source: TensorSource, dialect: Dialect, *, of_open_clip: bool) ->
             entries[name] = replace(joined, shape=shape)
             ranges[name] = _Range(given, start, transposed=False)
             start += entries[name].bytes
-    ignored = sorted(name for name in source.entries if not of_open_clip and dialect.ignored.fullmatch(name))
-    if ignored:
-        source.notes.append(f"{source.label}: {', '.join(ignored)} left out: positions, nothing that is learned")
+    buffers = dialect.ignored_in_open_clip if of_open_clip else dialect.ignored
+    if ignored := sorted(name for name in source.entries if buffers.fullmatch(name)):
+        source.notes.append(f"{source.label}: {', '.join(ignored)} left out: nothing that is learned")
     return Translated(source, entries, ranges)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
 from tasks.convert import convert
 from tasks.errors import UserError
@@ -112,6 +112,26 @@ def test_shards_are_read(saved: Path, tmp_path: Path) -> None:
     convert(tmp_path / "sharded", "transformers", tmp_path / "hf")
     given, wanted = load_file(tmp_path / "hf" / "model.safetensors"), load_file(saved / "model.safetensors")
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+
+
+def test_memory_is_flat_whatever_the_size_of_the_shards(tmp_path: Path) -> None:
+    text = {"hidden_size": 768, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 12}
+    vision = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    made = CLIPModel(CLIPConfig(text_config=text, vision_config=vision))
+    made.save_pretrained(tmp_path / "sharded", max_shard_size="20MB")
+    weights = list((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(weights) > 1
+    assert sum(path.stat().st_size for path in weights) > 150e6
+    convert(tmp_path / "sharded", "open_clip", tmp_path / "first")  # so that all is imported
+    Path("/proc/self/clear_refs").write_text("5")
+    before = high_water()
+    convert(tmp_path / "sharded", "open_clip", tmp_path / "second")
+    assert high_water() - before < 50e6
+
+
+def high_water() -> int:
+    """The largest resident set since it was cleared, in bytes."""
+    return next(int(one.split()[1]) for one in Path("/proc/self/status").open() if one.startswith("VmHWM")) * 1024
 
 
 def test_what_is_wrong_is_named_and_nothing_is_left(saved: Path, tmp_path: Path) -> None:

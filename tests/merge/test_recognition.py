@@ -170,9 +170,10 @@ def test_integers_beside_scales_that_are_weights_are_no_quantisation(tmp_path: P
     path = tmp_path / "m.safetensors"
     items = [("position_ids", "I64", (1, 77)), ("logit_scale", "F32", ()), ("mask", "U8", (4, 4)),
              ("attn.relative_position_index", "I64", (9, 9)), ("attn.logit_scale", "F32", (3, 1, 1)),
-             ("norm.scale", "F32", (4,)), ("w", "F32", (4, 4))]  # fmt: skip
+             ("norm.scale", "F32", (4,)), ("w", "F32", (4, 4)), ("heads.W_q", "F32", (4, 4)),
+             ("heads.W_q.scale", "F32", (4,))]  # fmt: skip
     write_raw(path, items)
-    assert merge("linear", [path, path]).report.merged == 4
+    assert merge("linear", [path, path]).report.merged == 6
 
 
 def test_a_merge_of_models_with_classifiers_left_out_is_one_line() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import UserError
 from tasks.model.adapters import adapted, is_adapter, read_adapter
@@ -62,6 +63,16 @@ def test_an_adapter_on_a_transformers_base_is_what_peft_merges(settings: dict[st
     given = tensors(adapted(base, read_adapter(tmp_path)))
     equal(given, wanted)
     assert not all(torch.equal(given[n], tensors(base)[n]) for n in given)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_of_layers_that_store_in_by_out_is_what_peft_merges(dora: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"layer": Conv1D(6, 9)})  # its weight is (9, 6): fan_in_fan_out
+    base = source({name: t.clone() for name, t in model.state_dict().items()}, "base")
+    wanted = trained(model, tmp_path, target_modules=["layer"], fan_in_fan_out=True, use_dora=dora)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"]
+    equal(tensors(adapted(base, read_adapter(tmp_path))), wanted)
 
 
 def test_an_adapter_on_packed_attention_is_what_peft_merges(tmp_path: Path) -> None:

@@ -110,6 +110,23 @@ def test_pieces_of_a_translated_tensor_are_its_bytes(clip: CLIPModel) -> None:
             assert np.array_equal(raw_bytes(read, name, start, count), complete[start : start + count])
 
 
+@pytest.mark.parametrize("of_open_clip", [False, True])
+def test_buffers_that_hold_nothing_learned_are_left_out_and_named(clip: CLIPModel, of_open_clip: bool) -> None:
+    """What transformers 4.30 and older save, and what OpenAI's archives and older open_clip do."""
+    dialect = dialects.available()["transformers_clip"]
+    if of_open_clip:
+        plain = open_clip_model().state_dict()
+        buffers = {"attn_mask": torch.zeros(CONTEXT, CONTEXT), "context_length": torch.tensor(CONTEXT)}
+        buffers |= {name: torch.tensor(16) for name in ("input_resolution", "vocab_size")}
+    else:
+        plain = clip.state_dict()
+        buffers = {f"{one}_model.embeddings.position_ids": torch.arange(5)[None] for one in ("text", "vision")}
+    turn = from_open_clip if of_open_clip else to_open_clip
+    given = turn(source({**plain, **buffers}), dialect)
+    assert same(given, turn(source(plain), dialect))
+    assert given.notes == [f"{given.label}: {', '.join(sorted(buffers))} left out: nothing that is learned"]
+
+
 @pytest.mark.parametrize("kind", [CLIPVisionModel, CLIPVisionModelWithProjection])
 def test_a_vision_model_is_open_clips_vision_tower(kind: type[torch.nn.Module]) -> None:
     torch.manual_seed(1)

@@ -67,7 +67,9 @@ def quantised(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[str, 
     Args:
         tensors: name → (safetensors dtype, shape).
     """
-    for name in tensors:
+    for name, (dtype, _) in tensors.items():
+        if _IS_WEIGHT.search(name) and not _COMPACT.match(dtype):
+            continue  # a matrix that someone called W_q, for queries
         if match := _PACKED.search(name):
             stem = name[: match.start()]
             other = next((n for n in tensors if n != name and stem and n.startswith(stem)), name)

@@ -67,6 +67,10 @@ class Dialect:
     rules: tuple[Rule, ...]
     ignored: re.Pattern[str] = field(default=re.compile(r"(?:.*\.)?position_ids"))
     """Names of buffers that older versions save and that hold nothing learned."""
+    ignored_in_open_clip: re.Pattern[str] = field(
+        default=re.compile(r"(?:text\.)?attn_mask|input_resolution|context_length|vocab_size")
+    )
+    """The same in open_clip's names: the mask that older versions save, and the sizes of OpenAI's archives."""
 
     def knows(self, names: Iterable[str]) -> bool:
         """Whether all of these names are the dialect's, and there is one at least."""
@@ -77,7 +81,7 @@ class Dialect:
     def speaks_open_clip(self, names: Iterable[str]) -> bool:
         """Whether all of these are names of open_clip's that the dialect has words for."""
         patterns = [_pattern(name) for rule in self.rules for name in rule.open_clip]
-        rest = list(names)
+        rest = [name for name in names if not self.ignored_in_open_clip.fullmatch(name)]
         return bool(rest) and all(any(p.fullmatch(name) for p in patterns) for name in rest)
 
     def rules_for(self, names: Iterable[str], *, of_open_clip: bool) -> list[Rule]:
