@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them."""
+"""Bytes, seconds and counts as people read them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """A count and its noun: 1 file, 2 files, 1,200 files."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -29,7 +29,7 @@ def publish(
     """Publish a state's model with a card (scores, lineage, licences) and its recipe, to a folder or a model hub."""
     from tasks import console, record
     from tasks.publish import publish as run
-    from tasks.units import size
+    from tasks.units import counted, size
 
     if state is not None and pointer is not None:
         raise UserError("say which state: T, or --pointer NAME")
@@ -46,4 +46,4 @@ def publish(
         })  # fmt: skip
         return
     at = f", commit {done.commit}" if done.commit else ""
-    out.print(f"{done.state.tag} is published in {done.where}{at}: {done.files} files, {size(done.bytes)}")
+    out.print(f"{done.state.tag} is published in {done.where}{at}: {counted(done.files, 'file')}, {size(done.bytes)}")

@@ -1,4 +1,4 @@
-"""What published data sets cost before a run: bytes to download, and disk. Looks at lists of files; fetches no data."""
+"""What published data sets cost before a run: bytes to download, time, and disk, by lists of files; fetches no data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from tasks.prepare.source import Outside
 from tasks.prepare.sources.torchvision import Torchvision
 from tasks.progress import Progress, silent
 from tasks.storage import hub
+from tasks.units import counted, duration
 
 UNITS = ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB"), (1, "bytes"))
+RATE = 50e6
+"""Bits a second, of the estimated time of downloads."""
 _AT_MOST = "; what first (#SPLIT[:1000]) asks for may need fewer"
 
 
@@ -38,8 +41,10 @@ class Demand:
 
     def __str__(self) -> str:
         said = [
-            f"{self.sources} published data sets: {self.files} files, {shown(self.download)} to download"
-            + _AT_MOST * self.at_most
+            f"{counted(self.sources, 'published data set')}: {counted(self.files, 'file')}, "
+            f"{shown(self.download)} to download, {duration(self.download * 8 / RATE)} at {RATE / 1e6:.0f} Mbit/s"
+            + _AT_MOST
+            * self.at_most
         ]
         said.append(f"{shown(self.download + self.kept)} of disk, and prepared images on top")
         if self.unknown:

@@ -22,6 +22,7 @@ from tasks.progress import silent
 from tasks.storage import hub
 from tasks.storage.cards import CARD, front_matter, licence, texts_of
 from tasks.text import shortened
+from tasks.units import counted, size
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ class Hosted(PublishedSource):
     def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
         """Those of the chosen files that the selection needs, and notes on the others. Files may be brought for it."""
         if self.first is None:
-            return Needed(list(chosen.files))
+            archives = [name for name in chosen.files if name.endswith(".tar")]
+            bytes_of_all = size(sum(place.sizes.get(name, 0) for name in archives))
+            whole = f"tar files have no index of classes, so {share(len(archives), len(archives), 'file')} "
+            return Needed(list(chosen.files), [f"{whole}({bytes_of_all}) read"] if self.only and archives else [])
         taken: list[str] = []
         samples = 0
         for name in chosen.files:
@@ -90,9 +94,7 @@ class Hosted(PublishedSource):
             samples += self.samples_in(place.bring([name], outside.progress) / name, outside)
             if samples >= self.first:
                 break
-        return Needed(
-            taken, [f"the first {self.first} samples: {counted(len(taken), len(chosen.files), 'files')} read"]
-        )
+        return Needed(taken, [f"the first {self.first} samples: {share(len(taken), len(chosen.files), 'file')} read"])
 
     def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
         """Keep those row groups of a file as a file of the same name, whose bytes are not the whole file's."""
@@ -182,9 +184,11 @@ class Hosted(PublishedSource):
         return Origin(f"hf:{record.origin['repository']}@{record.origin['commit']}", licence, attribution, pinned)
 
 
-def counted(some: int, of: int, what: str) -> str:
-    """``3 of 5 files``, or ``all 5 files``."""
-    return f"all {of} {what}" if some == of else f"{some} of {of} {what}"
+def share(some: int, of: int, noun: str) -> str:
+    """``3 of 5 files``, ``all 5 files``, ``1 file``."""
+    if some != of:
+        return f"{some} of {counted(of, noun)}"
+    return counted(of, noun) if of == 1 else f"all {counted(of, noun)}"
 
 
 def _described(parts: Mapping[str, Part], place: hub.Snapshot) -> dict[str, Any]:

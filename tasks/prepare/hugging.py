@@ -1,12 +1,12 @@
 """JSON and Parquet tables through Hugging Face's ``datasets``: from local files only, caches in a folder that is given.
 
-Its builders are used directly, not ``load_dataset``: so nothing is looked up on the network, no code of a data set is
+Its parts are used directly, not ``load_dataset``: so nothing is looked up on the network, no code of a data set is
 run and nothing is written under the user's home. ``datasets`` is imported where it is used; it takes a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,30 +15,64 @@ from tasks.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
-Format = Literal["json", "parquet"]
+PATHS = (
+    "holds paths of images, not encoded images, and those of a hub are not read; fetch the repository (hf download) "
+    "and read the file with table:, whose images lie beside it"
+)
+"""What is said of a column of paths."""
 
 
-def load(form: Format, files: Sequence[Path], scratch: Path, what: str) -> datasets.Dataset:
-    """Read local files as one table, memory-mapped from ``scratch``; images stay encoded.
-
-    A column of images has values ``{"bytes": ..., "path": ...}``, one of the two set.
+def load_json(files: Sequence[Path], scratch: Path, what: str) -> datasets.Dataset:
+    """Read local JSON files as one table, memory-mapped from ``scratch``.
 
     Raises:
         UserError: a file is missing, damaged or of another format; names ``what``.
     """
-    import datasets
-    import pyarrow as pa
     from datasets.data_files import DataFilesDict, DataFilesList
-    from datasets.exceptions import DatasetsError
+    from datasets.packaged_modules.json.json import Json
 
     # A list of exact files: as patterns, names with [ or * would mean something else.
     data_files = DataFilesDict({"train": DataFilesList([str(path) for path in files], [])})
+    with silent(), _readable("json", what):
+        builder = Json(cache_dir=str(scratch), data_files=data_files)
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")
+
+
+def converted(batches: Iterable[pa.RecordBatch], schema: pa.Schema, scratch: Path, what: str) -> datasets.Dataset:
+    """Rows of Parquet files as one table of this schema, memory-mapped from ``scratch``; images stay encoded.
+
+    A column of images has values ``{"bytes": ..., "path": ...}``, one of the two set.
+
+    Raises:
+        UserError: rows are of another schema; names ``what``.
+    """
+    import datasets
+    import pyarrow as pa
+    from datasets.arrow_writer import ArrowWriter
+
+    target = scratch / f"table-{len(list(scratch.iterdir()))}.arrow"
+    with silent(), _readable("parquet", what):
+        with ArrowWriter(features=datasets.Features.from_arrow_schema(schema), path=str(target)) as writer:
+            for batch in batches:
+                writer.write_table(pa.Table.from_batches([batch]))
+            writer.finalize()
+        table = datasets.Dataset.from_file(str(target))
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+@contextmanager
+def _readable(form: str, what: str) -> Iterator[None]:
+    import pyarrow as pa
+    from datasets.exceptions import DatasetsError
+
     try:
-        with silent():
-            builder = _builder(form, data_files, scratch)
-            builder.download_and_prepare()
-            table = builder.as_dataset(split="train")
+        yield
     except (
         DatasetsError,
         OSError,
@@ -52,10 +86,6 @@ def load(form: Format, files: Sequence[Path], scratch: Path, what: str) -> datas
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()) or type(cause).__name__
         raise UserError(f"{what}: cannot be read as {form}: {reason:.300}") from None
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
 
 
 @contextmanager
@@ -72,17 +102,6 @@ def silent() -> Iterator[None]:
         datasets.utils.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
-
-
-def _builder(form: Format, data_files: Any, scratch: Path) -> Any:
-    common = {"cache_dir": str(scratch), "data_files": data_files}
-    if form == "json":
-        from datasets.packaged_modules.json.json import Json
-
-        return Json(**common)
-    from datasets.packaged_modules.parquet.parquet import Parquet
-
-    return Parquet(**common)
 
 
 def features(schema: Any) -> dict[str, Any]:
@@ -108,6 +127,8 @@ def encoded(value: Any, what: str) -> bytes:
         UserError: there's none in it.
     """
     data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(value, dict) and not data and value.get("path"):
+        raise UserError(f"{what}: the column of images {PATHS}")
     if not isinstance(data, bytes) or not data:
         raise UserError(f"{what}: has no image (got {value!r:.60})")
     return data

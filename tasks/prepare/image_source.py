@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,12 @@ class Row:
     @property
     def wordless(self) -> bool:
         return self.caption is None and self.class_name is None
+
+    def with_captions(self, captions: Sequence[str]) -> list[Row]:
+        """A sample for each caption, numbered where there are several; without captions, the sample as it is."""
+        if len(captions) < 2:
+            return [replace(self, caption=captions[0] if captions else None)]
+        return [replace(self, id=f"{self.id}#{n}", caption=text) for n, text in enumerate(captions, start=1)]
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ def columns(
     found_image = _column(names, kinds, image, tables.IMAGE, "image", what)
     if found_image is None:
         raise UserError(f"{what}: no column of images among {', '.join(names)}; name it with image")
+    if _are_paths(schema.field(found_image).type):
+        raise UserError(f"{what}: column {found_image!r} {hugging.PATHS}")
     if not _is_encoded(schema.field(found_image).type):
         raise UserError(
             f"{what}: column {found_image!r} holds {schema.field(found_image).type}, not encoded images; name the "
@@ -112,6 +114,13 @@ def _column(
         setting = "image" if kind == "image" else "label"
         raise UserError(f"{what}: the columns {', '.join(of_kind)} may be meant; name one with {setting}")
     return of_kind[0] if of_kind else None
+
+
+def _are_paths(kind: pa.DataType) -> bool:
+    """Whether a column holds paths of images and cannot hold images: texts, or a structure of a path without bytes."""
+    if pa.types.is_struct(kind) and not _is_encoded(kind):
+        return any(field.name == "path" and _are_paths(field.type) for field in kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_encoded(kind: pa.DataType) -> bool:
@@ -185,15 +194,15 @@ def keep(
             writer.write_table(table, row_group_size=len(table))  # one of theirs stays one, by which rows are counted
 
 
-def require_bounded(path: Path, what: str) -> None:
-    """Read a file through, so that one that fills memory or disk is known before anything else reads it.
+def batches(path: Path, what: str) -> Iterator[pa.RecordBatch]:
+    """All rows of a file, a few at a time.
 
     Raises:
         UserError: it is damaged, or unpacks to far more than it has bytes; names ``what``.
     """
     with opened(path, what) as file:
-        for _ in _batches(file, range(file.metadata.num_row_groups), path.stat().st_size, what):
-            pass
+        for _, batch in _batches(file, range(file.metadata.num_row_groups), path.stat().st_size, what):
+            yield batch
 
 
 def _batches(

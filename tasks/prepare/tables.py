@@ -12,7 +12,7 @@ from tasks.prepare import delimited, encodings, hugging
 from tasks.text import one_line
 
 IMAGE = ("image", "img", "path", "file_name", "filename", "filepath", "image_path")
-CAPTION = ("caption", "text", "txt", "title")
+CAPTION = ("caption", "captions", "text", "txt", "title")
 LABEL = ("label", "class", "class_name", "category", "cls")
 """The usual names, the first that is there."""
 
@@ -49,12 +49,13 @@ def load(files: Sequence[Path], scratch: Path, what: str, longest: int, *, quote
     if form == "json":
         for file in files:
             encodings.require_text(file, f"{_named(file, what)}: cannot be read as json")
-        return hugging.load("json", files, scratch, what)
+        return hugging.load_json(files, scratch, what)
     from tasks.prepare import parquet
 
-    for file in files:
-        parquet.require_bounded(file, _named(file, what))
-    return hugging.load("parquet", files, scratch, what)
+    with parquet.opened(files[0], _named(files[0], what)) as table:
+        schema = table.schema_arrow
+    batches = (batch for file in files for batch in parquet.batches(file, _named(file, what)))
+    return hugging.converted(batches, schema, scratch, what)
 
 
 def at_most(file: Path, what: str) -> int | None:
@@ -133,6 +134,26 @@ def captions(table: Table, column: str | None, what: str) -> list[str | None]:
         if fraction is not None:
             raise UserError(f"{where} holds {fraction}, which is neither text nor a whole number; name another column")
     return texts
+
+
+def caption_lists(table: Table, column: str | None, what: str) -> list[list[str]]:
+    """As `captions`, of a column whose cells may be lists too; the captions of each row, empty ones left out.
+
+    Raises:
+        UserError: as `captions`.
+    """
+    if column is not None and any(isinstance(cell, list) for cell in table[column]):
+        return [captions_of(cell, f"{what}: column {column!r}") for cell in table[column]]
+    return [[text] if text else [] for text in captions(table, column, what)]
+
+
+def captions_of(cell: Any, what: str) -> list[str]:
+    """The captions of a cell, which may be a list of them; empty ones are left out.
+
+    Raises:
+        UserError: one is neither text nor a whole number.
+    """
+    return [text for text in as_captions(cell if isinstance(cell, list) else [cell], what) if text]
 
 
 def as_captions(values: Iterable[Any], what: str) -> list[str | None]:

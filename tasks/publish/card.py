@@ -21,6 +21,7 @@ from tasks.record import Form, RecordedOrigin, State, StateObjects
 from tasks.scores import MEANS, ROLES
 from tasks.storage import hub
 from tasks.text import markdown, redacted
+from tasks.units import counted
 
 LINEAGE = "lineage.png"
 _TASK = "zero-shot-image-classification"
@@ -146,7 +147,7 @@ def text(
         [
             f"# {markdown(name)}",
             "",
-            f"A CLIP model that was merged over {_counted(len(lineage) - 1, 'time step')} with "
+            f"A CLIP model that was merged over {counted(len(lineage) - 1, 'time step')} with "
             "chronomerge (TIME: Temporal Integration of Model Expertise, arXiv 2412.06712). "
             f"It is state `{state.tag}`.",
             "",
@@ -183,10 +184,6 @@ def text(
             "",
         ]
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _loading(form: Form, folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from tasks.report.metrics import mean_and_interval
 from tasks.report.summary import KEYS, REFERENCES, best_cell, final, last_step, on_the_clock, spent
 from tasks.scores import ROLES
-from tasks.units import duration, size
+from tasks.units import counted, duration, size
 
 _MEAN = "geometric_mean"
 
@@ -45,14 +45,10 @@ def extent(table: pd.DataFrame) -> str:
         parts = [f"initialize {cells['init'].iloc[0]}, deploy {cells['deploy'].iloc[0]}", *techniques]
     else:
         seeds = cells["seed"].nunique()
-        parts = [_counted(len(protocols), "protocol"), _counted(len(techniques), "technique"), _counted(seeds, "seed")]
+        parts = [counted(len(protocols), "protocol"), counted(len(techniques), "technique"), counted(seeds, "seed")]
         parts = [" × ".join(parts)]
-    line = ", ".join([*parts, _counted(last_step(table), "time step"), _counted(sets, "data set")])
+    line = ", ".join([*parts, counted(last_step(table), "time step"), counted(sets, "data set")])
     return line if single else f"{line}. Geometric means of accumulation and retention after the last step, in percent:"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def headline(table: pd.DataFrame) -> list[Fact]:
@@ -140,5 +136,5 @@ def _costs(table: pd.DataFrame) -> list[Fact]:
         )
     return [
         time,
-        Fact("written", size(sums["megabytes"]["value"] * 1e6), _counted(table["tag"].nunique(), "state")),
+        Fact("written", size(sums["megabytes"]["value"] * 1e6), counted(table["tag"].nunique(), "state")),
     ]

@@ -15,6 +15,7 @@ from tasks import randomness
 from tasks.errors import UserError
 from tasks.params import Prepared
 from tasks.params import parse as parse_params
+from tasks.prepare.demand import RATE
 from tasks.prepare.registry import parse
 from tasks.prepare.source import Note, unheard
 from tasks.prepare.sources.fomo import sequence
@@ -25,8 +26,6 @@ from tasks.units import duration, size
 
 NUMBERED = ("hf", "images")
 """Kinds of sources whose classes have the numbers of a manifest; those of others come with names of their own."""
-RATE = 50e6
-"""Bits a second, of the estimated time."""
 JPEG_BYTES_A_PIXEL = 27_600 / 224**2
 """Of photographs at quality 95 (benchmarks/prepared.py)."""
 

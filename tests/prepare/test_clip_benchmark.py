@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def test_captions_one_a_line_of_a_retrieval_set(prepare_test: Prepare, project: 
     assert data.captions == ["a red cat", "a cat", "a dog"]
     assert set(data.labels) == {-1}
     assert (data.images[0] == data.images[1]).all()
+
+
+def test_a_selection_of_classes_says_that_tar_files_come_whole(prepare: Prepare, project: Path) -> None:
+    data = prepare({"source": "clip-benchmark", "path": "animals", "split": "test", "only": ["cat"]})
+    assert named(data) == ["cat"] * len(data)
+    raw = project / "data/raw/arrival"
+    assert len(list(raw.rglob("*.tar"))) == 3
+    said = next(note for note in notes_on(raw) if "tar files have no index of classes, so all 3 files" in note)
+    assert re.search(r"\([0-9.]+ kB\) read$", said)
 
 
 def test_the_first_samples_take_no_more_shards_than_they_need(prepare: Prepare, project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def test_a_run_hears_of_steps_that_are_pending_alone(project: Path, tmp_path: Pa
     said = demanded(given, [0, 1], project, tmp_path / "cache", tests=True)
     assert said is not None
     assert said.startswith("3 published data sets: ")
+    assert re.search(r" to download, [0-9.]+ s at 50 Mbit/s; ", said)
     assert "; the sizes of torchvision:CIFAR100 are unknown" in said
     assert demanded(given, [0], project, tmp_path / "cache", tests=False) is None
     assert demanded(experiment("images:photos", test="images:photos"), [0, 1], project, tmp_path, tests=True) is None
@@ -105,7 +107,7 @@ def test_what_cannot_be_had_names_its_key(project: Path, tmp_path: Path) -> None
 def test_a_disk_without_the_room_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
-    with pytest.raises(UserError, match=r"to download; .* of disk, .*; and 10 bytes are free at"):
+    with pytest.raises(UserError, match=r"to download, .* Mbit/s; .* of disk, .*; and 10 bytes are free at"):
         demanded(experiment("hf:org/animals#train"), [0, 1], project, tmp_path / "cache", tests=False)
 
 

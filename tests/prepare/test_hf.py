@@ -138,13 +138,34 @@ def test_names_of_classes_from_the_card(prepare: Prepare, server: hub.Hub, tmp_p
     assert named(prepare(own)) == ["x", "y", "z"]
 
 
-def test_lists_of_captions_are_one_sample_each(prepare: Prepare, server: hub.Hub, tmp_path: Path) -> None:
-    rows = [{"image": picture(0), "caption": ["a cat", "one cat"]}, {"image": picture(1), "caption": ["a dog"]}]
+@pytest.mark.parametrize("column", ["caption", "captions"])
+def test_lists_of_captions_are_one_sample_each(prepare: Prepare, server: hub.Hub, tmp_path: Path, column: str) -> None:
+    rows = [{"image": picture(0), column: ["a cat", "one cat"]}, {"image": picture(1), column: ["a dog"]}]
     file = published.parquet(tmp_path / "t.parquet", rows)
     server.commit("org/pairs", {"test.parquet": file}, kind="datasets")
     data = prepare("hf:org/pairs")
     assert data.captions == ["a cat", "one cat", "a dog"]
     assert (data.images[0] == data.images[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("cat.png", r"org/paths: column 'image' holds paths of images"),
+        ({"bytes": None, "path": "cat.png"}, r"org/paths: column 'image' holds paths of images"),
+        ({"bytes": None, "path": "cat.png"}, r"parquet:1: the column of images holds paths of images"),
+    ],
+)
+def test_images_that_are_paths_are_refused_with_the_way_out(
+    prepare: Prepare, server: hub.Hub, tmp_path: Path, image: Any, message: str
+) -> None:
+    rows = [{"image": image, "caption": "a cat"}]
+    kept = {"image": {"bytes": b"", "path": ""}, "caption": ""}
+    schema = pa.Table.from_pylist([kept]).schema if message.startswith("parquet:1") else None
+    pa.parquet.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "t.parquet")
+    server.commit("org/paths", {"train.parquet": tmp_path / "t.parquet"}, kind="datasets")
+    with pytest.raises(UserError, match=rf"{message}.*; fetch the repository \(hf download\) and read .* table:"):
+        prepare("hf:org/paths#train")
 
 
 def test_configurations(prepare: Prepare, server: hub.Hub, tmp_path: Path, project: Path) -> None:
@@ -187,7 +208,7 @@ def test_some_classes_take_only_files_and_row_groups_that_may_have_them(
     assert (data.card.classes, len(data)) == (("dog",), 2)
     assert downloaded(server) == set()  # it comes in part
     assert data.ids == [f"org/animals:data/train-00000-of-00002.parquet:{n}" for n in (3, 4)]
-    assert "the classes of only: 1 of 2 files read, and of these 1 of 2 row groups" in notes(project)
+    assert "the classes of only: 1 of 2 files read, and 1 of 2 row groups" in notes(project)
     with pytest.raises(UserError, match="only names the class 'cow'"):
         prepare({"source": "hf", "path": "org/animals", "split": "train", "only": ["cow"]})
 
@@ -197,7 +218,7 @@ def test_the_first_samples_take_no_more_files_than_they_need(prepare: Prepare, s
     data = prepare("hf:org/animals#train[:3]")
     assert named(data) == ["cat", "cat", "dog"]
     assert downloaded(server) == {"data/train-00000-of-00002.parquet"}
-    assert "the first 3 samples: 1 of 2 files read, and of these all 2 row groups" in notes(project)
+    assert "the first 3 samples: 1 of 2 files read, and all 2 row groups" in notes(project)
 
 
 @pytest.mark.usefixtures("animals")

@@ -26,7 +26,7 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.model.datasets import Dataset
-from tasks.prepare import at_most, notes_on
+from tasks.prepare import at_most, notes_on, tables
 from tasks.prepare.image_source import ImageSource
 from tasks.prepare.registry import parse
 from tasks.prepare.splits import drawn
@@ -245,6 +245,34 @@ def test_parquet_with_the_images_inside(prepare: Prepare, project: Path, shape: 
     assert [data.card.classes[label] for label in data.labels] == ["cat", "dog", "cat", "dog"]
     assert len(np.unique(data.images.reshape(4, -1), axis=0)) == 4
     assert [p.suffix for p in (project / "data/raw/arrival").rglob("*") if p.is_file()].count(".parquet") == 1
+
+
+def test_parquet_with_paths_beside_no_bytes_and_several_captions(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "x", {"a": 2})
+    rows = [{"image": {"bytes": None, "path": f"x/a/{i:02d}.png"}, "captions": ["one", "", "two"]} for i in range(2)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), project / "t.parquet")
+    data = prepare("table:t.parquet")
+    assert data.captions == ["one", "two"] * 2
+    assert data.ids == [f"t.parquet:{row}#{caption}" for row in (1, 2) for caption in (1, 2)]
+    assert len(list((project / "data/raw/arrival").rglob("*.png"))) == 2
+
+
+def test_a_parquet_table_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    read: list[list[int]] = []
+    own = pyarrow.parquet.ParquetFile.iter_batches
+
+    def counting(file: Any, rows: int, *, row_groups: list[int], columns: list[str] | None) -> Any:
+        read.append(row_groups)
+        return own(file, rows, row_groups=row_groups, columns=columns)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", counting)
+    monkeypatch.delattr(Parquet, "_generate_tables")
+    table = pa.Table.from_pylist([{"image": png(i), "caption": "a"} for i in range(4)])
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    assert len(tables.load([tmp_path / "t.parquet"], tmp_path, "t", 100)) == 4
+    assert read == [[0], [1]]
 
 
 def test_class_names_that_a_hugging_face_data_set_brings(prepare: Prepare, project: Path) -> None:

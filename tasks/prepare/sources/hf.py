@@ -20,7 +20,7 @@ from pydantic import field_validator
 
 from tasks.errors import UserError
 from tasks.prepare import layouts, listing, parquet, tables
-from tasks.prepare.hosted import FileChoice, Hosted, Needed, Part, counted
+from tasks.prepare.hosted import FileChoice, Hosted, Needed, Part, share
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.places import Place, left_out, pick
 from tasks.prepare.source import Context, Outside
@@ -126,10 +126,10 @@ class HubDataset(Hosted):
             return Needed(list(chosen.files))
         if self.first is not None:
             taken = images[: self.first]
-            return Needed(taken, [f"the first {self.first} samples: {counted(len(taken), len(images), 'files')} read"])
+            return Needed(taken, [f"the first {self.first} samples: {share(len(taken), len(images), 'file')} read"])
         self.selected((spoken(PurePosixPath(name).parent.name) for name in images), self.what)
         taken = [name for name in images if spoken(PurePosixPath(name).parent.name) in self.only]
-        return Needed(taken, [f"the classes of only: {counted(len(taken), len(images), 'files')} read"])
+        return Needed(taken, [f"the classes of only: {share(len(taken), len(images), 'file')} read"])
 
     def _needed_tables(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
         """The Parquet files and their row groups that the selection needs; the files' ends alone are looked at."""
@@ -163,8 +163,8 @@ class HubDataset(Hosted):
         if not taken:
             raise UserError(f"{self.what}: only names {', '.join(self.only)}, and no file has such a class")
         why = "the classes of only" if self.only else f"the first {self.first} samples"
-        note = f"{why}: {counted(len(taken), len(chosen.files), 'files')} read"
-        return Needed(taken, [f"{note}, and of these {counted(read, groups, 'row groups')}"], parts)
+        note = f"{why}: {share(len(taken), len(chosen.files), 'file')} read"
+        return Needed(taken, [f"{note}, and {share(read, groups, 'row group')}"], parts)
 
     def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
         with place.opened(name) as file, parquet.opened(file, f"{self.what}: {name}") as table:
@@ -219,8 +219,7 @@ class HubDataset(Hosted):
         ):
             shown = f"{self.path}:{file}:{row}"
             load = partial(cells.image, number, shown)
-            several = caption if isinstance(caption, list) else [caption]
-            captions = [text for text in tables.as_captions(several, f"{where} {found.caption!r}") if text]
+            captions = tables.captions_of(caption, f"{where} {found.caption!r}")
             if found.label is not None and name is None and not captions:
                 lacking["no class"] += 1
                 continue
@@ -228,12 +227,7 @@ class HubDataset(Hosted):
                 context.complain(f"{shown}: has no image")
                 continue
             group = hashlib.sha256(load()).hexdigest() if self.share else ""
-            if len(captions) < 2:
-                rows.append(Row(shown, group, captions[0] if captions else None, name, load))
-            else:
-                rows += [
-                    Row(f"{shown}#{order}", group, text, name, load) for order, text in enumerate(captions, start=1)
-                ]
+            rows += Row(shown, group, None, name, load).with_captions(captions)
         unread = [name for name in every if name not in found.read]
         notes = [f"left out: {count} rows with {what}" for what, count in lacking.items()]
         if unread:

@@ -204,10 +204,10 @@ class Images(Photographs):
             column = tables.find(table, None, FILE_COLUMNS, what)
             if column is None:
                 raise UserError(f"{what}: no column file_name among {', '.join(table.column_names)}")
-            captions = tables.captions(table, tables.find(table, self.caption, tables.CAPTION, what), what)
+            captions = tables.caption_lists(table, tables.find(table, self.caption, tables.CAPTION, what), what)
             label = tables.find(table, self.label, tables.LABEL, what)
             classes = tables.class_names(table, label, self.classes, what)
-            for number, (name, caption, label_text) in enumerate(
+            for number, (name, several, label_text) in enumerate(
                 zip(table[column], captions, classes, strict=True), start=1
             ):
                 image = file.parent / str(name or "").replace("\\", "/")
@@ -215,11 +215,8 @@ class Images(Photographs):
                     context.complain(f"{what}:{number}: names the image {name!r}, and there is no such image")
                     continue
                 named.add(image)
-                rows.append(
-                    self._row(
-                        home, image, caption, spoken(label_text) if label_text and label == "label" else label_text
-                    )
-                )
+                class_name = spoken(label_text) if label_text and label == "label" else label_text
+                rows += self._row(home, image, None, class_name).with_captions(several)
         if sentence := listing.left_out(known - named):
             notes.append(
                 f"{sentence}: images that {' and '.join(dict.fromkeys(t.name for t in metadata))} does not name"

@@ -64,7 +64,7 @@ class TableSource(Photographs):
         outside.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=outside.cache, prefix=".table-") as scratch:
             images = self._images(self._load(fetched, Path(scratch), outside.limits.cell_characters))
-            named = list(dict.fromkeys(v for v in images if isinstance(v, str) and v))
+            named = list(dict.fromkeys(path for cell in images if (path := _path_in(cell))))
         copied = []
         for done, name in enumerate(named, start=1):
             image = _there(home, name)
@@ -83,7 +83,7 @@ class TableSource(Photographs):
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         what = f"table: {self.path}"
         table = self._load(files, context.scratch, context.limits.cell_characters)
-        captions = tables.captions(table, tables.find(table, self.caption, tables.CAPTION, what), what)
+        captions = tables.caption_lists(table, tables.find(table, self.caption, tables.CAPTION, what), what)
         label = tables.find(table, self.label, tables.LABEL, what)
         classes = tables.class_names(table, label, self.classes, what)
         column = tables.find(table, self.split_column, ("split",), what)
@@ -94,13 +94,13 @@ class TableSource(Photographs):
         if chosen is not None:
             notes += _of_no_part(splits, {*parts.names.values(), *parts.others})
         images = self._images(table)
-        rows = []
-        for number, (image, caption, name, split) in enumerate(zip(images, captions, classes, splits, strict=True)):
+        rows: list[Row] = []
+        for number, (image, several, name, split) in enumerate(zip(images, captions, classes, splits, strict=True)):
             if chosen is not None and split != chosen:
                 continue
             shown = f"{self.path}:{number + 1}"
-            if isinstance(image, str) and image:
-                rows.append(Row(shown, image, caption, name, partial(self._load_image, home, image)))
+            if path := _path_in(image):
+                rows += Row(shown, path, None, name, partial(self._load_image, home, path)).with_captions(several)
                 continue
             try:
                 data = hugging.encoded(image, shown)
@@ -108,7 +108,7 @@ class TableSource(Photographs):
                 context.complain(str(error))
                 continue
             load = partial(hugging.encoded_at, images, number, shown)
-            rows.append(Row(shown, hashlib.sha256(data).hexdigest(), caption, name, load))
+            rows += Row(shown, hashlib.sha256(data).hexdigest(), None, name, load).with_captions(several)
         return Rows(rows, chosen is not None, tuple(notes))
 
     def _load_image(self, home: Path, name: str) -> bytes:
@@ -144,6 +144,12 @@ class TableSource(Photographs):
 
 def _is_table(file: Path) -> bool:
     return file.suffix.lower() in FORMATS and not listing.is_hidden(file.name)
+
+
+def _path_in(cell: Any) -> str | None:
+    """The path in a cell of the column of images; None where it holds the image itself, or nothing."""
+    path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
+    return path if isinstance(path, str) and path else None
 
 
 def _of_no_part(splits: Sequence[str | None], known: Collection[str]) -> list[str]:

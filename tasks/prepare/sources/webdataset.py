@@ -82,11 +82,14 @@ class WebDataset(Photographs):
                 raise UserError(f"{what}: no member {wanted!r} in any sample, nor such a key in its JSON")
         names, notes = (self.classes, []) if self.classes else _listed_classes(home, labels, what)
         classes = tables.as_class_names(labels, names, f"{what}: classes")
-        texts = tables.as_captions(captions, f"{what}: captions")
+        texts = [tables.captions_of(caption, f"{what}: captions") for caption in captions]
         rows = [
-            Row(f"{self.path}:{inside}", f"{self.drawn_as or self.path}:{inside}", caption, name, image.content)
-            for (inside, _), caption, name, image in zip(samples, texts, classes, images, strict=True)
+            row
+            for (inside, _), several, name, image in zip(samples, texts, classes, images, strict=True)
             if image is not None
+            for row in Row(
+                f"{self.path}:{inside}", f"{self.drawn_as or self.path}:{inside}", None, name, image.content
+            ).with_captions(several)
         ]
         return Rows(rows, notes=(*notes, *reader.notes(samples, left)))
 
