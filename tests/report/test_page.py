@@ -26,7 +26,7 @@ STATES = (7 * len(TECHNIQUES) + 1 + 1) * SEEDS * (STEPS + 1) + SEEDS * 2  # cell
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     table = synthetic.with_fit(synthetic.with_heads(synthetic.table(TECHNIQUES, SEEDS, STEPS)))
-    table = synthetic.with_galleries(table)
+    table = synthetic.with_routes(synthetic.with_galleries(table))
     return report.write(table, synthetic.vectors(STEPS), MADE, tmp_path_factory.mktemp("report"))
 
 
