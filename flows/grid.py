@@ -15,7 +15,7 @@ from flows.processes.cell_workers import CellWorkers
 from flows.run import check, demanded, pending
 from tasks import progress, record
 from tasks.errors import UserError
-from tasks.grid import cells, estimate, plan
+from tasks.grid import cells, estimate, plan, reporting
 from tasks.grid.cells import Planned
 from tasks.grid.estimate import Estimate
 from tasks.grid.plan import Plan
@@ -77,7 +77,10 @@ def planned(project: Path, selected: SelectedGrid, parallel: int) -> tuple[Plan,
     same = [state for state in record.every(project) if state.params["base"]["model"] == selected.params.base.model]
     known = estimate.measured(state.manifest for state in same)
     side_by_side = max(1, min(parallel, len(selected.todo)))
-    return made, estimate.estimate(made, known, side_by_side) if known else None
+    if known is None:
+        return made, None
+    report = reporting.of_states(project, len({(work.timeline, work.step) for work in made.works}))
+    return made, estimate.estimate(made, known, side_by_side, report.seconds if report else None)
 
 
 def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:

@@ -164,6 +164,11 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
             f"about {duration(estimated.seconds)} to the last state, at the pace recorded so far, in {side_by_side} "
             f"cell worker{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
+        if estimated.report is None:
+            lines.append("  then the report, which is not in it: none has been written on this machine")
+        elif estimated.report:
+            whole = estimated.seconds + estimated.report
+            lines.append(f"  then {duration(estimated.report)} for the report: {duration(whole)} for the command")
         if not estimated.complete:
             lines.append(
                 "  without start and recording: the states so far are of an older version, which did not measure them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,12 +56,14 @@ def _of_grid(project: Path) -> tuple[list[Cell], str]:
 
 def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, drawn_by: str) -> Written:
     """Write the report on some cells, with its progress on the terminal."""
+    began = time.monotonic()
     from tasks import console
+    from tasks.grid import reporting
     from tasks.report.report import report
     from tasks.storage import places
 
     with console.shown() as progress:
-        return report(
+        written = report(
             project,
             cells,
             places.output(to or project / "report", folder=True),
@@ -68,6 +71,8 @@ def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, d
             drawn_by=drawn_by,
             progress=progress,
         )
+    reporting.note(project, reporting.ReportTime(written.states, time.monotonic() - began))
+    return written
 
 
 def row(written: Written) -> dict[str, object]:

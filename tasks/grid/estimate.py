@@ -44,6 +44,8 @@ class Estimate:
     seconds: float
     """On the clock, from the start of the grid until its last state is in the store."""
     bytes: int
+    report: float | None
+    """Seconds of the report that follows, None where none was written on this machine; not part of ``seconds``."""
     complete: bool
     """Whether ``seconds`` counts the start, and what steps take beside their nodes."""
 
@@ -95,12 +97,15 @@ def _beside(manifests: Iterable[Manifest]) -> float | None:
     return median(seconds_beside) if seconds_beside else None
 
 
-def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1) -> Estimate:
-    """Time of the pending work in ``parallel`` cell workers, and its bytes."""
+def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1, report: float | None = None) -> Estimate:
+    """Time of the pending work in ``parallel`` cell workers, its bytes, and the ``report``'s seconds, if known.
+
+    A grid without pending work writes no report.
+    """
     written = len(plan.pending("train")) * known.expert + len(plan.pending("deploy")) * known.merged
     complete = known.beside is not None and known.starting is not None
     starting = (known.starting or 0.0) if plan.steps else 0.0
-    return Estimate(starting + _worked(plan, known, parallel), written, complete)
+    return Estimate(starting + _worked(plan, known, parallel), written, report if plan.steps else 0.0, complete)
 
 
 def _worked(plan: Plan, known: MeasuredCosts, parallel: int) -> float:

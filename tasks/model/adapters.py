@@ -131,6 +131,11 @@ def read_adapter(folder: Path) -> Adapter:
         if down is None or up is None or not _fit(down, up):
             raise UserError(f"{folder}: the adapter's factors of {module!r} are not complete, or do not fit together")
         rank = len(down)
+        if config["ranks"] and rank not in config["ranks"]:
+            raise UserError(
+                f"{folder}: the factors of {module!r} have rank {rank}, and {CONFIG} says {config['ranks'][0]}; is it "
+                "the configuration of another adapter? Its lora_alpha would scale them wrongly"
+            )
         alpha = _of_pattern(config["alpha_pattern"], module.removesuffix(".out_proj"), config["lora_alpha"])
         scaling = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
         if module in twice:
@@ -310,7 +315,11 @@ def _config(folder: Path) -> dict[str, Any]:
     alphas = [config["lora_alpha"], *patterns.values()]
     if not all(isinstance(a, int | float) and not isinstance(a, bool) and abs(a) < _LARGEST_ALPHA for a in alphas):
         raise UserError(f"{path}: lora_alpha and the values of alpha_pattern should be numbers")
-    return {**config, "alpha_pattern": patterns}
+    of_modules = raw.get("rank_pattern") or {}
+    if not isinstance(of_modules, dict):
+        raise UserError(f"{path}: rank_pattern should be a mapping of patterns to numbers")
+    ranks = [raw["r"], *of_modules.values()] if "r" in raw else []
+    return {**config, "alpha_pattern": patterns, "ranks": ranks}
 
 
 def _fit(down: Floats, up: Floats) -> bool:

@@ -52,7 +52,7 @@ def read(path: Path, what: str, longest: int, *, quoted: bool | None = None) -> 
     tabs = path.suffix.lower() == ".tsv"
     form = "tsv" if tabs else "csv"
     reader = _DelimitedReader(f"{what}: cannot be read as {form}", not tabs if quoted is None else quoted, longest)
-    return reader.table(encodings.text(path.read_bytes(), reader.what), "\t" if tabs else DELIMITERS)
+    return reader.table(encodings.read(path, reader.what), "\t" if tabs else DELIMITERS)
 
 
 def joined(tables: Sequence[TextTable], what: str) -> TextTable:

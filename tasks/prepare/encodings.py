@@ -33,6 +33,15 @@ def text(data: bytes, what: str) -> str:
     return decoded
 
 
+def read(path: Path, what: str) -> str:
+    """As `text`, of a file; also where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what}: cannot be read: {error.strerror or error}") from None
+    return text(data, what)
+
+
 def require_start(data: bytes, what: str) -> None:
     """As `text`, for what the first bytes of a file tell: UTF-16, UTF-32, or no text."""
     for mark, name in _MARKS:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
+from tasks.errors import UserError
 from tasks.storage import atomic
 
 FICLONE = 0x40049409
@@ -17,15 +19,35 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file's content, copy-on-write where the file system can; never a link, so that neither changes the other.
 
     Nothing is done where the target already has the source's content.
+
+    Raises:
+        UserError: the source is gone or cannot be read, or has changed while it was copied; names it.
     """
-    if target.is_file() and target.stat().st_size == source.stat().st_size and digest(target) == digest(source):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.made(target) as part, source.open("rb") as a, part.open("wb") as b:
-        try:
-            fcntl.ioctl(b.fileno(), FICLONE, a.fileno())
-        except OSError:  # no copy-on-write here
-            shutil.copyfileobj(a, b, 1 << 20)
+    try:
+        opened = source.open("rb")
+    except OSError as error:
+        raise UserError(
+            f"{source}: cannot be read: {error.strerror or error}; run again when nothing changes it"
+        ) from None
+    with opened as a:
+        before = os.fstat(a.fileno())
+        if (
+            target.is_file()
+            and target.stat().st_size == before.st_size
+            and digest(target) == hashlib.file_digest(a, "sha256").digest()
+        ):
+            return
+        a.seek(0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.made(target) as part:
+            with part.open("wb") as b:
+                try:
+                    fcntl.ioctl(b.fileno(), FICLONE, a.fileno())
+                except OSError:  # no copy-on-write here
+                    shutil.copyfileobj(a, b, 1 << 20)
+            after = os.fstat(a.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise UserError(f"{source}: changed while it was copied; run again when nothing writes to it")
 
 
 def digest(path: Path, algorithm: str = "sha256") -> bytes:

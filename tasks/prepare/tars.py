@@ -80,7 +80,7 @@ def at_most(path: Path, what: str) -> int | None:
     Raises:
         UserError: as `read`.
     """
-    if path.stat().st_size > LISTED_BYTES or _opener(path):
+    if path.stat().st_size > LISTED_BYTES or _opener(path, what):
         return None
     return len(read(path, path.parent, what, LISTED_BYTES).samples)
 
@@ -141,7 +141,7 @@ def _regrouped(sample: TarSample) -> Iterator[TarSample]:
 
 def _unpacked(path: Path, scratch: Path, where: str, limit: int) -> Path:
     """The tar file itself, or, where it is compressed, its content in a file of its own."""
-    opener = _opener(path)
+    opener = _opener(path, where)
     if opener is None:
         return path
     target = scratch / f"{path.name}-{abs(hash(path))}.tar"
@@ -158,14 +158,17 @@ def _unpacked(path: Path, scratch: Path, where: str, limit: int) -> Path:
     return target
 
 
-def _opener(path: Path) -> Any:
+def _opener(path: Path, where: str) -> Any:
     """What opens a compressed file; None for one that is not compressed."""
     import bz2
     import gzip
     import lzma
 
-    with path.open("rb") as file:
-        start = file.read(6)
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
     openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
     return next((opener for mark, opener in openers.items() if start.startswith(mark)), None)
 

@@ -40,6 +40,8 @@ class Written:
     """The weights that the figure of task vectors lacks."""
     orders: tuple[OrderRow, ...] = ()
     """What merging comes to over several orders of the tasks, where variants are such orders."""
+    states: int = 0
+    """How many states it shows."""
 
 
 def report(
@@ -109,6 +111,7 @@ def write(
         tuple(to / name for name in content if name.startswith("figures/")),
         geometry.missing,
         tuple(orders.rows(table)),
+        table["tag"].nunique(),
     )
 
 

@@ -1,6 +1,7 @@
 """A real grid: nothing trained twice, killed and resumed, cells that fail, and cells equal to timelines alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ def test_trainings_are_as_many_as_planned(grid: Path) -> None:
     assert plan["work"]["train"] == {"separate": 12, "shared": 5, "pending": 1}
     assert len(trainings(grid)) == 4
     assert plan["estimate"]["seconds"] > 0
+    assert plan["estimate"]["report"] > 0
+    told = chronomerge(grid, "grid", "--plan").stdout
+    assert re.search(r"about .* to the last state, .*\n  then [\d.]+ s for the report: .* for the command\n", told)
 
 
 def test_a_failed_cell_stops_no_other(grid: Path) -> None:

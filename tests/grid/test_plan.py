@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tasks.grid import cells, estimate, plan
+from tasks.errors import UserError
+from tasks.grid import cells, estimate, plan, reporting
 from tasks.params import Grid
 from tasks.record.manifest import Manifest
 from tasks.storage.cache import Entry
@@ -174,3 +175,24 @@ def test_an_estimate_from_older_states_says_that_recording_is_not_in_it() -> Non
 def test_no_estimate_before_anything_was_measured() -> None:
     assert estimate.measured([]) is None
     assert estimate.measured([manifest(0, 16.0, 8)]) is None
+
+
+def test_the_time_of_a_report_is_that_of_a_report_of_about_as_many_states(tmp_path: Path) -> None:
+    assert reporting.of_states(tmp_path, 4) is None
+    for states, seconds in ((4, 5.0), (40, 20.0), (4, 7.0)):
+        reporting.note(tmp_path, reporting.ReportTime(states, seconds))
+    found = [reporting.of_states(tmp_path, states) for states in (1, 6, 30, 400)]
+    assert [one.seconds for one in found if one] == [7, 7, 20, 20]
+    for _ in range(20):
+        reporting.note(tmp_path, reporting.ReportTime(9, 1.0))
+    assert reporting.of_states(tmp_path, 40) == reporting.ReportTime(9, 1.0)
+    (tmp_path / ".chronomerge/reports.json").write_text("[{}]")
+    with pytest.raises(UserError, match=r"reports\.json: is damaged .* remove it"):
+        reporting.of_states(tmp_path, 4)
+
+
+def test_the_report_is_told_beside_the_work() -> None:
+    found = planned(text())
+    with_report, without = (estimate.estimate(found, costs(), report=seconds) for seconds in (3.0, None))
+    assert (with_report.report, without.report) == (3.0, None)
+    assert with_report.seconds == without.seconds

@@ -160,6 +160,8 @@ def changed(folder: Path, **settings: Any) -> Path:
         ({"init_lora_weights": "pissa_niter_4"}, "initialized by pissa_niter_4, which changes the base's weights"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "LoRA with replicated layers is not supported"),
         ({"lora_alpha": "8"}, "lora_alpha and the values of alpha_pattern should be numbers"),
+        ({"r": 16}, "have rank 4, and adapter_config.json says 16; is it the configuration of another adapter"),
+        ({"rank_pattern": 3}, "rank_pattern should be a mapping"),
         ({"alpha_pattern": 3}, "alpha_pattern should be a mapping"),
         ({"alpha_pattern": {"(a+)+": 3}}, "repeats too much"),
         ({"alpha_pattern": {".*.*.*": 3}}, "repeats too much"),

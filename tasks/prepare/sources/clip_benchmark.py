@@ -191,7 +191,7 @@ def _text(path: Path) -> str:
     """
     if problem := listing.fault(path):
         raise UserError(f"{path}: {problem}")
-    return encodings.text(path.read_bytes(), str(path))
+    return encodings.read(path, str(path))
 
 
 def _counts(left: Mapping[str, int]) -> str:

@@ -202,7 +202,7 @@ def _listed_classes(home: Path, labels: Sequence[Any], what: str) -> tuple[tuple
         return (), []
     for name in CLASS_FILES:
         if (home / name).is_file():
-            names = classnames.lines(encodings.text((home / name).read_bytes(), f"{what}: {name}"), f"{what}: {name}")
+            names = classnames.lines(encodings.read(home / name, f"{what}: {name}"), f"{what}: {name}")
             shown = shortened(", ".join(map(repr, names[:3])) + ", …" * (len(names) > 3), 100)
             notes = [f"its classes are numbers, named by {name} ({len(names)} names: {shown})"]
             if repeated := [one for one, count in Counter(names).items() if count > 1]:
