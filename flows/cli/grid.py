@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,7 +51,7 @@ def grid(
     """
     began = time.monotonic()
     from flows import grid as grids
-    from tasks.grid import cells
+    from tasks.grid import cells, reporting
 
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
@@ -71,6 +72,7 @@ def grid(
         given = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
         command = f"chronomerge grid{given}"
         written = report.write(project, recorded, None, command, command if given else "chronomerge report")
+        reporting.note(project, reporting.ReportTime(written.states, _since_last_state(project, outcome)))
     if as_json:
         page = str(written.page) if written else None
         row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": selected.left_out, "page": page}
@@ -96,6 +98,15 @@ def _run(
         except KeyboardInterrupt:
             errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None
+
+
+def _since_last_state(project: Path, outcome: GridResult) -> float:
+    """Seconds since this grid recorded its last state: the end of its servers, and the report."""
+    from tasks import record
+
+    made = [record.lineage(project, timeline)[-1] for timeline, tags in outcome.recorded.items() if tags]
+    last = max(datetime.fromisoformat(state.manifest.recorded.at) for state in made)
+    return (datetime.now(UTC) - last).total_seconds()
 
 
 def _options(given: Mapping[str, str | None]) -> str:
@@ -165,10 +176,14 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
             f"cell worker{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
         )
         if estimated.report is None:
-            lines.append("  then the report, which is not in it: none has been written on this machine")
+            lines.append(
+                "  then the end of the servers and the report, not in it: none has been written on this machine"
+            )
         elif estimated.report:
             whole = estimated.seconds + estimated.report
-            lines.append(f"  then {duration(estimated.report)} for the report: {duration(whole)} for the command")
+            lines.append(
+                f"  then {duration(estimated.report)} to end the servers and for the report: {duration(whole)} in all"
+            )
         if not estimated.complete:
             lines.append(
                 "  without start and recording: the states so far are of an older version, which did not measure them"

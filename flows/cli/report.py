@@ -30,6 +30,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One page on what is recorded: curves, heat maps, tables; with its figures and its table as files."""
+    began = time.monotonic()
+    from tasks.grid import reporting
+
     project = options.project()
     cells, made_by = ([], "") if timeline else _of_grid(project)
     if not cells:
@@ -38,6 +41,7 @@ def report(
         cells, made_by = plain.cells(project, timeline or [options.timeline(project)]), "chronomerge run"
     drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in timeline or ())])
     written = write(project, cells, to, made_by, drawn_by)
+    reporting.note(project, reporting.ReportTime(written.states, time.monotonic() - began))
     if as_json:
         print_json(row(written))
     else:
@@ -56,14 +60,12 @@ def _of_grid(project: Path) -> tuple[list[Cell], str]:
 
 def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, drawn_by: str) -> Written:
     """Write the report on some cells, with its progress on the terminal."""
-    began = time.monotonic()
     from tasks import console
-    from tasks.grid import reporting
     from tasks.report.report import report
     from tasks.storage import places
 
     with console.shown() as progress:
-        written = report(
+        return report(
             project,
             cells,
             places.output(to or project / "report", folder=True),
@@ -71,8 +73,6 @@ def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, d
             drawn_by=drawn_by,
             progress=progress,
         )
-    reporting.note(project, reporting.ReportTime(written.states, time.monotonic() - began))
-    return written
 
 
 def row(written: Written) -> dict[str, object]:

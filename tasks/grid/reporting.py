@@ -20,7 +20,7 @@ class ReportTime:
     states: int
     """That it shows."""
     seconds: float
-    """On the clock, from the end of the work to the last file."""
+    """On the clock, until its last file: of a grid since its last state, so with the end of its servers."""
 
 
 def note(project: Path, took: ReportTime) -> None:

@@ -98,7 +98,9 @@ def test_trainings_are_as_many_as_planned(grid: Path) -> None:
     assert plan["estimate"]["seconds"] > 0
     assert plan["estimate"]["report"] > 0
     told = chronomerge(grid, "grid", "--plan").stdout
-    assert re.search(r"about .* to the last state, .*\n  then [\d.]+ s for the report: .* for the command\n", told)
+    assert re.search(
+        r"about .* to the last state, .*\n  then [\d.]+ \w+ to end the servers and for the report: .* in all\n", told
+    )
 
 
 def test_a_failed_cell_stops_no_other(grid: Path) -> None:
