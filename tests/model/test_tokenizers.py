@@ -93,3 +93,12 @@ def test_a_complete_model_takes_no_tokenizer_from_elsewhere_on_this_machine(tmp_
     with pytest.raises(UserError, match=r"tokenizer\.json: is a link to .*, outside its folder"):
         ours.fetch(tmp_path, {"hf_tokenizer_name": ours.BESIDE, "context_length": 8}, model, model, complete=True)
     assert not (tmp_path / ours.FOLDER).exists()
+
+
+def test_tokenizers_of_one_process_keep_their_own_length_and_settings(tmp_path: Path) -> None:
+    short, long, other = (
+        ours.load(tmp_path, {"context_length": length, "tokenizer_kwargs": settings})
+        for length, settings in ((8, {}), (16, {}), (8, {"clean": "canonicalize"}))
+    )
+    assert [tuple(one(["a cat, a dog"]).shape) for one in (short, long, other)] == [(1, 8), (1, 16), (1, 8)]
+    assert (short(["a cat, a dog"]) != other(["a cat, a dog"])).any(), "one of them drops the comma"
