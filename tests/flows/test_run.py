@@ -45,6 +45,11 @@ def test_recording_leaves_the_user_alone(run: Path) -> None:
     assert not list((run / ".chronomerge" / "work" / "tiny").iterdir())
 
 
+def test_the_cache_holds_what_states_name_and_no_record_of_runs(run: Path) -> None:
+    """DVC's run cache would hold each metrics file a second time, out of reach of `gc`."""
+    assert [entry.name for entry in (run / ".dvc/cache").iterdir()] == ["files"]
+
+
 def test_another_run_does_nothing_and_says_so(run: Path) -> None:
     before = git(run, "for-each-ref")
     done = chronomerge(run, "run", PREFECT_API_URL="http://127.0.0.1:1/api")  # would fail if it were asked
