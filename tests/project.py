@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,8 +130,27 @@ def program(name: str) -> str:
 
 def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line with the project's own code."""
+    return _done(args, check, lambda output, errors: _started(folder, args, environment, output, errors, waited=True))
+
+
+def module(folder: Path, name: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of the project, or of these tests, with the project's own code."""
+    complete = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+
+    def started(output: IO[bytes], errors: IO[bytes]) -> Process:
+        with Path(os.devnull).open("rb") as nothing:
+            streams = [stream.fileno() for stream in (nothing, output, errors)]
+            return forks.server().start(folder, complete, streams, name, *args, forking=True)
+
+    return _done((name, *args), True, started)
+
+
+def _done(
+    args: Sequence[str], check: bool, started: Callable[[IO[bytes], IO[bytes]], Process]
+) -> subprocess.CompletedProcess[str]:
+    """Wait for a process, which is given files for what it prints."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = _started(folder, args, environment, output, errors, waited=True)
+        process = started(output, errors)
         try:
             status = process.wait(600)
         except subprocess.TimeoutExpired:

@@ -42,7 +42,7 @@ def record(
         repo.state.save(str(Path(path).absolute()), localfs, HashInfo("md5", md5))
     repo.add(tracked)
     # Nothing asks DVC's run cache, which would hold every metrics file a second time and grow for ever.
-    repo.stage_cache.save = lambda _stage: None  # type: ignore[method-assign]
+    repo.stage_cache.save = lambda _stage: None
     committed = repo.commit(force=True)  # every stage there is; asking `repo.index` would parse all files again
     locked = {out.hash_info.value for stage in committed for out in stage.outs if out.use_cache}
     if not locked <= set(objects):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -50,11 +47,7 @@ def project(folder: Path, remote: Remote) -> Path:
 
 def undisturbed(days: int, folder: Path, outside: Path, environment: dict[str, str]) -> Path:
     """The same arrivals and the same rollback in a project, and nothing else; all drops are made on the way."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.flows.calm_month", str(days), str(SEED), outside],
-        cwd=folder, env={**os.environ, **environment, "PYTHONPATH": str(projects.ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    projects.module(folder, "tests.flows.calm_month", str(days), str(SEED), str(outside), **environment)
     return folder
 
 
