@@ -45,7 +45,7 @@ def bypass_proxies_on_loopback(variables: MutableMapping[str, str] = os.environ)
 
 def for_child(code: Path = CODE, /, **variables: str) -> dict[str, str]:
     """The environment of a child process that runs our code: this process's own, and ``code`` first on its path."""
-    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(code), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
     made = {**AWS_DEFAULTS, **os.environ, "PYTHONPATH": path, **variables}
     made.pop("PYTHONWARNINGS", None)  # libraries warn of each other: with ``error`` no child would start
     bypass_proxies_on_loopback(made)

@@ -68,6 +68,18 @@ def make_private(project: Path) -> Path:
     return folder
 
 
+OURS = (".dvc", ".chronomerge")
+"""DVC's own folder and ours."""
+_OF_ONE_MACHINE = (".chronomerge", ".dvc/config.local", ".dvc/tmp", ".dvc/cache")
+
+
+def is_of_one_machine(path: str, *, link: bool) -> bool:
+    """Whether a path of a repository, in `OURS`, is what each machine makes for itself, or leads there: its secrets,
+    notes, logs and cache. Nobody else's repository may bring them."""
+    plain = path.lower()  # some file systems take no note of case
+    return plain in OURS or link or any(f"{plain}/".startswith(f"{one}/") for one in _OF_ONE_MACHINE)
+
+
 def is_state(folder: Path) -> bool:
     """Whether a folder holds a restored state."""
     deployed = (folder / DEPLOYED).is_file() or (folder / ROUTED).is_dir()

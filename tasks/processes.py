@@ -18,6 +18,9 @@ from typing import IO, Any
 
 from tasks import environment
 
+PYTHON = (sys.executable, "-P")
+"""How a Python is started for our code: it imports nothing of its working folder, which may be a stranger's."""
+
 
 def start(
     module: str,
@@ -29,14 +32,14 @@ def start(
     variables: Mapping[str, str] | None = None,
     own_session: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start ``python -m module`` in a folder; its stdout is a pipe, and with ``requests`` its stdin too.
+    """Start ``python -P -m module`` in a folder; its stdout is a pipe, and with ``requests`` its stdin too.
 
     ``answers`` is the descriptor of a pipe that several children share, in place of one of its own. ``log`` takes its
     stderr; None passes it on to this process's own. ``variables`` are its environment, by default
     `tasks.environment.for_child`. A child with ``own_session`` gets no Ctrl-C from the terminal: its parent ends it.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [*PYTHON, "-m", module, *arguments],
         cwd=folder, env=dict(environment.for_child() if variables is None else variables), text=True,
         stdin=subprocess.PIPE if requests else subprocess.DEVNULL, stdout=answers, stderr=log,
         start_new_session=own_session,

@@ -133,8 +133,10 @@ class Popen(subprocess.Popen[Any]):
     """As its base; a process of `FORKED` is a fork, which does not notice when the one that starts it is killed."""
 
     def __new__(cls, command: Any, **options: Any) -> Self:
-        if isinstance(command, list) and command[1:2] == ["-m"] and command[2] in FORKED:
-            return _connected(command[2:], **options)  # type: ignore[return-value]
+        if isinstance(command, list) and "-m" in command[1:3]:
+            started = command[command.index("-m") + 1 :]
+            if started[0] in FORKED:
+                return _connected(started, **options)  # type: ignore[return-value]
         return super().__new__(cls)
 
 

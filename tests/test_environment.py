@@ -18,7 +18,7 @@ import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tasks import environment
+from tasks import environment, processes
 from tasks.storage import dvc_config, embedded, pointers, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc_config import Remote
@@ -244,3 +244,25 @@ def test_warnings_that_a_user_makes_errors_stop_no_child(monkeypatch: pytest.Mon
         env=environment.for_child(), check=False,
     )  # fmt: skip
     assert done.returncode == 0
+
+
+def test_our_processes_import_nothing_of_the_folder_that_they_work_in(
+    clean: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may be a clone of somebody else's repository, with modules named as ours, as a library's or as Python's."""
+    clean.setenv("PYTHONPATH", f"{os.pathsep}{os.pathsep}/nowhere{os.pathsep}")
+    assert environment.for_child()["PYTHONPATH"] == f"{environment.CODE}{os.pathsep}/nowhere"
+    for name in ("tasks", "json", "dvc", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    with processes.start("tasks.track", folder=tmp_path, log=None) as process:
+        process.wait()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pythons_are_started_in_one_way() -> None:
+    """All but recorded code, installation and a program that takes what it is given."""
+    files = [
+        path for package in ("tasks", "flows", "chronomerge") for path in (environment.CODE / package).rglob("*.py")
+    ]
+    own = {path.relative_to(environment.CODE).as_posix() for path in files if "[sys.executable, " in path.read_text()}
+    assert own == {"tasks/record/repro.py", "tasks/record/node_server.py", "tasks/model/torchvision_shim.py"}

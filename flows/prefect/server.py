@@ -10,7 +10,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -203,7 +202,7 @@ def _replace_settings(settings: Mapping[str, str]) -> None:
 
 
 def _spawn(port: int, log: Path, home: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "flows.prefect.server_process", str(os.getpid()), str(port)]
+    command = [*processes.PYTHON, "-m", "flows.prefect.server_process", str(os.getpid()), str(port)]
     with log.open("ab") as file:
         return subprocess.Popen(
             command, cwd=home, stdin=subprocess.DEVNULL, stdout=file, stderr=file,

@@ -104,7 +104,7 @@ def install() -> None:
     pth, module = folder / f"{MODULE}.pth", folder / f"{MODULE}.py"
     pth.unlink(missing_ok=True)
     module.unlink(missing_ok=True)
-    imported = [sys.executable, "-c", "import torchvision"]
+    imported = [sys.executable, "-P", "-c", "import torchvision"]
     if subprocess.run(imported, capture_output=True, check=False).returncode:
         shutil.copyfile(__file__, module)
         pth.write_text(LINE)

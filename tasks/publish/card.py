@@ -20,7 +20,7 @@ from tasks.publish.recipe import FOLDER as RECIPE
 from tasks.record import Form, RecordedOrigin, State, StateObjects
 from tasks.scores import MEANS, ROLES
 from tasks.storage import hub
-from tasks.text import markdown, redacted
+from tasks.text import markdown, one_line, redacted
 from tasks.units import counted
 
 LINEAGE = "lineage.png"
@@ -227,8 +227,8 @@ def _rotated(state: State) -> str:
     if rotation is None:
         return ""
     return (
-        f" After the merge, both projections were rotated into the joint space of `{rotation.state}`, so that its"
-        " embeddings can be searched with this model."
+        f" After the merge, both projections were rotated into the joint space of {_verbatim(rotation.state)}, so that"
+        " its embeddings can be searched with this model."
     )
 
 
@@ -268,7 +268,7 @@ def _commands(state: State, form: Form, folder: Path) -> list[str]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     own = f"; before the conversion they were {state.entries[layout.DEPLOYED].md5}" if form != Form() else ""
     return [
-        f"In a clone of the project (the code was commit `{code.commit[:12]}`{changed}):",
+        f"In a clone of the project (the code was commit {_verbatim(code.commit[:12])}{changed}):",
         "",
         "```",
         f"chronomerge verify {state.tag}          # runs the step again from its inputs, and compares every hash",
@@ -279,6 +279,11 @@ def _commands(state: State, form: Form, folder: Path) -> list[str]:
         "",
         f"`{weights.name}` has the SHA-256 `{digest}`{own and f' (md5 in the state{own})'}.",
     ]
+
+
+def _verbatim(text: str) -> str:
+    """A text of a manifest, which may be a stranger's, as code in a line: nothing in it ends the code or the line."""
+    return f"`{one_line(text).replace('`', '')}`"
 
 
 def _options(form: Form) -> str:

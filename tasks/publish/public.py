@@ -18,9 +18,15 @@ from tasks.model import tokenizers
 from tasks.storage import dvc_config
 from tasks.storage.git import GitError, git
 
-_URL = re.compile(r"\b(?!https://huggingface\.co/)[a-z][a-z0-9+.-]*://[^\s\"',\]}#]+", re.IGNORECASE)
-_PATH = re.compile(r"(?<![\w.…/-])(?:~[\w.-]*|\.\.|\.)?/(?!/)[^\s\"',\]}#]+")
-"""Absolute, of a home, or relative to somewhere: not paths inside the project, such as ``data/spring``."""
+_URL = re.compile(
+    r"\b(?!https://huggingface\.co/)(?:https?://[^\s\"',\]}#]+|[a-z][a-z0-9+.-]{0,30}://(?:[^\n]*/)?[^\s\"',\]}#]*)",
+    re.IGNORECASE,
+)
+_PATH = re.compile(r"(?<![\w.…/-])(?:~[\w.-]*|\.\.|\.)?/(?![/\s])(?:[^\n]*/)?[^\s\"',\]}#]*")
+"""Absolute, of a home, or relative to somewhere: not paths inside the project, such as ``data/spring``.
+
+Folders may have names of any letters, spaces and quotes too: all up to the last slash of the line is one path.
+"""
 _SECRET = re.compile(r"(?i)(token|secret|password|passwd|credential|api_?key|access_?key)")
 _LEFT_OUT = {"store", "hooks", "limits", "grid", "save_every", "threads", "track"}
 """Keys of params.yaml that say where and how it ran, and nothing of the model."""

@@ -9,15 +9,10 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from tasks import yaml
+from tasks import layout, yaml
 from tasks.errors import UserError
 from tasks.layout import is_inside
 from tasks.storage import dvc_config, git
-
-_LINK = "120000"
-"""Git's mode of a symbolic link."""
-_OURS = (".dvc", ".chronomerge")
-_NEVER = (".dvc", ".chronomerge", ".dvc/config.local", ".dvc/tmp", ".dvc/cache")
 
 
 def check_out(project: Path, folder: Path, tree: str, name: str) -> None:
@@ -48,9 +43,9 @@ def check(project: Path, tree: str, name: str) -> None:
     for row in git.git(project, "ls-tree", "-r", "-z", "--full-tree", "--end-of-options", tree).split("\0")[:-1]:
         facts, _, path = row.partition("\t")
         mode, _, blob = facts.split()
-        if path.split("/")[0] in _OURS and (mode == _LINK or path in _NEVER):
+        if path.lower().split("/")[0] in layout.OURS and layout.is_of_one_machine(path, link=mode == git.LINK):
             raise UserError(f"{name}: {path} cannot be part of a project (a link, or settings of one machine)")
-        if mode == _LINK:
+        if mode == git.LINK:
             target = git.git(project, "cat-file", "blob", blob)
             if not _link_stays_inside(path, target):
                 raise UserError(

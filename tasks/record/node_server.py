@@ -43,9 +43,12 @@ def serving(home: Path, variables: Mapping[str, str], log: IO[Any]) -> Iterator[
     call = shlex.join([sys.executable, "-IS", fork_call.__file__, str(home), sys.executable])
     (programs / "python").write_text(f'#!/bin/sh\nexec {call} "$@"\n')
     (programs / "python").chmod(0o755)
+    # This module and not the recorded one; a fork has its own folder in place of the first.
+    path = os.pathsep.join([str(environment.CODE), variables.get("PYTHONPATH", "")])
     process = processes.start(
-        __name__, str(home), folder=environment.CODE, log=log, requests=True, variables=variables, own_session=True
-    )
+        __name__, str(home), folder=environment.CODE, log=log, requests=True,
+        variables={**variables, "PYTHONPATH": path}, own_session=True,
+    )  # fmt: skip
     assert process.stdin
     assert process.stdout
     try:

@@ -7,10 +7,12 @@ that starts with a dash for an option, and some of its options are commands.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tasks import layout
 from tasks.errors import ReadableError, UserError
 
 _OF_ANOTHER_REPOSITORY = frozenset({
@@ -25,6 +27,10 @@ _NOTHING_RUNS = (
     "-c", "core.fsmonitor=false",
     "-c", "protocol.ext.allow=never",  # ext::COMMAND as an address
 )  # fmt: skip
+
+
+LINK = "120000"
+"""Git's mode of a symbolic link."""
 
 
 class GitError(ReadableError):
@@ -133,15 +139,32 @@ def top_level(folder: Path) -> Path:
     """The project: the top of the git working tree that a folder is in.
 
     Raises:
-        UserError: no git working tree, or one without a commit.
+        UserError: no git working tree, or one without a commit; or settings of one machine are committed in it.
     """
     try:
-        top = Path(git(folder, "rev-parse", "--show-toplevel"))
+        # A folder of a working tree may look like a bare repository, and bring a configuration with commands.
+        top = Path(git(folder, "-c", "safe.bareRepository=explicit", "rev-parse", "--show-toplevel"))
     except GitError:
         raise UserError(f"{folder} is not in a git repository; clone chronomerge and run it in the clone") from None
     if resolve(top, "HEAD") is None:
         raise UserError(f"{top} has no commit yet; states are commits on top of your code, so commit it first")
+    _require_own_settings(top)
     return top
+
+
+def _require_own_settings(top: Path) -> None:
+    """Refuse a clone that brings what each machine makes for itself: those files are trusted, and written to.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for row in git(top, "ls-files", "--stage", "-z", "--", *(f":(icase){one}" for one in layout.OURS)).split("\0")[:-1]:
+        facts, _, path = row.partition("\t")
+        if layout.is_of_one_machine(path, link=facts.startswith(LINK)):
+            raise UserError(
+                f"{top}: {path} is committed, and cannot be part of a project (a link, or settings of one machine); "
+                f"look at it, then remove it from the repository: git rm -r --cached -- {shlex.quote(path)}"
+            )
 
 
 def common_dir(project: Path) -> Path:

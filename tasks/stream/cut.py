@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from tasks import yaml
 from tasks.errors import UserError
 from tasks.stream.material import DataSet, Pair
+from tasks.text import one_line
 
 
 def read(path: Path) -> list[DataSet]:
@@ -82,4 +83,4 @@ def text(stream: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:
     writer.width = 4096
     written = io.StringIO()
     writer.dump({"stream": list(stream)}, written)
-    return "".join(f"# {remark}\n" for remark in remarks) + written.getvalue()
+    return "".join(f"# {one_line(remark)}\n" for remark in remarks) + written.getvalue()

@@ -7,6 +7,7 @@ data. Another manifest may take the first sets of one (``of`` and ``first``).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +109,15 @@ class StreamManifest(Settings):
     """The source of a set in a folder of the user's; ``{data}`` is the folder and ``{name}`` the set."""
     sets: tuple[ReadySet, ...] = Field(min_length=1)
 
+    @field_validator("time", "grid")
+    @classmethod
+    def _no_code(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """A technique of one's own is code: it stands in one's own params.yaml."""
+        for text in _texts(value):
+            if ":" in text:
+                raise ValueError(f"names only what comes with chronomerge, got {text!r:.80}")
+        return value
+
     @model_validator(mode="after")
     def _unique(self) -> StreamManifest:
         names = [one.name for one in self.sets]
@@ -118,6 +128,15 @@ class StreamManifest(Settings):
     def of_role(self, role: Role) -> list[ReadySet]:
         """The sets of a role, in the manifest's order."""
         return [one for one in self.sets if one.role == role]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in plain values, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def names(project: Path) -> list[str]:

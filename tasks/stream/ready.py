@@ -22,6 +22,7 @@ from tasks.prepare.sources.fomo import sequence
 from tasks.stream import pins
 from tasks.stream.cut import groups
 from tasks.stream.manifest import VALIDATION_SHARE, ReadySet, StreamManifest
+from tasks.text import one_line
 from tasks.units import duration, size
 
 NUMBERED = ("hf", "images")
@@ -216,7 +217,7 @@ def text(manifest: StreamManifest, wanted: Wanted, project: Path) -> str:
     if unpinned := pins.pin(made, project):
         wanted.note(f"no hub answers for {', '.join(unpinned)}: which commit is meant is settled by the first run")
     writer.dump(made, written)
-    head = f"# {manifest.about}: streams/{manifest.stream}.yaml, by chronomerge stream import.\n"
+    head = f"# {one_line(manifest.about)}: streams/{manifest.stream}.yaml, by chronomerge stream import.\n"
     content = head + written.getvalue()
     parse_params(content, Path(f"{manifest.stream} as params"))
     return content

@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
-from tasks import environment, layout, progress
+from tasks import environment, layout, processes, progress
 from tasks.params import Named, Params
 from tasks.record import State
 from tasks.storage import atomic, dvc_config
 from tasks.storage.cache import Cache
+from tasks.text import redacted
 from tasks.track.tracker import Told, of
 
 SECONDS = 120
 """A tracker that takes longer is ended."""
+LOGGED = 1 << 20
+"""Bytes of what one process of it prints that go into the log: the last ones."""
 
 
 def check(params: Params) -> list[str]:
@@ -133,13 +136,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             one.kill()
 
 
+def _text(file: IO[bytes]) -> str:
+    """The end of what was written to a file."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - LOGGED))
+    return file.read().decode(errors="replace")
+
+
 def _in_a_process(project: Path, job: Mapping[str, Any]) -> str:
     """Have a process of its own talk to the tracker; returns why it failed, or nothing."""
     log = layout.make_private(project) / "logs" / "track.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file, tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.track"], stdin=subprocess.PIPE, stdout=output, stderr=file,
+            [*processes.PYTHON, "-m", "tasks.track"], stdin=subprocess.PIPE, stdout=output, stderr=printed,
             env=environment.for_child(), cwd=project,
         )  # fmt: skip
         try:
@@ -148,10 +157,10 @@ def _in_a_process(project: Path, job: Mapping[str, Any]) -> str:
             return f"no answer within {SECONDS} s"
         finally:
             _end(process)
-        output.seek(0)
-        said = output.read()
-        file.write(said)
+            with log.open("a", encoding="utf-8") as file:  # libraries print addresses with their passwords
+                file.write(redacted(_text(printed)))
+        said = _text(output)
     if process.returncode == 0:
         return ""
-    lines = said.decode(errors="replace").strip().splitlines()
+    lines = said.strip().splitlines()
     return lines[-1] if lines else f"status {process.returncode}; {log} says more"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import layout, nodes
+from tasks import environment, layout, nodes, processes
 from tasks.errors import UserError
 from tasks.storage import atomic, dvc_config, embedded
 from tasks.storage.cache import Cache
@@ -71,7 +70,10 @@ def machine(threads: int | None) -> dict[str, str | int]:
 def _machine(home: Path, threads: int | None) -> dict[str, str | int]:
     """Computed in a process of its own, so that this one does not import torch or use GPU memory."""
     ask = f"import json; from tasks.model.models import device_facts; print(json.dumps(device_facts({threads!r})))"
-    done = subprocess.run([sys.executable, "-c", ask], cwd=home, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*processes.PYTHON, "-c", ask],
+        cwd=home, env=environment.for_child(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
     facts: dict[str, str | int] = json.loads(done.stdout)
     return facts
 

@@ -207,6 +207,9 @@ def test_what_slips_through_stops_the_publication(
     ("hf:org/name@main/file.safetensors", "hf:org/name@main/file.safetensors"),
     ("https://huggingface.co/org/name", "https://huggingface.co/org/name"), ("own/rule.py:Rule", "own/rule.py:Rule"),
     ("https://store.corp:9000/x/", "https://…/x"), ("top-1 / mean", "top-1 / mean"),
+    ("images:/srv/Acme Corp/secret merger/spring#train", "images:…/spring#train"), ("/srv/Bob's, own/x", "…/x"),
+    ("file:///srv/Acme Corp/x y/z", "file://…/z"), ("s3://bucket/a b/c d/x.pt", "s3://…/x.pt"),
+    ("['/a b/c', '/d/e']", "['…/e']"), ("by Google, https://x.org/l", "by Google, https://…/l"),
 ])  # fmt: skip
 def test_addresses_and_paths_become_their_last_part(text: str, public: str) -> None:
     assert shortened(text) == public
@@ -299,3 +302,5 @@ def test_the_card_says_that_the_deployed_copy_was_rotated() -> None:
     assert card._rotated(cast(State, SimpleNamespace(manifest=plain))) == ""
     said = card._rotated(cast(State, SimpleNamespace(manifest=turned)))
     assert "rotated into the joint space of `state/tiny/0000`" in said
+    foreign = Manifest.model_validate(manifests.content(compatible={**rotated, "state": "x` # <script>"}))
+    assert "joint space of `x # <script>`, so that" in card._rotated(cast(State, SimpleNamespace(manifest=foreign)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import yaml
 from tasks.errors import UserError
 from tasks.params import Params
 from tasks.prepare.registry import parse
@@ -14,6 +15,7 @@ from tasks.stream import manifest, ready
 from tasks.stream.manifest import ReadySet, StreamManifest
 from tasks.stream.ready import Wanted
 from tests.project import ROOT
+from tests.test_yaml import NINE_LINES
 
 READY = {"vision8": (8, 1), "vision14": (14, 1), "vision20": (20, 1), "fomo-in-flux": (41, 22)}
 
@@ -142,3 +144,46 @@ def test_a_wrong_manifest_is_named(tmp_path: Path, content: str, message: str) -
 def test_an_unknown_stream_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="vision9: no such stream; there are fomo-in-flux, vision14, vision20, vision8"):
         manifest.read("vision9", ROOT)
+
+
+FOREIGN = """stream: x
+about: {about}
+base: {{model: ViT-B-32, pretrained: openai}}
+scored_by: ViT-B-32, openai
+train: {{steps: 3}}
+time: {time}
+grid: {grid}
+folder: x
+sets:
+- {{name: a, title: t, licence: l, sources: ["images:x"]}}
+- {{name: b, role: retention, title: t, licence: l, sources: ["images:x"]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("time", '{technique: {name: "/tmp/evil.py:Evil"}}'), ("time", '{technique: "evil.py:Evil"}'),
+        ("grid", '{technique: [{name: "evil.py:Evil"}]}'),
+        ("grid", '{variants: [{technique: {name: "evil.py:Evil"}}]}'),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_somebody_else_names_no_code(tmp_path: Path, key: str, section: str) -> None:
+    """It would be in params.yaml, whose techniques run."""
+    (tmp_path / "x.yaml").write_text(FOREIGN.format(**{"about": "x", "time": "{}", "grid": "{}", key: section}))
+    with pytest.raises(UserError, match=rf"x\.yaml: {key}: names only what comes with chronomerge, got '.*evil"):
+        manifest.read(str(tmp_path / "x.yaml"), ROOT)
+
+
+def test_what_a_manifest_is_about_stays_a_comment(tmp_path: Path) -> None:
+    about = r'"x\nhooks: {recorded: [touch, x]}\nseed: 5"'
+    (tmp_path / "x.yaml").write_text(FOREIGN.format(about=about, time="{}", grid="{}"))
+    text = ready.text(manifest.read(str(tmp_path / "x.yaml"), ROOT), Wanted(), tmp_path)
+    assert text.startswith("# x hooks: {recorded: [touch, x]} seed: 5: streams/x.yaml")
+    assert not {"hooks", "seed"} & yaml.load(text).keys()
+
+
+def test_a_manifest_with_aliases_for_a_billion_values_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(f"{NINE_LINES}of: *a8\nfirst: 1\n")
+    with pytest.raises(UserError, match="not a readable YAML file: its aliases"):
+        manifest.read(str(tmp_path / "x.yaml"), ROOT)

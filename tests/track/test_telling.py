@@ -166,6 +166,9 @@ def test_one_that_does_not_answer_is_counted_and_told_later(
     assert said[0].startswith("tracker mlflow: 2 states not told (MlflowException: ")
     assert said[0].endswith("; tried again after the next step")
     assert "pass-Word0" not in said[0]
+    log = (project / ".chronomerge/logs/track.log").read_text()
+    assert "Traceback" in log
+    assert "pass-Word0" not in log
     assert track.tell(project, params(project, "mlflow")) == 0
     assert len(runs()) == 1
 

