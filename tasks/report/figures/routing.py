@@ -33,7 +33,7 @@ def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
         " upper bound. The routing accuracy is the mean over the sets whose arrival has come. Right: percent of each"
         " set's images that go to an expert, at the last step; framed is the set's own."
     )
-    chart = alt.hconcat(_lines(own), _shares(went, own)).resolve_scale(color="independent")
+    chart = alt.concat(_lines(own), _shares(went, own), columns=2).resolve_scale(color="independent")
     return Figure("routing", "Routes", caption, chart, 60)
 
 
