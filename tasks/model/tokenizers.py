@@ -187,7 +187,10 @@ def _require_fitting(tokenizer: HFTokenizer, text: Mapping[str, Any], name: str)
         raise UserError(f"{its} has no pad_token, which fills texts up to the context length; name one in its settings")
     if tokenizer.tokenizer.padding_side != "right":
         raise UserError(f"{its} pads on the left, where the text tower would read it; set padding_side: right")
-    tokens = tokenizer(["a"])[0].tolist()
+    try:
+        tokens = tokenizer(["a"])[0].tolist()
+    except Exception as error:  # files that do not go together make its parsers raise errors of any type
+        raise UserError(f"{its} cannot read a text: {' '.join(str(error).split())[:200]}") from None
     largest, words = max(tokens), text.get("vocab_size") or CLIP_WORDS
     if largest >= words:
         raise UserError(f"{its} gives the number {largest}, and the model has {words} words (vocab_size)")

@@ -130,8 +130,8 @@ def stream(root: Path, folder: Path) -> Iterator[str]:
 
     def import_() -> None:
         found = manifest.read(str(folder / "stream.yaml"), root / "project")
-        ready.text(found, Wanted(data=Path("sets")))
-        ready.text(found, Wanted(orders=2))
+        ready.text(found, Wanted(data=Path("sets")), root / "project")
+        ready.text(found, Wanted(orders=2), root / "project")
 
     yield from refused(import_)
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 import torch
 
+from tasks.errors import UserError
 from tasks.evaluate.head import Classifier, LinearClassifier, MomentHead, Text, Tunable
 from tasks.evaluate.support import Moments, Support
 
@@ -65,5 +66,10 @@ def inverse_covariance(moments: Moments) -> torch.Tensor:
     if trace <= NOISE * moments.gram.trace():
         return torch.zeros_like(scatter)
     ridge = trace / (count - 1) * torch.eye(width, dtype=torch.float64)
-    inverse: torch.Tensor = width * torch.linalg.pinv((scatter + scatter.T) / 2 + ridge, hermitian=True)
+    try:
+        inverse: torch.Tensor = width * torch.linalg.pinv((scatter + scatter.T) / 2 + ridge, hermitian=True)
+    except torch.linalg.LinAlgError:
+        raise UserError(
+            "gda: the covariance of the features has no inverse; they are damaged, measure them again"
+        ) from None
     return inverse
