@@ -15,7 +15,8 @@ from tests.project import PARAMS, ROOT
 
 SHARED = ("tasks/storage/cache.py", "tasks/console.py", "tasks/errors.py", "tasks/layout.py", "tasks/nodes.py",
           "tasks/references.py", "tasks/params.py", "tasks/progress.py", "tasks/text.py", "tasks/units.py",
-          "tasks/yaml.py", "tasks/storage/atomic.py", "tasks/environment.py", "tasks/processes.py", "tasks/__init__.py")  # fmt: skip
+          "tasks/yaml.py", "tasks/storage/atomic.py", "tasks/environment.py", "tasks/processes.py",
+          "tasks/__init__.py")  # fmt: skip
 """Modules that carry a node's work but do not decide its outputs."""
 
 
