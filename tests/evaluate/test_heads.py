@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,10 @@ def test_bad_support_is_refused_in_one_line() -> None:
         fit(head("gda"), data.moments(), Text(torch.zeros(5, 7), 100.0))
     with pytest.raises(UserError, match="are not finite"):
         fit(head("tip"), Support(data.classes, data.features / 0, data.labels, data.ranks), text)
+    sums = data.moments()
+    beyond = replace(sums, gram=torch.full_like(sums.gram, 1.5e308))
+    with pytest.raises(UserError, match="the covariance of the features has no inverse"):
+        fit(head("gda"), beyond, text)
     for name in ("prototype", "gda", "tip", "knn", "linear"):
         classifier = fit(head(name, shots=[12]), data, text).classifier
         with pytest.raises(UserError, match="cannot be used together; both must come from the same model"):

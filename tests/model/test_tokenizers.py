@@ -58,6 +58,15 @@ def test_a_tokenizer_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch:
         resolved(tmp_path, hf_tokenizer_name="words")
 
 
+def test_files_that_do_not_go_together_are_one_line(tmp_path: Path) -> None:
+    path = tokenizers.save(tmp_path / "words") / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    saved["model"]["vocab"] = {"</s>": 0}  # it has no unknown word, which `unk_token` promises
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
+        resolved(tmp_path, hf_tokenizer_name="words")
+
+
 def test_code_of_a_tokenizer_never_runs(tmp_path: Path) -> None:
     folder = tokenizers.save(tmp_path / "words")
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

@@ -59,17 +59,21 @@ def natural_weight(samples: int, classes: int, width: int) -> float:
 
 
 def inverse_covariance(moments: Moments) -> torch.Tensor:
-    """Σ⁻¹ = D·pinv((n−1)S + tr(S)·I), (n−1)S = Σ f fᵀ − Σ_c s_c s_cᵀ/n_c: float64, shape (D, D)."""
+    """Σ⁻¹ = D·pinv((n−1)S + tr(S)·I), (n−1)S = Σ f fᵀ − Σ_c s_c s_cᵀ/n_c: float64, shape (D, D).
+
+    Raises:
+        UserError: there is none; sums of features that anybody made may be too large.
+    """
     width, count = moments.gram.shape[0], int(moments.counts.sum())
     scatter = moments.gram - moments.sums.T @ (moments.sums / moments.counts[:, None])
     trace = scatter.trace()
-    if trace <= NOISE * moments.gram.trace():
+    if trace.isfinite() and trace <= NOISE * moments.gram.trace():
         return torch.zeros_like(scatter)
     ridge = trace / (count - 1) * torch.eye(width, dtype=torch.float64)
     try:
         inverse: torch.Tensor = width * torch.linalg.pinv((scatter + scatter.T) / 2 + ridge, hermitian=True)
     except torch.linalg.LinAlgError:
-        raise UserError(
-            "gda: the covariance of the features has no inverse; they are damaged, measure them again"
-        ) from None
+        inverse = torch.full_like(scatter, torch.nan)
+    if not inverse.isfinite().all():
+        raise UserError("gda: the covariance of the features has no inverse; they are damaged, measure them again")
     return inverse
