@@ -29,7 +29,7 @@ def convert(
     """Write a model as a folder that open_clip or transformers loads, with its configuration and tokenizer."""
     from tasks import console
     from tasks.convert import convert as run
-    from tasks.units import size
+    from tasks.units import counted, size
 
     with console.shown() as progress:
         done = run(model, to.value, out, base=base, dtype=dtype, progress=progress)
@@ -40,4 +40,4 @@ def convert(
         if to is Library.open_clip
         else f"transformers.{done.transformers_class}.from_pretrained('{out}')"
     )
-    terminal.print(f"{done.folder}: {done.tensors} tensors, {size(done.bytes)}; load it with {how}")
+    terminal.print(f"{done.folder}: {counted(done.tensors, 'tensor')}, {size(done.bytes)}; load it with {how}")

@@ -160,9 +160,9 @@ def _plan_row(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, pa
 
 
 def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, parallel: int) -> list[str]:
-    from tasks.units import duration, size
+    from tasks.units import counted, duration, size
 
-    lines = [f"{len(selected.cells)} cells, {len(selected.todo)} of them with steps to run"]
+    lines = [f"{counted(len(selected.cells), 'cell')}, {len(selected.todo)} of them with steps to run"]
     lines.append(f"{'':14}{'each by itself':>16}{'shared':>10}{'to do':>10}")
     for kind, name in (("train", "trainings"), ("deploy", "merges"), ("evaluate", "evaluations")):
         counts = (plan.separate(kind), len(plan.shared(kind)), len(plan.pending(kind)))
@@ -192,11 +192,13 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
 
 
 def _outcome_lines(selected: SelectedGrid, outcome: GridResult) -> list[str]:
+    from tasks.units import counted
+
     done, states = len(outcome.recorded), sum(map(len, outcome.recorded.values()))
     nothing = "nothing to do: all cells are recorded (chronomerge report shows them)"
-    lines = [f"{done} cells recorded {states} states" if done else nothing]
+    lines = [f"{counted(done, 'cell')} recorded {counted(states, 'state')}" if done else nothing]
     if outcome.failed:
-        lines = [f"{len(outcome.failed)} cells failed; the same command runs them again:"]
+        lines = [f"{counted(len(outcome.failed), 'cell')} failed; the same command runs them again:"]
         lines += [f"  {timeline}: {reason}" for timeline, reason in sorted(outcome.failed.items())]
     return [*lines, *_left_out(selected)]
 

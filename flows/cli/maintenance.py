@@ -115,6 +115,6 @@ def _lines(plan: SweepPlan, cache: str, url: str, *, delete: bool, everywhere: b
 
 
 def _count(objects: Mapping[str, int]) -> str:
-    from tasks.units import size
+    from tasks.units import counted, size
 
-    return f"{len(objects)} objects, {size(sum(objects.values()))}"
+    return f"{counted(len(objects), 'object')}, {size(sum(objects.values()))}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.params import Params
+from tasks.units import counted
 
 
 def check(params: Params, project: Path, *, base: bool) -> None:
@@ -21,8 +22,8 @@ def check(params: Params, project: Path, *, base: bool) -> None:
     reference = params.deploy.reference_step
     if reference > len(params.stream):
         raise UserError(
-            f"deploy.compatible_with: {params.deploy.compatible_with}: the stream has {len(params.stream)} arrivals, so"
-            f" the last step is {len(params.stream)}"
+            f"deploy.compatible_with: {params.deploy.compatible_with}: the stream has "
+            f"{counted(len(params.stream), 'arrival')}, so the last step is {len(params.stream)}"
         )
     images = bool(params.base.pretraining)
     for step, arrival in enumerate(params.stream, start=1):

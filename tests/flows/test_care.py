@@ -340,8 +340,8 @@ def test_bytes_are_mended_from_wherever_they_are_good(project: Path) -> None:
     (project / "elsewhere/files/md5" / three[:2] / three[2:]).write_bytes(b"cut")
     report = found(project)
     assert one[2:] in report["damaged bytes in the cache"]
-    assert "1 objects of state/tiny/000" in report["objects that the store lacks"]
-    assert "1 objects of state/tiny/000" in report["objects of another size in the store"]
+    assert "1 object of state/tiny/000" in report["objects that the store lacks"]
+    assert "1 object of state/tiny/000" in report["objects of another size in the store"]
     mended(project)
     assert cache.path(one).read_bytes() == good
 

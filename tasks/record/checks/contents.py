@@ -17,6 +17,7 @@ from tasks.record.garbage import YOUNG
 from tasks.storage import dvc_config, store
 from tasks.storage.dvc_config import Remote
 from tasks.storage.objects import Depot
+from tasks.units import counted
 
 if TYPE_CHECKING:
     from types_boto3_s3.type_defs import MultipartUploadTypeDef
@@ -97,8 +98,8 @@ def remote(visit: Visit) -> Iterator[Finding]:
     ):
         if objects:
             yield Finding(
-                what, f"{len(objects)} objects of {_tags(visit, objects)}", meaning, "send them from the cache",
-                partial(visit.depot.send, objects),
+                what, f"{counted(len(objects), 'object')} of {_tags(visit, objects)}", meaning,
+                "send them from the cache", partial(visit.depot.send, objects),
             )  # fmt: skip
     for md5 in sorted(set(absent) - set(sendable)):
         places = visit.wanted[md5]
