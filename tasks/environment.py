@@ -43,9 +43,9 @@ def bypass_proxies_on_loopback(variables: MutableMapping[str, str] = os.environ)
         variables[name] = ",".join([*hosts, *missing])
 
 
-def for_child(code: Path = CODE, /, **variables: str) -> dict[str, str]:
-    """The environment of a child process that runs our code: this process's own, and ``code`` first on its path."""
-    path = os.pathsep.join(filter(None, [str(code), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+def for_child(code: Path | None = None, /, **variables: str) -> dict[str, str]:
+    """The environment of a child process: this process's own, and ``code``, by default ours, first on its path."""
+    path = os.pathsep.join(filter(None, [str(code or CODE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
     made = {**AWS_DEFAULTS, **os.environ, "PYTHONPATH": path, **variables}
     made.pop("PYTHONWARNINGS", None)  # libraries warn of each other: with ``error`` no child would start
     bypass_proxies_on_loopback(made)

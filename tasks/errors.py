@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tasks.text import abridged, printable, redacted
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class ReadableError(Exception):
@@ -22,6 +27,14 @@ class UserError(ReadableError):
 
 class UnavailableError(UserError):
     """A store or a network that does not answer: it may pass by itself, and the same command works later."""
+
+
+def first_problem(error: ValidationError, top: str = "") -> str:
+    """The first value that pydantic refuses, as ``key: what is wrong``; ``top`` is the key of the whole."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or top
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {reason}" if key else reason
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks import layout, yaml
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.params import Params, Train
 from tasks.progress import Progress
 from tasks.storage.cache import hash_of
@@ -177,10 +177,9 @@ def parse(text: str, name: str) -> dict[str, Node]:
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not a YAML file: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the top level"
+        problem = first_problem(error, "the top level")
         raise UserError(
-            f"{name}: not the pipeline of a chronomerge project ({key}: {first['msg']}); compare it with the "
+            f"{name}: not the pipeline of a chronomerge project ({problem}); compare it with the "
             "dvc.yaml of the repository of chronomerge"
         ) from None
     return {

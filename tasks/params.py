@@ -27,12 +27,14 @@ from tasks.errors import UserError
 
 
 def _usable_in_git(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError("use letters, digits, '.', '_' and '-', and begin with a letter or a digit")
     if ".." in name or name.endswith((".", ".lock")):
         raise ValueError("git allows no '..', and no '.' or '.lock' at the end")
     return name
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_usable_in_git)]
+Name = Annotated[str, AfterValidator(_usable_in_git)]
 """Names of timelines, arrivals and data sets: they become branches, tags and folders."""
 
 SourceSpec = str | dict[str, Any]

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks import yaml
 from tasks.arrive import drops, s3
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.model.fitting import OnMismatch
 from tasks.params import TAKEN, Limits, Name, SourceSpec
 from tasks.prepare.hosted import Hosted
@@ -58,8 +58,7 @@ class Request:
         try:
             TypeAdapter[str](Name).validate_python(self.name)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"{self.name!r} cannot be the name of an arrival: {reason}") from None
+            raise UserError(f"{self.name!r} cannot be the name of an arrival: {first_problem(error)}") from None
         if len(self.name) > LONGEST_NAME:
             raise UserError(
                 f"{self.name[:40]!r}… cannot be the name of an arrival: more than {LONGEST_NAME} characters"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.evaluate.crossing import KS, Crossing, Shares, crossing
 from tasks.evaluate.memory import keeping_memory
 from tasks.evaluate.metrics import DIGITS
@@ -187,4 +187,4 @@ def _pairs(path: Path) -> dict[int, dict[int, bool]]:
     try:
         return _PAIRS.validate_json(path.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{path}: damaged ({error.errors()[0]['msg']}); `chronomerge doctor` says more") from None
+        raise UserError(f"{path}: damaged ({first_problem(error)}); `chronomerge doctor` says more") from None

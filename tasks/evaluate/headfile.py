@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.evaluate import support as supports
 from tasks.evaluate.head import ALL, Fitted, Space, SupportHead, Text, chosen, fit
 from tasks.evaluate.support import Moments, Support
@@ -92,10 +92,7 @@ def read(path: Path) -> tuple[Note, Support | Moments, Text]:
     except KeyError:
         raise UserError(f"{path}: not the file of a head: its metadata has no {KEY!r}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{path}: not a file of a head that can be read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        ) from None
+        raise UserError(f"{path}: not a file of a head that can be read ({first_problem(error)})") from None
     data = _data(path, note, tensors)
     text = _tensor(path, tensors, "text", torch.float32, (len(note.classes), data_width(data)))
     return note, data, Text(text, note.scale)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from pydantic import Field, ValidationError
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.evaluate import headfile
 from tasks.evaluate import support as supports
 from tasks.evaluate.prompts import PLACE, templates
@@ -128,10 +128,9 @@ def load(path: Path, spec: Spec) -> tuple[bool, HeadState | None]:
     except KeyError:
         raise UserError(f"{path}: not the state of heads; `chronomerge doctor` says more") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["loc"][:2] == ("spec", "version"):
+        if error.errors()[0]["loc"][:2] == ("spec", "version"):
             return False, None
-        raise UserError(f"{path}: damaged ({first['msg']}); `chronomerge doctor` says more") from None
+        raise UserError(f"{path}: damaged ({first_problem(error)}); `chronomerge doctor` says more") from None
     if note.spec != spec:
         return False, None
     if not note.support and not note.moments:

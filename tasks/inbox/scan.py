@@ -22,7 +22,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from tasks import arrive as arriving
 from tasks.arrive import CHECKPOINTS, ChangedError, Memo, Request, UnreachableError, Verdict
-from tasks.errors import ReadableError, UserError
+from tasks.errors import ReadableError, UserError, first_problem
 from tasks.inbox import notes, places
 from tasks.inbox.notes import DropNote
 from tasks.inbox.places import MANIFEST, MARKERS, Inbox
@@ -303,9 +303,7 @@ def _manifest(place: Inbox, name: str, limits: Limits) -> _Manifest:
         content = YAML(typ="safe").load(text or "{}")
         return _Manifest.model_validate({} if content is None else content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {key or 'it'}: {first['msg']}") from None
+        raise UserError(f"{where}: {first_problem(error, 'it')}") from None
     except (YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.merge.technique import Technique, create
 
 FILE = "fit.json"
@@ -66,4 +66,4 @@ def read(folder: Path) -> FitResult | None:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the fit node writes it") from None
     except ValidationError as error:
-        raise UserError(f"{path}: not what the fit node writes ({error.errors()[0]['msg']})") from None
+        raise UserError(f"{path}: not what the fit node writes ({first_problem(error)})") from None

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import safe_open
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.model.codec import Chunk, Codec, DamagedChunkError, Numbers, chosen
 from tasks.model.dtypes import BITS, FLOATS, as_given, stored_as
 from tasks.model.dtypes import decode as numbers_of
@@ -155,11 +155,10 @@ def coding(path: Path) -> Coding:
     try:
         return Coding.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the header"
+        problem = first_problem(error, "the header")
         raise UserError(
-            f"{path}: not a coded expert that this chronomerge reads ({where}: {first['msg']}); fetch it again, or "
-            "update (git pull && make install)"
+            f"{path}: not a coded expert that this chronomerge reads ({problem}); fetch it again, or update "
+            "(git pull && make install)"
         ) from None
 
 

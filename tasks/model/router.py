@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from pydantic import Field, ValidationError
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.model import checkpoints
 from tasks.params import Settings
 
@@ -212,9 +212,8 @@ def load(path: Path) -> Router:
     except KeyError:
         raise UserError(f"{path}: not the router of a routed deployment; `chronomerge doctor` says more") from None
     except ValidationError as error:
-        reason = error.errors()[0]
-        where = ".".join(map(str, reason["loc"])) or "its note"
-        raise UserError(f"{path}: damaged ({where}: {reason['msg']}); `chronomerge doctor` says more") from None
+        problem = first_problem(error, "its note")
+        raise UserError(f"{path}: damaged ({problem}); `chronomerge doctor` says more") from None
     rows = len(note.classes)
     whole = (
         route.shape == counts.shape == (rows,)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.record import heads
 from tasks.storage.git import git, identity, show
 
@@ -101,9 +101,9 @@ def read_rows(project: Path, commit: str | None, file: str, kind: TypeAdapter[li
     try:
         return kind.validate_json(show(project, commit, file), strict=True)
     except ValidationError as error:
-        reason = str(error.errors()[0]["msg"])
         raise UserError(
-            f"{file} of {commit[:10]} is damaged ({reason}); `git log refs/decisions/TIMELINE` shows earlier ones"
+            f"{file} of {commit[:10]} is damaged ({first_problem(error)}); `git log refs/decisions/TIMELINE` shows "
+            "earlier ones"
         ) from None
 
 

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from tasks import layout
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.record.state import State
 from tasks.storage.cache import Cache, Entry
 
@@ -98,8 +98,8 @@ def after(
         try:
             return kind.validate_json(cache.path(handed_on(path).md5).read_bytes(), strict=True)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise UserError(f"{previous.tag}: {layout.HISTORY}/{path} cannot be used: {reason}") from None
+            problem = first_problem(error)
+            raise UserError(f"{previous.tag}: {layout.HISTORY}/{path} cannot be used: {problem}") from None
 
     number = note("weights/lineage.json", _LINEAGE)["step"] + 1
     expert = entries[previous.expert]

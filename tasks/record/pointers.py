@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.params import POINTER
 from tasks.record import decisions, heads, timelines
 from tasks.record.state import State
@@ -53,8 +53,7 @@ def checked(name: str) -> str:
     try:
         return POINTER.validate_python(name)
     except ValidationError as error:
-        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{name!r:.80} cannot be the name of a pointer: {reason}") from None
+        raise UserError(f"{name!r:.80} cannot be the name of a pointer: {first_problem(error)}") from None
 
 
 def read(project: Path, commit: str | None) -> list[PointerMove]:

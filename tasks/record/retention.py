@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from tasks import layout
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.record import heads, timelines, worktrees
 from tasks.record.state import State
 from tasks.storage.cache import Entry
@@ -66,7 +66,7 @@ def let_go(project: Path) -> dict[str, LetGo]:
             )
         except ValidationError as error:
             raise UserError(
-                f"{NOTES}: the note on {commit[:10]} is damaged ({error.errors()[0]['msg']}); "
+                f"{NOTES}: the note on {commit[:10]} is damaged ({first_problem(error)}); "
                 f"`git notes --ref={NOTES} remove {commit[:10]}` drops it"
             ) from None
     return notes

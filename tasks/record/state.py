@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from tasks import layout, yaml
-from tasks.errors import ReadableError, UserError
+from tasks.errors import ReadableError, UserError, first_problem
 from tasks.params import Params, parse
 from tasks.progress import Progress, silent
 from tasks.record import manifest, names
@@ -282,9 +282,6 @@ def _checked(kind: TypeAdapter[Any], text: str, state: str, file: str) -> dict[s
     try:
         kind.validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{state}: {file} is damaged ({where}: {first['msg']}); `chronomerge doctor` says more"
-        ) from None
+        problem = first_problem(error)
+        raise UserError(f"{state}: {file} is damaged ({problem}); `chronomerge doctor` says more") from None
     return dict(json.loads(text))

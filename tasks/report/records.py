@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from tasks import layout, nodes, yaml
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.grid.cells import Cell
 from tasks.record import Manifest, State, compatibility_of, heads_of, metrics_of, read_manifest, timeline_names
 from tasks.record import lineage as recorded_lineage
@@ -146,9 +146,7 @@ def _params(text: str, state: State) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{damaged} ({str(error).splitlines()[0]}); `chronomerge doctor` says more") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{damaged} ({where}: {first['msg']}); `chronomerge doctor` says more") from None
+        raise UserError(f"{damaged} ({first_problem(error)}); `chronomerge doctor` says more") from None
     return content
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from tasks import yaml
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.stream.material import DataSet, Pair
 from tasks.text import one_line
 
@@ -38,9 +38,7 @@ def read(path: Path) -> list[DataSet]:
         try:
             sets.append(DataSet.model_validate(one))
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}: data set {number}: {key}: {first['msg']}; experts cannot be cut") from None
+            raise UserError(f"{path}: data set {number}: {first_problem(error)}; experts cannot be cut") from None
     names = [one.name for one in sets]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: two data sets are named {repeated[0]!r}")

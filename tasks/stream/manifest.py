@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks import yaml
-from tasks.errors import UserError
+from tasks.errors import UserError, first_problem
 from tasks.params import Base, Name, Settings
 
 FOLDER = Path("streams")
@@ -168,9 +168,7 @@ def read(name: str, project: Path) -> StreamManifest:
     try:
         return StreamManifest.model_validate(content)
     except ValidationError as error:
-        first_error = error.errors()[0]
-        key = ".".join(str(part) for part in first_error["loc"])
-        raise UserError(f"{path}: {key}: {first_error['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"{path}: {first_problem(error)}") from None
 
 
 def _content(path: Path, name: str, project: Path) -> dict[str, Any]:

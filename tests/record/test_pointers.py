@@ -83,8 +83,8 @@ def test_a_pointer_that_was_at_one_state_alone_goes_away(project: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "why"), [
-    ("deployed", "deployed is moved by gate, promote, hold and rollback"), ("a/b", "String should match pattern"),
-    ("a..b", "git allows no"), ("--x", "String should match pattern"), ("x.lock", "git allows no"),
+    ("deployed", "deployed is moved by gate, promote, hold and rollback"), ("a/b", "use letters, digits"),
+    ("a..b", "git allows no"), ("--x", "use letters, digits"), ("x.lock", "git allows no"),
 ])  # fmt: skip
 def test_names_that_no_pointer_can_have(project: Path, name: str, why: str) -> None:
     grow(project, "p")
