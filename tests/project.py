@@ -134,15 +134,29 @@ def chronomerge(folder: Path, *args: str, check: bool = True, **environment: str
 
 
 def module(folder: Path, name: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of the project, or of these tests, with the project's own code."""
-    complete = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+    """Run a module of these tests in a project, with the project's own code."""
+    return _module(folder, ROOT, (name, *args), environment)
+
+
+def script(folder: Path, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of a user's in a project, with the project's own code."""
+    home = folder / ".git" / "scripts"  # no file of the working tree
+    home.mkdir(exist_ok=True)
+    (home / "script.py").write_text(text)
+    return _module(folder, home, ("script",), environment)
+
+
+def _module(
+    folder: Path, home: Path, call: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    complete = {**os.environ, **environment, "PYTHONPATH": str(home)}
 
     def started(output: IO[bytes], errors: IO[bytes]) -> Process:
         with Path(os.devnull).open("rb") as nothing:
             streams = [stream.fileno() for stream in (nothing, output, errors)]
-            return forks.server().start(folder, complete, streams, name, *args, forking=True)
+            return forks.server().start(folder, complete, streams, *call, forking=True)
 
-    return _done((name, *args), True, started)
+    return _done(call, True, started)
 
 
 def _done(

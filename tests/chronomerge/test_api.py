@@ -77,9 +77,7 @@ print(json.dumps({
 def test_a_timeline_from_python(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     """In a process of its own, with the project's code, as a script of a user would run."""
     project = projects.make(tmp_path / "project")
-    (project / ".git/info/exclude").write_text("/story.py\n")
-    (project / "story.py").write_text(STORY)
-    done = projects.module(project, "story", **prefect_api)
+    done = projects.script(project, STORY, **prefect_api)
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["zero"], told["made"]) == ("state/tiny/0000", ["state/tiny/0001", "state/tiny/0002"])
     assert told["again"] == []

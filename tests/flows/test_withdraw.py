@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import chronomerge as cm
 from flows.withdraw import withdraw
 from tasks.arrive import Request, arrive, rewritten
 from tasks.errors import UserError
@@ -212,19 +211,23 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
+RETRAINING = """
+import chronomerge as cm
+start, last = cm.withdraw("first", retrain=True)
+print(start.tag, last.tag, last.manifest.withdrawals[0].still_in, sep="\\n")
+"""
+
+
 def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(
-    ema: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ema: Path, prefect_api: dict[str, str]
 ) -> None:
     """From Python, in a line of its own after one without --retrain that was killed on the way to this one."""
-    for name, value in prefect_api.items():
-        monkeypatch.setenv(name, value)
     path = ema / "params.yaml"
     plan = plan_withdrawal(ema, load(path), "first", retrain=True)
     assert plan.retrained == ("second",)
     path.write_text(rewritten(path.read_text(), plan.stream, path))  # killed before the new line started
-    start, last = cm.withdraw("first", ema, retrain=True)
-    assert (start.tag, last.tag) == ("state/tiny/0000.3", "state/tiny/0001.3")
-    assert last.manifest.withdrawals[0].still_in == ()
+    done = projects.script(ema, RETRAINING, **prefect_api)
+    assert done.stdout.splitlines() == ["state/tiny/0000.3", "state/tiny/0001.3", "()"]
     newest = manifest(ema, "0001.3")
     assert newest["withdrawals"][0]["still_in"] == []
     assert newest["budget"]["steps"] > 0
