@@ -19,7 +19,8 @@ FIRST = (
     "flows/test_workers.py", "flows/test_compatible.py", "flows/test_withdraw.py", "flows/test_stream.py",
     "flows/test_demo.py", "flows/test_serve.py", "flows/test_run.py", "chronomerge/test_api.py",
     "flows/test_crash.py", "flows/test_arrive.py", "flows/test_past.py", "flows/test_gates.py",
-    "train/test_resume.py",
+    "train/test_resume.py", "flows/test_routed.py", "flows/test_fitted.py", "flows/test_surroundings.py",
+    "flows/test_own_words.py", "record/test_faults.py",
 )  # fmt: skip
 """What takes longest, so that no worker is left with it at the end."""
 

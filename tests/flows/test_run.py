@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tasks import nodes
+from tasks import nodes, waits
 from tasks.storage.cache import hash_of
 from tests import project as projects
 from tests.flows.conftest import NO_PICKLES
@@ -206,7 +206,7 @@ def test_an_outage_while_recording_is_one_line_and_the_next_run_goes_on(
     folder = projects.make(tmp_path / "project")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", "run", "--until", "0"],
-        cwd=folder, env={**os.environ, **prefect_api, "AWS_MAX_ATTEMPTS": "1"},
+        cwd=folder, env={**os.environ, **prefect_api, "AWS_MAX_ATTEMPTS": "1", waits.RECORD: "0.1,0.1,0.1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     evaluated = ".chronomerge/work/tiny/0000-*/metrics.json"
