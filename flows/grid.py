@@ -186,8 +186,8 @@ def _flow(
         task_runner=ThreadPoolTaskRunner(max_workers=workers.count),  # type: ignore[arg-type]
     )  # fmt: skip
     def grid() -> State[Any]:
-        futures = {cell.with_options(task_run_name=one).submit(one): one for one in jobs}
         try:
+            futures = {cell.with_options(task_run_name=one).submit(one): one for one in jobs}
             for number, future in enumerate(as_completed(list(futures)), start=1):
                 timeline, result = futures[future], future.result(raise_on_failure=False)
                 if isinstance(result, BaseException):

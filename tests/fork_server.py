@@ -10,11 +10,13 @@ is the very code of this server, the fork has its modules already, moved to its 
 from __future__ import annotations
 
 import _imp
+import faulthandler
 import gc
 import importlib
 import importlib.util
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -155,6 +157,8 @@ def become(call: dict[str, Any], streams: Sequence[int]) -> None:
     """Be the process of a call, from its session to its streams."""
     os.setsid()
     forking.become(call, streams)
+    stacks = os.open(f"{call['stacks']}/stack-{os.getpid()}", os.O_WRONLY | os.O_CREAT, 0o600)
+    faulthandler.register(signal.SIGUSR1, stacks)
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _text(1, "w")  # type: ignore[misc]

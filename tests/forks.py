@@ -33,7 +33,9 @@ class Forked:
     stdin: IO[str] | None = None
     stdout: IO[str] | None = None
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: socket.socket, stacks: Path):
+        """``stacks`` is a folder in which the fork says what its threads do when SIGUSR1 asks it."""
+        self._stacks = stacks
         self._answers = connection.makefile("rb")
         self._connection = connection
         self.pid = int(self._answers.readline())
@@ -47,10 +49,18 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0, stderr=self._stack())
             self._end()
         assert self.returncode is not None
         return self.returncode
+
+    def _stack(self) -> bytes:
+        """What the threads of the process do; it is printed with the test that waited too long."""
+        os.kill(self.pid, signal.SIGUSR1)
+        time.sleep(1)
+        said = (self._stacks / f"stack-{self.pid}").read_bytes()
+        print(said.decode())
+        return said
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -120,10 +130,10 @@ class ForkServer:
         connection = self._connected()
         call = {
             "arguments": [module, *arguments], "folder": str(cwd), "environment": dict(environment),
-            "forking": str(self._folder) if forking else None,
+            "forking": str(self._folder) if forking else None, "stacks": str(self._folder),
         }  # fmt: skip
         fork_call.send(connection, call, streams)
-        return Forked(connection)
+        return Forked(connection, self._folder)
 
     def close(self) -> None:
         self._session.close()
