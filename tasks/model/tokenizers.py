@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy as shallow_copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,10 +188,8 @@ def _require_fitting(tokenizer: HFTokenizer, text: Mapping[str, Any], name: str)
         raise UserError(f"{its} has no pad_token, which fills texts up to the context length; name one in its settings")
     if tokenizer.tokenizer.padding_side != "right":
         raise UserError(f"{its} pads on the left, where the text tower would read it; set padding_side: right")
-    try:
+    with _readable(f"{its} cannot read a text"):
         tokens = tokenizer(["a"])[0].tolist()
-    except Exception as error:  # files that do not go together make its parsers raise errors of any type
-        raise UserError(f"{its} cannot read a text: {' '.join(str(error).split())[:200]}") from None
     largest, words = max(tokens), text.get("vocab_size") or CLIP_WORDS
     if largest >= words:
         raise UserError(f"{its} gives the number {largest}, and the model has {words} words (vocab_size)")
@@ -206,19 +205,37 @@ def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
     # A repository can name code of its own; it never runs, whatever the configuration asks for.
     settings = {**_settings(text), "trust_remote_code": False}
     hub.guard()
-    try:
-        from open_clip.tokenizer import HFTokenizer
+    with _readable(f"the model's tokenizer {name!r} cannot be had"):
+        try:
+            from open_clip.tokenizer import HFTokenizer
 
-        return HFTokenizer(
-            name, context_length=text["context_length"], tokenizer_mode=text.get("tokenizer_mode"), **settings
-        )
-    except ImportError as error:
-        raise UserError(
-            f"the model's tokenizer {name!r} needs a package that is not installed ({error}); pip install transformers"
-        ) from None
-    except Exception as error:  # damaged files make its parsers raise errors of any type
+            return HFTokenizer(
+                name, context_length=text["context_length"], tokenizer_mode=text.get("tokenizer_mode"), **settings
+            )
+        except ImportError as error:
+            raise UserError(
+                f"the model's tokenizer {name!r} needs a package that is not installed ({error}); "
+                "pip install transformers"
+            ) from None
+
+
+@contextmanager
+def _readable(otherwise: str) -> Iterator[None]:
+    """Files that are damaged, or do not go together, make their parsers raise errors of any type, and those in Rust
+    panic, which is no Exception.
+
+    Raises:
+        UserError: ``otherwise`` and the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the model's tokenizer {name!r} cannot be had: {reason}") from None
+        raise UserError(f"{otherwise}: {reason}") from None
 
 
 def _settings(text: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,12 +58,21 @@ def test_a_tokenizer_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch:
         resolved(tmp_path, hf_tokenizer_name="words")
 
 
-def test_files_that_do_not_go_together_are_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "key", "value", "says"),
+    [
+        ("model", "vocab", {"</s>": 0}, "cannot be had|cannot read a text"),  # no unknown word, which it promises
+        ("post_processor", "special_tokens", {}, "cannot be had|cannot read a text"),  # its parser panics
+    ],
+)
+def test_files_that_do_not_go_together_are_one_line(
+    tmp_path: Path, part: str, key: str, value: dict[str, Any], says: str
+) -> None:
     path = tokenizers.save(tmp_path / "words") / "tokenizer.json"
     saved = json.loads(path.read_text())
-    saved["model"]["vocab"] = {"</s>": 0}  # it has no unknown word, which `unk_token` promises
+    saved[part][key] = value
     path.write_text(json.dumps(saved))
-    with pytest.raises(UserError, match=r"^[^\n]+$"):
+    with pytest.raises(UserError, match=rf"^the model's tokenizer '[^\n]*words' ({says}): [^\n]+$"):
         resolved(tmp_path, hf_tokenizer_name="words")
 
 
