@@ -219,6 +219,12 @@ def _started(
     )  # fmt: skip
 
 
+def report_page(folder: Path, to: Path) -> str:
+    """The text of the page that `chronomerge report` writes."""
+    chronomerge(folder, "report", "--to", str(to))
+    return (to / "index.html").read_text()
+
+
 def kill(process: Process) -> None:
     """SIGKILL the program alone, as the kernel would: its helpers must notice by themselves."""
     process.send_signal(signal.SIGKILL)

@@ -7,7 +7,6 @@ prototypes to what the step before left.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from tasks.model.router import Route, Router
 from tasks.params import Params
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
+from tasks.storage.cache import sha256_of
 
 MODEL = Path("data/history/model")
 BASE = Path("data/history/weights/base.safetensors")
@@ -89,13 +89,13 @@ def _start(project: Path, params: Params, progress: Progress) -> tuple[Router, F
     path = project / PAST / router.FILE
     if path.exists():
         known = router.load(path)
-        if known.base != (digest := _sha256(base)):
+        if known.base != (digest := sha256_of(base)):
             raise UserError(f"{path}: is a router of another base (sha256 {known.base[:12]}…, here {digest[:12]}…)")
         return known, features
     number = int(json.loads((project / LINEAGE).read_text())["step"])
     if number > 1:
         raise UserError(f"{path}: no such router; the earlier state is incomplete, run `chronomerge doctor`")
-    known = router.empty(_sha256(base))
+    known = router.empty(sha256_of(base))
     pool = project / probe.POOLS / "pretraining"
     if (pool / "dataset.json").exists():
         data = Dataset(pool)
@@ -158,8 +158,3 @@ def _fold(known: Router, folder: Path, base: Path, params: Params, scratch: Path
     a, b = (known.routes[number].name for number in (least, into))
     progress("note:", 1, 1, f"deploy: routed: {a} is folded into {b}: {used[1]:.0f} of the images went to it")
     return router.folded(known, least, into, names[0].name)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

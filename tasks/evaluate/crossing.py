@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tasks.evaluate import retrieval
-from tasks.evaluate.towers import Precision, image_features, text_features
+from tasks.evaluate.towers import Precision, feature_batches, text_features
 from tasks.model.datasets import Dataset, digest
 from tasks.model.models import Preprocess, Tokenizer
 
@@ -56,11 +56,11 @@ class Crossing:
         self, model: Clip, preprocess: Preprocess, batch_size: int, on_done: Callable[[int], None], precision: Precision
     ) -> torch.Tensor:
         """Features of the images, of unit length: float32, shape (I, D)."""
-        parts = []
-        for start in range(0, len(self.images), batch_size):
-            rows = self.images[start : start + batch_size]
-            parts.append(image_features(model, self.data.images[rows], preprocess, precision).cpu())
-            on_done(start + len(rows))
+        parts, done = [], 0
+        for part in feature_batches(model, self.data.images, self.images, preprocess, batch_size, precision):
+            parts.append(part.cpu())
+            done += len(part)
+            on_done(done)
         return torch.cat(parts)
 
     def embedded_queries(

@@ -17,7 +17,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.evaluate.metrics import Recall
-from tasks.evaluate.towers import Precision, image_features, text_features
+from tasks.evaluate.towers import Precision, feature_batches, text_features
 from tasks.model.datasets import ImageArray, digest
 from tasks.model.models import Preprocess, Tokenizer
 
@@ -94,11 +94,11 @@ def recall(
     number of encoded images and captions. A k above the number of candidates takes all of them.
     """
     count = len(among.images)
-    features = []
-    for start in range(0, count, batch_size):
-        rows = among.images[start : start + batch_size]
-        features.append(image_features(model, images[rows], preprocess, precision))
-        on_done(start + len(rows))
+    features, done = [], 0
+    for part in feature_batches(model, images, among.images, preprocess, batch_size, precision):
+        features.append(part)
+        done += len(part)
+        on_done(done)
     texts = text_features(model, among.tokens, batch_size, lambda done: on_done(count + done), precision)
     return of_features(torch.cat(features), texts, among.right)
 

@@ -17,7 +17,7 @@ import torch
 from tasks.evaluate import retrieval, zeroshot
 from tasks.evaluate.metrics import TOP, Recall
 from tasks.evaluate.retrieval import Pairs
-from tasks.evaluate.towers import Precision, image_features, text_features
+from tasks.evaluate.towers import Precision, feature_batches, text_features
 from tasks.model import checkpoints, coded, models, router
 from tasks.model.datasets import Dataset
 from tasks.model.models import Preprocess
@@ -91,10 +91,9 @@ def measure(
     routes = {}
     for name, part in parts.items():
         features = []
-        for start in range(0, len(part.rows), batch_size):
-            rows = part.rows[start : start + batch_size]
-            features.append(image_features(model, part.data.images[rows], preprocess).cpu())
-            on_done(name, len(rows))
+        for batch in feature_batches(model, part.data.images, part.rows, preprocess, batch_size):
+            features.append(batch.cpu())
+            on_done(name, len(batch))
         routes[name] = known.routed(torch.cat(features)).numpy()
     own = {name: known.own(name) for name in parts}
     found = {name: _Found() for name in parts}
@@ -139,11 +138,8 @@ def _of_pairs(
 ) -> None:  # fmt: skip
     """Features of images and captions: an image is compared with captions as its own expert embeds them."""
     assert part.pairs is not None
-    features = []
-    for start in range(0, len(rows), batch_size):
-        pixels = part.data.images[part.rows[rows[start : start + batch_size]]]
-        features.append(image_features(model, pixels, preprocess, precision).cpu())
-    images = torch.cat(features)
+    batches = feature_batches(model, part.data.images, part.rows[rows], preprocess, batch_size, precision)
+    images = torch.cat([batch.cpu() for batch in batches])
     texts = text_features(model, part.pairs.tokens, batch_size, precision=precision).cpu()
     if there.any():
         found.images.append((np.flatnonzero(there), images[torch.from_numpy(there[rows])]))

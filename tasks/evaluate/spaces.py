@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from tasks.evaluate.support import Chosen
 from tasks.evaluate.towers import image_features
 from tasks.model import checkpoints, models
 from tasks.model.datasets import Dataset
+from tasks.storage.cache import sha256_of
 
 if TYPE_CHECKING:
     from tasks.model.models import Clip
@@ -40,11 +40,7 @@ class FeatureSpace:
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """sha256 of each checkpoint that names the space."""
-        found = []
-        for path in self._named_by:
-            with path.open("rb") as file:
-                found.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return tuple(found)
+        return tuple(map(sha256_of, self._named_by))
 
     @cached_property
     def _tokenize(self) -> models.Tokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.model import models
+from tasks.model.datasets import ImageArray
 
 if TYPE_CHECKING:
     from tasks.model.models import Clip
@@ -33,6 +34,19 @@ def image_features(
     with _arithmetic(device, precision):
         features = model.encode_image(pixels, normalize=True)
     return _float32(features, precision)
+
+
+def feature_batches(
+    model: Clip,
+    images: ImageArray,
+    rows: np.ndarray,
+    preprocess: models.Preprocess,
+    batch_size: int,
+    precision: Precision = "float32",
+) -> Iterator[torch.Tensor]:
+    """As `image_features`, of some rows of a set's images, ``batch_size`` at a time."""
+    for start in range(0, len(rows), batch_size):
+        yield image_features(model, images[rows[start : start + batch_size]], preprocess, precision)
 
 
 @torch.inference_mode()

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.linalg import _umath_linalg
 
+from tasks.merge import threads
 from tasks.merge.types import Float64
 
 _FEW = 4
@@ -43,10 +42,8 @@ def largest(x: Float64, most: int) -> tuple[Float64, Float64]:
     return values[:most][::-1], vectors[::-1].T
 
 
-@cache
 def _routine() -> Any:
-    library = ctypes.CDLL(_umath_linalg.__file__)  # finds the symbols of what it links to as well
-    return getattr(library, "scipy_dsyevr_64_", None)
+    return getattr(threads.library(), "scipy_dsyevr_64_", None)
 
 
 def _call(routine: Any, *arguments: bytes | int | float | np.ndarray[Any, Any]) -> int:

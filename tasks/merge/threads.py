@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 from numpy.linalg import _umath_linalg
 
@@ -27,12 +28,17 @@ class _Setting:
 _setting = _Setting()
 
 
+@cache
+def library() -> ctypes.CDLL:
+    """The linear algebra that NumPy's wheels carry: OpenBLAS, with LAPACK."""
+    return ctypes.CDLL(_umath_linalg.__file__)  # finds the symbols of what it links to as well
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """NumPy's OpenBLAS on one thread; another library than its wheels carry is left as it is."""
-    library = ctypes.CDLL(_umath_linalg.__file__)  # finds the symbols of what it links to as well
     try:
-        get, put = library.scipy_openblas_get_num_threads64_, library.scipy_openblas_set_num_threads64_
+        get, put = library().scipy_openblas_get_num_threads64_, library().scipy_openblas_set_num_threads64_
     except AttributeError:
         yield
         return

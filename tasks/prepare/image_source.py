@@ -21,6 +21,7 @@ from tasks.prepare import imaging, tables
 from tasks.prepare.source import Context, Example, Reading, Source
 from tasks.prepare.splits import Share
 from tasks.text import shortened
+from tasks.units import counted
 
 _LIKE_MISSING = frozenset(("nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>"))
 """What other tools write for a missing value, in lower case."""
@@ -234,15 +235,13 @@ def _read_as_written(classes: Sequence[str | None], captions: Sequence[str | Non
     if 0 < len(numbers) < len(names):
         shown = shortened(", ".join(map(repr, numbers)), 80)
         count = sum(names[number] for number in numbers)
-        said.append(f"numbers beside names are names of classes: {shown} ({_samples(count)})")
-    for what, counted in (("classes", names), ("captions", Counter(caption for caption in captions if caption))):
-        words = sorted(word for word in counted if word.casefold() in _LIKE_MISSING)
+        said.append(f"numbers beside names are names of classes: {shown} ({counted(count, 'sample')})")
+    for what, occurrences in (("classes", names), ("captions", Counter(caption for caption in captions if caption))):
+        words = sorted(word for word in occurrences if word.casefold() in _LIKE_MISSING)
         if words:
             shown = shortened(", ".join(map(repr, words)), 80)
-            count = sum(counted[word] for word in words)
-            said.append(f"read as {what}, as written: {shown} ({_samples(count)}); missing is an empty cell or a null")
+            count = sum(occurrences[word] for word in words)
+            said.append(
+                f"read as {what}, as written: {shown} ({counted(count, 'sample')}); missing is an empty cell or a null"
+            )
     return said
-
-
-def _samples(count: int) -> str:
-    return f"{count} sample{'s'[: count != 1]}"

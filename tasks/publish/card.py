@@ -5,7 +5,6 @@ Front matter: huggingface_hub's ``ModelCardData`` (https://huggingface.co/docs/h
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tasks.publish.recipe import FOLDER as RECIPE
 from tasks.record import Form, RecordedOrigin, State, StateObjects
 from tasks.scores import MEANS, ROLES
 from tasks.storage import hub
+from tasks.storage.cache import sha256_of
 from tasks.text import markdown, one_line, redacted
 from tasks.units import counted
 
@@ -264,8 +264,7 @@ def _weights(named: str, origin: RecordedOrigin | None) -> tuple[str, str]:
 def _commands(state: State, form: Form, folder: Path) -> list[str]:
     code, changed = state.manifest.code, " and changes, which the state has" if state.manifest.code.dirty else ""
     weights = next(path for path in folder.iterdir() if path.suffix == ".safetensors")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(weights)
     own = f"; before the conversion they were {state.entries[layout.DEPLOYED].md5}" if form != Form() else ""
     return [
         f"In a clone of the project (the code was commit {_verbatim(code.commit[:12])}{changed}):",

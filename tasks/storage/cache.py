@@ -49,6 +49,11 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def files_in(folder: Path) -> list[str]:
     """Relative POSIX paths of the files below a folder, sorted; without `IGNORED` folders.
 

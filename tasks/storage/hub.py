@@ -21,6 +21,7 @@ from urllib.parse import unquote
 from tasks.errors import UnavailableError, UserError
 from tasks.progress import Progress, silent
 from tasks.storage import cards
+from tasks.storage.cache import sha256_of
 
 SCHEMES = ("hf:", "hf-hub:")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -222,7 +223,7 @@ class Snapshot:
 
     def pin(self, names: Iterable[str], folder: Path) -> Pin:
         """What identifies files that lie in a folder."""
-        facts = {name: FileFacts((folder / name).stat().st_size, _sha256(folder / name)) for name in sorted(names)}
+        facts = {name: FileFacts((folder / name).stat().st_size, sha256_of(folder / name)) for name in sorted(names)}
         return Pin(self.address.repository, self.address.revision, self.commit, facts)
 
     def licence(self) -> str | None:
@@ -322,16 +323,11 @@ def _is_inside(path: str) -> bool:
 def _is_intact(blob: Path) -> bool:
     """Whether a file of the cache has the bytes that it is named by: their SHA-256, or the id that git gives them."""
     if re.fullmatch("[0-9a-f]{64}", blob.name):
-        return _sha256(blob) == blob.name
+        return sha256_of(blob) == blob.name
     if re.fullmatch("[0-9a-f]{40}", blob.name):
         content = blob.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
     return True  # a cache without links, on a file system that has none
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_no_more_than_a_block_of_similarities_is_in_memory() -> None:
 def test_recall_counts_the_queries_with_a_right_one_among_k(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.array([0, 0, 1, 4, 5, 9, 10, 400]), np.array([0, 3])
     monkeypatch.setattr(retrieval, "before_right", lambda *_: counts)
-    monkeypatch.setattr(retrieval, "image_features", lambda *_: torch.zeros(1, 2))
+    monkeypatch.setattr("tasks.evaluate.towers.image_features", lambda *_: torch.zeros(1, 2))
     monkeypatch.setattr(retrieval, "text_features", lambda *_: torch.zeros(2, 2))
     among = Pairs(np.arange(8), torch.zeros(2, 3), np.zeros((8, 2), dtype=np.int64))
     found = retrieval.recall(None, np.zeros((8, 1, 1, 3)), among, None, 4, lambda _: None)  # type: ignore[arg-type]
