@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -149,8 +150,9 @@ def _make_locked(shared: Path) -> tuple[Path, int]:
         try:
             shared.mkdir()
         except FileExistsError:
-            if shared.is_symlink() or not shared.is_dir():  # never write through a link
-                shared.unlink(missing_ok=True)
+            if not _is_folder(shared):  # never write through a link
+                with suppress(FileNotFoundError, IsADirectoryError):  # another process removed it, or made the folder
+                    shared.unlink()
                 continue
         try:
             private = Path(tempfile.mkdtemp(dir=shared))
@@ -168,6 +170,14 @@ def _make_locked(shared: Path) -> tuple[Path, int]:
         except FileNotFoundError:
             pass
         os.close(lock)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder, and no link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _remove_unlocked(shared: Path) -> None:

@@ -16,8 +16,8 @@ from tests.waiting import until
 
 
 def server_api(address: dict[str, str]) -> Api:
-    """The API of a server as `prefect_api` tells of it."""
-    return Api(address["PREFECT_API_URL"], sign_in=address["PREFECT_API_AUTH_STRING"])
+    """The API of a server as `prefect_api` tells of it, asked as patiently as `until` waits."""
+    return Api(address["PREFECT_API_URL"], patience=240, sign_in=address["PREFECT_API_AUTH_STRING"])
 
 
 RUNNER = "flows.processes.runner_process"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,11 +110,8 @@ def test_many_threads_write_one_file_and_it_is_that_of_one(tmp_path: Path) -> No
         for _ in range(10):
             atomic.write(target, content)
 
-    threads = [threading.Thread(target=write, args=[content]) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, contents))
     assert target.read_bytes() in contents
     assert children(tmp_path) == ["file.bin"]
 
