@@ -210,6 +210,30 @@ def test_a_frame_that_unpacks_to_more_than_its_chunk_is_damaged() -> None:
         planes.unpack(bomb, None, "F32", np.dtype("<f4"), 16)
 
 
+@pytest.mark.parametrize("name", [n for n, one in available(Codec).items() if one.codes])  # type: ignore[type-abstract]
+def test_frames_of_another_zstd_level_decode_to_the_same_bytes(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    base, expert = pair
+    files = []
+    for level in (planes._LEVEL, -5, 9):
+        monkeypatch.setattr(planes, "_LEVEL", level)
+        path, plain = tmp_path / f"{level}.weights", tmp_path / f"{level}.safetensors"
+        about = coded.encode(codec.chosen(Named(name=name)), expert, base, path)
+        coded.decode(path, base, plain)
+        assert about.decoded.md5 == md5_of(plain)
+        files.append((path.read_bytes(), plain.read_bytes()))
+    assert len({plain for _, plain in files}) == 1
+    assert len({stored for stored, _ in files}) > 1
+
+
+def test_a_frame_that_no_version_of_zstd_writes_is_decoded_as_the_format_says() -> None:
+    """RFC 8878 by hand: magic, one segment of 8 bytes; a block of 3 raw bytes, a last one of 5 times the same."""
+    frame = bytes.fromhex("28b52ffd 20 08 180000 010203 2b0000 07")
+    assert planes.decompress(frame, 8) == bytes([1, 2, 3, 7, 7, 7, 7, 7])
+    assert frame != planes.compress(bytes([1, 2, 3, 7, 7, 7, 7, 7]))
+
+
 def test_an_expert_of_another_architecture_is_not_coded(pair: tuple[Path, Path], tmp_path: Path) -> None:
     base, _ = small(tmp_path)
     with pytest.raises(UserError, match="not of both"):
