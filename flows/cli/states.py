@@ -85,7 +85,7 @@ def verify(
             rows, lines = verification.stored_rows(stored), list(verification.stored_lines(stored))
         else:
             run, left = record.worth_running(states) if every else (states, {})
-            again = [record.verify(project, one, progress) for one in run]
+            again = record.verify(project, run, progress)
             same = all(one.same for one in again)
             rows = [*map(verification.recomputed_row, again), *({"tag": tag, "left": why} for tag, why in left.items())]
             lines = [line for one in again for line in verification.recomputed_lines(one)]

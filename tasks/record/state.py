@@ -108,7 +108,7 @@ class State:
 
     @property
     def expert(self) -> str:
-        """The path of its expert: coded, where the params of its step name a codec."""
+        """The path of its expert, coded or not."""
         return layout.CODED_EXPERT if layout.CODED_EXPERT in self.entries else layout.EXPERT
 
     @property
@@ -164,7 +164,8 @@ class State:
         """Run the state's nodes again, with its own code, compare every hash, and read its bytes in the cache."""
         from tasks.record import verification
 
-        return verification.verify(self.project, self, progress)
+        (found,) = verification.verify(self.project, [self], progress)
+        return found
 
     def unreadable(self) -> dict[str, str]:
         """The record files that cannot be read, or lack what is read of them everywhere → why."""

@@ -23,9 +23,9 @@ import psutil
 from tasks import layout, nodes
 from tasks.errors import UserError
 from tasks.model import coded, models
-from tasks.progress import Progress, silent
+from tasks.progress import Progress
 from tasks.record import foreign, history, restoration, retention, stores, timelines
-from tasks.record.repro import repro
+from tasks.record.repro import Repro
 from tasks.record.state import State
 from tasks.record.stores import Need
 from tasks.record.worktrees import of_state, remove
@@ -114,11 +114,20 @@ def worth_running(states: Iterable[State]) -> tuple[list[State], dict[str, str]]
     return again, left
 
 
-def verify(project: Path, state: State, progress: Progress) -> Verification:
-    """Run a state's nodes again, and read the bytes that the cache has of it.
+def verify(project: Path, states: Iterable[State], progress: Progress) -> list[Verification]:
+    """Run the nodes of states again, one state after another, and read the bytes that the cache has of them.
 
     What the cache has damaged of the nodes' inputs is fetched again, and reported all the same.
     """
+    home = layout.private(project) / "verify" / f"nodes-{os.getpid()}"
+    try:
+        with Repro(home, layout.private(project) / "logs") as repro:
+            return [_verified(project, state, repro, progress) for state in states]
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _verified(project: Path, state: State, repro: Repro, progress: Progress) -> Verification:
     stored = Verification(state)
     try:
         cache = Cache(dvc_config.cache_dir(project))
@@ -131,7 +140,8 @@ def verify(project: Path, state: State, progress: Progress) -> Verification:
             for path in paths:
                 cache.drop_damaged(one.entries[path])
         with stores.opened_for(project, wanted) as remote:
-            return replace(recompute(project, state, remote, progress), damaged=stored.damaged, objects=stored.objects)
+            found = _recomputed(project, state, remote, repro, progress)
+        return replace(found, damaged=stored.damaged, objects=stored.objects)
     except UserError as error:  # of this state: others may do better
         return replace(stored, failure=str(error))
 
@@ -150,7 +160,7 @@ def _predecessor(state: State) -> State | None:
     return None if start is None or start.commit in retention.let_go(state.project) else start
 
 
-def recompute(project: Path, state: State, remote: Remote | None, progress: Progress = silent) -> Verification:
+def _recomputed(project: Path, state: State, remote: Remote | None, repro: Repro, progress: Progress) -> Verification:
     """Run a state's nodes again and compare what they make with what is recorded.
 
     ``remote`` may be None where the cache has all that it `needs`.
@@ -169,7 +179,7 @@ def recompute(project: Path, state: State, remote: Remote | None, progress: Prog
                     restoration.fetch(one, cache, dvc, source, wanted)
         broken = unlike_history(state, cache, scratch)
         _place(state, cache, folder, scratch)
-        ran, failure = repro(folder, scratch, layout.private(project) / "logs", _told(state, progress))
+        ran, failure = repro.run(folder, scratch, _told(state, progress))
         declared, locked = nodes.declared(folder), state.locked
         if unknown := [name for name in ran if name not in declared]:
             raise UserError(f"{state.tag}: DVC runs a stage {unknown[0]!r} that dvc.yaml does not name")

@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from ruamel.yaml import YAML
 from flows.cli import verification as shown
 from tasks import layout, nodes
 from tasks.progress import silent
-from tasks.record import commits, integrity, retention, timelines, verification
+from tasks.record import commits, integrity, retention, timelines
+from tasks.record.repro import Repro
 from tasks.record.state import State
 from tasks.storage import dvc_config, store
 from tasks.storage.cache import Cache, Entry, hash_of
@@ -117,7 +119,7 @@ def record(project: Path) -> Recording:
 def test_the_same_bytes_again_and_nothing_of_the_user_is_touched(project: Path, record: Recording) -> None:
     """The node sees the recorded thread count, and overwrites its input in place: a copy, so the cache stays whole."""
     state = record()
-    found = verification.recompute(project, state, None)
+    found = state.verify()
     assert found.same, found
     assert [check.node for check in found.nodes] == ["double", "measure"]
     assert next(shown.recomputed_lines(found)).startswith("state/x/0000: all 2 nodes make the same bytes")
@@ -132,18 +134,18 @@ def test_stored_bytes_that_are_damaged_fail_a_verification(project: Path, record
     """The nodes make the recorded bytes again: the state is sound all the same only if the stored ones are."""
     state = record()
     cache = Cache(dvc_config.cache_dir(project))
-    found = verification.verify(project, state, silent)
+    found = state.verify()
     assert found.same
     assert found.objects == (9, 9)
     assert "9 of 9 stored objects read in the cache, all intact" in "\n".join(shown.recomputed_lines(found))
     cache.path(cache.members(state.entries["data/step/doubled"])["b.txt"]).unlink()
-    found = verification.verify(project, state, silent)
+    found = state.verify()
     assert found.same
     assert "8 of 9 stored objects read in the cache, all intact; 1 are not" in "\n".join(shown.recomputed_lines(found))
     flipped = cache.path(cache.members(state.entries["data/step/doubled"])["a.txt"])
     flipped.chmod(0o644)
     flipped.write_text("x" + flipped.read_text()[1:])
-    found = verification.verify(project, state, silent)
+    found = state.verify()
     assert not found.same
     assert (found.first, found.failure, found.damaged) == (None, None, ("data/step/doubled",))
     text = "\n".join(shown.recomputed_lines(found))
@@ -153,26 +155,24 @@ def test_stored_bytes_that_are_damaged_fail_a_verification(project: Path, record
     assert not shown.recomputed_row(found)["same"]
 
 
-def test_recorded_code_gets_no_credentials(
-    project: Path, record: Recording, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_recorded_code_gets_no_credentials(record: Recording, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PREFECT_API_KEY", "DVC_STUDIO_TOKEN", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, "a secret")
     seen = tmp_path / "seen"
     spy = f"import os\nopen({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n" + DOUBLE
-    assert verification.verify(project, record(code=spy), silent).same
+    assert record(code=spy).verify().same
     assert "PATH" in seen.read_text()
     assert "a secret" not in seen.read_text()
 
 
-def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, record: Recording) -> None:
+def test_the_first_node_that_differs_is_named_with_the_reasons(record: Recording) -> None:
     then = {**nodes.versions(), "torch": "0.1"}
     state = record(
         made={"a.txt": "something else", "b.txt": "b"},
         versions=then,
         recorded={"at": "2026-01-01", "host": "elsewhere"},
     )
-    found = verification.recompute(project, state, None)
+    found = state.verify()
     assert not found.same
     assert found.first is not None
     assert found.first.node == "double"
@@ -188,7 +188,7 @@ def test_the_first_node_that_differs_is_named_with_the_reasons(project: Path, re
 def test_a_node_that_fails_and_a_manifest_that_lies(project: Path, record: Recording) -> None:
     outputs = {"data/step/doubled": {"md5": "0" * 32, "size": 1}}
     state = record(code="import sys; sys.exit('error: no such tensor')", outputs=outputs)
-    found = verification.recompute(project, state, None)
+    found = state.verify()
     assert found.failure is not None
     assert found.failure.startswith("double failed: no such tensor")
     assert found.nodes == ()
@@ -243,7 +243,37 @@ def test_a_store_that_is_gone_is_said_and_an_empty_clone_is_told_where_to_look(
     record()
     subprocess.run(["git", "clone", "--quiet", project, tmp_path / "clone"], check=True)
     clone = tmp_path / "clone"
-    found = verification.verify(clone, timelines.find(clone, "x", 0), silent)
+    found = timelines.find(clone, "x", 0).verify()
     assert found.failure is not None
     assert "chronomerge remote use" in found.failure
     assert not (clone / ".chronomerge" / "store").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no server elsewhere")
+def test_nodes_of_all_states_are_forks_of_one_process_and_have_only_their_own_code(tmp_path: Path) -> None:
+    stage = {"cmd": "python -m tasks", "outs": ["made"]}
+    code = "import importlib.util, os\nfrom pathlib import Path\nfrom tasks import own\n" + (
+        "found = importlib.util.find_spec('tasks.later') is not None\n"
+        "Path('made').write_text(f'{os.getppid()} {own.NAME} {found}')\n"
+        "print('this is', own.NAME)\n"
+    )
+    made = []
+    with Repro(tmp_path / "home", tmp_path / "logs") as repro:
+        for name in ("one", "two"):
+            folder = tmp_path / name
+            (folder / ".dvc").mkdir(parents=True)
+            (folder / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+            YAML(typ="safe").dump({"stages": {"node": stage}}, folder / "dvc.yaml")
+            (folder / "tasks").mkdir()
+            for file, text in {"__init__": "", "__main__": code, "own": f"NAME = {name!r}\n"}.items():
+                (folder / f"tasks/{file}.py").write_text(text)
+            if name == "one":
+                (folder / "tasks/later.py").touch()
+            assert repro.run(folder, tmp_path / f"scratch-{name}", silent) == (["node"], None)
+            made.append((folder / "made").read_text().split())
+    assert made[0][0] == made[1][0]
+    assert [one[1:] for one in made] == [["one", "True"], ["two", "False"]]
+    log = (tmp_path / "logs/verify.log").read_text()
+    assert "this is one\n" in log
+    assert "this is two\n" in log
