@@ -635,8 +635,8 @@ class Params(Settings):
 
     @property
     def codes_expert(self) -> bool:
-        """Whether the step's expert is stored coded. One that arrives as a file, or is taken from a state, is not."""
-        given = self.arrival is not None and (self.arrival.expert or self.arrival.from_state)
+        """Whether the step's expert is stored coded. One that arrives as a file is not: the state has that file."""
+        given = self.arrival is not None and self.arrival.expert
         return self.store.experts.name != "full" and bool(self.step) and not given
 
     @property

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from tasks.errors import UserError
-from tasks.model import datasets, jpeg
+from tasks.model import coded, datasets, jpeg
 from tasks.model.datasets import Card, Sample
 from tasks.params import EvaluationSet, Params
 from tasks.prepare import KEPT, classnames, experts, files
@@ -61,7 +61,8 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
 
 def _keep(kept: Path, target: Path) -> None:
     """Hand on the expert of the state that an arrival is taken from, and what was measured on its data."""
-    files.copy(kept / experts.FILE, target / experts.FILE)
+    expert = coded.stored(kept / Path(experts.FILE).stem)
+    files.copy(expert, target / expert.name)
     if (kept / "statistics").is_dir():
         shutil.copytree(kept / "statistics", target / "statistics")
 

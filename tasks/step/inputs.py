@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tasks import deploy, fit, layout, merge, prepare, record
 from tasks.model import coded, models
@@ -138,13 +139,13 @@ def _recorded_arrival(step: Step, tag: str) -> Entry:
     state = record.find(step.project, step.params.timeline, tag)
     entries = {path: state.entries[path] for path in (*_RECORDED, state.expert) if path in state.entries}
     _bring(step, state, entries, trusted=False)
-    expert = entries[state.expert]
-    if state.expert == layout.CODED_EXPERT:
+    expert, name = entries[state.expert], Path(state.expert).name
+    if state.expert == layout.CODED_EXPERT and not step.params.codes_expert:
         plain = step.tree.scratch / "kept.safetensors"
         base = step.folder / layout.HISTORY / "weights/base.safetensors"
         coded.as_safetensors(step.cache.path(expert.md5), base, plain)
-        expert = step.cache.put(plain)
-    parts = {"": entries[layout.RAW_ARRIVAL], f"{prepare.KEPT}/{prepare.EXPERT}": expert}
+        expert, name = step.cache.put(plain), prepare.EXPERT
+    parts = {"": entries[layout.RAW_ARRIVAL], f"{prepare.KEPT}/{name}": expert}
     if layout.STATISTICS in entries:
         parts[f"{prepare.KEPT}/statistics"] = entries[layout.STATISTICS]
     files = {path.lstrip("/"): md5 for path, md5 in step.cache.files(parts).items()}

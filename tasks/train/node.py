@@ -17,6 +17,7 @@ from tasks import nodes, randomness
 from tasks.choice import Choice
 from tasks.errors import UserError
 from tasks.model import checkpoints, codec, coded, models
+from tasks.model.codecs.lossless import Lossless
 from tasks.model.datasets import Dataset
 from tasks.model.factors import Factors
 from tasks.model.holdout import held_out
@@ -89,7 +90,7 @@ def train(project: Path, params: Params, progress: Progress = silent) -> None:
     Raises:
         UserError: damaged inputs, an expert of another architecture, or a loss that is not finite.
     """
-    if _give(project, params):
+    if _give(project, params, progress):
         importance.pass_on(project / PAST_IMPORTANCE, project / IMPORTANCE)
         _report(project / TRAINING, [], {"trained": False, "steps": 0, "samples": 0})
         progress("train", 1, 1)
@@ -335,19 +336,23 @@ def _start(weights: Path, params: Params) -> Path | None:
     return running if params.time.init == "ema" and running.exists() else base
 
 
-def _give(project: Path, params: Params) -> bool:
-    """Write the expert if nothing is to be trained: the base has weights, or an expert arrives. Else return False.
+def _give(project: Path, params: Params, progress: Progress) -> bool:
+    """Write the expert if nothing is to be trained: the base has weights, or one arrives. Else return False.
 
     Raises:
         UserError: the arriving expert does not fit the model.
     """
-    arrived = project / ARRIVAL / "expert.safetensors"
+    arrived = coded.stored(project / ARRIVAL / "expert")
     if params.step == 0 and params.base.train is None:
         _copy(project / INIT, project / EXPERT)
-    elif arrived.exists():
-        _adopt(arrived, project / (BASE if params.codes_start else INIT), project / EXPERT)
-    else:
+    elif not arrived.exists():
         return False
+    elif not params.codes_expert:
+        _adopt(arrived, project / (BASE if params.codes_start else INIT), project / EXPERT)
+    elif coded.is_coded(arrived):
+        _copy(arrived, project / CODED_EXPERT)
+    else:  # of a state that stores it in full: it stays what it is, whichever codec new experts have
+        coded.encode(Lossless(), arrived, project / BASE, project / CODED_EXPERT, progress)
     return True
 
 

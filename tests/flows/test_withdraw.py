@@ -88,6 +88,9 @@ def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others
     newest = manifest(project, "0002.2")
     assert newest["withdrawals"] == [{"arrival": "first", "state": "state/tiny/0001", "still_in": []}]
     assert newest["budget"]["steps"] == 0
+    path = "data/step/expert.weights"
+    assert newest["outputs"][path] == manifest(project, "0003")["outputs"][path]  # no expert becomes larger
+    assert newest["coded"] == manifest(project, "0003")["coded"]
     assert manifest(project, "0001.2")["statistics"] == manifest(project, "0002")["statistics"]
     assert projects.made_again(project, "2")
     assert "nothing to do" in chronomerge(project, "run", **prefect_api).stdout

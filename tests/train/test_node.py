@@ -16,8 +16,10 @@ import torch
 from ruamel.yaml import YAML
 
 from tasks.errors import UserError
-from tasks.model import checkpoints
+from tasks.model import checkpoints, coded
+from tasks.model.codecs.signs import Signs
 from tasks.params import Params
+from tasks.storage.cache import md5_of
 from tasks.train.node import EXPERT, INIT, TRAINING, initialize, train
 from tests.train.project import dataset, params, project
 
@@ -137,6 +139,25 @@ def test_an_expert_that_arrives_is_not_trained(folder: Path) -> None:
     train(folder, params(2))
     assert (folder / EXPERT).read_bytes() == (folder / "data/history/weights/expert.safetensors").read_bytes()
     assert json.loads((folder / TRAINING / "training.json").read_text())["trained"] is False
+
+
+def test_an_expert_of_an_earlier_state_stays_what_it_is_under_a_codec(folder: Path) -> None:
+    """With loss, too: what is stored coded is stored so again, and what is stored in full loses nothing."""
+    arrival, past = folder / "data/step/arrival", folder / "data/history/weights"
+    taken = {"name": "second", "update": ["folder:second"], "from_state": "state/tiny/0002"}
+    chosen = params(2, arrival=taken, store={"experts": "ternary"})
+    base, expert = past / "base.safetensors", past / "expert.safetensors"
+    made = folder / "data/step/expert.weights"
+    initialize(folder, chosen)
+    shutil.copy(expert, arrival / "expert.safetensors")
+    train(folder, chosen)
+    assert coded.coding(made).error == 0
+    assert coded.coding(made).decoded.md5 == md5_of(expert)
+    (arrival / "expert.safetensors").unlink()
+    coded.encode(Signs(), expert, base, arrival / "expert.weights")
+    train(folder, chosen)
+    assert made.read_bytes() == (arrival / "expert.weights").read_bytes()
+    assert not (folder / EXPERT).exists()
 
 
 def weights() -> checkpoints.Weights:
