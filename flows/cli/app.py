@@ -23,6 +23,7 @@ from flows.cli import (
     measure,
     merge,
     options,
+    pack,
     publish,
     remote,
     report,
@@ -195,6 +196,8 @@ app.command()(report.report)
 app.command()(merge.merge)
 app.command()(convert.convert)
 app.command()(decode.decode)
+app.command()(pack.pack)
+app.command()(pack.unpack)
 app.command()(measure.measure)
 app.command()(merge.techniques)
 app.add_typer(data.app, name="data")
