@@ -14,6 +14,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,21 @@ def _coded(folder: Path, number: int, chance: random.Random, valid: Path) -> Non
     (folder / "expert.weights").write_bytes(content)
 
 
+def _packed(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    content = chance.choice(sorted((valid / "packed").iterdir())).read_bytes()
+    if chance.random() < 0.6:
+        content = _with_changed_note(content, "chronomerge.shared", number, chance)
+        (size,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + size])
+        note = header["__metadata__"]["chronomerge.shared"]
+        header["__metadata__"]["chronomerge.shared.crc"] = str(zlib.crc32(note.encode()))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        content = struct.pack("<Q", len(text)) + text + content[8 + size :]
+    else:
+        content = _with_changed_header(content, number, chance)
+    (folder / "experts.packed").write_bytes(content)
+
+
 def _statistics(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
     content = chance.choice(sorted((valid / "statistics").glob("*.stats.safetensors"))).read_bytes()
     (folder / "a.stats.safetensors").write_bytes(_with_changed_header(content, number, chance))
@@ -408,6 +424,7 @@ _KINDS: dict[str, Callable[[Path, int, random.Random, Path], None]] = {
     "model_drop": _model_drop,
     "tokenizer": _tokenizer,
     "coded": _coded,
+    "packed": _packed,
     "statistics": _statistics,
     "heads": _heads,
     "recipe": _recipe,

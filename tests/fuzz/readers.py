@@ -15,7 +15,7 @@ from tasks.convert import convert
 from tasks.errors import UserError
 from tasks.evaluate import headfile
 from tasks.merge import engine, mergekit
-from tasks.model import coded, tokenizers
+from tasks.model import coded, shared, tokenizers
 from tasks.prepare.source import Context, Outside
 from tasks.progress import silent
 from tasks.stream import manifest, ready
@@ -86,6 +86,12 @@ def decoded(root: Path, folder: Path) -> Iterator[str]:
     """Decode a coded expert."""
     out = folder.parent / "expert.safetensors"
     yield from refused(lambda: coded.decode(folder / "expert.weights", root / "valid/coded/base.safetensors", out), out)
+
+
+def unpacked(root: Path, folder: Path) -> Iterator[str]:
+    """Unpack an expert that shares its arrays with others."""
+    out, base = folder.parent / "expert.safetensors", root / "valid/coded/base.safetensors"
+    yield from refused(lambda: shared.unpack(folder / "experts.packed", 0, base, out), out)
 
 
 def measured(root: Path, folder: Path) -> Iterator[str]:
@@ -163,6 +169,7 @@ READERS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     "adapter": converted,
     "tokenizer": tokenizer,
     "coded": decoded,
+    "packed": unpacked,
     "statistics": measured,
     "heads": heads,
     "recipe": recipe,

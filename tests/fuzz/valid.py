@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 
 from tasks.convert import convert
-from tasks.model import checkpoints, codec, coded
+from tasks.model import checkpoints, codec, coded, shared
 from tasks.params import Named
 from tests import published, tokenizers
 from tests.evaluate import test_headfile as heads
@@ -64,6 +64,11 @@ def _make_weights(folder: Path) -> None:
             codec.chosen(Named(name=name)), folder / "coded/expert.safetensors", folder / "coded/base.safetensors",
             folder / f"coded/{name}.weights",
         )  # fmt: skip
+    (folder / "packed").mkdir()
+    experts = [folder / f"coded/{name}" for name in ("expert.safetensors", "lossless.weights")]
+    masks: tuple[shared.Kind, ...] = ("emr", "tall")
+    for kind in masks:
+        shared.pack(kind, experts, folder / "coded/base.safetensors", folder / "packed" / kind)
     (folder / "statistics").mkdir()
     for name in ("base", "a", "b"):
         save_file({"x.weight": torch.randn(3, 4), "y": torch.randn(5)}, folder / f"statistics/{name}.safetensors")
