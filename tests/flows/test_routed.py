@@ -13,6 +13,8 @@ from tasks import layout
 from tasks.errors import UserError
 from tasks.model import origins
 from tasks.record import delivery, timelines
+from tasks.storage import dvc_config
+from tasks.storage.cache import Cache
 from tests import project as projects
 from tests.project import chronomerge
 
@@ -174,3 +176,36 @@ def save(path: Path, router: Router) -> None:
     path.write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.mark.long
+def test_withdrawal_rollback_and_gc_know_routes_and_coded_experts(
+    routed: Path, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    folder = projects.copy(routed, tmp_path / "copy")
+    third = {"name": "third", "update": ["images:drawings/first#test"]}
+    projects.write_params(
+        folder, time=TIME, stream=[*projects.PARAMS["stream"], third], store={"experts": "ternary"},
+        evaluate={**projects.PARAMS["evaluate"], "allow_overlap": True},
+    )  # fmt: skip
+    chronomerge(folder, "run", **prefect_api)
+    three = timelines.find(folder, "tiny", 3)
+    assert three.manifest.routed
+    files = Cache(dvc_config.cache_dir(folder)).members(three.entries[layout.ROUTED])
+    assert files["third.weights"] == three.entries[layout.CODED_EXPERT].md5  # the delta takes no byte more
+    chronomerge(folder, "withdraw", "first", **prefect_api)
+    newest = timelines.lineage(folder, "tiny")[-1]
+    assert newest.manifest.routed
+    assert list(newest.manifest.routed.routes) == ["base", "second", "third"]
+    kept = Cache(dvc_config.cache_dir(folder)).members(newest.entries[layout.ROUTED])
+    assert kept["third.weights"] == files["third.weights"]
+    assert newest.entries[layout.CODED_EXPERT] == three.entries[layout.CODED_EXPERT]
+    chronomerge(folder, "gc", "--keep-last", "1", "--delete")
+    assert "healthy" in chronomerge(folder, "doctor").stdout
+    assert projects.made_again(folder, "2")[-1] == "evaluate"
+    chronomerge(folder, "fetch", "--deployed", "--to", str(tmp_path / "serving"))
+    there = {path.name for path in (tmp_path / "serving/routed").iterdir()}
+    assert there == {"router.safetensors", "second.weights", "third.weights"}
+    chronomerge(folder, "rollback", "1", **prefect_api)
+    chronomerge(folder, "run", **prefect_api)
+    assert timelines.lineage(folder, "tiny")[-1].entries == newest.entries
