@@ -1,7 +1,7 @@
 """Buffers: tensors of a model that are no weights, by their names. No technique may add, scale or drop them.
 
-Moments and counts of data are *averaged* (`tasks.merge.statistics`). What is computed from one model's own weights or
-rounding is *derived*: it has no mean, so a copy is right only where all models have the same one.
+Moments and counts of data are *averaged* (`tasks.merge.statistics`). What is computed from one model's own weights,
+rounding or configuration is *derived*: it has no mean, so a copy is right only where all models have the same one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ AVERAGED = re.compile(
 )
 COUNTS = re.compile(r"(?:^|[./])(?:num_batches_tracked|_?(?:ema_)?cluster_size|cluster_usage)$")
 """Of those, what may be stored as integers."""
+
+ROTARY = re.compile(r"(?:^|[./])(?:(?:original_)?inv_freq|(?:cos|sin)_cached|freqs_(?:cos|sin))$")
+"""Frequencies of rotary position embeddings (transformers, timm, EVA), and their tables of cosines and sines."""
 
 _SPECTRAL = (
     (re.compile(r"^(.+)_[uv]$"), "{}_orig"),
@@ -30,6 +33,11 @@ _OBSERVED = {
 
 def derived(name: str, names: Collection[str]) -> str | None:
     """What a tensor of a model with these ``names`` is derived from, and the way out; None for all others."""
+    if ROTARY.search(name):
+        return (
+            "of a rotary position embedding, which is computed from a model's configuration (its base and scaling). "
+            "Give models of one configuration"
+        )
     for pattern, weight in _SPECTRAL:
         if (match := pattern.search(name)) and weight.format(match[1]) in names:
             return (

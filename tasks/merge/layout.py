@@ -12,6 +12,7 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.merge import buffers
+from tasks.merge import reading as pieces
 from tasks.merge.tied import find_tied
 from tasks.merge.types import GramForm, Scope
 from tasks.model import dialects
@@ -23,6 +24,8 @@ from tasks.text import one_line, shortened
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|layers|layer|blocks|block|h|stages)\.(\d+)\.")
 _VISION = re.compile(r"^(?:model\.)?(?:visual|vision|image)(?=[._])")
 _MASK = re.compile(r"(?:^|[._])(?:attn_?mask|attention_mask|causal_mask|mask|masked_bias)$")
+_ROUNDING = {"F64": 2.0**-21, "F32": 2.0**-21, "BF16": 2.0**-7, "F16": 2.0**-10}
+"""By dtype, what equal numbers may differ by, relative to them: computed in float32 on any device, then stored."""
 _NAMED = 5
 """Tensors that a message names."""
 
@@ -209,7 +212,8 @@ def require_model(label: str, source: TensorSource) -> None:
 
 def _require_half(reference: TensorSource, others: Mapping[str, TensorSource], kept: Mapping[str, str]) -> None:
     """Refuse a merge in which most parameters are the reference's own."""
-    floats = {n: e.size for n, e in reference.entries.items() if e.dtype in FLOATS and e.size}
+    names = reference.entries
+    floats = {n: e.size for n, e in names.items() if e.dtype in FLOATS and e.size and not buffers.derived(n, names)}
     lacking = {n for n, reason in kept.items() if n in floats and not reason.endswith("same in all models")}
     share = 1 - sum(floats[name] for name in lacking) / max(1, sum(floats.values()))
     if share >= 0.5:
@@ -324,7 +328,7 @@ def _kept_derived(
     for label, other in others.items():
         if name not in other.entries:
             return f"missing from {label}"
-        if not equal(reference, name, other, name):
+        if not (equal(reference, name, other, name) or _same_rotation(name, reference, other)):
             if keep_mismatched:
                 return f"derived from one model's own, and differs in {label}"
             raise UserError(
@@ -332,6 +336,18 @@ def _kept_derived(
                 "will do, take it with --on-mismatch base"
             )
     return "a derived buffer, the same in all models"
+
+
+def _same_rotation(name: str, reference: TensorSource, other: TensorSource) -> bool:
+    """Whether two tensors of a rotary embedding differ by no more than the rounding of dtypes and devices."""
+    ours, theirs = reference.entries[name], other.entries[name]
+    if not buffers.ROTARY.search(name) or ours.shape != theirs.shape or {ours.dtype, theirs.dtype} - _ROUNDING.keys():
+        return False
+    relative = max(_ROUNDING[one.dtype] for one in (ours, theirs))
+    # A scaling may change the smallest frequencies alone; a cosine may be 0. Float16's smallest step is 2^-24.
+    absolute = relative if "inv_freq" not in name else 2.0**-24 if "F16" in (ours.dtype, theirs.dtype) else 0.0
+    first, second = (pieces.read(one, name, 0, ours.size, precision=np.float64) for one in (reference, other))
+    return np.allclose(first, second, rtol=relative, atol=absolute)
 
 
 def _integers_agree(name: str, reference: TensorSource, other: TensorSource) -> bool:

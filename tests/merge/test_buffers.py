@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,37 @@ def test_derived_buffers_that_all_models_share_are_copied() -> None:
     for name in ("1.weight_u", "1.weight_v", "1.min_val", "1.max_val"):
         assert result[name].tobytes() == one[name].tobytes()
     np.testing.assert_allclose(result["1.weight_orig"], one["1.weight_orig"] + 0.5, rtol=1e-6)
+
+
+def rotary(seed: int, theta: float, dtype: str = "f4", *, scaled: bool = False) -> Model:
+    """A layer with a rotary position embedding, whose long waves a context of more tokens makes longer."""
+    frequencies = theta ** -(np.arange(0, 64, 2, "f8") / 64)
+    longer = np.where(frequencies < 1e-3, frequencies / 8, frequencies) if scaled else frequencies
+    weight = np.random.default_rng(seed).standard_normal((4, 4)).astype("f4")
+    tables = {"cos_cached": np.cos, "freqs_sin": np.sin}
+    made = {f"rotary.{name}": of(np.arange(8)[:, None] * longer).astype(dtype) for name, of in tables.items()}
+    return {"w": weight, "layers.0.rotary_emb.inv_freq": longer.astype(dtype), **made}
+
+
+@pytest.mark.parametrize("technique", ["linear", "task_arithmetic", "ties", "slerp"])
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_a_rotary_embedding_is_copied_whatever_its_dtype(technique: str, dtype: str) -> None:
+    one, other = rotary(0, 1e4), rotary(1, 1e4, dtype)
+    found = merge(technique, [one, other], None if technique in ("linear", "slerp") else one).tensors
+    assert found is not None
+    assert all(found[name].tobytes() == one[name].tobytes() for name in one if name != "w")
+    assert found["w"].tobytes() != one["w"].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+@pytest.mark.parametrize("other", [{"theta": 1e6}, {"theta": 1e4, "scaled": True}])
+def test_rotary_embeddings_of_two_configurations_are_refused(other: dict[str, Any], dtype: str) -> None:
+    models = [rotary(0, 1e4), rotary(1, dtype=dtype, **other)]
+    with pytest.raises(UserError, match=r"inv_freq' differs .* rotary position embedding.*--on-mismatch base"):
+        merge("linear", models)
+    found = merge("linear", models, on_mismatch="base").tensors
+    assert found is not None
+    assert all(found[name].tobytes() == models[0][name].tobytes() for name in models[0] if name != "w")
 
 
 @pytest.mark.parametrize(
