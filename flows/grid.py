@@ -58,7 +58,9 @@ def select(project: Path, chosen: Grid | None = None) -> SelectedGrid:
     """
     path = project / "params.yaml"
     params = load(path)
-    fit, left_out = cells.usable(cells.expand(path.read_text(), chosen or params.grid or Grid(), project))
+    fit, left_out = cells.usable(
+        cells.expand(path.read_text(encoding="utf-8"), chosen or params.grid or Grid(), project)
+    )
     unfinished = frozenset(one.cell.timeline for one in fit if pending(project, None, one.params).steps)
     return SelectedGrid(params, tuple(fit), left_out, unfinished)
 
@@ -80,7 +82,7 @@ def planned(project: Path, selected: SelectedGrid, parallel: int) -> tuple[Plan,
     if known is None:
         return made, None
     report = reporting.of_states(project, len({(work.timeline, work.step) for work in made.works}))
-    return made, estimate.estimate(made, known, side_by_side, report.seconds if report else None)
+    return made, estimate.estimate(made, known, side_by_side, report)
 
 
 def parallel_cells(project: Path, params: Params, scheduler: str | None) -> int:

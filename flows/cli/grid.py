@@ -72,7 +72,7 @@ def grid(
         given = _options({"init": init, "deploy": deploy, "technique": technique, "seed": seed})
         command = f"chronomerge grid{given}"
         written = report.write(project, recorded, None, command, command if given else "chronomerge report")
-        reporting.note(project, reporting.ReportTime(written.states, _since_last_state(project, outcome)))
+        reporting.note(project, reporting.ReportTime(written.states, _since_last_state(project, outcome), "grid"))
     if as_json:
         page = str(written.page) if written else None
         row = {"recorded": outcome.recorded, "failed": outcome.failed, "left_out": selected.left_out, "page": page}
@@ -181,9 +181,10 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
             )
         elif estimated.report:
             whole = estimated.seconds + estimated.report
-            lines.append(
-                f"  then {duration(estimated.report)} to end the servers and for the report: {duration(whole)} in all"
-            )
+            ends = "to end the servers and for the report" if estimated.ends else "for the report"
+            lines.append(f"  then {duration(estimated.report)} {ends}: {duration(whole)} in all")
+            if not estimated.ends:
+                lines.append("  without the end of the servers: no grid has ended on this machine, to measure it")
         if not estimated.complete:
             lines.append(
                 "  without start and recording: the states so far are of an older version, which did not measure them"

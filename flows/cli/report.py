@@ -41,7 +41,7 @@ def report(
         cells, made_by = plain.cells(project, timeline or [options.timeline(project)]), "chronomerge run"
     drawn_by = " ".join(["chronomerge report", *(f"--timeline {name}" for name in timeline or ())])
     written = write(project, cells, to, made_by, drawn_by)
-    reporting.note(project, reporting.ReportTime(written.states, time.monotonic() - began))
+    reporting.note(project, reporting.ReportTime(written.states, time.monotonic() - began, "report"))
     if as_json:
         print_json(row(written))
     else:
@@ -55,7 +55,9 @@ def _of_grid(project: Path) -> tuple[list[Cell], str]:
 
     path = project / "params.yaml"
     grid = load(path).grid
-    return (cells.recorded(project, cells.expand(path.read_text(), grid, project)) if grid else []), "chronomerge grid"
+    return (
+        cells.recorded(project, cells.expand(path.read_text(encoding="utf-8"), grid, project)) if grid else []
+    ), "chronomerge grid"
 
 
 def write(project: Path, cells: Sequence[Cell], to: Path | None, made_by: str, drawn_by: str) -> Written:

@@ -10,6 +10,7 @@ from statistics import median
 
 from tasks import layout
 from tasks.grid.plan import KINDS, Plan, Work
+from tasks.grid.reporting import ReportTime
 from tasks.record import Manifest
 
 
@@ -45,7 +46,12 @@ class Estimate:
     """On the clock, from the start of the grid until its last state is in the store."""
     bytes: int
     report: float | None
-    """Seconds of the report that follows, None where none was written on this machine; not part of ``seconds``."""
+    """Seconds of what follows, the end of the servers and the report; not part of ``seconds``.
+
+    None where no report was written on this machine.
+    """
+    ends: bool
+    """Whether ``report`` counts the end of the servers, which the end of a grid has measured."""
     complete: bool
     """Whether ``seconds`` counts the start, and what steps take beside their nodes."""
 
@@ -97,15 +103,19 @@ def _beside(manifests: Iterable[Manifest]) -> float | None:
     return median(seconds_beside) if seconds_beside else None
 
 
-def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1, report: float | None = None) -> Estimate:
-    """Time of the pending work in ``parallel`` cell workers, its bytes, and the ``report``'s seconds, if known.
+def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1, report: ReportTime | None = None) -> Estimate:
+    """Time of the pending work in ``parallel`` cell workers, its bytes, and what the ``report`` took, if known.
 
     A grid without pending work writes no report.
     """
     written = len(plan.pending("train")) * known.expert + len(plan.pending("deploy")) * known.merged
     complete = known.beside is not None and known.starting is not None
     starting = (known.starting or 0.0) if plan.steps else 0.0
-    return Estimate(starting + _worked(plan, known, parallel), written, report if plan.steps else 0.0, complete)
+    seconds = starting + _worked(plan, known, parallel)
+    if not plan.steps:
+        return Estimate(seconds, written, 0.0, ends=True, complete=complete)
+    ends = report is not None and report.kind == "grid"
+    return Estimate(seconds, written, report.seconds if report else None, ends, complete)
 
 
 def _worked(plan: Plan, known: MeasuredCosts, parallel: int) -> float:

@@ -177,22 +177,43 @@ def test_no_estimate_before_anything_was_measured() -> None:
     assert estimate.measured([manifest(0, 16.0, 8)]) is None
 
 
-def test_the_time_of_a_report_is_that_of_a_report_of_about_as_many_states(tmp_path: Path) -> None:
+def end(states: int, seconds: float, kind: reporting.Kind = "grid") -> reporting.ReportTime:
+    return reporting.ReportTime(states, seconds, kind)
+
+
+def test_the_end_of_a_grid_is_that_of_a_grid_of_about_as_many_states(tmp_path: Path) -> None:
     assert reporting.of_states(tmp_path, 4) is None
     for states, seconds in ((4, 5.0), (40, 20.0), (4, 7.0)):
-        reporting.note(tmp_path, reporting.ReportTime(states, seconds))
+        reporting.note(tmp_path, end(states, seconds))
     found = [reporting.of_states(tmp_path, states) for states in (1, 6, 30, 400)]
     assert [one.seconds for one in found if one] == [7, 7, 20, 20]
     for _ in range(20):
-        reporting.note(tmp_path, reporting.ReportTime(9, 1.0))
-    assert reporting.of_states(tmp_path, 40) == reporting.ReportTime(9, 1.0)
+        reporting.note(tmp_path, end(9, 1.0))
+    assert reporting.of_states(tmp_path, 40) == end(9, 1.0)
     (tmp_path / ".chronomerge/reports.json").write_text("[{}]")
     with pytest.raises(UserError, match=r"reports\.json: is damaged .* remove it"):
         reporting.of_states(tmp_path, 4)
 
 
-def test_the_report_is_told_beside_the_work() -> None:
+def test_a_report_alone_makes_no_plan_shorter(tmp_path: Path) -> None:
+    reporting.note(tmp_path, end(4, 2.0, "report"))
+    assert reporting.of_states(tmp_path, 4) == end(4, 2.0, "report")  # where no grid has ended yet
+    reporting.note(tmp_path, end(40, 9.0))
+    for _ in range(20):
+        reporting.note(tmp_path, end(4, 2.0, "report"))
+    assert reporting.of_states(tmp_path, 4) == end(40, 9.0)
+
+
+def test_times_of_an_older_version_are_those_of_reports(tmp_path: Path) -> None:
+    reporting.note(tmp_path, end(4, 2.0))
+    (tmp_path / ".chronomerge/reports.json").write_text('[{"states": 4, "seconds": 3.0}]')
+    assert reporting.of_states(tmp_path, 4) == end(4, 3.0, "report")
+
+
+@pytest.mark.parametrize("known", [None, end(4, 3.0), end(4, 3.0, "report")])
+def test_the_report_is_told_beside_the_work(known: reporting.ReportTime | None) -> None:
     found = planned(text())
-    with_report, without = (estimate.estimate(found, costs(), report=seconds) for seconds in (3.0, None))
-    assert (with_report.report, without.report) == (3.0, None)
+    with_report, without = (estimate.estimate(found, costs(), report=one) for one in (known, None))
+    assert (with_report.report, without.report) == (known and 3.0, None)
+    assert with_report.ends == (known is not None and known.kind == "grid")
     assert with_report.seconds == without.seconds
