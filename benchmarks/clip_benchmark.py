@@ -135,12 +135,12 @@ def write(
                     member = tarfile.TarInfo(f"s{row:07d}.{end}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    (folder / "test/nshards.txt").write_text("2\n")
+    (folder / "test/nshards.txt").write_text("2\n", encoding="utf-8")
     if kind == "txt":
-        (folder / "dataset_type.txt").write_text("retrieval\n")
+        (folder / "dataset_type.txt").write_text("retrieval\n", encoding="utf-8")
         return
-    (folder / "classnames.txt").write_text("\n".join(classes) + "\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
+    (folder / "classnames.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n", encoding="utf-8")
 
 
 def trained(folder: Path, steps: int) -> None:
@@ -168,7 +168,7 @@ def trained(folder: Path, steps: int) -> None:
         optimizer.step()
     folder.mkdir(parents=True)
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
 
 
@@ -190,7 +190,7 @@ def ours(project: Path, sets: Path, model: Path, names: Sequence[str]) -> dict[s
     fetch_evaluation(params, project / "data/raw/evaluation", project / "downloads", project=project)
     node.prepare_evaluation(project, params)
     evaluate(project, params)
-    found = json.loads((project / "metrics.json").read_text())
+    found = json.loads((project / "metrics.json").read_text(encoding="utf-8"))
     scores: dict[str, dict[str, float]] = {name: {} for name in names}
     for key, theirs in CLASSES.items():
         for name in found["top1"].keys() & scores.keys():
@@ -210,10 +210,16 @@ def program(python: str, home: Path, name: str, task: str) -> dict[str, float]:
         "--no_amp", "--num_workers", "0", "--batch_size", "64", "--recall_k", "1", "5", "10", "--output", str(out),
     ]  # fmt: skip
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=home, check=False, encoding="utf-8"
+    )
     if done.returncode or not out.exists():
         raise SystemExit(f"clip_benchmark: {name}: {done.stdout[-500:]}{done.stderr[-1500:]}")
-    return {key: 100 * value for key, value in json.loads(out.read_text())["metrics"].items() if value is not None}
+    return {
+        key: 100 * value
+        for key, value in json.loads(out.read_text(encoding="utf-8"))["metrics"].items()
+        if value is not None
+    }
 
 
 if __name__ == "__main__":

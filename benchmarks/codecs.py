@@ -182,8 +182,8 @@ def best(work: Callable[[], object], repeat: int) -> Spent:
 def peak(*, reset: bool = False) -> float:
     """The largest resident set since the last reset, in megabytes."""
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    rows = Path("/proc/self/status").read_text().splitlines()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    rows = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("VmHWM")) / 1024
 
 

@@ -48,7 +48,7 @@ def placed(states: Sequence[State], cache: Cache, into: Path) -> tuple[Path, dic
     for path in (layout.HISTORY, layout.ARRIVAL, layout.EVALUATION):
         cache.link(newest.entries[path], into / path)
     history = into / layout.HISTORY
-    names = json.loads((history / "pools/pools.json").read_text())
+    names = json.loads((history / "pools/pools.json").read_text(encoding="utf-8"))
     pools = {name: Dataset(history / "pools" / name) for name in names}
     if (into / layout.ARRIVAL / "dataset.json").exists():
         pools[newest.params["arrival"]["name"]] = Dataset(into / layout.ARRIVAL)
@@ -132,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = run(options.project.resolve(), options.timeline, options.probe)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{found['states']} states, {sum(found['sets'].values())} queries in {len(found['sets'])} sets")
     for when in ("before", "after"):
         print(f"\n{when}: cosine of test images with step 0's",

@@ -83,7 +83,12 @@ def _measure(model: str, home: Path, repeat: int) -> None:
         for name, (imports, work) in TURNS.items():
             program = TIMED.format(imports=imports, work=work)
             done = subprocess.run(
-                [sys.executable, "-c", program, source, out], cwd=ROOT, check=True, capture_output=True, text=True
+                [sys.executable, "-c", program, source, out],
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
             )
             shutil.rmtree(out)
             found = json.loads(done.stdout.splitlines()[-1])

@@ -178,7 +178,7 @@ def run_matrix(cases: list[Case], results: Path | None, parallel: int) -> int:
     """Run cases and print what became of them; returns how many failed."""
     done: dict[str, str] = {}
     if results and results.exists():
-        done = dict(json.loads(line) for line in results.read_text().splitlines())
+        done = dict(json.loads(line) for line in results.read_text(encoding="utf-8").splitlines())
     todo = [case for case in cases if case.name not in done]
     started = time.monotonic()
     with laboratory(parallel) as bench:
@@ -195,7 +195,7 @@ def run_matrix(cases: list[Case], results: Path | None, parallel: int) -> int:
             except Exception:  # a harness that fails is a case that failed
                 done[case.name] = traceback.format_exc()
             if results:
-                with results.open("a") as file:
+                with results.open("a", encoding="utf-8") as file:
                     print(json.dumps([case.name, done[case.name]]), file=file)
             print(f"{time.monotonic() - began:5.1f} s  {case.name}  {done[case.name][-600:] or 'ok'}", flush=True)
 

@@ -167,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = run(options)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"\n{found['classes']} classes, {found['features']} features; top-1 in percent, mean over")
     print(f"{len(found['sets'])} sets ± half of the 95 % interval over draws")
     print(f"{'head':34}" + "".join(f"{shots:>16}" for shots in options.shots))

@@ -143,7 +143,7 @@ def costs(
         for some in (experts[:2], experts)
     ]
     command = [str(python), "-c", code, json.dumps(jobs), str(folder / "base.safetensors"), str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         sys.exit(f"{python}: {done.stderr[-1000:]}")
     each = [json.loads(line) for line in done.stdout.splitlines()]

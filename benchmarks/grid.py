@@ -40,7 +40,7 @@ def measure(project: Path, parallel: int) -> None:
     ).fetchone()
     begun, ended = (datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (start, end))
     wall = (ended - begun).total_seconds()
-    planned, _ = cells.usable(cells.expand(path.read_text(), grid, project))
+    planned, _ = cells.usable(cells.expand(path.read_text(encoding="utf-8"), grid, project))
     found = records.read(project, cells.recorded(project, planned))
     meanwhile = {
         record.state.tag

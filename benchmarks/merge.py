@@ -217,7 +217,7 @@ def measure(command: list[str], cwd: Path) -> ProcessCost:
         watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        tail = (cwd / "log.txt").read_text(errors="replace").strip().splitlines()[-3:]
+        tail = (cwd / "log.txt").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-3:]
         raise RuntimeError(f"{' '.join(command[:4])} … failed: {' | '.join(tail)}")
     return ProcessCost(wall, usage.ru_utime + usage.ru_stime, resident / 1e3, anonymous / 1e3)
 
@@ -225,7 +225,9 @@ def measure(command: list[str], cwd: Path) -> ProcessCost:
 def _memory(pid: int) -> tuple[int, int]:
     """Peak resident and anonymous kB so far (zero after its end)."""
     try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        lines = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        )
     except (FileNotFoundError, ProcessLookupError):
         return 0, 0
     return int(lines.get("VmHWM", "0").split()[0]), int(lines.get("RssAnon", "0").split()[0])
@@ -281,7 +283,7 @@ def peer_command(technique: str, models: Path, count: int, out: Path, cache: Pat
     if technique in ("sce", "karcher", "model_stock"):
         config |= {"models": [{"model": path} for path in inputs], "parameters": parameters}
     path = cache / "peer.yaml"
-    path.write_text(json.dumps(config))  # JSON is YAML
+    path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     return [str(peer(cache).with_name("mergekit-pytorch")), str(path), str(out)]
 
 
@@ -344,7 +346,7 @@ def compare(cache: Path) -> None:
         if name not in ("linear", "karcher"):
             config["base_model"] = paths[0] if name == "slerp" else str(folder / "0.safetensors")
         path = folder / f"{name}.yaml"
-        path.write_text(json.dumps(config))
+        path.write_text(json.dumps(config), encoding="utf-8")
         ours, theirs = folder / f"{name}.safetensors", folder / name
         measure([sys.executable, "-m", "flows", "merge", "--config", str(path), "--out", str(ours)], folder)
         measure([str(peer(cache).with_name("mergekit-pytorch")), str(path), str(theirs)], folder)
@@ -444,7 +446,7 @@ def main() -> None:
         compare(cache)
         return
     path = cache / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not arguments.table:
         on_cpu = arguments.device == "cpu"
         rows = [row for row in _rows() if on_cpu or row.partition(" ")[0] in OURS]
@@ -458,7 +460,7 @@ def main() -> None:
             if on_cpu and not arguments.no_peer and "peer" not in before:
                 entry |= measure_peer(row, cache)
             results[label] = before | entry
-            path.write_text(json.dumps(results, indent=2))
+            path.write_text(json.dumps(results, indent=2), encoding="utf-8")
             if entry:
                 print(label, json.dumps(entry), flush=True)
     print("\n".join([table(results), "", *goals(results)]))

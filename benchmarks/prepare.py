@@ -114,7 +114,7 @@ def tars(home: Path, files: list[bytes]) -> Path:
                 member = tarfile.TarInfo(f"{number:06d}.{end}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    (home / "classnames.txt").write_text("".join(f"class {number}\n" for number in range(CLASSES)))
+    (home / "classnames.txt").write_text("".join(f"class {number}\n" for number in range(CLASSES)), encoding="utf-8")
     return home
 
 
@@ -138,7 +138,7 @@ def ours(form: str, place: Path, size: int, out: Path) -> None:
         record = Fetched(split="train", files=names, facts=facts).model_dump_json()
     else:
         record = Listing(given=False, files=names).model_dump_json()
-    (raw / f"{source.store}.json").write_text(record)
+    (raw / f"{source.store}.json").write_text(record, encoding="utf-8")
     (out / "scratch").mkdir()
     reading = source.read(raw, Context(0, size, "bicubic", squash=False, scratch=out / "scratch"))
     labels = {name: number for number, name in enumerate(reading.classes)}

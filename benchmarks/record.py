@@ -78,7 +78,7 @@ class Peak:
 
 def _anonymous(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:  # it has ended
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
@@ -253,7 +253,7 @@ def _fake_outputs(folder: Path, size: int, declared: Iterable[str]) -> int:
 
 def _fake_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "note.json").write_text(json.dumps({"folder": folder.name}))
+    (folder / "note.json").write_text(json.dumps({"folder": folder.name}), encoding="utf-8")
 
 
 def _raw(files: list[Path], cache: Path, remote: Remote) -> dict[str, float]:

@@ -80,7 +80,9 @@ def serve(
 
 def largest() -> float:
     """Megabytes of this program's largest resident memory; getrusage would count its parent's."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    [line] = [
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")
+    ]
     return int(line.split()[1]) / 1024
 
 

@@ -84,13 +84,15 @@ def main() -> None:
             if given.only != "grid":
                 results |= split(home, remote)
     if given.results:
-        given.results.write_text(json.dumps(results, indent=1) + "\n")
+        given.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def alone(home: Path) -> None:
     """Nothing of the user's git and DVC settings, for this process and all that it starts."""
     settings = home / "gitconfig"
-    settings.write_text("[user]\n\tname = Scaling\n\temail = scaling@localhost\n[advice]\n\tdetachedHead = false\n")
+    settings.write_text(
+        "[user]\n\tname = Scaling\n\temail = scaling@localhost\n[advice]\n\tdetachedHead = false\n", encoding="utf-8"
+    )
     os.environ.update(
         GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=str(settings), DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1",
         DVC_GLOBAL_CONFIG_DIR=str(home / "dvc"), OMP_NUM_THREADS="1",
@@ -169,7 +171,7 @@ def cluster(folder: Path, remote: Remote, count: int, *more: str) -> Iterator[st
     try:
         while not note.exists():
             time.sleep(0.1)
-        address = json.loads(note.read_text())["address"]
+        address = json.loads(note.read_text(encoding="utf-8"))["address"]
         for number in range(count):
             clone = folder / f"worker-{number}"
             git(folder, "clone", "--quiet", "project", clone.name)
@@ -232,7 +234,7 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
             asked = len(counting.asked) - before
             with Client(address) as client:
                 theirs: list[dict[str, Any]] = [event for _, event in client.get_events(spans.TOPIC)]
-    found: list[dict[str, Any]] = json.loads(note.read_text())
+    found: list[dict[str, Any]] = json.loads(note.read_text(encoding="utf-8"))
     ours = [one for one in found if "pool" in one]  # the others took what was there
     last = timelines.every(project)[-1]
     nodes = list(zip(ours, theirs, strict=True))[-len(last.manifest.seconds) + 1 :]

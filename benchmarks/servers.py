@@ -46,7 +46,10 @@ def main() -> None:
             with prefect_server.serving(Path(folder)) as server:
                 server.wait()
                 call = [sys.executable, __file__, "--flow", "--tasks", str(given.tasks)]
-                runs = [subprocess.run(call, capture_output=True, text=True, check=True) for _ in range(given.repeat)]
+                runs = [
+                    subprocess.run(call, capture_output=True, text=True, check=True, encoding="utf-8")
+                    for _ in range(given.repeat)
+                ]
         took = ", ".join(f"{float(run.stdout):.1f} s" for run in runs)
         print(f"{name:10} {given.tasks} tasks: {took}", flush=True)
 

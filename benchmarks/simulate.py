@@ -137,7 +137,7 @@ def counted(name: str) -> CountedModel:
         models.resolve(Base(model=name, pretrained="x.safetensors"), home, home)
         parameters = sum(p.numel() for p in models.build(home, "meta").parameters())
         cost = estimated(home, Full(), BATCH)
-        vision = json.loads((home / "model.json").read_text())["model_cfg"]["vision_cfg"]
+        vision = json.loads((home / "model.json").read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     widest = 2 * SCORED * tokens * vision["width"] * vision.get("mlp_ratio", 4.0) * 4
     return CountedModel(name, parameters, cost.flops, cost.bytes, 4 * parameters + widest)
@@ -269,7 +269,7 @@ def main() -> None:
     if given.measure:
         measure()
     elif given.validate:
-        validate(json.loads(given.validate.read_text()))
+        validate(json.loads(given.validate.read_text(encoding="utf-8")))
     else:
         chosen = vars(given)
         assumed = Assumed(**{one.name: chosen[one.name] for one in fields(Assumed)})

@@ -135,7 +135,7 @@ def main() -> None:
     try:
         app(arguments)
     finally:
-        Path(file).write_text(json.dumps(found))
+        Path(file).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

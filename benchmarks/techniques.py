@@ -104,7 +104,7 @@ def params_of(given: argparse.Namespace, seed: int, axes: Mapping[str, Any], fit
     Raises:
         UserError: the technique does not go with them.
     """
-    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"seed": seed, "threads": given.threads, "time": axes, "fit": fit}
     params["train"]["holdout"] = HELD_OUT
     if given.steps:
@@ -164,7 +164,7 @@ def history(here: Path, folder: Path, params: Params, step: int) -> None:
     (past / "weights").mkdir(parents=True)
     (past / "pools").mkdir()
     (past / "regularizer").mkdir()
-    (past / "regularizer/regularizer.json").write_text('{"name": null}')
+    (past / "regularizer/regularizer.json").write_text('{"name": null}', encoding="utf-8")
     if not step:
         models.resolve(params.base, ROOT, past / "model")
     else:
@@ -173,8 +173,8 @@ def history(here: Path, folder: Path, params: Params, step: int) -> None:
     names = ["pretraining", *(one.name for one in params.stream)][:step]
     for number, name in enumerate(names):
         link(folder / f"{number}/data/step/arrival", past / f"pools/{name}")
-    (past / "pools/pools.json").write_text(json.dumps(names))
-    (past / "weights/lineage.json").write_text(json.dumps({"step": step}))
+    (past / "pools/pools.json").write_text(json.dumps(names), encoding="utf-8")
+    (past / "weights/lineage.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
 
 def timeline(folder: Path, params: Params, name: str, protocol: str) -> dict[str, float]:
@@ -199,8 +199,8 @@ def timeline(folder: Path, params: Params, name: str, protocol: str) -> dict[str
             shutil.rmtree(before / "data", ignore_errors=True)
         before = here
     assert before
-    scores = json.loads((before / "metrics.json").read_text())
-    return {**{key: scores[key] for key in METRICS}, **json.loads((before / DONE).read_text())}
+    scores = json.loads((before / "metrics.json").read_text(encoding="utf-8"))
+    return {**{key: scores[key] for key in METRICS}, **json.loads((before / DONE).read_text(encoding="utf-8"))}
 
 
 def place(here: Path, folder: Path, step: int, before: Path | None) -> None:
@@ -233,7 +233,7 @@ def run_nodes(folder: Path, here: Path, params: Params) -> dict[str, float]:
             shutil.move(here / "data/step/statistics", kept)
             done(kept, {"measure": spent})
         link(kept, here / "data/step/statistics")
-        seconds |= json.loads((kept / DONE).read_text())
+        seconds |= json.loads((kept / DONE).read_text(encoding="utf-8"))
     if params.fit:
         seconds["fit"] = timed(fit, here, params)
     seconds["deploy"] = timed(deploy, here, params)
@@ -254,7 +254,7 @@ def link(source: Path, target: Path) -> None:
 def done(folder: Path, content: Mapping[str, float]) -> None:
     """Written last: what is in a folder without it is computed again."""
     part = folder / f"{DONE}.part"
-    part.write_text(json.dumps(content))
+    part.write_text(json.dumps(content), encoding="utf-8")
     part.rename(folder / DONE)
 
 

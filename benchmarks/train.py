@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 SIZE = 32
 WARM = 5
 MODELS: dict[str, dict[str, Any]] = {
-    "demo": json.loads((ROOT / "icons-clip.json").read_text()),
+    "demo": json.loads((ROOT / "icons-clip.json").read_text(encoding="utf-8")),
     # ViT-B/32's widths, heads, text tower and context; small images, few layers.
     "b32": {
         "embed_dim": 512,
@@ -88,7 +88,7 @@ def measure(given: argparse.Namespace, name: str) -> None:
         call += ["--batch", str(given.batch), "--threads", str(given.threads)]
         path = os.pathsep.join([str(ROOT), *([str(given.peer)] if given.peer else [])])
         environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "PYTHONPATH": path}
-        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, encoding="utf-8")
         if done.returncode:
             sys.exit(f"{part}: {done.stderr[-3000:]}")
         found[part] = json.loads(done.stdout.splitlines()[-1])
@@ -129,9 +129,9 @@ def draw(home: Path, config: dict[str, Any], count: int) -> None:
         rows.append((str(images / f"{i}.png"), caption))
         samples.append(Sample(str(i), np.asarray(blot), caption, label))
     write(home / "prepared", Card("blots", SIZE, tuple(classes)), samples, count)
-    with (home / "table.csv").open("w", newline="") as file:
+    with (home / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("filepath", "title"), *rows])
-    (home / "peer.json").write_text(json.dumps(config))
+    (home / "peer.json").write_text(json.dumps(config), encoding="utf-8")
     models.resolve(Base(model=str(home / "peer.json"), pretrained="x.safetensors"), home, home / "model")
 
 

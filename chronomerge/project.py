@@ -159,7 +159,7 @@ def report(
 def _run(folder: Path, options: Sequence[str], *, wait: bool, progress: Progress) -> list[State]:
     path = layout.make_private(folder) / "logs" / "run.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as log:
+    with path.open("a", encoding="utf-8") as log:
         given = [*options, *([] if wait else ["--no-wait"])]
         process = processes.start("flows.processes.run_process", *given, folder=folder, log=log)
         try:

@@ -29,7 +29,7 @@ def trusted(project: Path, hooks: Hooks) -> bool:
     if not commands(hooks):
         return True
     try:
-        return _digest(hooks) in _trust_file(project).read_text().split()
+        return _digest(hooks) in _trust_file(project).read_text(encoding="utf-8").split()
     except FileNotFoundError:
         return False
 
@@ -39,7 +39,7 @@ def trust(project: Path, hooks: Hooks) -> None:
     if not trusted(project, hooks):
         path = _trust_file(project)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(f"{_digest(hooks)}\n")
 
 

@@ -44,7 +44,7 @@ def alone(project: Path) -> Iterator[TextIO]:
     """
     path = _path(project)
     path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         if not locks.acquire(file, wait=False):
             who = serving(project)
             by = f"process {who.pid} on {who.host} since {who.since}" if who else "another process"

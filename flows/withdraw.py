@@ -26,7 +26,7 @@ def withdraw(
     path = project / "params.yaml"
     params = load(path)
     plan = record.plan_withdrawal(project, params, arrival, retrain=retrain)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     after = rewritten(text, plan.stream, path)
     check(parse(after, path), project, base=False)
     if after != text:

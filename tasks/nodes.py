@@ -266,7 +266,7 @@ def key_of(node: Node, project: Path, content: Callable[[str], str], machine: Ma
     ``content`` gives the hash of a dependency's content by its path; ``machine`` is what results are bit-exact on:
     the device and the thread count.
     """
-    params = _relevant(yaml.load((project / "params.yaml").read_text()))
+    params = _relevant(yaml.load((project / "params.yaml").read_text(encoding="utf-8")))
     facts = {
         "cmd": node.cmd,
         "params": {name: _value(params, name) for name in node.params},
@@ -309,10 +309,10 @@ def start(project: Path, name: str, key: str) -> None:
     """Make the node's folder for unfinished work, and remove what another key left there."""
     folder = unfinished(project, name)
     note = folder / "key"
-    if not note.exists() or note.read_text() != key:
+    if not note.exists() or note.read_text(encoding="utf-8") != key:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        note.write_text(key)
+        note.write_text(key, encoding="utf-8")
 
 
 def in_place(name: str, machine: Callable[[Params], Mapping[str, str | int]]) -> Work:

@@ -729,7 +729,7 @@ def load(path: Path) -> Params:
             message names the file and every such key.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run chronomerge from a project's folder") from None
     except UnicodeDecodeError as error:

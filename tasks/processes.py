@@ -42,7 +42,7 @@ def start(
         [*PYTHON, "-m", module, *arguments],
         cwd=folder, env=dict(environment.for_child() if variables is None else variables), text=True,
         stdin=subprocess.PIPE if requests else subprocess.DEVNULL, stdout=answers, stderr=log,
-        start_new_session=own_session,
+        start_new_session=own_session, encoding="utf-8"
     )  # fmt: skip
 
 

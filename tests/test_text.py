@@ -1,6 +1,9 @@
-"""Text from outside is shown, never obeyed; no secret of a URL is shown."""
+"""Text from outside is shown, never obeyed; no secret of a URL is shown; text files are UTF-8 in every locale."""
 
+import ast
 import io
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -122,3 +125,70 @@ def test_a_long_text_is_redacted_in_time_whatever_it_holds(word: str, shown: str
     text = word * 100_000
     assert redacted(text).endswith(shown)
     assert len(redacted(text)) <= len(text)
+
+
+ROOT = Path(__file__).parents[1]
+BINARY = ("os", "tarfile", "Image", "Pillow")
+"""Their `open` opens no text."""
+
+
+def without_encoding(code: str) -> Iterator[int]:
+    """Lines of calls that read or write text in the encoding of the locale.
+
+    ruff's PLW1514 is in preview, and sees only a call on what it knows to be a `Path`: a fifth of them.
+    """
+    for call in ast.walk(ast.parse(code)):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute | ast.Name):
+            continue
+        named = {one.arg: one.value for one in call.keywords}
+        method = isinstance(call.func, ast.Attribute)
+        owner = ast.unparse(call.func).rpartition(".")[0]
+        function = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+        texts = [one.value for one in (*call.args, *named.values()) if isinstance(one, ast.Constant)]
+        modes = [one for one in texts if isinstance(one, str) and one and set(one) <= set("rwaxbt+")]
+        path = method and not call.args  # path.open()
+        text = {
+            "read_text": not call.args,
+            "write_text": len(call.args) < 2,
+            "fdopen": True,
+            "open": path or not method or modes != [],
+        }.get(function, getattr(named.get("text"), "value", None) is True)
+        if (
+            text
+            and "encoding" not in named
+            and not any("b" in mode for mode in modes)
+            and (owner not in BINARY or function == "fdopen")
+        ):
+            yield call.lineno
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("path.read_text()", True),
+        ("path.read_text(errors='replace')", True),
+        ("path.write_text(text)", True),
+        ("path.open()", True),
+        ("path.open('a')", True),
+        ("open(path)", True),
+        ("os.fdopen(1, 'w')", True),
+        ("run(call, text=True)", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("path.open('rb')", False),
+        ("os.open(path, flags)", False),
+        ("run(call)", False),
+    ],
+)
+def test_a_call_in_the_encoding_of_the_locale_is_seen(code: str, found: bool) -> None:
+    assert bool(list(without_encoding(code))) is found
+
+
+def test_text_files_are_utf_8_in_every_locale() -> None:
+    """Before Python 3.15, a machine with LANG=de_DE.ISO-8859-1 reads and writes other bytes than one with UTF-8."""
+    found = [
+        f"{file.relative_to(ROOT)}:{line}"
+        for folder in ("chronomerge", "flows", "tasks", "benchmarks", "docs")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for line in without_encoding(file.read_text(encoding="utf-8"))
+    ]
+    assert found == []

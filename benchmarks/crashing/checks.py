@@ -34,8 +34,8 @@ class Users:
             "branch": git(project, "rev-parse", "main"),
             "index": git(project, "ls-files", "--stage"),
             "status": git(project, "status", "--porcelain"),
-            "notes.txt": (project / "notes.txt").read_text(),
-            "mine.bin": (project / "mine.bin").read_text(),
+            "notes.txt": (project / "notes.txt").read_text(encoding="utf-8"),
+            "mine.bin": (project / "mine.bin").read_text(encoding="utf-8"),
         })  # fmt: skip
 
 
@@ -134,13 +134,17 @@ def nothing_left(sandbox: Sandbox) -> None:
     for path in (private / "results").glob("*"):
         json.loads(path.read_bytes())
     for name in (project / ".git/chronomerge").glob("*.lock"):
-        if name.read_text():
+        if name.read_text(encoding="utf-8"):
             raise BrokenError(f"{name.name} still names a holder")
     deadline = time.monotonic() + PATIENCE  # on a busy machine a store takes long to end
     while running := sandbox.strays():
         if time.monotonic() > deadline:
             started = [f"{' '.join(one.cmdline()[:3])}, {time.time() - one.create_time():.0f} s old" for one in running]
-            log = (private / "store/server.log").read_text(errors="replace")
-            note = (private / "store/server.json").read_text() if (private / "store/server.json").exists() else "none"
+            log = (private / "store/server.log").read_text(errors="replace", encoding="utf-8")
+            note = (
+                (private / "store/server.json").read_text(encoding="utf-8")
+                if (private / "store/server.json").exists()
+                else "none"
+            )
             raise BrokenError(f"still running: {started}; the store's note: {note}; its log ends: {log[-1500:]}")
         time.sleep(0.3)

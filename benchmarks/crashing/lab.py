@@ -44,7 +44,9 @@ def prepare_environment(work: Path) -> None:
     """Nothing of the user's git and DVC settings, for us and all whom we start."""
     settings = work / "gitconfig"
     settings.write_text(
-        "[user]\n\tname = Crash\n\temail = crash@localhost\n[advice]\n\tdetachedHead = false\n[safe]\n\tdirectory = *\n"
+        "[user]\n\tname = Crash\n\temail = crash@localhost\n"
+        "[advice]\n\tdetachedHead = false\n[safe]\n\tdirectory = *\n",
+        encoding="utf-8",
     )
     os.environ.update(ENVIRONMENT, GIT_CONFIG_GLOBAL=str(settings), DVC_GLOBAL_CONFIG_DIR=str(work / "dvc"))
 
@@ -98,11 +100,11 @@ class Run:
 
     def errors(self) -> str:
         """What it said, briefly."""
-        return (self.notes / "err").read_text(errors="replace").strip()[-600:]
+        return (self.notes / "err").read_text(errors="replace", encoding="utf-8").strip()[-600:]
 
     def complained(self) -> bool:
         """Whether it ended with a Python traceback."""
-        return "Traceback" in (self.notes / "err").read_text(errors="replace")
+        return "Traceback" in (self.notes / "err").read_text(errors="replace", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -206,9 +208,9 @@ def begin(sandbox: Sandbox, template: Path, until: int | None, *, shared: bool =
         git(sandbox.folder, "init", "--quiet", "--bare", "shared.git")
         git(project, "remote", "add", "origin", str(sandbox.folder / "shared.git"))
         git(project, "push", "--quiet", "origin", "HEAD:main")
-    (project / "notes.txt").write_text("staged\n")
+    (project / "notes.txt").write_text("staged\n", encoding="utf-8")
     git(project, "add", "notes.txt")
-    (project / "notes.txt").write_text("not staged\n")
+    (project / "notes.txt").write_text("not staged\n", encoding="utf-8")
     (project / "mine.bin").write_bytes(b"untracked")
     if until is not None:
         run = sandbox.start("run", "--until", str(until))

@@ -70,7 +70,7 @@ def _name_of(project: Path) -> str:
     """A name that this folder has alone; a copy of it gets another."""
     path, inode = layout.private(project) / "folder.json", project.stat().st_ino
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         if known["inode"] == inode:
             return str(known["name"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

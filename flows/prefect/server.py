@@ -78,7 +78,7 @@ def serving(project: Path, *, own: bool = False) -> Iterator[Server]:
         os.environ.setdefault(*_SILENT)
         yield Server(url)
         return
-    with (private / "prefect.lock").open("a") as lock:
+    with (private / "prefect.lock").open("a", encoding="utf-8") as lock:
         # One server to a database: a second run in this project has a home of its own.
         home = private / ("prefect" if locks.acquire(lock, wait=False) else f"prefect-{os.getpid()}")
         with _started(private, home, _QUIET) as server:
@@ -97,14 +97,14 @@ def lasting(project: Path, say: Callable[[str], None]) -> Iterator[Server]:
         os.environ.setdefault(*_SILENT)
         yield Server(url)
         return
-    with (private / "prefect.lock").open("a") as lock:
+    with (private / "prefect.lock").open("a", encoding="utf-8") as lock:
         if not locks.acquire(lock, wait=False):
             say("waiting for the run that uses the project's Prefect database")
             locks.acquire(lock)
         with _started(private, private / "prefect", {}) as server:
             path = sign_in_file(project)
             path.unlink(missing_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
                 file.write(os.environ["PREFECT_API_AUTH_STRING"])
             try:
                 yield server
@@ -120,7 +120,7 @@ def sign_in_file(project: Path) -> Path:
 def sign_in(project: Path) -> str | None:
     """See `sign_in_file`; None where there is none."""
     try:
-        return sign_in_file(project).read_text()
+        return sign_in_file(project).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
 

@@ -17,7 +17,7 @@ EVERY = 0.2
 
 def answers() -> TextIO:
     """Take over stdout: from now on, what libraries print goes to stderr and not between the messages."""
-    taken = os.fdopen(os.dup(1), "w")
+    taken = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return taken
 

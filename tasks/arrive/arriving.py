@@ -131,7 +131,7 @@ def _commit(
         verdict = _decide(project, params, request, copy, findings, once=once)
         if verdict.outcome != "would arrive":
             return verdict
-        text = stream_file.appended(file.read_text(), copy.arrival, file)  # before anything is written
+        text = stream_file.appended(file.read_text(encoding="utf-8"), copy.arrival, file)  # before anything is written
         if copy.folder:
             progress(f"keeping {request.name}", 0, 1)
             with store.open_store(project, params.store.remote) as remote:

@@ -167,7 +167,7 @@ def _write_rest(to: Library, config: dict[str, Any], made: Path, sources: list[P
         else configurations.to_transformers(config, str(sources[0]))
     )
     for name, content in files.items():
-        (made / name).write_text(json.dumps(content, indent=1) + "\n")
+        (made / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in sources:
         beside = path if path.is_dir() else path.parent
         if names := tokenizers.copy(beside, made):

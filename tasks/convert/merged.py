@@ -79,7 +79,7 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
             notes.append(
                 f"no configuration: there is none beside {like}; the folder has the weights and the card alone"
             )
-        (made / CARD).write_text(card(folder.name, library, arguments, merged.report.summary()))
+        (made / CARD).write_text(card(folder.name, library, arguments, merged.report.summary()), encoding="utf-8")
         place(made, folder)
     return merged, notes
 
@@ -141,10 +141,10 @@ def _copy(source: Path, made: Path, dtype: str | None) -> list[str]:
     config = made / configurations.TRANSFORMERS
     if dtype and config.is_file():  # transformers loads in the dtype that the configuration names
         try:
-            content = json.loads(config.read_text())
+            content = json.loads(config.read_text(encoding="utf-8"))
             content |= {key: dtype for key in ("dtype", "torch_dtype") if key in content}
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{source / config.name}: not a readable configuration ({error!r:.100})") from None
-        config.write_text(json.dumps(content, indent=1) + "\n")
+        config.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     words = tokenizers.copy(source, made)
     return [f"of {source}: {', '.join([*names, *words])}"] if names or words else []

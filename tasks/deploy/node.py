@@ -44,7 +44,7 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
         routed.deploy(project, params, progress)
     elif (project / REFERENCE).exists():
         note = _rotate(project, params, progress)
-        (project / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        (project / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
 def _rotate(project: Path, params: Params, progress: Progress) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _rotate(project: Path, params: Params, progress: Progress) -> dict[str, Any]
             " they are",
         )  # fmt: skip
     return {
-        "state": json.loads((project / REFERENCE / "reference.json").read_text())["state"],
+        "state": json.loads((project / REFERENCE / "reference.json").read_text(encoding="utf-8"))["state"],
         "images": len(drawn),
         "directions": directions,
         "cosine_before": round(float((new.double() * old).sum(dim=1).mean()), 6),

@@ -76,7 +76,7 @@ def drawn(project: Path, size: int, seed: int, arrived: str) -> Probe:
     Raises:
         UserError: there is no image.
     """
-    names: list[str] = json.loads((project / POOLS / "pools.json").read_text())
+    names: list[str] = json.loads((project / POOLS / "pools.json").read_text(encoding="utf-8"))
     folders = {name: project / POOLS / name for name in names}
     for path in (project / ARRIVAL, project / ARRIVAL / BESIDE_EXPERT):
         if (path / "dataset.json").exists():

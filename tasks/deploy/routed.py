@@ -71,7 +71,7 @@ def deploy(project: Path, params: Params, progress: Progress = silent) -> None:
             "routes": {one.name: {"arrivals": list(one.arrivals), "images": one.images} for one in known.routes},
             "bytes": sum(path.stat().st_size for path in part.iterdir()),
         }
-    (project / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+    (project / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
 def _start(project: Path, params: Params, progress: Progress) -> tuple[Router, Features]:
@@ -92,7 +92,7 @@ def _start(project: Path, params: Params, progress: Progress) -> tuple[Router, F
         if known.base != (digest := sha256_of(base)):
             raise UserError(f"{path}: is a router of another base (sha256 {known.base[:12]}…, here {digest[:12]}…)")
         return known, features
-    number = int(json.loads((project / LINEAGE).read_text())["step"])
+    number = int(json.loads((project / LINEAGE).read_text(encoding="utf-8"))["step"])
     if number > 1:
         raise UserError(f"{path}: no such router; the earlier state is incomplete, run `chronomerge doctor`")
     known = router.empty(sha256_of(base))

@@ -306,7 +306,7 @@ def _weights(project: Path, params: Params, space: Space) -> list[Path] | None:
     base, kept = project / HISTORY / "weights/base.safetensors", project / RUNNING / FIRST
     if space == "base":
         return [base]
-    number = int(json.loads((project / HISTORY / "weights/lineage.json").read_text())["step"])
+    number = int(json.loads((project / HISTORY / "weights/lineage.json").read_text(encoding="utf-8"))["step"])
     if number == 0:
         return None
     places = {1: coded.stored(project / EXPERT), 2: coded.stored(project / HISTORY / "weights/expert")}
@@ -323,7 +323,7 @@ def _weights(project: Path, params: Params, space: Space) -> list[Path] | None:
 
 
 def _pools(project: Path) -> list[str]:
-    names: list[str] = json.loads((project / HISTORY / "pools/pools.json").read_text())
+    names: list[str] = json.loads((project / HISTORY / "pools/pools.json").read_text(encoding="utf-8"))
     return names
 
 

@@ -28,4 +28,4 @@ def write(folder: Path, predicted: Mapping[str, np.ndarray]) -> None:
         for name, classes in predicted.items():
             np.save(made / f"{name}.npy", classes.astype(np.int32))
         sizes = {name: int((classes != NOT_EVALUATED).sum()) for name, classes in predicted.items()}
-        (made / INDEX).write_text(json.dumps({"version": VERSION, "sets": sizes}, indent=1) + "\n")
+        (made / INDEX).write_text(json.dumps({"version": VERSION, "sets": sizes}, indent=1) + "\n", encoding="utf-8")

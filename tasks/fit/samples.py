@@ -69,7 +69,7 @@ def of_step(project: Path, params: Params) -> FitSamples:
     """
     folder = project / POOLS
     try:
-        names: list[str] = json.loads((folder / "pools.json").read_text())
+        names: list[str] = json.loads((folder / "pools.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'pools.json'}: no readable list of pools ({error})") from None
     found = {name: Dataset(folder / name) for name in names}

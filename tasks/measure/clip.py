@@ -79,7 +79,7 @@ def _base(model: Path, architecture: str | None, scratch: Path) -> Base:
                 "measure a model of another kind with --with"
             )
         architecture = str(scratch / "config.json")
-        Path(architecture).write_text(json.dumps(config))
+        Path(architecture).write_text(json.dumps(config), encoding="utf-8")
     return Base(model=architecture, pretrained=str(model.absolute() / "weights.safetensors"))
 
 

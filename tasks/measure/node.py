@@ -97,4 +97,4 @@ def _measured(
 
 
 def _note(target: Path, content: dict[str, Any]) -> None:
-    (target / "statistics.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    (target / "statistics.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -73,7 +73,7 @@ class Destination:
 def _named_by(index: Path) -> set[str]:
     """File names in an index; none where it cannot be read."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(name) for name in weight_map.values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()

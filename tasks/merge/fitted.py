@@ -51,7 +51,7 @@ class FitFile(BaseModel):
 def write(folder: Path, fitted: FitResult | None, report: Mapping[str, Any]) -> None:
     """Write ``fit.json`` into a folder."""
     content = FitFile(fitted=fitted, report=dict(report))
-    (folder / FILE).write_text(content.model_dump_json(indent=1) + "\n")
+    (folder / FILE).write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> FitResult | None:
@@ -62,7 +62,7 @@ def read(folder: Path) -> FitResult | None:
     """
     path = folder / FILE
     try:
-        return FitFile.model_validate_json(path.read_text()).fitted
+        return FitFile.model_validate_json(path.read_text(encoding="utf-8")).fitted
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the fit node writes it") from None
     except ValidationError as error:

@@ -33,7 +33,7 @@ def load(technique: Accumulator, folder: Path | None, plan: MergeLayout, stack: 
         return RunningState()
     path = folder / _SCALARS
     try:
-        scalars = json.loads(path.read_text())
+        scalars = json.loads(path.read_text(encoding="utf-8"))
         earlier = RunningState(
             int(scalars["count"]), float(scalars["total"]), dict(scalars["norms"]), dict(scalars["moved"])
         )

@@ -215,6 +215,6 @@ def copy(source: Path, target: Path) -> None:
 
 def _number(lineage: Path) -> int:
     try:
-        return int(json.loads(lineage.read_text())["step"])
+        return int(json.loads(lineage.read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{lineage}: does not say how many experts came before ({error})") from None

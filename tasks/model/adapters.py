@@ -283,7 +283,7 @@ def _widened(entry: TensorEntry) -> TensorEntry:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not a readable adapter configuration ({' '.join(str(error).split())[:200]})"

@@ -263,7 +263,7 @@ def _from_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable configuration ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict):

@@ -498,7 +498,7 @@ def _from_file(base: Base, project: Path) -> tuple[dict[str, Any], dict[str, Any
     """Model and preprocessing configuration of a JSON file."""
     path = project / base.model
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"base.model: {path}: no such file") from None
     except (ValueError, RecursionError) as error:
@@ -597,7 +597,7 @@ def _square(size: int | Sequence[int], name: str) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no readable model configuration ({_one_line(error)})") from None
     return raw

@@ -149,7 +149,11 @@ def entries(folder: Path) -> list[str]:
 def shards_of(index: Path) -> list[str]:
     """The files that an index JSON names, in its own folder; none where it is another file."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.suffix == ".json" else []
+        names = (
+            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if index.suffix == ".json"
+            else []
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # reading the model says what is wrong
     return [name for name in names if isinstance(name, str) and Path(name).name == name]

@@ -77,7 +77,7 @@ class FileSink:
             total = sum(e.bytes for e in entries.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             # Last, so that an index never names shards that are not there.
-            self._replacement(path).write_text(json.dumps(index, indent=2) + "\n")
+            self._replacement(path).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             self.abandon()
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -258,7 +258,7 @@ def name_class(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     settings = vocabularies.read(path) if path.is_file() else {}
     if "tokenizer_class" not in settings:
-        path.write_text(json.dumps({**settings, "tokenizer_class": "CLIPTokenizer"}, indent=1) + "\n")
+        path.write_text(json.dumps({**settings, "tokenizer_class": "CLIPTokenizer"}, indent=1) + "\n", encoding="utf-8")
 
 
 def copy(source: Path, target: Path) -> list[str]:
@@ -292,10 +292,10 @@ def write_clip(target: Path, context_length: int) -> None:
     """The files of transformers' ``CLIPTokenizer`` for CLIP's vocabulary."""
     words, merges = vocabularies.clip()
     start, end = vocabularies.START, vocabularies.END
-    (target / "vocab.json").write_text(json.dumps(words, ensure_ascii=False))
-    (target / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in merges))
+    (target / "vocab.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+    (target / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in merges), encoding="utf-8")
     settings = {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, "do_lower_case": True,
         "bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end, "errors": "replace",
     }  # fmt: skip
-    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -107,7 +107,7 @@ def install() -> None:
     imported = [sys.executable, "-P", "-c", "import torchvision"]
     if subprocess.run(imported, capture_output=True, check=False).returncode:
         shutil.copyfile(__file__, module)
-        pth.write_text(LINE)
+        pth.write_text(LINE, encoding="utf-8")
         subprocess.run(imported, check=True)
 
 

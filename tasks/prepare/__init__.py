@@ -219,13 +219,13 @@ def _fetch_noting(sources: Sequence[Source], folder: Path, outside: Outside, nam
     for note in notes:
         outside.progress(f"note on {name}: {note}", 1, 1)
     if notes:
-        (folder / NOTES).write_text(json.dumps(list(notes), indent=1, ensure_ascii=False) + "\n")
+        (folder / NOTES).write_text(json.dumps(list(notes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def notes_on(raw: Path) -> list[str]:
     """What a person should know of the data in a folder of `fetch_arrival` or `fetch_evaluation`, in sentences."""
     path = raw / NOTES
-    notes: list[str] = json.loads(path.read_text()) if path.exists() else []
+    notes: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return notes
 
 

@@ -140,7 +140,7 @@ def convert(arrival: Arrival, raw_files: Path, base: Path | None, model: Path, t
             "read_as": "a PEFT adapter" if is_adapter(path) else dialect.name if dialect else "open_clip",
             "of_base": sorted([*made.lacking, *made.reshaped]), "notes": notes,
         }  # fmt: skip
-    target.with_name(ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    target.with_name(ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return notes
 
 
@@ -159,12 +159,12 @@ def raw(folder: Path) -> Path:
 def origin(folder: Path) -> dict[str, Any] | None:
     """The repository, commit and files that an expert came from, where that is a hub."""
     path = folder / ORIGIN
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def write_origin(origin: Mapping[str, Any], folder: Path) -> None:
     """Note beside the raw files of an expert what `origin` reads."""
-    (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
 
 def adapted_base(path: Path, base: BaseParams) -> str | None:

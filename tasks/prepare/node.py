@@ -43,7 +43,7 @@ def prepare_arrival(project: Path, params: Params, progress: Progress = silent) 
     arrival, raw = params.arrival, project / RAW / "arrival"
     with atomic.made_folder(project / STEP / "arrival") as target:
         if arrival is None:
-            (target / "nothing.json").write_text(json.dumps({"reason": "no pretraining data"}) + "\n")
+            (target / "nothing.json").write_text(json.dumps({"reason": "no pretraining data"}) + "\n", encoding="utf-8")
         elif arrival.expert is not None:
             base = raw / experts.BASE
             experts.prepare(
@@ -168,7 +168,7 @@ def _templates(name: str, readings: Sequence[Reading], evaluation: EvaluationSet
 def _context(project: Path, params: Params) -> Context:
     path = project / "data/history/model/preprocess.json"
     try:
-        return _Preprocess.model_validate_json(path.read_text()).context(params)
+        return _Preprocess.model_validate_json(path.read_text(encoding="utf-8")).context(params)
     except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
         raise UserError(f"{path}: {' '.join(str(error).split())}; chronomerge run writes it before this node") from None
 

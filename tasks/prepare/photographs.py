@@ -134,7 +134,7 @@ class Photographs(ImageSource):
             outside.progress(f"copying {self.path}", done, len(usable))
         more = {os.path.realpath(file) for file in self.fetch_more(home, usable, into / self.store, outside)}
         record = Listing(given=selection.given, files=[file.relative_to(home).as_posix() for file in usable])
-        (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n")
+        (into / f"{self.store}.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         sentence = listing.left_out(file for file in selection.left_out if os.path.realpath(file) not in more)
         for note in (*selection.notes, *([sentence] if sentence else ())):
             outside.note(f"{self.name}: {self.path}: {note}")
@@ -157,7 +157,7 @@ class Photographs(ImageSource):
     def fetched(self, raw: Path) -> Listing:
         path = raw / f"{self.store}.json"
         try:
-            return Listing.model_validate_json(path.read_text())
+            return Listing.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(f"{path}: missing or damaged; fetch the arrival again") from None
 

@@ -188,7 +188,7 @@ def text(
 
 def _loading(form: Form, folder: Path) -> list[str]:
     if form.library == "transformers":
-        (kind,) = json.loads((folder / configurations.TRANSFORMERS).read_text())["architectures"]
+        (kind,) = json.loads((folder / configurations.TRANSFORMERS).read_text(encoding="utf-8"))["architectures"]
         return ["import transformers", "", f'model = transformers.{kind}.from_pretrained("FOLDER-OR-REPOSITORY")']
     return [
         "import open_clip",

@@ -95,7 +95,7 @@ def _made(
     _keep_private(model, address.repository if address else None)
     recipe.write(state, model / recipe.FOLDER)
     (model / card.LINEAGE).write_bytes(picture.png(card.facts(lineage)))
-    (model / CARD).write_text(card.text(name, state, lineage, form, model, licences))
+    (model / CARD).write_text(card.text(name, state, lineage, form, model, licences), encoding="utf-8")
     public.require_public(model, state.project)
     return model, notes
 

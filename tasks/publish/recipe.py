@@ -19,9 +19,11 @@ FOLDER = "recipe"
 def write(state: State, into: Path) -> None:
     """Write ``params.yaml``, ``manifest.json`` and ``merge.yaml`` into a new folder."""
     into.mkdir()
-    (into / "params.yaml").write_text(yaml.dump(public.params(state.params)))
-    (into / "manifest.json").write_text(json.dumps(public.manifest(state.manifest.as_dict()), indent=1) + "\n")
-    (into / "merge.yaml").write_text(yaml.dump(last_merge(state)))
+    (into / "params.yaml").write_text(yaml.dump(public.params(state.params)), encoding="utf-8")
+    (into / "manifest.json").write_text(
+        json.dumps(public.manifest(state.manifest.as_dict()), indent=1) + "\n", encoding="utf-8"
+    )
+    (into / "merge.yaml").write_text(yaml.dump(last_merge(state)), encoding="utf-8")
 
 
 def last_merge(state: State) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
                 if path in state.entries:
                     _bring_folder(source, path, name, made / name)
         note = {**_facts(state, form), **_hashes(made)}
-        (made / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        (made / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         _show(made, folder, note["files"])
     return Delivered(state, folder, new=True, fetched=source.fetched, notes=notes)
 
@@ -183,7 +183,7 @@ def gather(source: StateObjects, part: Path, form: Form, progress: Progress = si
     else:
         raise UserError(f"{state.tag}: its {layout.HISTORY} has no {_BASE}; `chronomerge doctor` says more")
     config = _config(state, source, files)
-    (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     tokenizer = [name for name in tokenizers.FILES if f"{TOKENIZER}{name}" in files]
     for name in tokenizer:
         source.get(files[f"{TOKENIZER}{name}"], f"{layout.HISTORY}/{TOKENIZER}{name}").rename(made / name)
@@ -222,7 +222,7 @@ def _require_form(state: State, form: Form) -> None:
 def is_there(state: State, folder: Path, form: Form = Form()) -> bool:
     """Whether a folder has the model of a state in that form already; every file is hashed."""
     try:
-        noted = json.loads((folder / NOTE).read_text())
+        noted = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         files = {str(name): md5_of(folder / name) for name in noted["files"] if _is_ours(name)}
     except (OSError, ValueError, TypeError, KeyError):
         return False
@@ -330,7 +330,7 @@ def _show(made: Path, folder: Path, files: Mapping[str, str]) -> None:
 def _left_behind(folder: Path, files: Mapping[str, str]) -> Sequence[Path]:
     """Files of an earlier delivery that this one does not replace: the weights of another state would still load."""
     try:
-        noted = dict(json.loads((folder / NOTE).read_text())["files"])
+        noted = dict(json.loads((folder / NOTE).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, TypeError, KeyError):
         return []
     left = [name for name in noted if name not in files and _is_ours(name)]

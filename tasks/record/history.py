@@ -149,7 +149,7 @@ def _put(cache: Cache, scratch: Path, notes: Mapping[str, Any]) -> dict[str, Ent
     entries = {}
     for path, content in notes.items():
         note = scratch / Path(path).name
-        note.write_text(json.dumps(content, indent=1) + "\n")
+        note.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         entries[path] = cache.put(note)
         note.unlink()
     return entries

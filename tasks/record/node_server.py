@@ -41,7 +41,7 @@ def serving(home: Path, variables: Mapping[str, str], log: IO[Any]) -> Iterator[
     programs = home / "bin"
     programs.mkdir(parents=True)
     call = shlex.join([sys.executable, "-IS", fork_call.__file__, str(home), sys.executable])
-    (programs / "python").write_text(f'#!/bin/sh\nexec {call} "$@"\n')
+    (programs / "python").write_text(f'#!/bin/sh\nexec {call} "$@"\n', encoding="utf-8")
     (programs / "python").chmod(0o755)
     # This module and not the recorded one; a fork has its own folder in place of the first.
     path = os.pathsep.join([str(environment.CODE), variables.get("PYTHONPATH", "")])

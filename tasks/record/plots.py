@@ -23,7 +23,7 @@ def write(project: Path, worktree: Path, previous: State | None, step: int, arri
 
     ``plots/timeline.csv`` has a row for each step so far, ``plots/datasets.csv`` one for each evaluation set.
     """
-    metrics = json.loads((worktree / "metrics.json").read_text())
+    metrics = json.loads((worktree / "metrics.json").read_text(encoding="utf-8"))
     means = [[step, arrival or "", *(metrics[name] for name in MEANS)]]
     _write(worktree / layout.PLOTS[0], ("step", "arrival", *MEANS), [*_earlier(project, previous), *means])
     _write(worktree / layout.PLOTS[1], ("dataset", "score"), scores(metrics).items())
@@ -45,4 +45,4 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     safe = ([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     csv.writer(text, lineterminator="\n").writerows([header, *safe])
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text.getvalue())
+    path.write_text(text.getvalue(), encoding="utf-8")

@@ -65,7 +65,7 @@ def write_params(path: Path, step: int, arrival: Arrival | None) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    content: Any = yaml.load(path.read_text())
+    content: Any = yaml.load(path.read_text(encoding="utf-8"))
     for key in NOT_OF_A_STATE:
         content.pop(key, None)
     params = load(path)
@@ -83,7 +83,7 @@ def write_params(path: Path, step: int, arrival: Arrival | None) -> None:
     plain.dump({"arrival": arrival.model_dump(exclude_defaults=True) if arrival else None}, buffer)
     buffer.write("\n")
     yaml.dump(content, buffer)
-    path.write_text(buffer.getvalue())
+    path.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def _spell_out(given: Any, resolved: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ def record(
     params = worktree.params
     assert params.step is not None
     previous = timelines.last(project, params.timeline)
-    training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text())
+    training = json.loads((worktree.folder / layout.TRAINING / "training.json").read_text(encoding="utf-8"))
     outputs = {path: entry for reference in references for path, entry in reference.outs.items()}
     verdict, pointed = _judge(project, worktree, outputs, cache, dvc)
     plots.write(project, worktree.folder, previous, params.step, params.arrival.name if params.arrival else None)
@@ -98,7 +98,7 @@ def record(
         | _coded(worktree.folder)
         | withdrawals.noted(start, params),
     )
-    (worktree.folder / manifest.FILE).write_text(manifest.text(content))
+    (worktree.folder / manifest.FILE).write_text(manifest.text(content), encoding="utf-8")
     return commits.commit(
         worktree.folder,
         project,
@@ -176,18 +176,18 @@ def _manifest(
 def _measured(folder: Path) -> dict[str, Any]:
     """What the notes of nodes say: of the expert's data, where the technique looked at it; of a rotation; of routes."""
     note = folder / layout.STATISTICS / "statistics.json"
-    measured = json.loads(note.read_text())["measured"] if note.exists() else None
+    measured = json.loads(note.read_text(encoding="utf-8"))["measured"] if note.exists() else None
     found = {"statistics": measured} if measured else {}
     for key in ("compatible", "routed"):
         if (note := folder / layout.RUNNING / f"{key}.json").exists():
-            found[key] = json.loads(note.read_text())
+            found[key] = json.loads(note.read_text(encoding="utf-8"))
     return found
 
 
 def _fitted(folder: Path) -> dict[str, Any]:
     """How the fit node found the merge's coefficients, where it did."""
     note = folder / layout.FIT / "fit.json"
-    content = json.loads(note.read_text()) if note.exists() else {}
+    content = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     return {"fit": content["report"]} if content.get("fitted") else {}
 
 
@@ -206,11 +206,11 @@ def _came_from(folder: Path) -> dict[str, Any]:
     base = folder / layout.HISTORY / "source/origin.json"
     sources: dict[str, Any] = {}
     if about.exists():
-        sources["expert"] = json.loads(about.read_text())
+        sources["expert"] = json.loads(about.read_text(encoding="utf-8"))
         if origin.exists():
-            sources["expert"]["origin"] = json.loads(origin.read_text())
+            sources["expert"]["origin"] = json.loads(origin.read_text(encoding="utf-8"))
     if base.exists():
-        sources["base"] = json.loads(base.read_text())
+        sources["base"] = json.loads(base.read_text(encoding="utf-8"))
     if data := {path: origins for path in layout.RAW if (origins := origins_of(folder / path))}:
         sources["data"] = data
     return sources
@@ -227,11 +227,13 @@ def _judge(
     required = params.gate.require if params.gate else []
     if not required and not params.pointers:
         return gate.judge([], {}, None), {}
-    metrics = json.loads((worktree.folder / "metrics.json").read_text())
+    metrics = json.loads((worktree.folder / "metrics.json").read_text(encoding="utf-8"))
     if layout.HEADS in outputs:
-        metrics["heads"] = json.loads((worktree.folder / layout.HEADS_METRICS).read_text())
+        metrics["heads"] = json.loads((worktree.folder / layout.HEADS_METRICS).read_text(encoding="utf-8"))
     if layout.COMPATIBILITY in outputs:
-        metrics["compatibility"] = json.loads((worktree.folder / layout.COMPATIBILITY_METRICS).read_text())
+        metrics["compatibility"] = json.loads(
+            (worktree.folder / layout.COMPATIBILITY_METRICS).read_text(encoding="utf-8")
+        )
 
     def bring(md5: str) -> None:
         if dvc("fetch", worktree.folder, md5s=[md5])["absent"]:
@@ -252,7 +254,7 @@ def _judge(
 
 
 def _message(params: Params, folder: Path) -> str:
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     arrived = params.arrival.name if params.arrival else "base"
     return (
         f"state {params.timeline} {params.step:04d}: {arrived}\n\n"

@@ -45,7 +45,7 @@ class Repro:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = self._stack.enter_context(self._path.open("w"))
+        self._log = self._stack.enter_context(self._path.open("w", encoding="utf-8"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -68,7 +68,7 @@ class Repro:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache"],
             cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, encoding="utf-8"
         )  # fmt: skip
         try:
             assert process.stdout

@@ -221,7 +221,7 @@ def _reference(state: State, recorded: Mapping[str, str], cache: Cache) -> State
     """The state that the recorded history says the deployed model is compatible with."""
     if history.REFERENCE not in recorded:
         return None
-    named = json.loads(cache.path(recorded[history.REFERENCE]).read_text())["state"]
+    named = json.loads(cache.path(recorded[history.REFERENCE]).read_text(encoding="utf-8"))["state"]
     return timelines.find(state.project, state.timeline, named)
 
 
@@ -259,7 +259,12 @@ def _place(state: State, cache: Cache, folder: Path, scratch: Path) -> None:
     threads = {device.threads for device in state.manifest.device.values() if device.threads}
     if len(threads) == 1:  # results are bit-exact at equal counts, and this machine may have another number of cores
         params = folder / "params.yaml"
-        params.write_text(re.sub(r"^threads:.*$", f"threads: {threads.pop()}", params.read_text(), flags=re.MULTILINE))
+        params.write_text(
+            re.sub(
+                r"^threads:.*$", f"threads: {threads.pop()}", params.read_text(encoding="utf-8"), flags=re.MULTILINE
+            ),
+            encoding="utf-8",
+        )
 
 
 def _told(state: State, progress: Progress) -> Progress:

@@ -84,7 +84,7 @@ def forget(project: Path, folder: Path) -> None:
 def _where(note: Path) -> Path | None:
     """Which worktree git's note is about, if it says so."""
     try:
-        text = (note / "gitdir").read_text().strip()
+        text = (note / "gitdir").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     return Path(text).resolve() if text else None

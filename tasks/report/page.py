@@ -52,8 +52,8 @@ def build(
         notes=facts.notes(table),
         several=table["timeline"].nunique() > 1,
         provenance=provenance,
-        css=Markup((_HERE / "page.css").read_text()),
-        script=_script((_HERE / "page.js").read_text()),
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=_script((_HERE / "page.js").read_text(encoding="utf-8")),
         vega=_script(vega.script()),
         charts=_json({figure.name: _chart(figure) for figure in figures}),
     )

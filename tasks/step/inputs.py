@@ -72,7 +72,7 @@ def place_arrival(step: Step) -> Inputs:
         prepare.fetch_arrival(params, params.arrival, into, downloads, step.progress, step.project, base)
     else:
         into.mkdir(parents=True, exist_ok=True)
-        (into / "nothing.json").write_text("{}\n")
+        (into / "nothing.json").write_text("{}\n", encoding="utf-8")
     return Inputs({layout.RAW_ARRIVAL: step.cache.put(into)})
 
 
@@ -116,7 +116,7 @@ def _first_history(step: Step) -> Entry:
         if pin is not None:
             source = seed / "source"
             origin = {"address": given.pretrained, **pin.as_dict()}
-            (source / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
+            (source / "origin.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     return record.first_history(record.Seed(seed / "model", weights, source), step.cache, step.tree.scratch)
 
 

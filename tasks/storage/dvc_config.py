@@ -122,7 +122,7 @@ def reset(workspace: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("config", "config.local"):
         (folder / name).unlink(missing_ok=True)
-    (folder / "config").write_text(_OWN)
+    (folder / "config").write_text(_OWN, encoding="utf-8")
 
 
 _COMMANDS = ("configpath", "credentialpath")

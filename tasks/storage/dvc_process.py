@@ -88,7 +88,7 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 def main() -> None:
     # When the parent is killed, the next run must not find this process at work in the parent's worktree.
     processes.end_with(os.getppid(), every=0.1)
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
     for line in sys.stdin:
         request = json.loads(line)

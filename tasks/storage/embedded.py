@@ -28,7 +28,7 @@ def folder(project: Path) -> Path:
     shared = own / "shared-from"
     if not shared.exists():
         return own
-    other = layout.private(Path(shared.read_text())) / "store"
+    other = layout.private(Path(shared.read_text(encoding="utf-8"))) / "store"
     if not other.exists():
         raise UserError(
             f"{other}: the clone whose store this one uses is gone; name another (chronomerge remote use), "
@@ -45,7 +45,7 @@ def share(project: Path, other: Path) -> None:
     """
     if not (folder(other) / "s3.json").exists():
         raise UserError(f"{other} has no embedded store; name the clone whose runs you want to read")
-    (_made(layout.make_private(project) / "store") / "shared-from").write_text(str(other.resolve()))
+    (_made(layout.make_private(project) / "store") / "shared-from").write_text(str(other.resolve()), encoding="utf-8")
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def serving(project: Path) -> Iterator[Remote]:
     environment.bypass_proxies_on_loopback()
     layout.make_private(project)
     home = _made(folder(project))
-    with (home / "in-use").open("a+") as use:
+    with (home / "in-use").open("a+", encoding="utf-8") as use:
         with _exclusive(home):
             locks.acquire(use, shared=True)
             server = running(project) or _start(home)
@@ -74,7 +74,7 @@ def stop_unused(project: Path) -> None:
     """Stop a server that a killed run has left, unless somebody uses it or it is to stay."""
     home = folder(project)
     if (home / "in-use").exists():
-        with (home / "in-use").open("a+") as use:
+        with (home / "in-use").open("a+", encoding="utf-8") as use:
             _leave(home, use)
 
 

@@ -197,7 +197,7 @@ def _repository(project: Path, remote: Remote) -> str:
     path, place = common / "chronomerge" / "repository.json", f"{socket.gethostname()}:{common}"
     copied_too = remote.name == EMBEDDED and embedded.folder(project) == layout.private(project) / "store"
     path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         locks.acquire(file)  # runs of two timelines may both be the first
         file.seek(0)
         try:

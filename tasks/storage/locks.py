@@ -43,7 +43,7 @@ def acquire(file: IO[Any], *, shared: bool = False, wait: bool = True) -> bool:
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock file alone, once its holder has let go; the file and its folder are made, and stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         acquire(file)
         yield
 
@@ -61,7 +61,7 @@ def writing(project: Path, timeline: str, *, wait: bool = False) -> Iterator[Non
     Raises:
         UserError: somebody else holds it (and ``wait`` is false); names host, process id and since when.
     """
-    with using(project, wait=wait), (_folder(project) / f"{timeline}.lock").open("a+") as file:
+    with using(project, wait=wait), (_folder(project) / f"{timeline}.lock").open("a+", encoding="utf-8") as file:
         while not acquire(file, wait=False):
             if not wait:
                 raise UserError(
@@ -97,7 +97,7 @@ def using(project: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: objects are being deleted right now (and ``wait`` is false).
     """
-    with (_folder(project) / "in-use").open("a+") as file:
+    with (_folder(project) / "in-use").open("a+", encoding="utf-8") as file:
         if not acquire(file, shared=True, wait=wait):
             raise UserError("`chronomerge gc` is deleting objects of this repository; try again when it ends")
         yield
@@ -110,7 +110,7 @@ def alone(project: Path) -> Iterator[None]:
     Raises:
         UserError: one does; says which.
     """
-    with (_folder(project) / "in-use").open("a+") as file:
+    with (_folder(project) / "in-use").open("a+", encoding="utf-8") as file:
         if not acquire(file, wait=False):
             busy = [f"timeline {name!r} by {who}" for name in timelines(project) if (who := holder(project, name))]
             raise UserError(
@@ -122,7 +122,7 @@ def alone(project: Path) -> Iterator[None]:
 def _opened(path: Path) -> IO[Any]:
     """A lock file to ask about; a reader of a project need not be allowed to write to it."""
     try:
-        return path.open("a")
+        return path.open("a", encoding="utf-8")
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS):
             raise

@@ -39,7 +39,7 @@ def read(pointer: Path) -> tuple[Entry, dict[str, Any]]:
         UserError: it is not a pointer to one folder.
     """
     try:
-        content: Any = yaml.load(pointer.read_text())
+        content: Any = yaml.load(pointer.read_text(encoding="utf-8"))
         (out,) = content["outs"]
         if f"{out['path']}.dvc" != pointer.name:
             raise ValueError(f"it points to {out['path']!r}")
@@ -78,7 +78,7 @@ def write(pointer: Path, entry: Entry, about: Mapping[str, Any]) -> None:
 def replace(file: Path, text: str) -> None:
     """Replace the content of a file atomically, and have it on the disk."""
     with atomic.made(file) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         atomic.sync(part)
 
 

@@ -267,5 +267,5 @@ def _remove_sockets(ports: Mapping[str, int]) -> None:
 def _write_private(path: Path, content: str) -> None:
     """Write a file that its owner alone can read."""
     with atomic.made(path) as part:  # in a folder that only its owner can enter
-        part.write_text(content)
+        part.write_text(content, encoding="utf-8")
         part.chmod(0o600)

@@ -23,7 +23,7 @@ def read(path: Path) -> list[DataSet]:
         UserError: it has none, or one that is no data set.
     """
     try:
-        raw = yaml.load(path.read_text())
+        raw = yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
     listed = raw.get("stream") if isinstance(raw, dict) else raw

@@ -15,7 +15,7 @@ from tasks.track.tracker import Told, of
 
 def main() -> int:
     job = json.load(sys.stdin)
-    answer = os.fdopen(os.dup(1), "w")
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print, at the very end too, is for the log
     tracker = of(Named.model_validate(job["tracker"]))
     try:

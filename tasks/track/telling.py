@@ -67,7 +67,7 @@ def _tell(project: Path, timeline: str, one: Named) -> str:
     from tasks.report import plain, records, tidy  # and pandas
 
     note = layout.private(project) / "track" / f"{one.name}-{timeline}.json"
-    known = set(json.loads(note.read_text())) if note.exists() else set()
+    known = set(json.loads(note.read_text(encoding="utf-8"))) if note.exists() else set()
     (cell,) = plain.cells(project, [timeline])
     recorded = records.read(project, [cell])
     new = [each.state for each in recorded[cell] if each.state.commit not in known]
@@ -111,7 +111,7 @@ def _curve(state: State) -> str | None:
     if entry is None or cache.missing(entry):
         return None
     md5 = cache.members(entry).get("curve.csv")
-    return cache.path(md5).read_text() if md5 else None
+    return cache.path(md5).read_text(encoding="utf-8") if md5 else None
 
 
 def _flat(content: Any, path: str = "") -> dict[str, str]:

@@ -70,7 +70,7 @@ def attach(artifact: Any, state: Told, scratch: Path) -> Any:
     for name, content in contents.items():
         if content is not None:
             file = scratch / f"{state.step}-{name}"
-            file.write_text(content)
+            file.write_text(content, encoding="utf-8")
             artifact.add_file(str(file), name=name)
     return artifact
 

@@ -108,7 +108,7 @@ def price(
     unless full fine-tuning does not fit there.
     """
     facts = {
-        "model": json.loads((folder / "model.json").read_text()),
+        "model": json.loads((folder / "model.json").read_text(encoding="utf-8")),
         "image_size": models.preprocess(folder).image_size,
         "choices": [(c.name, c.model_dump(mode="json")) for c in (method, regularizer) if c],
         "batch_size": batch_size,
@@ -119,7 +119,7 @@ def price(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     stored = layout.user_cache("prices") / f"{key}.json"
     try:
-        return Price(**json.loads(stored.read_text()))
+        return Price(**json.loads(stored.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # missing or damaged: compute it again
         computed = _price(folder, method, regularizer, batch_size, measure)
     stored.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def estimated(folder: Path, method: Method, batch_size: int, regularizer: Regula
 
 def _loss(model: Clip, folder: Path, batch_size: int) -> torch.Tensor:
     size = models.preprocess(folder).image_size
-    context = json.loads((folder / "model.json").read_text())["model_cfg"]["text_cfg"]["context_length"]
+    context = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]["context_length"]
     images = torch.empty(batch_size, 3, size, size, device="meta")
     tokens = torch.empty(batch_size, context, dtype=torch.int64, device="meta")
     image_features = model.encode_image(images, normalize=True)

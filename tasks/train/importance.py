@@ -27,7 +27,7 @@ def read(folder: Path, name: str) -> Importance | None:
     """
     path = folder / NOTE
     try:
-        of = json.loads(path.read_text())["name"]
+        of = json.loads(path.read_text(encoding="utf-8"))["name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable ({error}); restore the previous state again") from None
     if of != name:
@@ -49,7 +49,7 @@ def write(folder: Path, name: str | None, importance: Importance | None) -> None
     if importance is not None:
         checkpoints.save(folder / "importance.safetensors", importance.importance)
         checkpoints.save(folder / "anchor.safetensors", importance.anchor)
-    (folder / NOTE).write_text(json.dumps({"name": name if importance else None}) + "\n")
+    (folder / NOTE).write_text(json.dumps({"name": name if importance else None}) + "\n", encoding="utf-8")
 
 
 def pass_on(source: Path, target: Path) -> None:

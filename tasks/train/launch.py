@@ -38,7 +38,7 @@ def launch(project: Path, params: Params, count: int, threads: int, progress: Pr
         RuntimeError: a process ended early; the message has the end of their stderr.
     """
     with tempfile.TemporaryDirectory(prefix="chronomerge-") as folder, tempfile.TemporaryFile("w+") as log:
-        (Path(folder) / "params.json").write_text(params.model_dump_json())
+        (Path(folder) / "params.json").write_text(params.model_dump_json(), encoding="utf-8")
         with _started(project, Path(folder), count, threads, log) as (ranks, messages):
             error = _forward(ranks, messages, progress)
         if error:
@@ -106,7 +106,7 @@ def worker(folder: Path, rank: int, count: int, parent: int) -> None:
     from tasks.train.node import train_expert
     from tasks.train.world import joined
 
-    params = Params.model_validate_json((folder / "params.json").read_text())
+    params = Params.model_validate_json((folder / "params.json").read_text(encoding="utf-8"))
     with joined(folder / "rendezvous", rank, count) as world:
 
         def progress(what: str, done: int, total: int, note: str = "") -> None:

@@ -398,7 +398,7 @@ def _trained_on(name: str, parts: Sequence[Dataset], params: Params, keep: np.nd
 
 def _names(path: Path) -> list[str]:
     try:
-        names: list[str] = json.loads(path.read_text())
+        names: list[str] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable list of pools ({error})") from None
     return names
@@ -422,5 +422,5 @@ def _report(folder: Path, curve: Sequence[Point], summary: dict[str, object]) ->
     folder.mkdir(parents=True)
     names = [field.name for field in fields(Point)]
     lines = [",".join(names), *(",".join(f"{value:.6g}" for value in asdict(point).values()) for point in curve)]
-    (folder / "curve.csv").write_text("\n".join(lines) + "\n")
-    (folder / "training.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "curve.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ def stopped(training: Training, point: Point, batch: Batch, saved: Saved) -> Use
             saved.save(training)
         report.parent.mkdir(parents=True, exist_ok=True)
         facts = {name: str(value) for name, value in asdict(point).items()}  # JSON has no NaN
-        report.write_text(json.dumps(facts | {"samples": ids}, indent=1) + "\n")
+        report.write_text(json.dumps(facts | {"samples": ids}, indent=1) + "\n", encoding="utf-8")
     training.world.wait()  # the others are ended as soon as one has failed
     numbers = f"loss {point.loss:g} and gradient norm {point.gradient_norm:g}"
     skipped = f", after {training.skipped} skipped steps," if training.skipped else ""

@@ -36,7 +36,7 @@ def main() -> None:
             _settle(request["folder"], code, writing)
             os._exit(_run(request["command"]))  # a normal exit unloads torch for two seconds
         os.close(writing)
-        with os.fdopen(reading, errors="replace") as stderr:
+        with os.fdopen(reading, errors="replace", encoding="utf-8") as stderr:
             for line in stderr:
                 _send(said=line.rstrip())
         _, status = os.waitpid(fork, 0)

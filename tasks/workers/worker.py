@@ -72,7 +72,7 @@ def _machine(home: Path, threads: int | None) -> dict[str, str | int]:
     ask = f"import json; from tasks.model.models import device_facts; print(json.dumps(device_facts({threads!r})))"
     done = subprocess.run(
         [*processes.PYTHON, "-c", ask],
-        cwd=home, env=environment.for_child(), capture_output=True, text=True, check=True,
+        cwd=home, env=environment.for_child(), capture_output=True, text=True, check=True, encoding="utf-8"
     )  # fmt: skip
     facts: dict[str, str | int] = json.loads(done.stdout)
     return facts
@@ -105,7 +105,7 @@ def _store(home: Path, name: str) -> Remote:
 def _workspace(folder: Path, home: Path, store: Remote) -> None:
     """Make a folder a DVC project that uses the cache and the store of the clone."""
     dvc_config.write_workspace(folder, home, store)
-    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
 
 
 def _execute(job: Job, folder: Path, process: WarmProcess, worker: Any) -> float:

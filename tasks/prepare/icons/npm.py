@@ -78,7 +78,13 @@ def _pack(pins: Sequence[PackagePin], cache: Path) -> _Problem:
     with atomic.private_folder(cache / ".npm.part") as folder:
         try:
             done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+                command,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                stdin=subprocess.DEVNULL,
+                encoding="utf-8",
             )
         except subprocess.TimeoutExpired:
             return _Problem(f"npm gave no answer within {TIMEOUT_S:.0f} s; check the network and try again", False)

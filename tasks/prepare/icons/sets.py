@@ -31,7 +31,7 @@ class Style:
 @cache
 def styles() -> dict[str, Style]:
     """All styles by name, in the order of sets.toml."""
-    raw = tomllib.loads(Path(__file__).with_name("sets.toml").read_text())
+    raw = tomllib.loads(Path(__file__).with_name("sets.toml").read_text(encoding="utf-8"))
     return {
         name: Style(name, entry["role"], PackagePin(f"@iconify-json/{name}", entry["version"], entry["integrity"]))
         for name, entry in raw.items()

@@ -84,8 +84,8 @@ def notes_of_deleted_folders(visit: Visit) -> Iterator[Finding]:
     """Git still notes a worktree with a state in it, though its folder was deleted (and not only unmounted)."""
     commits = {state.commit: state.tag for state in visit.states}
     for path in sorted((git.common_dir(visit.project) / "worktrees").glob("*/gitdir")):
-        folder = Path(path.read_text().strip()).parent
-        tag = commits.get((path.parent / "HEAD").read_text().strip())
+        folder = Path(path.read_text(encoding="utf-8").strip()).parent
+        tag = commits.get((path.parent / "HEAD").read_text(encoding="utf-8").strip())
         gone = not folder.exists() and folder.parent.exists() and not (path.parent / "locked").exists()
         if tag and gone:
             yield Finding(

@@ -36,7 +36,7 @@ class Frequency(Ordering):
         assert self.counts is not None
         path = material.project / self.counts
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_text(encoding="utf-8"))
             return {str(name): float(number) for name, number in raw.items()}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"--order frequency: {path}: not a JSON file of counts ({error})") from None
