@@ -178,3 +178,11 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     text = (ROOT / page).read_text()
     paths = re.findall(r"`((?:flows|tasks|tests|chronomerge|data|docs|benchmarks)/[\w./-]*)`", text)
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "output", ["report/index.html", "serving/open_clip_config.json", "dvc_plots/index.html", "build/site/x"]
+)
+def test_what_the_commands_of_a_page_write_is_no_change_of_the_repository(output: str) -> None:
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", output], cwd=ROOT, check=False)
+    assert ignored.returncode == 0, f"{output} would be committed"
