@@ -9,10 +9,12 @@ from tasks.errors import UserError
 from tasks.grid import cells, estimate, plan, reporting
 from tasks.params import Grid
 from tasks.record.manifest import Manifest
+from tasks.report import summary
 from tasks.storage.cache import Entry
 from tests import manifests
 from tests.grid.test_cells import text
 from tests.project import PARAMS
+from tests.report.test_summary import clocked
 
 STREAM = [{"name": f"task-{t}", "update": [f"images:drawings/{t}#train"]} for t in range(1, 8)]
 EIGHT = ["linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs_ties", "magmax", "model_stock", "karcher"]
@@ -217,3 +219,27 @@ def test_the_report_is_told_beside_the_work(known: reporting.ReportTime | None) 
     assert (with_report.report, without.report) == (known and 3.0, None)
     assert with_report.ends == (known is not None and known.kind == "grid")
     assert with_report.seconds == without.seconds
+
+
+def test_plan_page_and_clock_agree(tmp_path: Path) -> None:
+    """Two cells side by side, in seconds since the command: figures of a small grid, the plan made before it ran."""
+    reporting.note(tmp_path, end(6, 13.0))  # of an earlier grid
+    for _ in range(reporting.KEPT):
+        reporting.note(tmp_path, end(6, 3.0, "report"))
+    known = costs(base_step=0.5, step=0.5, deploy=0.5, evaluate=1.0, beside=1.5, starting=6.0)
+    both = planned(text(), init=["ft"], deploy=["ema", "all"])
+    plan_of_both = estimate.estimate(both, known, 2, reporting.of_states(tmp_path, len(both.steps)))
+
+    # Tag, seconds that the step took, and when it was recorded. Each worker's first step counts the start; the second
+    # cell waits for what the first one trains.
+    steps = [
+        ("a/0", 13.2, 13.2), ("a/1", 6.4, 19.6), ("a/2", 6.3, 25.9),
+        ("b/0", 14.0, 14.0), ("b/1", 6.6, 20.6), ("b/2", 6.2, 26.8),
+    ]  # fmt: skip
+    page = summary.on_the_clock(clocked(*steps))
+    clock = 26.8 + 14.1  # the end of the servers, and the report
+    assert plan_of_both.report is not None
+    assert page is not None
+    assert plan_of_both.seconds == pytest.approx(page, rel=0.3)
+    assert plan_of_both.seconds + plan_of_both.report == pytest.approx(clock, rel=0.3)
+    assert page + plan_of_both.report == pytest.approx(clock, rel=0.3)
