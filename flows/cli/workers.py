@@ -22,9 +22,8 @@ def keys() -> None:
 
     project = options.project()
     folder = made.make(project)
-    given = " ".join(made.options(folder.relative_to(project)))
     out.print(f"keys for one scheduler and its workers are in {folder}", soft_wrap=True)
     out.print("copy that folder into .chronomerge/ of each worker's clone (scp -pr), and start, each in its clone:")
-    out.print(f"  dask scheduler --protocol tls --host HOST --no-dashboard {given}", soft_wrap=True)
-    out.print(f"  dask worker tls://HOST:8786 --nthreads 1 --no-dashboard {given}", soft_wrap=True)
+    for line in made.starts(folder.relative_to(project)):
+        out.print(f"  {line}", soft_wrap=True)
     out.print("  chronomerge run --scheduler tls://HOST:8786")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.processes import messages
 from flows.schedule import ENTRYPOINT, SERVED
-from tasks import processes
+from tasks import layout, processes
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -32,6 +35,11 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     from prefect.runner import Runner
 
+    # Prefect keeps files in the folder ``runner_storage`` of the temporary one, where others could have made it first.
+    own = layout.make_private(Path(plan["project"])) / "runner"
+    shutil.rmtree(own, ignore_errors=True)  # of a runner that was killed
+    own.mkdir(mode=0o700)
+    tempfile.tempdir = str(own)
     runner = Runner(name=plan["name"], limit=None, pause_on_shutdown=False, query_seconds=plan["poll"])
 
     async def serve() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,10 +55,14 @@ def remotes(project: Path) -> dict[str, Remote]:
     """All remotes of a project; local options go before committed ones."""
     merged: dict[str, dict[str, str]] = {}
     for name in ("config", "config.local"):
-        for section, options in _read(project / ".dvc" / name).items():
-            kind, _, quoted = section.partition(" ")
-            if kind == "remote":
-                merged.setdefault(quoted.strip('"'), {}).update(options)
+        for section, options in _sections(project / ".dvc" / name).items():
+            if named := _REMOTE.fullmatch(section):
+                merged.setdefault(named[1], {}).update(options)
+    if nowhere := [name for name, options in merged.items() if "url" not in options]:
+        raise UserError(
+            f"{project / '.dvc' / 'config'}: remote {nowhere[0]!r} has no url; "
+            "`chronomerge remote setup` or `dvc remote modify` sets one"
+        )
     return {name: Remote(name, o["url"], {k: v for k, v in o.items() if k != "url"}) for name, o in merged.items()}
 
 
@@ -125,22 +130,29 @@ def reset(workspace: Path) -> None:
     (folder / "config").write_text(_OWN, encoding="utf-8")
 
 
-_COMMANDS = ("configpath", "credentialpath")
+OF_FILES = frozenset({
+    "configpath", "credentialpath", "keyfile", "cert_path", "key_path", "kerb_ticket", "gdrive_user_credentials_file",
+    "gdrive_service_account_json_file_path", "bearer_token_command", "ssh_private", "startup_script", "setup_script",
+    "site_cache_dir",
+})  # fmt: skip
+"""Options of DVC that name a command, or a file or folder that is read as one, for secrets, or written to."""
 
 
 def require_harmless(folder: Path) -> None:
-    """Refuse a committed configuration with options that let a file of the repository run commands.
+    """Refuse a committed configuration with options that let a repository run commands or choose files.
 
     Raises:
-        UserError: names the remote and the option.
+        UserError: names the section and the option.
     """
-    for section, options in _read(folder / ".dvc" / "config").items():
-        for option in _COMMANDS:
-            if isinstance(options, dict) and option in options:
+    path = folder / ".dvc" / "config"
+    for section, options in _sections(path).items():
+        for option in options:
+            if option in OF_FILES:
                 raise UserError(
-                    f"{folder / '.dvc' / 'config'}: {section} sets {option}, a file that can name commands to run; "
+                    f"{path}: {section} sets {option}, which names a command, or a file that can name some; "
                     "such an option belongs into .dvc/config.local, which is not committed (dvc remote modify --local)"
                 )
+    cache_dir(folder)
 
 
 def write_workspace(workspace: Path, project: Path, made: Remote) -> None:
@@ -151,17 +163,66 @@ def write_workspace(workspace: Path, project: Path, made: Remote) -> None:
 
 
 def cache_dir(project: Path) -> Path:
-    """The DVC cache of a project, as its configuration says."""
+    """The DVC cache of a project, as its configuration says.
+
+    Raises:
+        UserError: a committed configuration puts it outside the project: whose folder that is, only its user can say.
+    """
     for name in ("config.local", "config"):
-        configured = _read(project / ".dvc" / name).get("cache", {}).get("dir")
+        path = project / ".dvc" / name
+        configured = _sections(path).get("cache", {}).get("dir")
         if configured:
-            return (project / ".dvc" / configured).resolve()
+            folder = (project / ".dvc" / configured).resolve()
+            if name == "config" and not folder.is_relative_to(project.resolve()):
+                raise UserError(
+                    f"{path}: cache.dir is {configured!r}, outside of the project, and is committed; a cache elsewhere "
+                    "is for each machine to choose: dvc config --unset cache.dir && dvc cache dir --local FOLDER"
+                )
+            return folder
     return project / ".dvc" / "cache"
 
 
+_REMOTE = re.compile(r'\s*remote\s*"(.*)"\s*')
+
+
+def _sections(path: Path) -> dict[str, dict[str, str]]:
+    """A configuration as DVC understands it: names in small letters, values put in for ``%(name)s``.
+
+    Raises:
+        UserError: DVC would not read it, or there is a section in a section.
+    """
+    try:
+        content = _parse(path, interpolation=True).dict()
+    except ConfigObjError as error:
+        raise _unreadable(path, error) from None
+    sections: dict[str, dict[str, str]] = {}
+    for section, options in content.items():
+        if not isinstance(options, dict):
+            raise UserError(f"{path}: {section} stands in no section; write [core], or another, above it")
+        for option, value in options.items():
+            if not isinstance(value, str) or "\0" in value:
+                raise UserError(
+                    f"{path}: {section}: {option} is a list or a section, not a text (quote one with a comma)"
+                )
+        sections.setdefault(section.lower(), {}).update({option.lower(): value for option, value in options.items()})
+    return sections
+
+
 def _read(path: Path) -> ConfigObj:
+    """A configuration as it is written, to be changed."""
+    try:
+        return _parse(path, interpolation=False)
+    except ConfigObjError as error:
+        raise _unreadable(path, error) from None
+
+
+def _parse(path: Path, *, interpolation: bool) -> ConfigObj:
     try:
         content = path.read_bytes().decode().splitlines() if path.exists() else []
-        return ConfigObj(content, interpolation=False, encoding="utf-8", default_encoding="utf-8")
-    except (ConfigObjError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a DVC config file: {error}") from None
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
+    return ConfigObj(content, interpolation=interpolation, encoding="utf-8", default_encoding="utf-8")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a DVC config file: {error}")

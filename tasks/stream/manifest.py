@@ -6,6 +6,7 @@ data. Another manifest may take the first sets of one (``of`` and ``first``).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ VALIDATION_SHARE, VALIDATION_MOST = 0.1, 5000
 """What task vectors' code holds out of the training samples: a tenth, and 5000 at most."""
 
 _STREAM = re.compile(r"[\w-]{1,100}")
+_ADDRESS = re.compile(r"(s3|https?|hf)://")
 Role = Literal["adaptation", "retention"]
 
 
@@ -166,9 +168,30 @@ def read(name: str, project: Path) -> StreamManifest:
         others = [one for one in sets if one not in arriving]
         content = {**whole, **content, "sets": [*arriving[:first], *others]}
     try:
-        return StreamManifest.model_validate(content)
+        found = StreamManifest.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}") from None
+    _require_inside(found, path, project)
+    return found
+
+
+def _require_inside(found: StreamManifest, path: Path, project: Path) -> None:
+    """Refuse files of this machine: they would be read, and go into states and their store, as a stranger says.
+
+    Raises:
+        UserError: an address is a path that leads out of the project.
+    """
+    sets = [text for one in found.sets for text in (*one.sources, *filter(None, [one.expert]))]
+    for text in (*_texts([found.base.model_dump(), found.train, found.time, found.grid]), found.folder, *sets):
+        if _ADDRESS.match(text):
+            continue
+        for place in (text, text.partition(":")[2]):  # as a path, and as KIND:PATH
+            whole = os.path.realpath(project / place.replace("\0", "_"))
+            if not Path(whole).is_relative_to(os.path.realpath(project)):
+                raise UserError(
+                    f"{path}: {text!r:.200} leads out of the project, and a manifest names none of your folders; give "
+                    "yours with --data FOLDER, or write it into params.yaml yourself"
+                )
 
 
 def _content(path: Path, name: str, project: Path) -> dict[str, Any]:

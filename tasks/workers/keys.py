@@ -42,12 +42,21 @@ def make(project: Path) -> Path:
     return made
 
 
-def options(keys: Path) -> list[str]:
-    """The options of ``dask scheduler`` and ``dask worker`` that use the keys."""
-    return [
-        "--tls-ca-file", str(keys / certificates.AUTHORITY), "--tls-cert", str(keys / certificates.CERTIFICATE),
-        "--tls-key", str(keys / certificates.KEY),
-    ]  # fmt: skip
+SCRATCH = f"DASK_TEMPORARY_DIRECTORY={layout.private(Path()) / 'dask'}"
+"""Where Dask's processes keep their files. Its default is a folder of a known name in the shared temporary one, which
+Dask also imports from: another user who makes that folder first would run code in them."""
+
+
+def starts(keys: Path) -> tuple[str, str]:
+    """The command lines that start a scheduler and a worker with the keys, each in a clone."""
+    given = (
+        f"--tls-ca-file {keys / certificates.AUTHORITY} --tls-cert {keys / certificates.CERTIFICATE} "
+        f"--tls-key {keys / certificates.KEY}"
+    )
+    return (
+        f"{SCRATCH} dask scheduler --protocol tls --host HOST --no-dashboard {given}",
+        f"{SCRATCH} dask worker tls://HOST:8786 --nthreads 1 --no-dashboard {given}",
+    )
 
 
 def security(scheduler: str, project: Path) -> Any:

@@ -187,8 +187,8 @@ def opened(scheduler: str | None, project: Path, sharing: int = 1) -> Iterator[W
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except TimeoutError:
             raise UserError(
-                f"--scheduler {scheduler}: it has no worker; start some with `dask worker {scheduler} --nthreads 1`, "
-                "each in a clone of the project"
+                f"--scheduler {scheduler}: it has no worker; start some, each in a clone of the project: "
+                f"{keys.SCRATCH} dask worker {scheduler} --nthreads 1"
             ) from None
         before = _current.set(WorkerPool(client, scheduler, sharing))
         try:

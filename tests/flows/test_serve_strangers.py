@@ -77,6 +77,13 @@ def attackers_code(live: Live) -> Path:
     return folder
 
 
+def test_the_runner_keeps_its_files_in_the_project(live: Live) -> None:
+    """A folder of a known name in the shared temporary folder could be another user's."""
+    (storage,) = (live.folder / ".chronomerge/runner/runner_storage").iterdir()
+    assert storage.is_dir()
+    assert (live.folder / ".chronomerge").stat().st_mode & 0o077 == 0
+
+
 def test_a_run_of_another_folder_is_refused(live: Live) -> None:
     folder = attackers_code(live)
     kind, message = outcome(live, {"project": f"{live.folder}/../{folder.name}"})

@@ -14,7 +14,7 @@ from distributed import LocalCluster
 from tasks.errors import UserError
 from tasks.record import rollbacks, timelines
 from tasks.storage import store
-from tasks.workers import pool
+from tasks.workers import keys, pool
 from tests import project as projects
 from tests.flows.machines import Machines
 from tests.project import chronomerge, deployed, git
@@ -41,7 +41,16 @@ class Cluster:
         clone = self.folder / name
         git(self.folder, "clone", "--quiet", str(self.project), name)
         projects.share(clone, self.remote)
-        program = [projects.program("dask"), "worker", self.address, "--nthreads", "1", "--no-dashboard"]
+        program = [
+            "env",
+            keys.SCRATCH,
+            projects.program("dask"),
+            "worker",
+            self.address,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+        ]
         return self.machines.start(name, program, clone, self.folder / f"{name}.log")
 
 
@@ -57,8 +66,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         projects.share(project, remote)
         host = machines.add("scheduler")
         note = tmp_path / "address"
-        program = [projects.program("dask"), "scheduler", "--host", host, "--port", "8786", "--no-dashboard"]
-        machines.start("scheduler", [*program, "--scheduler-file", str(note)], tmp_path, tmp_path / "scheduler.log")
+        program = ["env", keys.SCRATCH, projects.program("dask"), "scheduler", "--host", host, "--port", "8786"]
+        program += ["--no-dashboard", "--scheduler-file", str(note)]
+        machines.start("scheduler", program, tmp_path, tmp_path / "scheduler.log")
         until(note.exists, (tmp_path / "scheduler.log").read_text)
         yield Cluster(tmp_path, project, machines, remote, json.loads(note.read_text())["address"])
 

@@ -1,6 +1,7 @@
 """Other people's repositories and states: nothing that they name runs, and nothing leaves the folder."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,55 @@ def test_a_committed_option_that_names_commands_is_refused(mine: Path, mark: Pat
     """The configuration of a clone is a stranger's too."""
     (mine / "aws").write_text(f"[profile evil]\ncredential_process = touch {mark}\nregion = us-east-1\n")
     (mine / ".dvc" / "config").write_text(EVIL)
-    with Dvc(mine) as dvc, pytest.raises(UserError, match=r"sets configpath, a file that can name commands"):
+    with Dvc(mine) as dvc, pytest.raises(UserError, match=r"sets configpath, which names a command"):
         dvc("stored", mine, remote="there")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("['remote \"there\"']\nurl = s3://b\nConfigPath = ../aws\n", "sets configpath"),  # DVC's names have no case
+        ("['REMOTE \"there\"']\nURL = s3://b\nCREDENTIALPATH = ../aws\n", "sets credentialpath"),
+        ("[remote]\n[[there]]\nurl = s3://b\nconfigpath = ../aws\n", "there is a list or a section"),
+        ("['remote \"there\"']\nurl = webdavs://b\nbearer_token_command = touch ran\n", "sets bearer_token_command"),
+        ("[core]\nsite_cache_dir = /tmp/x\n", "sets site_cache_dir"),
+        ("[cache]\ndir = ../../elsewhere\n", "outside of the project, and is committed"),
+        ("[Cache]\nDir = /elsewhere\n", "outside of the project, and is committed"),
+        ("[cache]\nlocal = /elsewhere\ndir = %(local)s/x\n", "outside of the project, and is committed"),
+        ("[cache]\ndir = ../link/x\n", "outside of the project, and is committed"),
+        ("[cache]\ndir = %(dir)s\n", "not a DVC config file"),
+        ("cache = 5\n", "stands in no section"),
+    ],
+)
+def test_a_committed_configuration_chooses_no_files_and_commands_however_it_is_spelled(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / ".dvc").mkdir(parents=True)
+    (mine / "link").symlink_to(tmp_path)
+    (mine / ".dvc" / "config").write_text(text)
+    with pytest.raises(UserError, match=said):
+        dvc_config.require_harmless(mine)
+    if "[cache]" in text.lower():
+        with pytest.raises(UserError, match=said):
+            dvc_config.cache_dir(mine)
+        (mine / ".dvc" / "config.local").write_text(f"[cache]\ndir = {tmp_path}/mine\n")
+        assert dvc_config.cache_dir(mine) == mine
+
+
+def test_every_option_of_dvc_that_names_files_or_commands_is_known() -> None:
+    from dvc.config_schema import REMOTE_SCHEMAS, SCHEMA
+
+    options = {str(key) for scheme in REMOTE_SCHEMAS.values() for key in scheme}
+    options |= {str(key) for section in ("core", "machine") for key in _keys(SCHEMA[section])}
+    files = {option for option in options if re.search("path|file|command|script|ticket|_dir$|private", option)}
+    assert files - {"profile"} == dvc_config.OF_FILES
+
+
+def _keys(schema: dict[Any, Any]) -> set[Any]:
+    inside = [_keys(value) for value in schema.values() if isinstance(value, dict)]
+    return set().union(schema, *inside)
 
 
 @pytest.mark.parametrize(

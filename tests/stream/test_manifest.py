@@ -175,6 +175,35 @@ def test_a_manifest_of_somebody_else_names_no_code(tmp_path: Path, key: str, sec
         manifest.read(str(tmp_path / "x.yaml"), ROOT)
 
 
+@pytest.mark.parametrize(
+    ("was", "place"),
+    [
+        ('sources: ["images:x"]', 'sources: ["images:/etc"]'), ('sources: ["images:x"]', 'sources: ["images://etc"]'),
+        ('sources: ["images:x"]', 'sources: ["table:../x.csv#train"]'),
+        ('sources: ["images:x"]', 'sources: ["images:link/x"]'),
+        ('sources: ["images:x"]', 'sources: ["hf:o/n"], expert: "../expert.safetensors"'),
+        ("pretrained: openai", "pretrained: /etc/passwd"), ("model: ViT-B-32", "model: 'local-dir:/etc'"),
+        ("pretrained: openai", "pretrained: openai, pretraining: ['images:/etc']"),
+        ("folder: x", "folder: images:/etc"),
+        ("grid: {}", "grid: {variants: {a: {stream: [{name: a, update: [{source: images, path: /etc}]}]}}}"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_somebody_else_names_no_files_of_this_machine(tmp_path: Path, was: str, place: str) -> None:
+    """They would be trained on, and go into the store that the same repository names."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "link").symlink_to("/etc")
+    text = FOREIGN.format(about="x", time="{}", grid="{}")
+    assert was in text
+    (tmp_path / "x.yaml").write_text(text.replace(was, place))
+    with pytest.raises(UserError, match=r"leads out of the project, and a manifest names none of your folders"):
+        manifest.read(str(tmp_path / "x.yaml"), project)
+    (tmp_path / "x.yaml").write_text(
+        text.replace("images:x", "hf:org/name").replace("folder: x", "folder: images:{data}")
+    )
+    assert manifest.read(str(tmp_path / "x.yaml"), project).stream == "x"
+
+
 def test_what_a_manifest_is_about_stays_a_comment(tmp_path: Path) -> None:
     about = r'"x\nhooks: {recorded: [touch, x]}\nseed: 5"'
     (tmp_path / "x.yaml").write_text(FOREIGN.format(about=about, time="{}", grid="{}"))

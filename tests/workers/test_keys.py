@@ -1,5 +1,8 @@
 """Connections to a Dask scheduler: with keys nobody else gets in, without them the risk is named."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +51,21 @@ def test_who_has_the_keys_connects_and_nobody_else(tmp_path: Path, notes: list[s
         plain = address.replace("tls://", "tcp://")
         with pytest.raises(UserError, match="no Dask scheduler answers there"), pool.opened(plain, project):
             pass
+
+
+def test_processes_of_dask_import_nothing_from_a_shared_folder(tmp_path: Path) -> None:
+    """Dask puts its folder first on the path of a scheduler, a worker and a nanny."""
+    name, _, folder = keys.SCRATCH.partition("=")
+    assert all(line.startswith(f"{keys.SCRATCH} dask ") for line in keys.starts(tmp_path))
+    (tmp_path / ".chronomerge").mkdir(mode=0o700)
+    shared = tmp_path / "shared"
+    (shared / "dask-scratch-space").mkdir(parents=True)
+    program = "import sys; from distributed import Scheduler; Scheduler(); print(sys.path[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "TMPDIR": str(shared), name: folder},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(done.stdout.strip()).parent == tmp_path / ".chronomerge/dask/dask-scratch-space"
 
 
 def test_a_scheduler_without_keys_is_named_as_a_risk(tmp_path: Path, notes: list[str]) -> None:
