@@ -92,6 +92,7 @@ def user_cache(kind: str) -> Path:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path stays below where it starts, and out of git's own files."""
+    """Whether a relative path stays below where it starts, and makes no repository of git's: whoever enters a folder
+    with one runs what its configuration names."""
     plain = posixpath.normpath(path)
-    return not plain.startswith(("/", "../")) and plain not in (".", "..") and plain.split("/")[0] != ".git"
+    return not plain.startswith(("/", "../")) and plain not in (".", "..") and ".git" not in plain.lower().split("/")

@@ -166,6 +166,7 @@ def withdraw(
 
     project = options.project()
     os.chdir(project)  # paths in params.yaml start there
+    options.settle_trust(project, trust)  # before anything changes
     plan, made = take_out(project, arrival, retrain=retrain, wait=wait)
     at = made or plan.back_to
     said = f"{arrival} is withdrawn ({plan.withdrawal.state} recorded it): a new line starts at {at.tag}"

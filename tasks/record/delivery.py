@@ -127,7 +127,17 @@ def deliver(state: State, folder: Path, form: Form = Form(), progress: Progress 
         RemoteError: the store breaks off.
     """
     _require_form(state, form)
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _delivered(state, folder, form, progress)
+    except BaseException:
+        if new and not any(folder.iterdir()):  # another process may have brought something there meanwhile
+            folder.rmdir()
+        raise
+
+
+def _delivered(state: State, folder: Path, form: Form, progress: Progress) -> Delivered:
     with atomic.private_folder(folder / ".chronomerge.part") as part:
         with opened(state, part, (*READS, layout.HEADS)) as source:
             made, notes = gather(source, part, form, progress)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks import layout
 from tasks.errors import UserError
 from tasks.storage import atomic
 
@@ -82,7 +83,7 @@ def listing(text: str, md5: str) -> dict[str, str]:
     """Relative path → md5 of the files of a folder, from its ``.dir`` object.
 
     Raises:
-        UserError: it is no list of files, or a path leads outside the folder.
+        UserError: it is no list of files, a path leads outside the folder, or no file can have it.
     """
     try:
         files = {row["relpath"]: row["md5"] for row in json.loads(text)}
@@ -91,9 +92,23 @@ def listing(text: str, md5: str) -> dict[str, str]:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"stored folder {md5} is no list of files ({type(error).__name__}: {error})") from None
     for name in files:
-        if name.startswith("/") or ".." in Path(name).parts:
-            raise UserError(f"stored folder {md5} holds the path {name!r}, which leads outside it")
+        if ".." in Path(name).parts or not layout.is_inside(name):
+            raise UserError(f"stored folder {md5} holds the path {name!r}, which leads outside it, or into a .git")
+        if "\0" in name or any(len(_bytes(part)) > _LONGEST for part in name.split("/")):
+            raise UserError(f"stored folder {md5} holds the path {name!r}, which no file can have")
     return files
+
+
+_LONGEST = 255
+"""Bytes of a file's name, on the usual file systems."""
+
+
+def _bytes(name: str) -> bytes:
+    """A name as Linux has it; one that has no bytes (a lone surrogate, as JSON allows) as too many."""
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return bytes(_LONGEST + 1)
 
 
 def hash_of(path: Path) -> Entry:

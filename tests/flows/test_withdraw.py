@@ -51,6 +51,18 @@ def manifest(folder: Path, tag: str) -> dict[str, Any]:
     return found
 
 
+def test_hooks_that_nobody_trusts_are_refused_before_anything_changes(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(f"{before}hooks: {{recorded: [touch, made]}}\n")
+    try:
+        done = chronomerge(project, "withdraw", "first", check=False)
+        assert done.returncode == 2
+        assert "--trust" in done.stderr
+        assert not git(project, "tag", "--list", "state/tiny/*.2")
+    finally:
+        (project / "params.yaml").write_text(before)
+
+
 def test_an_arrival_is_taken_out_and_what_is_deployed_has_the_bits_of_the_others_alone(
     project: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import UserError
-from tasks.storage.cache import Cache, Entry, hash_of
+from tasks.storage.cache import Cache, Entry, hash_of, listing
 
 
 @pytest.fixture
@@ -98,6 +98,20 @@ def test_parts_and_compositions_are_inverse(tmp_path: Path, cache: Cache) -> Non
     assert cache.objects([whole]) == cache.objects([entry])
     cache.link(whole, tmp_path / "y")
     assert hash_of(tmp_path / "y") == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "leads outside"), (".", "leads outside"), ("/etc/x", "leads outside"), ("a/../../x", "leads outside"),
+        ("a/../x", "leads outside"), (".git/hooks/post-checkout", "into a .git"), ("a/.GIT/config", "into a .git"),
+        ("a\0b", "no file can have"), ("\ud800", "no file can have"), ("a/" + "y" * 256, "no file can have"),
+    ],
+)  # fmt: skip
+def test_a_stored_folder_has_names_of_files_inside_it(name: str, said: str) -> None:
+    assert listing('[{"md5": "a", "relpath": "b/c.git/\\udcff"}]', "x") == {"b/c.git/\udcff": "a"}
+    with pytest.raises(UserError, match=said):
+        listing(json.dumps([{"md5": "0" * 32, "relpath": name}]), "0")
 
 
 def test_a_stored_folder_cannot_lead_outside(tmp_path: Path, cache: Cache) -> None:
