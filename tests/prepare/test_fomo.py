@@ -78,6 +78,11 @@ def test_annotations_elsewhere(root: Path, prepare: Prepare) -> None:
         ("{", "SHAPES_train.json: not annotations of FoMo-in-Flux"),
         ('{"../x.png": {"classname": "red"}}', r"SHAPES_train.json: \.\./x\.png: lies outside the set's folder"),
         ('{"/etc/x.png": {"classname": "red"}}', "lies outside the set's folder"),
+        (
+            json.dumps({"y" * 5000: {"classname": "red"}}),
+            r"1 of 1 images of SHAPES_train.json are not there, such as yyy",
+        ),
+        ('{"a\\u0000b.png": {"classname": "red"}}', "1 of 1 images of SHAPES_train.json are not there"),
         ('{"gone.png": {"classname": "red"}}', "1 of 1 images of SHAPES_train.json are not there, such as gone.png"),
         ('{"x.png": {"classname": 3}}', "not annotations of FoMo-in-Flux"),
     ],

@@ -78,7 +78,7 @@ class Fomo(Photographs):
         file = self._annotations(path)
         known = self._chosen(self._read(file))
         wanted = [path / name for name in known]
-        if absent := [name for name, image in zip(known, wanted, strict=True) if not image.exists()]:
+        if absent := [name for name, image in zip(known, wanted, strict=True) if not _is_there(image)]:
             raise UserError(
                 f"fomo: {self.path}: {len(absent)} of {len(known)} images of {file.name} are not there, such as "
                 f"{shortened(absent[0], 200)}; unpack the set's archive there"
@@ -110,7 +110,7 @@ class Fomo(Photographs):
         return Path() if Path(self.path).is_absolute() else path.joinpath(*[".."] * len(parts))
 
     def _has_first(self, path: Path, file: Path) -> bool:
-        return (path / next(iter(self._read(file)))).exists()
+        return _is_there(path / next(iter(self._read(file))))
 
     def _read(self, file: Path) -> dict[str, Annotation]:
         """The annotations of a file.
@@ -175,6 +175,13 @@ class Fomo(Photographs):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         return path.is_dir() and any((path.parent / "00_info").glob(f"{path.name}_*.json"))
+
+
+def _is_there(image: Path) -> bool:
+    try:
+        return image.exists()
+    except OSError:  # too long: no name of a file
+        return False
 
 
 def _bytes(file: Path) -> bytes:
