@@ -47,7 +47,7 @@ def load(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
         UserError: the files cannot be read, or cannot be had from the hub; or they want code of their own to run.
     """
     if not text.get("hf_tokenizer_name"):
-        simple = shallow_copy(_simple(json.dumps(_settings(text))))
+        simple = shallow_copy(_simple(json.dumps(own_settings(text))))
         simple.context_length = text["context_length"]
         return simple
     kept = folder / FOLDER
@@ -203,7 +203,7 @@ def _require_fitting(tokenizer: HFTokenizer, text: Mapping[str, Any], name: str)
 def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
     ensure_torchvision()
     # A repository can name code of its own; it never runs, whatever the configuration asks for.
-    settings = {**_settings(text), "trust_remote_code": False}
+    settings = {**own_settings(text), "trust_remote_code": False}
     hub.guard()
     with _readable(f"the model's tokenizer {name!r} cannot be had"):
         try:
@@ -238,7 +238,7 @@ def _readable(otherwise: str) -> Iterator[None]:
         raise UserError(f"{otherwise}: {reason}") from None
 
 
-def _settings(text: Mapping[str, Any]) -> dict[str, Any]:
+def own_settings(text: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer's own settings.
 
     Raises:

@@ -290,6 +290,10 @@ def _config(state: State, source: StateObjects, files: Mapping[str, str]) -> dic
     (model, _), (size, preprocess) = parts
     if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict):
         raise UserError(f"{state.tag}: {layout.HISTORY}/model/model.json is damaged (it has no text_cfg)")
+    try:
+        tokenizers.own_settings(model["text_cfg"])  # open_clip would pass on any, ``trust_remote_code`` too
+    except UserError as error:
+        raise UserError(f"{state.tag}: {layout.HISTORY}/model/model.json: {error}") from None
     return {"model_cfg": model, "preprocess_cfg": {"size": size, **preprocess}}
 
 

@@ -135,9 +135,23 @@ def test_a_model_that_the_library_does_not_have_leaves_nothing(dvc: Dvc, tmp_pat
     state = made_up.record(project, remote, dvc, instead=model(tmp_path / "made", pool_type="last"))
     with pytest.raises(UserError, match=r"transformers' CLIPModel has nothing like text_cfg\.pool_type: 'last'"):
         delivery.deliver(state, tmp_path / "to", Form("transformers"))
-    assert not list((tmp_path / "to").iterdir())
+    assert not (tmp_path / "to").exists()
     with pytest.raises(UserError, match="unknown dtype 'int8'; there are float32, bfloat16"):
         Form(dtype="int8")
+
+
+def test_a_state_of_somebody_else_has_the_server_run_no_code(dvc: Dvc, tmp_path: Path) -> None:
+    """open_clip gives ``tokenizer_kwargs`` to transformers, which would run the tokenizer's code."""
+    (tmp_path / "made").mkdir()
+    files = model(tmp_path / "made")
+    content = json.loads(files[f"{MODEL_FOLDER}/model.json"])
+    content["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "org/x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    files[f"{MODEL_FOLDER}/model.json"] = json.dumps(content).encode()
+    remote = Remote("there", str(tmp_path / "remote"))
+    state = made_up.record(made_up.project(tmp_path / "project", remote), remote, dvc, instead=files)
+    with pytest.raises(UserError, match=r"model/model\.json: tokenizer_kwargs: 'trust_remote_code' is not taken"):
+        delivery.deliver(state, tmp_path / "serving")
+    assert not (tmp_path / "serving").exists()
 
 
 def test_a_state_without_its_tokenizer_says_so(states: tuple[State, State], dvc: Dvc, tmp_path: Path) -> None:
