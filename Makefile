@@ -24,7 +24,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo check style test test-long docs lock clean
+.PHONY: install demo check test test-long docs lock clean
 
 install: $(INSTALLED)
 
@@ -54,20 +54,16 @@ $(TESTED): $(INSTALLED) requirements-test.lock
 demo: install
 	$(BIN)/chronomerge demo
 
-check: style
-	$(BIN)/mypy
-
-style: $(TESTED)
+check: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
-# The types are checked beside the tests, which wait for much; what mypy says comes last.
-test: style
-	@mkdir -p build
-	@$(BIN)/mypy >build/types.txt 2>&1 & types=$$!; \
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
-	wait $$types; types=$$?; cat build/types.txt; exit $$((tests || types))
+# pytest keeps the tests as it compiles them, for its next start.
+test test-long: export PYTHONDONTWRITEBYTECODE :=
+test: $(TESTED)
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes longer than all others together: thirty nights, a sample of the crash matrix, every benchmark run small, and
 # an hour of random inputs (CHRONOMERGE_FUZZ_MINUTES sets how many minutes).

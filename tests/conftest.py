@@ -11,7 +11,7 @@ from tasks.storage import store
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import git
-from tests import forks, isolation, postgres, session
+from tests import forks, isolation, postgres, session, worker_server
 
 FIRST = (
     "flows/test_month.py", "flows/test_codecs.py", "flows/test_grid.py", "flows/test_hub_timeline.py",
@@ -23,6 +23,14 @@ FIRST = (
     "flows/test_own_words.py", "record/test_faults.py",
 )  # fmt: skip
 """What takes longest, so that no worker is left with it at the end."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have xdist's workers, if there are any, as forks of a process that has imported what they import."""
+    options = session.config.option
+    if options.tx and not hasattr(session.config, "workerinput"):
+        forks.FOLDER = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        options.tx = [f"popen//python={worker_server.command(forks.FOLDER / 'workers')}"] * len(options.tx)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

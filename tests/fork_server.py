@@ -153,18 +153,23 @@ class _Later(MetaPathFinder, Loader):
         sys.modules["prefect.logging.configuration"].setup_logging(incremental=False)
 
 
-def become(call: dict[str, Any], streams: Sequence[int]) -> None:
-    """Be the process of a call, from its session to its streams."""
+def begin(call: dict[str, Any], streams: Sequence[int]) -> None:
+    """Be the process of a call, from its session to its streams, without a module of the tests."""
     os.setsid()
     forking.become(call, streams)
-    stacks = os.open(f"{call['stacks']}/stack-{os.getpid()}", os.O_WRONLY | os.O_CREAT, 0o600)
-    faulthandler.register(signal.SIGUSR1, stacks)
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _text(1, "w")  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(2, "w", errors="backslashreplace", line_buffering=True)  # type: ignore[misc]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
+
+
+def become(call: dict[str, Any], streams: Sequence[int]) -> None:
+    """As `begin`, with the code of the call's folder."""
+    begin(call, streams)
+    stacks = os.open(f"{call['stacks']}/stack-{os.getpid()}", os.O_WRONLY | os.O_CREAT, 0o600)
+    faulthandler.register(signal.SIGUSR1, stacks)
     if _same_code(Path.cwd()):
         _move(Path.cwd())
     else:

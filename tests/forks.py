@@ -23,7 +23,7 @@ from tasks import fork_call
 FOLDER: Path | None = None
 """A folder that all workers of a test session share; None outside of one, where nothing is forked."""
 START_SECONDS = 240
-FORKED = ("dvc", "tasks.record.node_server", "tasks.storage.dvc_process")
+FORKED = ("dvc", "flows.processes.cell_worker_process", "tasks.record.node_server", "tasks.storage.dvc_process")
 """Processes that a command starts, which import much."""
 
 
@@ -101,7 +101,7 @@ class ForkServer:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.fork_server", str(self._path)],
                 cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                start_new_session=True,
+                start_new_session=True, env={**os.environ, "XDG_CACHE_HOME": str(self._folder / "cache")},
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
         while not self._path.exists():

@@ -29,8 +29,15 @@ def model(folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 256, 1000])
-@pytest.mark.parametrize("prompt", ["one {}.", ("a {}.", "the {} one", "many {}s"), "simple", "openai"])
+@pytest.mark.parametrize(
+    ("prompt", "batch_size"),
+    [
+        *(("one {}.", size) for size in (1, 7, 256, 1000)),
+        *((("a {}.", "the {} one", "many {}s"), size) for size in (1, 7, 256, 1000)),
+        ("simple", 7),
+        ("openai", 256),
+    ],
+)
 def test_the_classifier_is_that_of_open_clip(
     folder: Path, model: Any, prompt: str | tuple[str, ...], batch_size: int
 ) -> None:

@@ -45,7 +45,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return projects.make(tmp_path_factory.mktemp("codecs") / "project", **FULL)
 
 
-@pytest.fixture(scope="module", params=["batch", "ft-init", pytest.param("ema", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module", params=["ft-init", *(pytest.param(one, marks=pytest.mark.long) for one in ("batch", "ema"))]
+)
 def twins(
     request: pytest.FixtureRequest, project: Path, prefect_api: dict[str, str]
 ) -> tuple[list[State], list[State]]:

@@ -184,13 +184,13 @@ def test_no_token_is_in_a_state_or_a_log(ran: tuple[Path, dict[str, str]]) -> No
     assert hub.TOKEN not in git(folder, "log", "--all", "-p", "--", "manifest.json", "params.yaml")
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.long)])
-def test_killed_it_goes_on_to_the_same_bytes(ran: tuple[Path, dict[str, str]], tmp_path: Path, kills: int) -> None:
+@pytest.mark.long
+def test_killed_it_goes_on_to_the_same_bytes(ran: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     import time
 
     undisturbed, environment = ran
     folder = make(tmp_path / "project")
-    for number in range(kills):
+    for number in range(6):
         process = projects.start(folder, "run", **environment)
         before = len(projects.tags(folder))
         deadline = time.monotonic() + 120

@@ -201,7 +201,7 @@ def test_an_unknown_set_is_refused_with_those_there_are() -> None:
         command("data", "check", "mini-vision/four")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_vision_stream_ends_in_the_table_over_its_orders(
     made: Path, server: hub.Hub, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

@@ -102,6 +102,7 @@ def ended(process: psutil.Process) -> bool:
         return True
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_by_another_to_the_same_bytes(
     cluster: Cluster, run: Path, prefect_api: dict[str, str]
 ) -> None:

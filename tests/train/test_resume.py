@@ -62,7 +62,7 @@ def kill(folder: Path, given: Params, chance: random.Random) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "kills"), [(1, 20), (2, 3)])
+@pytest.mark.parametrize(("processes", "kills"), [(1, 6), (2, 3), pytest.param(1, 20, marks=pytest.mark.long)])
 def test_killed_anywhere_it_ends_with_the_same_bytes(ready: Path, tmp_path: Path, processes: int, kills: int) -> None:
     whole, cut = (Path(shutil.copytree(ready, tmp_path / name)) for name in ("whole", "cut"))
     given, chance = settings(processes), random.Random(5)
