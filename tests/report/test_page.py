@@ -218,3 +218,11 @@ def test_a_page_names_what_it_lacks_and_lets_no_name_out_of_its_place() -> None:
     assert "<code>chronomerge restore 1</code>" in html
     assert "</script><b>" not in html
     assert html.count("</script>") == html.count("<script")
+
+
+def test_each_printed_page_of_the_table_has_the_names_of_its_columns(opened: Opened) -> None:
+    """Chromium repeats the text of a header on every page, but no button."""
+    opened.page.emulate_media(media="print")
+    shown = "[...document.querySelectorAll('thead th button')].map((one) => getComputedStyle(one).display)"
+    assert set(opened.page.evaluate(shown)) == {"contents"}
+    opened.page.emulate_media(media="screen")
