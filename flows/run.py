@@ -15,6 +15,7 @@ from flows.prefect import server as prefect_server
 from flows.prefect.server import Server
 from tasks import gate, layout, progress, record
 from tasks.errors import UnavailableError, UserError
+from tasks.grid import estimate
 from tasks.params import Params, load
 from tasks.record import Code, State
 from tasks.storage import dvc_config, embedded, lease, locks, store
@@ -85,7 +86,9 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
 
         prepare.check_hub(params.stream[step - 1] for step in todo.steps if step)
         if demand := demanded(todo, project):
-            progress.report("note:", 1, 1, demand)
+            states = record.states(project, params.timeline)
+            seconds = estimate.time_of_steps(len(todo.steps), (state.manifest for state in states))
+            progress.report("note:", 1, 1, f"{demand}; {seconds}")
         stack.enter_context(notes.recording(project, params, todo.steps))
         starting = "starting the store" + ("" if os.environ.get("PREFECT_API_URL") else " and the Prefect server")
         progress.report(starting, 0, 1)

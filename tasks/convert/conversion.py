@@ -19,7 +19,7 @@ from tasks.model.inputs import open_model
 from tasks.model.origins import located
 from tasks.model.siglip import is_siglip
 from tasks.model.sources import TensorEntry, TensorSource
-from tasks.model.translated import from_open_clip, plainly_named, to_open_clip
+from tasks.model.translated import from_open_clip, plainly_named, to_open_clip, without_buffers
 from tasks.model.writing import place, require_new, write
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
@@ -94,11 +94,11 @@ def convert(
 
 
 def _in(to: Library, source: TensorSource, config: Mapping[str, Any]) -> TensorSource:
-    """Under the names of the library."""
-    theirs = dialects.of(source.entries)
+    """Under the names of the library, without buffers that hold nothing learned."""
+    theirs, expected = dialects.of(source.entries), _dialect_for(config)
     if to == "open_clip":
-        return to_open_clip(source, theirs) if theirs else source
-    return source if theirs else from_open_clip(source, _dialect_for(config))  # which names what does not fit
+        return to_open_clip(source, theirs) if theirs else without_buffers(source, expected.ignored_in_open_clip)
+    return without_buffers(source, theirs.ignored) if theirs else from_open_clip(source, expected)
 
 
 def _dialect_for(config: Mapping[str, Any]) -> dialects.Dialect:

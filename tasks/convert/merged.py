@@ -75,11 +75,13 @@ def merge_into(folder: Path, **arguments: Any) -> tuple[Merged, list[str]]:
         made.mkdir()
         merged = merge(**arguments | models, out=made / (f"{weights}{INDEX}" if sharded else weights))
         notes = [] if is_adapter(like) else _copy(source, made, arguments.get("dtype"))
+        notes = [f"of {first.label if first.pin else source}: {', '.join(notes)}"] if notes else []
         if not any((made / name).is_file() for name in (configurations.OPEN_CLIP, configurations.TRANSFORMERS)):
             notes.append(
                 f"no configuration: there is none beside {like}; the folder has the weights and the card alone"
             )
-        (made / CARD).write_text(card(folder.name, library, arguments, merged.report.summary()), encoding="utf-8")
+        told = _without_folders(merged.report.summary(), arguments)
+        (made / CARD).write_text(card(folder.name, library, arguments, told), encoding="utf-8")
         place(made, folder)
     return merged, notes
 
@@ -112,6 +114,16 @@ def card(title: str, library: str, arguments: Mapping[str, Any], notes: Sequence
     return f"---\n{yaml.dump(front)}---\n\n" + "\n".join(lines) + "\n"
 
 
+def _without_folders(notes: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+    """Notes for others, in which models have the names of `recipe`."""
+    given = [arguments.get("base"), *arguments["experts"], *(arguments.get("statistics") or [])]
+    texts = [str(one) for one in given if one]
+    paths = sorted({str(Path(one)) for one in texts if not hub.is_address(one)}, key=len, reverse=True)
+    for path in (one for one in paths if _name(one)):
+        notes = [note.replace(path, _name(path)) for note in notes]
+    return list(notes)
+
+
 def _name(model: Any) -> str:
     text = str(model)
     return text if hub.is_address(text) else Path(text).name
@@ -133,7 +145,7 @@ def _command(made: Mapping[str, Any]) -> str:
 
 
 def _copy(source: Path, made: Path, dtype: str | None) -> list[str]:
-    """Copy configuration and tokenizer; returns what to tell."""
+    """Copy configuration and tokenizer; returns the names of the files."""
     names = [name for name in _COPIED if (source / name).is_file()]
     for name in names:
         tokenizers.require_own(source, name)
@@ -146,5 +158,4 @@ def _copy(source: Path, made: Path, dtype: str | None) -> list[str]:
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{source / config.name}: not a readable configuration ({error!r:.100})") from None
         config.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    words = tokenizers.copy(source, made)
-    return [f"of {source}: {', '.join([*names, *words])}"] if names or words else []
+    return [*names, *tokenizers.copy(source, made)]

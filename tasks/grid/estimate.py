@@ -12,6 +12,7 @@ from tasks import layout
 from tasks.grid.plan import KINDS, Plan, Work
 from tasks.grid.reporting import ReportTime
 from tasks.record import Manifest
+from tasks.units import counted, duration
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,14 @@ def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
         expert=int(middle(recorded, lambda one: one.stored_expert.size)),
         merged=int(middle(merged, stored)),
     )
+
+
+def time_of_steps(count: int, manifests: Iterable[Manifest]) -> str:
+    """How long a timeline's next steps take, by the median of those that it has recorded, in words."""
+    took = [one.elapsed - (one.starting or 0.0) for one in manifests if one.step and one.elapsed is not None]
+    if not took:
+        return f"time for {counted(count, 'step')}: not known before step 1 is recorded"
+    return f"time for {counted(count, 'step')}: about {duration(count * median(took))}, as the recorded ones took"
 
 
 def _beside(manifests: Iterable[Manifest]) -> float | None:

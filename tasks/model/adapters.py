@@ -184,7 +184,8 @@ class Adapted:
     def __init__(self, base: TensorSource, adapter: Adapter) -> None:
         self._base, self._adapter = base, adapter
         self.label = adapter.label
-        named = f" of {adapter.base!r}" if adapter.base else ""
+        its = Path(adapter.base or "")
+        named = f" of {its.name if its.is_absolute() else adapter.base!r}" if adapter.base else ""
         self.notes = [f"{adapter.label}: a PEFT adapter{named}, applied to {base.label}"]
         self._updates = {self._weight(module): update for module, update in adapter.updates.items()}
         self._lengths: dict[str, Floats] = {}

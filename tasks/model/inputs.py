@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +32,27 @@ def open_model(
     if isinstance(model, Mapping):
         return _named(DictSource(model, label), base)
     origin = model if isinstance(model, ModelFiles) else located(model)
-    source = _opened(origin.path, stack, base)
+    source = _opened(origin.path, origin.label, stack, base)
     if origin.pin:
-        source.notes.append(f"{origin.path.name}: of {origin.pin.repository} on the hub, commit {origin.pin.commit}")
+        source.notes.append(f"hf:{origin.pin.repository}: commit {origin.pin.commit}")
     return source
 
 
-def _opened(path: Path, stack: ExitStack, base: TensorSource | None) -> TensorSource:
+def _opened(path: Path, label: str, stack: ExitStack, base: TensorSource | None) -> TensorSource:
     if is_adapter(path):
         if base is None:
             raise UserError(f"{path}: is a PEFT adapter, which changes a base; give that base too (--base)")
-        return adapted(base, read_adapter(path))
+        return adapted(base, replace(read_adapter(path), label=label))
     if coded.is_coded(path):
         if base is None:
             raise UserError(f"{path}: is a coded expert, the difference to a base; give that base too (--base)")
         return coded.opened(path, base, stack)
     file = _torch_file(path)
     if file is None:
-        return _named(stack.enter_context(FileSource(path)), base)
+        return _named(stack.enter_context(FileSource(path, label)), base)
     from tasks.model import models  # torch, which safetensors do without
 
-    return _named(DictSource(models.read_checkpoint(file), str(file)), base)
+    return _named(DictSource(models.read_checkpoint(file), label if file == path else str(file)), base)
 
 
 def _named(source: TensorSource, base: TensorSource | None) -> TensorSource:

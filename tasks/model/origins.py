@@ -37,6 +37,11 @@ class ModelFiles:
     root: Path = Path()
     """What the paths of `pin` are relative to."""
 
+    @property
+    def label(self) -> str:
+        """What names it in messages: its path, or repository and commit, wherever the cache of the hub is."""
+        return f"hf:{self.pin.repository}@{self.pin.commit[:12]}" if self.pin else str(self.path)
+
 
 def located(
     text: str | Path,

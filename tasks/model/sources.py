@@ -111,8 +111,8 @@ class FileSource:
             `read_into`, a file has changed since it was opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.label = str(path)
+    def __init__(self, path: Path, label: str = "") -> None:
+        self.label = label or str(path)
         self.notes: list[str] = []
         self._entries: dict[str, TensorEntry] = {}
         self.entries: Mapping[str, TensorEntry] = self._entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,8 +108,26 @@ def as_the_base(source: TensorSource, base: TensorSource) -> TensorSource:
         origin = theirs.name if theirs else "open_clip"
         source.notes.append(f"{source.label}: {origin} names, translated to the base's")
         source.label += f" (translated from {origin} names)"
+    else:
+        source = _without_unknown_buffers(source, plain_base)
     names = {of_base.get(name, name): name for name in source.entries}
     return source if names.keys() == source.entries.keys() else _renamed(source, names)
+
+
+def _without_unknown_buffers(source: TensorSource, base: TensorSource) -> TensorSource:
+    """Buffers of older versions that a base of the same names does not have."""
+    known = dialects.of(source.entries)
+    if known is None and dialects.naming(source.entries) != "open_clip":
+        return source
+    buffers = known.ignored if known else dialects.available()["transformers_clip"].ignored_in_open_clip
+    return source if any(map(buffers.fullmatch, base.entries)) else without_buffers(source, buffers)
+
+
+def without_buffers(source: TensorSource, buffers: re.Pattern[str]) -> TensorSource:
+    """``source`` without the tensors of these names, which hold nothing learned; a note names them."""
+    if not (found := _left_out(source, buffers)):
+        return source
+    return _renamed(source, {name: name for name in source.entries.keys() - set(found)})
 
 
 def plainly_named(source: TensorSource) -> TensorSource:
@@ -159,10 +178,16 @@ def _translate(source: TensorSource, dialect: Dialect, *, of_open_clip: bool) ->
             entries[name] = replace(joined, shape=shape)
             ranges[name] = _Range(given, start, transposed=False)
             start += entries[name].bytes
-    buffers = dialect.ignored_in_open_clip if of_open_clip else dialect.ignored
-    if ignored := sorted(name for name in source.entries if buffers.fullmatch(name)):
-        source.notes.append(f"{source.label}: {', '.join(ignored)} left out: nothing that is learned")
+    _left_out(source, dialect.ignored_in_open_clip if of_open_clip else dialect.ignored)
     return Translated(source, entries, ranges)
+
+
+def _left_out(source: TensorSource, buffers: re.Pattern[str]) -> list[str]:
+    """The names of the buffers in a checkpoint, which a note of it then has."""
+    names = sorted(name for name in source.entries if buffers.fullmatch(name))
+    if names:
+        source.notes.append(f"{source.label}: {', '.join(names)} left out: nothing that is learned")
+    return names
 
 
 def _joined(source: TensorSource, names: tuple[str, ...], shares: tuple[int, ...]) -> TensorEntry:

@@ -35,6 +35,8 @@ FILE = "expert.safetensors"
 FOLDER = "expert"
 BASE = "base.safetensors"
 ORIGIN = "origin.json"
+_BASE = "the base"
+"""What notes call it, wherever its weights lie meanwhile."""
 ABOUT = "expert.json"
 """Beside a prepared expert: what it was, and what of it is the base's."""
 CHUNK = 4 << 20
@@ -85,7 +87,7 @@ def fetch(arrival: Arrival, into: Path, project: Path, against: Against, progres
     try:
         _bring(expert, into, project, progress)
         with _named(expert, into), ExitStack() as stack:
-            base = stack.enter_context(FileSource(against.base)) if against.base else against.names
+            base = stack.enter_context(FileSource(against.base, _BASE)) if against.base else against.names
             if (note := adapted_base(raw(into), against.params)) is not None:
                 progress(f"note on {arrival.name}: {note}", 1, 1)
             made = _opened(into, base, arrival.on_mismatch, stack)
@@ -125,7 +127,7 @@ def convert(arrival: Arrival, raw_files: Path, base: Path | None, model: Path, t
         dialect = dialects.of(plain_names)
         like: TensorSource | None = None
         if base is not None:
-            like = stack.enter_context(FileSource(base))
+            like = stack.enter_context(FileSource(base, _BASE))
         elif dialect is not None or plain_names.keys() != names.keys() or is_adapter(path):
             like = names_of(model)
         made = _opened(raw_files, like, arrival.on_mismatch, stack)
@@ -194,7 +196,7 @@ def names_of(model: Path) -> TensorSource:
     from tasks.model import models
 
     shapes = models.build(model, "meta").state_dict()
-    return NamesOnly({name: TensorEntry("F32", tuple(t.shape)) for name, t in shapes.items()}, "the base")
+    return NamesOnly({name: TensorEntry("F32", tuple(t.shape)) for name, t in shapes.items()}, _BASE)
 
 
 def _opened(raw_files: Path, base: TensorSource | None, on_mismatch: OnMismatch, stack: ExitStack) -> FittedModel:

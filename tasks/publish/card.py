@@ -14,6 +14,7 @@ from typing import Any
 from tasks import layout
 from tasks.errors import UserError
 from tasks.model import configurations
+from tasks.params import Base
 from tasks.publish import public
 from tasks.publish.recipe import FOLDER as RECIPE
 from tasks.record import Form, RecordedOrigin, State, StateObjects
@@ -236,17 +237,21 @@ def kind(state: State) -> str:
     """What arrived at a state's step, in a word or two."""
     arrival, base = state.settings.arrival, state.settings.base
     if state.step == 0 or arrival is None:
-        trained = base.pretrained == "train"
-        return "trained from scratch" if trained else public.shortened(f"{base.model}, {base.pretrained}")
-    return f"expert {public.shortened(arrival.expert)}" if arrival.expert else "data"
+        return "trained from scratch" if base.pretrained == "train" else _named(base)
+    return f"expert {_weights(arrival.expert, _origin(state))[0]}" if arrival.expert else "data"
+
+
+def _named(base: Base) -> str:
+    """A base as params.yaml names it, one address once."""
+    return public.shortened(", ".join(dict.fromkeys([base.model, base.pretrained])))
 
 
 def _licences(lineage: Sequence[State], licences: Iterable[Licence]) -> list[str]:
     base, pin = lineage[0].settings.base, lineage[0].manifest.base
-    weights = "trained here" if base.pretrained == "train" else public.shortened(f"{base.model}, {base.pretrained}")
+    weights = "trained here" if base.pretrained == "train" else _named(base)
     rows = [("base weights", *_weights(weights, pin), "")]
     rows += [
-        (f"expert: {state.manifest.arrival}", *_weights(public.shortened(expert), _origin(state)), "")
+        (f"expert: {state.manifest.arrival}", *_weights(expert, _origin(state)), "")
         for state in lineage[1:]
         if (expert := _expert(state))
     ]
@@ -257,7 +262,7 @@ def _licences(lineage: Sequence[State], licences: Iterable[Licence]) -> list[str
 def _weights(named: str, origin: RecordedOrigin | None) -> tuple[str, str]:
     """Where weights are from, and the licence that their repository's card named."""
     if origin is None:
-        return named, _UNKNOWN
+        return public.shortened(named), _UNKNOWN
     return f"hf:{origin.repository}@{origin.commit[:12]}", redacted(origin.licence or _UNKNOWN)
 
 

@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
@@ -134,6 +135,24 @@ def test_a_hub_is_asked_once_for_a_model_and_its_configuration(folders: Path, tm
     assert set(asked.values()) == {1}, asked
     assert CLIPTokenizer.from_pretrained(tmp_path / "out")("a dog").input_ids[0] == 49406
     assert "hf:org/base" in (tmp_path / "out/README.md").read_text()
+
+
+def test_notes_name_models_of_a_hub_by_repository_and_the_card_no_folder(folders: Path, tmp_path: Path) -> None:
+    adapter = get_peft_model(CLIPModel.from_pretrained(folders / "base"), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapter.save_pretrained(tmp_path / "own/lora")
+    with hub.serving() as server, server.used(tmp_path / "home"):
+        commits = [server.commit("org/base", folders / "base"), server.commit("org/lora", tmp_path / "own/lora")]
+        models = {"base": "hf:org/base", "experts": ["hf:org/lora", tmp_path / "own/lora"]}
+        done, notes = merge_into(tmp_path / "out", technique="linear", **models)
+    base, lora = (f"hf:org/{name}@{commit[:12]}" for name, commit in zip(("base", "lora"), commits, strict=True))
+    told = done.report.summary()
+    for label in (lora, tmp_path / "own/lora"):
+        assert f"note: {label}: a PEFT adapter of 'base', applied to {base}" in told
+    assert f"note: hf:org/lora: commit {commits[1]}" in told
+    assert notes[0].startswith(f"of {base}: config.json")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "- note: lora: a PEFT adapter" in card
+    assert str(tmp_path) not in card
 
 
 def test_models_with_different_tokenizers_are_not_merged(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer, _create_vision_tra
 from transformers import AutoImageProcessor, SiglipConfig, SiglipImageProcessor, SiglipModel
 
 from tasks.convert import convert
+from tasks.convert.conversion import LIBRARIES, WEIGHTS
 from tasks.errors import UserError
 from tasks.model import dialects, models, siglip
 from tasks.params import Base
@@ -123,6 +125,36 @@ def test_an_open_clip_model_loads_in_transformers_and_goes_back_with_the_same_bi
     assert (logits(tmp_path / "theirs", size) - wanted).abs().max() > 1e-4
     with pytest.raises(UserError, match=rf"hidden_act is .*open_clip's model of this .*computes '{activations[0]}'"):
         convert(tmp_path / "theirs", "open_clip", tmp_path / "wrong")
+
+
+def test_buffers_that_hold_nothing_learned_are_left_out_whatever_the_two_libraries(tmp_path: Path) -> None:
+    """transformers up to 4.30 saved the numbers of positions, open_clip before 2.24 its mask; of any library."""
+    ours = saved(tmp_path / "open_clip", settings(16))
+    convert(ours, "transformers", tmp_path / "transformers")
+    positions = {"text_model": torch.arange(CONTEXT)[None], "vision_model": torch.arange(4)[None]}
+    buffers = {
+        "open_clip": {"text.attn_mask": torch.zeros(CONTEXT, CONTEXT)},
+        "transformers": {f"{tower}.embeddings.position_ids": ids for tower, ids in positions.items()},
+    }
+    for given, added in buffers.items():
+        older = Path(shutil.copytree(tmp_path / given, tmp_path / f"older-{given}"))
+        (weights,) = older.glob("*.safetensors")
+        save_file({**load_file(weights), **added}, weights)
+        for to in LIBRARIES:
+            out = tmp_path / f"{given}-{to}"
+            done = convert(older, to, out, dtype="bfloat16")
+            convert(tmp_path / to, to, tmp_path / f"{out.name}-wanted", dtype="bfloat16")
+            made, wanted = (load_file(out.with_name(name) / WEIGHTS[to]) for name in (out.name, f"{out.name}-wanted"))
+            assert made.keys() == wanted.keys()
+            assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
+            assert f"{older}: {', '.join(sorted(added))} left out: nothing that is learned" in done.notes
+        base = Base(model=f"local-dir:{older}", pretrained=f"local-dir:{older}")
+        models.resolve(base, tmp_path, tmp_path / f"{given}-model")
+        models.fetch_base(base, tmp_path, tmp_path)
+        plain = load_file(ours / WEIGHTS["open_clip"])
+        read = load_file(tmp_path / "base.safetensors")
+        assert read.keys() == plain.keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in plain.items())
 
 
 def test_a_siglip_folder_of_transformers_is_a_base_and_its_images_are_seen_the_same(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def ran(
     done = chronomerge(folder, "run", **environment)
     assert "recorded state/tiny/0000 to state/tiny/0004" in done.stdout
     assert "2 published data sets: " in done.stdout + done.stderr
+    assert "; time for 5 steps: not known before step 1 is recorded" in done.stdout + done.stderr
     return folder, environment
 
 

@@ -243,3 +243,13 @@ def test_plan_page_and_clock_agree(tmp_path: Path) -> None:
     assert plan_of_both.seconds == pytest.approx(page, rel=0.3)
     assert plan_of_both.seconds + plan_of_both.report == pytest.approx(clock, rel=0.3)
     assert page + plan_of_both.report == pytest.approx(clock, rel=0.3)
+
+
+def test_time_of_the_next_steps_is_that_of_recorded_steps_without_the_start_of_their_run() -> None:
+    recorded = [
+        manifest(0, 16.0, 8, elapsed=500.0), manifest(1, 12.0, 6, elapsed=69.0, starting=9.0),
+        manifest(2, 12.0, 6, elapsed=60.0), manifest(3, 12.0, 6, elapsed=61.0),
+    ]  # fmt: skip
+    assert estimate.time_of_steps(3, recorded) == "time for 3 steps: about 3.0 min, as the recorded ones took"
+    for none in ([], recorded[:1], [manifest(1, 12.0, 6)]):
+        assert estimate.time_of_steps(1, none) == "time for 1 step: not known before step 1 is recorded"

@@ -142,6 +142,8 @@ def test_what_came_from_a_hub_is_named_with_its_licence(tmp_path: Path, dvc: Dvc
     assert "| base weights | hf:org/base@c0ffeec0ffee | mit |  |" in card.text
     assert "| expert: brought | hf:org/brought@c0ffeec0ffee | unknown |  |" in card.text
     assert "| expert: file | own/e.safetensors | unknown |  |" in card.text
+    assert "| 1 | brought | expert hf:org/brought@c0ffeec0ffee |" in card.text
+    assert "| 2 | file | expert own/e.safetensors |" in card.text
 
 
 def test_the_recipe_says_what_the_params_leave_to_the_technique(states: list[State]) -> None:
