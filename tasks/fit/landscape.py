@@ -157,16 +157,20 @@ class Landscape:
         with torch.no_grad():
             for pool in self.pools:
                 rows = pool.drawn(pool.held, count, self._problem.seed, "held out")
-                parts = list(_parts(rows))
-                sums = [float(self._loss(pool, part)) * len(part) for part in parts]
+                # Classes are the same in all parts, and encoding them costs more than a part's images.
+                classes = models.text_features(self.model, self._texts[pool.name]) if pool.labelled else None
+                sums = [float(self._loss(pool, part, classes)) * len(part) for part in _parts(rows)]
                 each.append(sum(sums) / len(rows))
         return float(np.mean(each))
 
-    def _loss(self, pool: FitPool, rows: np.ndarray) -> torch.Tensor:
+    def _loss(self, pool: FitPool, rows: np.ndarray, classes: torch.Tensor | None = None) -> torch.Tensor:
+        """``classes``: the features of a labelled pool's classes, where they are known."""
         pixels = models.normalize(np.array(pool.data.images[rows]), self._preprocess, self._device)
         images = self.model.encode_image(pixels, normalize=True)
-        tokens = self._texts[pool.name]
-        logits = self._logits(images, tokens if pool.labelled else tokens[torch.from_numpy(rows)])
+        if classes is None:
+            tokens = self._texts[pool.name]
+            classes = models.text_features(self.model, tokens if pool.labelled else tokens[torch.from_numpy(rows)])
+        logits = self._logits(images, classes)
         if pool.labelled:
             labels = torch.from_numpy(np.asarray(pool.data.labels[rows], dtype=np.int64)).to(self._device)
             return entropy(logits) if self._kind == "entropy" else cross_entropy(logits, labels)
@@ -175,8 +179,7 @@ class Landscape:
         own = torch.arange(len(rows), device=self._device)
         return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
-    def _logits(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        texts = models.text_features(self.model, tokens)
+    def _logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         logits = self.model.logit_scale.exp() * images @ texts.T
         return logits if self.model.logit_bias is None else logits + self.model.logit_bias
 

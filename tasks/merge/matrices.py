@@ -142,14 +142,16 @@ def _cholesky(system: Float64) -> Float64 | None:
 
 
 def _substitute(factor: Float64, x: Float64) -> None:
-    """X ← (L Lᵀ)⁻¹ X in place, by blocks."""
+    """X ← (L Lᵀ)⁻¹ X in place, by blocks.
+
+    Those on the diagonal are inverted: a product with X takes a third of the time of a solution for X.
+    """
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(factor), _BLOCK)]
-    for at in blocks:
-        x[at] -= factor[at, : at.start] @ x[: at.start]
-        x[at] = np.linalg.solve(factor[at, at], x[at])
-    for at in blocks[::-1]:
-        x[at] -= factor[at.stop :, at].T @ x[at.stop :]
-        x[at] = np.linalg.solve(factor[at, at].T, x[at])
+    inverses = [np.linalg.inv(factor[at, at]) for at in blocks]
+    for at, inverse in zip(blocks, inverses, strict=True):
+        x[at] = inverse @ (x[at] - factor[at, : at.start] @ x[: at.start])
+    for at, inverse in zip(blocks[::-1], inverses[::-1], strict=True):
+        x[at] = inverse.T @ (x[at] - factor[at.stop :, at].T @ x[at.stop :])
 
 
 def _blocks(x: Array) -> Iterator[slice]:

@@ -25,6 +25,8 @@ from tasks.model.sources import DictSource, FileSource, TensorSource
 from tasks.model.statistics import Facts, facts_of
 
 _AT_ONCE = 1 << 20
+_TILE = 256
+"""Rows and columns of a Gram matrix that are checked at a time."""
 ROUNDING = {"F64": 1e-9, "F32": 1e-3, "F16": 2e-2, "BF16": 1e-1}
 """How far from symmetric a Gram matrix may be, relative to the diagonal, by its dtype."""
 _ROWS = ("proj", "text_projection")
@@ -135,19 +137,28 @@ class Measured:
         if (diagonal < 0).any():
             raise UserError(f"{self.label}: {name!r} has a negative diagonal; a Gram matrix is a sum of x xᵀ")
         if form.full:
-            length = np.sqrt(diagonal)
-            slack = ROUNDING[entry.dtype]
-            for start in range(0, form.inputs, max(1, _AT_ONCE // form.inputs)):
-                rows = slice(start, start + max(1, _AT_ONCE // form.inputs))
-                bound = length[rows, None] * length[None, :]
-                if (np.abs(values[rows] - values[:, rows].T) > slack * bound).any():
+            self._require_squares(name, values, ROUNDING[entry.dtype])
+        values /= self.facts.samples
+        return Gram(values, form)
+
+    def _require_squares(self, name: str, values: Array, slack: float) -> None:
+        """Refuse a matrix that is not symmetric, or has an entry beyond what its diagonal allows.
+
+        By tiles with their mirror images, so that each entry is read once and from the cache.
+        """
+        length = np.sqrt(np.diagonal(values))
+        tiles = [slice(start, start + _TILE) for start in range(0, len(values), _TILE)]
+        for place, rows in enumerate(tiles):
+            for columns in tiles[place:]:
+                upper, lower = values[rows, columns], values[columns, rows].T
+                bound = length[rows, None] * length[None, columns]
+                if (np.abs(upper - lower) > slack * bound).any():
                     raise UserError(f"{self.label}: {name!r} is not symmetric; a Gram matrix is a sum of x xᵀ")
-                if (np.abs(values[rows]) > (1 + slack) * bound).any():
+                bound *= 1 + slack
+                if (np.abs(upper) > bound).any() or (np.abs(lower) > bound).any():
                     raise UserError(
                         f"{self.label}: {name!r} is no Gram matrix: an entry is larger than its diagonal allows"
                     )
-        values /= self.facts.samples
-        return Gram(values, form)
 
     def _read(self, name: str, start: int, stop: int, device: Device, precision: type[np.floating[Any]]) -> Array:
         try:

@@ -101,6 +101,27 @@ def test_inner_products_are_the_gradient_through_the_merge(kind: str, project: P
     assert np.abs(expected).max() > 1e-4
 
 
+def test_held_out_samples_are_looked_at_in_parts_and_their_classes_encoded_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.prepare(project, 1)
+    given = problem(project, 1)
+    found = landscape(given, "cross_entropy")
+    at_once = found.held_out_as_it_is(256)
+    encoded: list[int] = []
+
+    def counting(model: Any, tokens: torch.Tensor, encode: Any = models.text_features) -> torch.Tensor:
+        encoded.append(len(tokens))
+        features: torch.Tensor = encode(model, tokens)
+        return features
+
+    monkeypatch.setattr(models, "text_features", counting)
+    monkeypatch.setattr("tasks.fit.landscape._FORWARD", 1)
+    assert found.held_out_as_it_is(256) == pytest.approx(at_once, rel=1e-5)
+    assert min(len(pool.held) for pool in found.pools) > 1
+    assert encoded == [len(pool.data.card.classes) for pool in found.pools]
+
+
 def test_the_slope_of_the_entropy_and_one_step_of_adam_by_hand() -> None:
     """Logits (z, −z), z = λ: dH/dλ at 0.3 is −0.2745, and Adam with 1e-3 goes to 0.301."""
     lam = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)

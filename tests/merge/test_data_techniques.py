@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from tasks.errors import UserError
 from tasks.merge import Accumulator, Statistics, advance, create, merge
+from tasks.merge.matrices import solve
 from tests.merge.models import Model, base, close, experts, same, statistics_of
 from tests.merge.test_cli import app, run  # noqa: F401
 
@@ -191,6 +192,26 @@ class TestRegMean:
         given = [statistics_of(model) for model in models]
         last = merged("regmean", models, given, base(), offdiagonal=0.8, ridge=0.8)
         assert same(load_file(tmp_path / "out.safetensors"), last)
+
+
+def test_systems_of_several_blocks_are_solved_to_float64() -> None:
+    random = np.random.default_rng(0)
+    inputs, right = random.normal(size=(900, 600)), random.normal(size=(600, 5))
+    system = inputs.T @ inputs + np.diag(np.geomspace(1e-3, 1e6, 600))
+    found = solve(system.copy(), right, float(np.finfo(np.float32).eps))
+    np.testing.assert_allclose(found, np.linalg.solve(system, right), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("place", [(0, 299), (299, 0), (280, 270)])
+@pytest.mark.parametrize("both", [False, True])
+def test_one_wrong_entry_of_a_large_gram_matrix_is_found(place: tuple[int, int], both: bool) -> None:
+    gram = np.eye(300, dtype="f4")
+    gram[place] = 1.5
+    if both:
+        gram[place[::-1]] = 1.5
+    model = {"w": np.ones((1, 300), "f4")}
+    with pytest.raises(UserError, match="an entry is larger than" if both else "'gram/w' is not symmetric"):
+        merged("regmean", [model], [stats(gram_w=gram)])
 
 
 class TestBecame:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.errors import UserError
 from tasks.merge import available, create, merge
+from tasks.merge.sparsifiers import _by_rank as by_rank
 from tasks.merge.technique import Technique
 from tests.merge import references
 from tests.merge.models import Model, base, close, experts, same, seen
@@ -290,6 +291,16 @@ def test_magmax_takes_the_positive_of_two_that_are_as_far_from_the_base() -> Non
     first, second = {"w": np.float32([1, -1])}, {"w": np.float32([-1, 1])}
     for pair in ([first, second], [second, first]):
         np.testing.assert_array_equal(merged("magmax", pair, base=zero)["w"], [1, 1])
+
+
+@pytest.mark.parametrize("shape", [(5, 300), (1, 1), (3, 1), (7,)])
+def test_ranks_within_rows_are_those_of_a_stable_sort(shape: tuple[int, ...]) -> None:
+    """Of equal magnitudes, whatever their signs, the first in the row ranks first."""
+    x = np.random.default_rng(0).integers(-9, 10, shape).astype(np.float32)
+    values = np.arange(shape[-1], dtype=np.float32)
+    expected = np.argsort(np.argsort(np.abs(x), axis=-1, kind="stable"), axis=-1, kind="stable")
+    for precision in (np.float32, np.float64):
+        np.testing.assert_array_equal(by_rank(x.astype(precision), values), expected)
 
 
 def test_ties_keeps_entries_equal_to_the_last_kept_one() -> None:
