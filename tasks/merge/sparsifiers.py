@@ -156,5 +156,6 @@ def _by_rank(x: Array, values: NDArray[np.float32]) -> Array:
     keys.sort(axis=-1)
     keys &= np.uint64(0xFFFFFFFF)
     result = np.empty(x.size, x.dtype, like=x)
-    result[keys.view(np.int64).reshape(-1)] = np.tile(np.asarray(values, x.dtype, like=x), rows)
+    each_row = np.broadcast_to(np.asarray(values, x.dtype, like=x), (rows, length))
+    result[keys.view(np.int64).reshape(-1)] = each_row.reshape(-1)
     return result.reshape(x.shape)

@@ -24,7 +24,7 @@ from tasks.measure import measure, measure_clip
 from tasks.measure.drawing import drawn_loss
 from tasks.measure.grams import gram_matrices
 from tasks.measure.measurement import fisher_of
-from tasks.measure.pool import MeasurePool, measure_pool
+from tasks.measure.pool import MeasurePool, measure_pool, prompts_of
 from tasks.merge import merge
 from tasks.model import models
 from tasks.params import Base
@@ -278,6 +278,11 @@ def test_what_is_refused(change: tuple[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run("measure", *(word for pair in arguments.items() for word in pair))
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_class_without_a_name_has_no_prompt() -> None:
+    with pytest.raises(UserError, match="measure: a class of the data has no name, and so no prompt; name it"):
+        prompts_of(["cat", " "], "a photo of a {}")
 
 
 @pytest.mark.usefixtures("folder")

@@ -26,7 +26,7 @@ UFUNCS = frozenset(
 FUNCTIONS = frozenset(
     {"argmax", "argsort", "ascontiguousarray", "bincount", "broadcast_to", "clip", "concatenate", "count_nonzero"}
     | {"cumsum", "diag", "diagonal", "einsum", "empty_like", "fill_diagonal", "linalg.cholesky", "linalg.eigh"}
-    | {"linalg.norm", "linalg.solve", "max", "mean", "min", "partition"}
+    | {"linalg.inv", "linalg.norm", "linalg.solve", "max", "mean", "min", "partition"}
     | {"put_along_axis", "sort", "split", "stack", "sum", "take_along_axis", "where", "zeros_like"}
 )
 CREATION = frozenset({"arange", "array", "asarray", "empty", "full", "ones", "zeros"})

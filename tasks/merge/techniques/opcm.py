@@ -55,9 +55,9 @@ class Opcm(Accumulator):
 
         With U = D V / S, that needs V and S alone: Uᵀ x V = Vᵀ(Dᵀx)V / S, and U Z Vᵀ = D (V/S) Z Vᵀ.
         """
-        s, v = right_vectors(running)
-        if not len(s):
+        if not running.any():
             return
+        s, v = right_vectors(running)
         leading = int(np.argmax(np.cumsum(s) / s.sum() > self.alpha))
         moved = product(running, x) @ v
         diagonal = np.einsum("ij,ij->j", v, moved) / s

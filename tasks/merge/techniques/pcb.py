@@ -60,7 +60,8 @@ class Pcb(Scoped):
             product: Array = x[i] * x[j]
             product -= float(low[i, j])
             product *= float(inverse[i, j])
-            product *= times
+            if times != 1:
+                product *= times
             return np.exp(product, out=product)
 
         def sums(piece: Piece) -> NDArray[np.float64]:
