@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_cluster_is_said_before_any_work(
 ) -> None:
     refused = chronomerge(cluster.project, "run", "--scheduler", cluster.address, check=False, **prefect_api)
     assert refused.returncode == 2
-    assert "it has no worker; start some with" in refused.stderr
+    assert "it has no worker; start some, each in a clone of the project: DASK_TEMPORARY_DIRECTORY=" in refused.stderr
     assert projects.tags(cluster.project) == []
     monkeypatch.setattr(pool, "CONNECT_SECONDS", 1)
     with pytest.raises(UserError, match="no Dask scheduler answers"), pool.opened("tcp://127.0.0.1:9", cluster.project):
