@@ -63,7 +63,7 @@ check: $(TESTED)
 # pytest keeps the tests as it compiles them, for its next start.
 test test-long: export PYTHONDONTWRITEBYTECODE :=
 test: $(TESTED)
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
 # What takes longer than all others together: thirty nights, a sample of the crash matrix, every benchmark run small, and
 # an hour of random inputs (CHRONOMERGE_FUZZ_MINUTES sets how many minutes).

@@ -50,11 +50,14 @@ def pending(project: Path, until: int | None = None, params: Params | None = Non
     return Pending(params, last, range(first, (length if until is None else until) + 1))
 
 
-def run(project: Path, until: int | None = None, *, wait: bool = False, scheduler: str | None = None) -> list[str]:
+def run(
+    project: Path, until: int | None = None, *, wait: bool = False, scheduler: str | None = None, before: float = 0.0
+) -> list[str]:
     """Run the pending steps and return the tags of the recorded states. Starts nothing if no step is pending.
 
     Nodes run in this process, or on the workers of a Dask ``scheduler``. The code and the params are read once, at the
-    start: a change during the run counts for the next run.
+    start: a change during the run counts for the next run. ``before`` is how many seconds the command took until this
+    call: they are part of the start that the first step's manifest tells.
 
     Raises:
         UserError: an error that the user can correct, reported as early as possible.
@@ -66,7 +69,7 @@ def run(project: Path, until: int | None = None, *, wait: bool = False, schedule
         return []  # no network, so this is fast
     record.require_same_code(project, Path(__file__).parents[1])
     with locks.writing(project, params.timeline, wait=wait), contextlib.ExitStack() as stack:
-        began = time.monotonic()
+        began = time.monotonic() - before
         record.require_not_checked_out(project, params.timeline)
         record.clean_up(project, params.timeline)
         own = params.own_files

@@ -46,6 +46,13 @@ def start(
     )  # fmt: skip
 
 
+def age() -> float:
+    """How many seconds ago this process began; its imports are part of the time that a command takes."""
+    import psutil  # here, since few processes ask
+
+    return time.time() - psutil.Process().create_time()
+
+
 def end_with(parent: int, every: float, status: int = 1) -> None:
     """End this process once ``parent`` is gone, looked for each ``every`` seconds.
 

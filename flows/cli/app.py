@@ -216,10 +216,11 @@ def _run(project: Path, until: int | None, *, wait: bool, trust: bool, scheduler
 
     os.chdir(project)  # paths in params.yaml start there
     options.settle_trust(project, trust)
+    before = processes.age()
     with console.shown() as listener:
         progress.listen(listener)
         try:
-            tags = run_pending(project, until, wait=wait, scheduler=scheduler)
+            tags = run_pending(project, until, wait=wait, scheduler=scheduler, before=before)
         except KeyboardInterrupt:
             errors.print("interrupted; what has finished is stored, and the same command resumes")
             raise typer.Exit(130) from None

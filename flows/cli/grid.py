@@ -13,6 +13,7 @@ import typer
 from flows.cli import options, report
 from flows.cli.options import AsJson, Scheduler, Trust, Wait
 from flows.cli.terminal import errors, out, print_json
+from tasks import processes
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def grid(
 
     An option replaces that list under `grid` in params.yaml.
     """
-    began = time.monotonic()
+    began = time.monotonic() - processes.age()
     from flows import grid as grids
     from tasks.grid import cells, reporting
 

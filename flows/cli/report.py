@@ -12,6 +12,7 @@ import typer
 from flows.cli import options
 from flows.cli.options import AsJson
 from flows.cli.terminal import out, print_json
+from tasks import processes
 
 if TYPE_CHECKING:
     from tasks.grid.cells import Cell
@@ -30,7 +31,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One page on what is recorded: curves, heat maps, tables; with its figures and its table as files."""
-    began = time.monotonic()
+    began = time.monotonic() - processes.age()
     from tasks.grid import reporting
 
     project = options.project()

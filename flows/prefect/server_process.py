@@ -16,6 +16,9 @@ def main() -> None:
 
     if not any(name.startswith("PREFECT_SERVER_DATABASE_") for name in os.environ):
         database.prepare(Path(os.environ["PREFECT_HOME"]))
+        from flows.prefect import turns
+
+        turns.take()
     import uvicorn
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware

@@ -265,6 +265,8 @@ def _difference(reference: TensorSource, other: TensorSource) -> str:
     pairs = {n: (e.shape, other.entries[n].shape) for n, e in reference.entries.items() if n in other.entries}
     if reshaped := [f"{n} {list(a)} and {list(b)}" for n, (a, b) in sorted(pairs.items()) if a != b]:
         return f"shapes differ: {listed(reshaped)}. Give models of one architecture"
+    if not ours:
+        return "names and shapes are the same, but few are floating-point weights in both. Give models that have such"
     own = f" (its own names: {listed(sorted(other.own_names))})" if isinstance(other, Translated) else ""
     return f"{other.label}{own} lacks {listed(ours)}. Give complete models"
 

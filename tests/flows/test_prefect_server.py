@@ -1,5 +1,6 @@
 """The Prefect server that we start ourselves: who gets in, and whose settings it has."""
 
+import asyncio
 import json
 import os
 import stat
@@ -142,3 +143,34 @@ def test_a_users_server_keeps_the_users_settings(tmp_path: Path, monkeypatch: py
     with prefect_server.serving(tmp_path) as server:
         assert (server.url, server.process, server.private) == (users["PREFECT_API_URL"], None, False)
         assert {name: os.environ[name] for name in users} == users
+
+
+def test_transactions_take_turns_in_the_order_in_which_they_asked(tmp_path: Path) -> None:
+    from sqlalchemy import text
+
+    from flows.prefect.turns import InTurn
+
+    database, order, inside = InTurn(f"sqlite+aiosqlite:///{tmp_path / 'turns.db'}"), [], 0
+
+    async def transaction(number: int) -> None:
+        nonlocal inside
+        engine = await database.engine()
+        async with await database.session(engine) as session, database.begin_transaction(session):
+            inside += 1
+            assert inside == 1
+            await session.execute(text("INSERT INTO done VALUES (:number)"), {"number": number})
+            async with await database.session(engine) as other, database.begin_transaction(other):  # has its turn
+                order.append((await other.execute(text("SELECT count(*) FROM done"))).scalar_one())
+            inside -= 1
+
+    async def all_of_them() -> list[int]:
+        engine = await database.engine()
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE done (number INTEGER)"))
+        await asyncio.gather(*(transaction(number) for number in range(20)))
+        async with engine.connect() as connection:
+            rows = (await connection.execute(text("SELECT number FROM done ORDER BY rowid"))).scalars().all()
+        await engine.dispose()
+        return list(rows)
+
+    assert asyncio.run(all_of_them()) == order == list(range(20))

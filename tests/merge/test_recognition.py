@@ -97,6 +97,12 @@ def test_half_of_the_parameters_is_enough() -> None:
         merge("task_arithmetic", [{**part, "b": whole["b"]}, {"b": whole["b"]}, {"c": np.ones(1, "f4")}], whole)
 
 
+def test_integers_in_place_of_weights_are_said_to_be_no_weights() -> None:
+    base = {"a": np.ones(10, "f4"), "b": np.ones(100, "f4")}
+    with pytest.raises(UserError, match="names and shapes are the same, but few are floating-point weights in both"):
+        merge("task_arithmetic", [{"a": np.zeros(10, "f4"), "b": np.arange(100)}], base)
+
+
 def test_models_of_other_shapes_are_refused_with_both_shapes() -> None:
     large = {name: np.concatenate([value, value], axis=-1) if value.ndim else value for name, value in base().items()}
     with pytest.raises(UserError, match=r"shape \[8, 10\], the base has \[8, 5\].* one architecture"):
