@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 
 from prefect.server.database.configurations import AioSqliteConfiguration
@@ -30,11 +30,7 @@ class InTurn(AioSqliteConfiguration):
     async def begin_transaction(
         self, session: AsyncSession, with_for_update: bool = False
     ) -> AsyncGenerator[AsyncSessionTransaction, None]:
-        if _HAS_TURN.get():
-            async with super().begin_transaction(session, with_for_update) as transaction:
-                yield transaction
-            return
-        async with self._turn:
+        async with nullcontext() if _HAS_TURN.get() else self._turn:
             token = _HAS_TURN.set(True)
             try:
                 async with super().begin_transaction(session, with_for_update) as transaction:
