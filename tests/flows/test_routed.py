@@ -140,16 +140,20 @@ def test_the_report_draws_routes_and_oracle(routed: Path, tmp_path: Path) -> Non
     assert "Routes" in projects.report_page(routed, tmp_path / "report")
 
 
+def with_a_third(routed: Path, folder: Path, **changes: Any) -> Path:
+    """A copy in which a third arrival, with images of the first's test set, is pending."""
+    projects.copy(routed, folder)
+    third = {"name": "third", "update": ["images:drawings/first#test"]}
+    evaluate = {**projects.PARAMS["evaluate"], "allow_overlap": True}
+    projects.write_params(folder, time=TIME, stream=[*projects.PARAMS["stream"], third], evaluate=evaluate, **changes)
+    return folder
+
+
 @pytest.mark.slow
 def test_a_killed_step_ends_with_the_same_bytes_and_an_expert_more_is_folded(
     routed: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
-    folder = projects.copy(routed, tmp_path / "copy")
-    third = {"name": "third", "update": ["images:drawings/first#test"]}
-    projects.write_params(
-        folder, time=TIME, deploy={"deltas": "lossless", "max_deltas": 2}, stream=[*projects.PARAMS["stream"], third],
-        evaluate={**projects.PARAMS["evaluate"], "allow_overlap": True},
-    )  # fmt: skip
+    folder = with_a_third(routed, tmp_path / "copy", deploy={"deltas": "lossless", "max_deltas": 2})
     other = projects.copy(folder, tmp_path / "other")
     (folder / "tasks/model/router.py").open("a").write(KILLED)
     process = projects.start(folder, "run", **prefect_api)
@@ -182,12 +186,7 @@ def save(path: Path, router: Router) -> None:
 def test_withdrawal_rollback_and_gc_know_routes_and_coded_experts(
     routed: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
-    folder = projects.copy(routed, tmp_path / "copy")
-    third = {"name": "third", "update": ["images:drawings/first#test"]}
-    projects.write_params(
-        folder, time=TIME, stream=[*projects.PARAMS["stream"], third], store={"experts": "ternary"},
-        evaluate={**projects.PARAMS["evaluate"], "allow_overlap": True},
-    )  # fmt: skip
+    folder = with_a_third(routed, tmp_path / "copy", store={"experts": "ternary"})
     chronomerge(folder, "run", **prefect_api)
     three = timelines.find(folder, "tiny", 3)
     assert three.manifest.routed
