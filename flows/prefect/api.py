@@ -28,6 +28,8 @@ class RefusedError(UnansweredError):
 
 _BUSY = (429, 502, 503)
 """What a server answers that is to be asked again; SQLite's "database is locked" is such a case."""
+PATIENCE = 180
+"""Seconds: on a busy machine a server may take more than 30, and whoever gives up then ends its run."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -38,7 +40,7 @@ class Api:
     the environment. Answers a server's CSRF protection. Asks this machine directly, whatever proxies are set.
     """
 
-    def __init__(self, url: str, patience: float = 30, sign_in: str | None = None):
+    def __init__(self, url: str, patience: float = PATIENCE, sign_in: str | None = None):
         """``patience``: seconds until an answer has to be there."""
         self.url, self.patience, self._sign_in = url, patience, sign_in
         self._csrf: dict[str, str] = {}
