@@ -190,12 +190,12 @@ def ours(project: Path, sets: Path, model: Path, names: Sequence[str]) -> dict[s
     fetch_evaluation(params, project / "data/raw/evaluation", project / "downloads", project=project)
     node.prepare_evaluation(project, params)
     evaluate(project, params)
-    found = json.loads((project / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((project / "metrics.json").read_text(encoding="utf-8"))
     scores: dict[str, dict[str, float]] = {name: {} for name in names}
     for key, theirs in CLASSES.items():
-        for name in found["top1"].keys() & scores.keys():
-            scores[name][theirs] = found[key][name]
-    for name, recall in found["recall"].items():
+        for name in metrics["top1"].keys() & scores.keys():
+            scores[name][theirs] = metrics[key][name]
+    for name, recall in metrics["recall"].items():
         for direction, theirs in DIRECTIONS.items():
             scores[name] |= {f"{theirs}@{k}": value for k, value in recall[direction].items()}
     return scores

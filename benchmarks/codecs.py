@@ -171,12 +171,12 @@ def measure(home: Path, base: Arrays, name: str, change: float, experts: int, re
 
 
 def best(work: Callable[[], object], repeat: int) -> Spent:
-    found = []
+    runs = []
     for _ in range(repeat):
         wall, cpu = time.perf_counter(), time.process_time()
         work()
-        found.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
-    return Spent(min(one.wall for one in found), min(one.cpu for one in found))
+        runs.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
+    return Spent(min(one.wall for one in runs), min(one.cpu for one in runs))
 
 
 def peak(*, reset: bool = False) -> float:

@@ -60,12 +60,12 @@ def matrix(
     queries: Sequence[dict[str, torch.Tensor]], galleries: Sequence[dict[str, torch.Tensor]], sets: dict[str, Crossing]
 ) -> dict[str, list[list[float]]]:
     """recall@k of step t's queries in the gallery of step s ≤ t, mean over sets, in percent."""
-    found: dict[str, list[list[float]]] = {str(k): [] for k in KS}
+    recalls: dict[str, list[list[float]]] = {str(k): [] for k in KS}
     for t, asked in enumerate(queries):
         rows = [[one.recall(asked[name], galleries[s][name]) for name, one in sets.items()] for s in range(t + 1)]
-        for k in found:
-            found[k].append([fmean(one[k] for one in row) for row in rows])
-    return found
+        for k in recalls:
+            recalls[k].append([fmean(one[k] for one in row) for row in rows])
+    return recalls
 
 
 def compatible(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -130,24 +130,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = run(options.project.resolve(), options.timeline, options.probe)
+    result = run(options.project.resolve(), options.timeline, options.probe)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{found['states']} states, {sum(found['sets'].values())} queries in {len(found['sets'])} sets")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{result['states']} states, {sum(result['sets'].values())} queries in {len(result['sets'])} sets")
     for when in ("before", "after"):
         print(f"\n{when}: cosine of test images with step 0's",
-              " ".join(f"{one:.3f}" for one in found["cosine_with_first"][when]))  # fmt: skip
+              " ".join(f"{one:.3f}" for one in result["cosine_with_first"][when]))  # fmt: skip
         for k in map(str, KS):
             print(f"recall@{k} of the queries of step (row) in the gallery of step (column), percent")
-            for t, row in enumerate(found[when][k]):
+            for t, row in enumerate(result[when][k]):
                 print(f"  {t}  " + " ".join(f"{value:5.1f}" for value in row))
     for k in map(str, KS):
-        pairs, drops = found["compatible_pairs"][k], found["largest_drop"][k]
+        pairs, drops = result["compatible_pairs"][k], result["largest_drop"][k]
         print(
             f"recall@{k}: compatible pairs {pairs[0]:.0f} % → {pairs[1]:.0f} %;"
             f" largest drop {drops[0]:.1f} → {drops[1]:.1f}"
         )
-    print(f"fitting a rotation: {max(found['seconds'])} s at most, {options.threads} threads")
+    print(f"fitting a rotation: {max(result['seconds'])} s at most, {options.threads} threads")
 
 
 if __name__ == "__main__":

@@ -116,12 +116,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         number = {name: i for i, name in enumerate(names)}
 
         def score(predict: Predict) -> float:
-            found = []
+            accuracies = []
             for test, features, _ in sets.values():
                 columns = torch.tensor([number[name] for name in test.card.classes])
                 scores = torch.cat([predict(part) for part in features.split(BLOCK)])[:, columns]
-                found.append(100 * float((scores.argmax(dim=1).numpy() == test.labels).mean()))
-            return fmean(found)
+                accuracies.append(100 * float((scores.argmax(dim=1).numpy() == test.labels).mean()))
+            return fmean(accuracies)
 
         top1: dict[str, dict[str, list[float]]] = {"zeroshot": {"0": [score(text.logits)]}}
         seconds: dict[str, float] = {}
@@ -165,13 +165,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = run(options)
+    result = run(options)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{found['classes']} classes, {found['features']} features; top-1 in percent, mean over")
-    print(f"{len(found['sets'])} sets ± half of the 95 % interval over draws")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{result['classes']} classes, {result['features']} features; top-1 in percent, mean over")
+    print(f"{len(result['sets'])} sets ± half of the 95 % interval over draws")
     print(f"{'head':34}" + "".join(f"{shots:>16}" for shots in options.shots))
-    for name, row in found["top1"].items():
+    for name, row in result["top1"].items():
         if name == "zeroshot":
             print(f"{name:34}{row['0'][0]:16.1f}")
             continue

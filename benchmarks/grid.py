@@ -41,14 +41,14 @@ def measure(project: Path, parallel: int) -> None:
     begun, ended = (datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (start, end))
     wall = (ended - begun).total_seconds()
     planned, _ = cells.usable(cells.expand(path.read_text(encoding="utf-8"), grid, project))
-    found = records.read(project, cells.recorded(project, planned))
+    lineages = records.read(project, cells.recorded(project, planned))
     meanwhile = {
         record.state.tag
-        for lineage in found.values()
+        for lineage in lineages.values()
         for record in lineage
         if begun <= datetime.fromisoformat(record.manifest.recorded.at) <= ended
     }
-    table = tidy.table(found, {})
+    table = tidy.table(lineages, {})
     values = table[table["tag"].isin(meanwhile)].set_index(["tag", "metric"])["value"]
     work, runs = {}, {}
     for node in sorted(name for name in values.index.unique(1) if name.startswith("seconds:")):

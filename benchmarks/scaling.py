@@ -113,21 +113,21 @@ def served(home: Path) -> Iterator[tuple[Remote, psutil.Process]]:
 
 def scale(home: Path, remote: Remote, server: psutil.Process) -> dict[str, Any]:
     """Run the grid in all four ways, print how long it took, and return it."""
-    found: dict[tuple[str, int], Ran] = {}
+    runs: dict[tuple[str, int], Ran] = {}
     for kind, run in (("cell-workers", in_cell_workers), ("workers", on_workers)):
         for count in (1, 2):
-            found[kind, count] = ran = run(home / f"{kind}-{count}", remote, server, count)
-            assert ran.states == found["cell-workers", 1].states, f"{count} {kind} made other bytes"
+            runs[kind, count] = ran = run(home / f"{kind}-{count}", remote, server, count)
+            assert ran.states == runs["cell-workers", 1].states, f"{count} {kind} made other bytes"
             work = len(SEEDS) * sum(map(sum, ran.own))
             print(f"{count} {kind:12} {ran.seconds:7.1f} s; nodes' own work {work:7.1f} s; ", end="")
             print(f"other work left {ran.free:.1f} cores", flush=True)
     for kind in ("cell-workers", "workers"):
-        one, two = (found[kind, count].seconds for count in (1, 2))
+        one, two = (runs[kind, count].seconds for count in (1, 2))
         print(f"{kind}: {one / two:.2f} × faster by a second one; efficiency T1 / (2 T2) = {one / two / 2:.2f}")
-    print(f"{len(found['cell-workers', 1].states)} states, the same bytes in all four\n")
+    print(f"{len(runs['cell-workers', 1].states)} states, the same bytes in all four\n")
     return {
-        "own": found["cell-workers", 1].own,
-        "ran": [[kind, count, ran.seconds, ran.free] for (kind, count), ran in found.items()],
+        "own": runs["cell-workers", 1].own,
+        "ran": [[kind, count, ran.seconds, ran.free] for (kind, count), ran in runs.items()],
     }
 
 
@@ -198,10 +198,10 @@ def grid(project: Path, server: psutil.Process, *options: str) -> Ran:
     (seconds,) = database.execute(
         "select (julianday(end_time) - julianday(start_time)) * 86400 from flow_run where name like 'grid %'"
     ).fetchone()
-    found = list(timelines.every(project))
-    steps = [[list(s.manifest.seconds.values()) for s in found if s.step == step] for step in (0, 1)]
+    states = list(timelines.every(project))
+    steps = [[list(s.manifest.seconds.values()) for s in states if s.step == step] for step in (0, 1)]
     own = [[fmean(seconds) for seconds in zip(*cells, strict=True)] for cells in steps]
-    content = {s.tag: {path: entry.md5 for path, entry in s.entries.items()} | {"": s.metrics} for s in found}
+    content = {s.tag: {path: entry.md5 for path, entry in s.entries.items()} | {"": s.metrics} for s in states}
     return Ran(seconds, own, CORES - (all_work - ours) / wall, content)
 
 
@@ -234,8 +234,8 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
             asked = len(counting.asked) - before
             with Client(address) as client:
                 theirs: list[dict[str, Any]] = [event for _, event in client.get_events(spans.TOPIC)]
-    found: list[dict[str, Any]] = json.loads(note.read_text(encoding="utf-8"))
-    ours = [one for one in found if "pool" in one]  # the others took what was there
+    reported: list[dict[str, Any]] = json.loads(note.read_text(encoding="utf-8"))
+    ours = [one for one in reported if "pool" in one]  # the others took what was there
     last = timelines.every(project)[-1]
     nodes = list(zip(ours, theirs, strict=True))[-len(last.manifest.seconds) + 1 :]
     rows = {one["node"]: parts(one, other, last.manifest.seconds[one["node"]]) for one, other in nodes}
@@ -246,7 +246,7 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
     beside = [sum(row.values()) - row[OWN] for row in rows.values()]
     print(f"{'beside its own work':44}" + "".join(f"{value:12.2f}" for value in (*beside, sum(beside))))
     print(f"the first node, which starts processes on the worker: {parts(ours[0], theirs[0], 0)[START]:.1f} s for that")
-    for one in found:
+    for one in reported:
         if one["node"].startswith("step"):
             print(f"{one['node']}: {one['whole']:.1f} s; recording {one['record']:.1f} s; ", end="")
             print(f"{one['requests to Prefect']} requests to Prefect")
@@ -255,7 +255,7 @@ def split(home: Path, remote: Remote) -> dict[str, Any]:
         side: fmean(sum(s for label, s in row.items() if label.startswith(side)) for row in rows.values())
         for side in ("flow", "worker")
     }
-    return {**sides, "record": [one["record"] for one in found if "record" in one][-1]}
+    return {**sides, "record": [one["record"] for one in reported if "record" in one][-1]}
 
 
 OWN, START = "its own work", "worker: start of its process"

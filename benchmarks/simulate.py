@@ -313,29 +313,30 @@ def row(model: CountedModel, machines: int, out: Outcome, measured: MeasuredRate
     )
 
 
-def validate(found: dict[str, Any]) -> None:
+def validate(measured: dict[str, Any]) -> None:
     """Predict what `scaling.py` measured, from what it measured of one cell worker and of nodes; print the error."""
-    own: list[list[float]] = found["own"]
+    own: list[list[float]] = measured["own"]
     count, states = sum(map(len, own)), len(own)
     cells = [
         [
             [SimulatedNode("node", (cell, step, i), s, {}, {}) for i, s in enumerate(seconds)]
             for step, seconds in enumerate(own)
         ]
-        for cell in range(found["cells"])
+        for cell in range(measured["cells"])
     ]
-    work = found["cells"] * sum(map(sum, own))
-    alone = next(seconds for kind, count, seconds, _ in found["ran"] if (kind, count) == ("cell-workers", 1))
-    cell_worker = ((alone - work) / found["cells"] - states * found["record"]) / count
+    work = measured["cells"] * sum(map(sum, own))
+    alone = next(seconds for kind, count, seconds, _ in measured["ran"] if (kind, count) == ("cell-workers", 1))
+    cell_worker = ((alone - work) / measured["cells"] - states * measured["record"]) / count
     print(
-        f"beside a node: {cell_worker:.2f} s in a cell worker, {found['flow']:.2f} + {found['worker']:.2f} on a worker"
+        f"beside a node: {cell_worker:.2f} s in a cell worker, "
+        f"{measured['flow']:.2f} + {measured['worker']:.2f} on a worker"
     )
-    for kind, number, seconds, free in found["ran"]:
+    for kind, number, seconds, free in measured["ran"]:
         shared = Shared(free, 1)
         here = Machine(Shared(math.inf), shared, shared)
         workers = [Machine(Shared(math.inf), shared, shared) for _ in range(number)] if kind == "workers" else []
-        flow = found["flow"] if workers else cell_worker
-        costs = Costs(flow, found["worker"], found["record"], math.inf, math.inf, math.inf, 0)
+        flow = measured["flow"] if workers else cell_worker
+        costs = Costs(flow, measured["worker"], measured["record"], math.inf, math.inf, math.inf, 0)
         out = run(cells, Site(costs, here, Shared(math.inf), number, workers))
         error = out.seconds / seconds - 1
         print(f"{number} {kind} on {free:.1f} cores: {seconds:.1f} s, predicted {out.seconds:.1f} s ({error:+.0%})")

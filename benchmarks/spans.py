@@ -30,13 +30,13 @@ class Spans:
 
     def outermost(self, home: Any, function: str, label: str) -> None:
         def around(call: Callable[[], Any], *args: Any) -> Any:
-            found: dict[str, Any] = {"node": self.name(*args)}
-            self._open.append(found)
+            span: dict[str, Any] = {"node": self.name(*args)}
+            self._open.append(span)
             try:
                 return self._timed(call, label)
             finally:
-                self._open = [one for one in self._open if one is not found]  # nodes may run side by side
-                self.report(found)
+                self._open = [one for one in self._open if one is not span]  # nodes may run side by side
+                self.report(span)
 
         _wrap(home, function, around)
 
@@ -63,8 +63,8 @@ class Spans:
             self._add(label, time.monotonic() - started)
 
     def _add(self, label: str, amount: float) -> None:
-        for found in self._open:
-            found[label] = found.get(label, 0) + amount
+        for span in self._open:
+            span[label] = span.get(label, 0) + amount
 
 
 def _wrap(home: Any, function: str, around: Callable[..., Any]) -> None:
@@ -107,7 +107,7 @@ def dask_setup(worker: Any) -> None:
     from tasks.workers import warm_pool
     from tasks.workers import worker as ours
 
-    spans = Spans(lambda job: str(job.node), lambda found: worker.log_event(TOPIC, found))
+    spans = Spans(lambda job: str(job.node), lambda span: worker.log_event(TOPIC, span))
     spans.outermost(ours, "run", "whole")
     spans.within(ours, "_require_same", "same")
     spans.within(ours, "unpack", "unpack")

@@ -111,9 +111,9 @@ def params_of(given: argparse.Namespace, seed: int, axes: Mapping[str, Any], fit
         params["train"]["steps"] = params["base"]["train"]["steps"] = given.steps
     params["stream"] = params["stream"][: given.arrivals]
     params.pop("grid")
-    found = Params.model_validate(params)
-    check(found.time, len(found.stream))
-    return found
+    checked = Params.model_validate(params)
+    check(checked.time, len(checked.stream))
+    return checked
 
 
 def at(params: Params, step: int) -> Params:

@@ -82,7 +82,7 @@ def main() -> None:
 def measure(given: argparse.Namespace, name: str) -> None:
     home = given.folder / name
     draw(home, MODELS[name], given.batch * 8)
-    found = {}
+    outputs = {}
     for part in ("ours", "peer0", "peer1", "evaluate"):
         call = [sys.executable, __file__, "--part", part, "--folder", str(home), "--steps", str(given.steps)]
         call += ["--batch", str(given.batch), "--threads", str(given.threads)]
@@ -91,8 +91,8 @@ def measure(given: argparse.Namespace, name: str) -> None:
         done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, encoding="utf-8")
         if done.returncode:
             sys.exit(f"{part}: {done.stderr[-3000:]}")
-        found[part] = json.loads(done.stdout.splitlines()[-1])
-    ours, alone, helped, evaluated = (found[part] for part in ("ours", "peer0", "peer1", "evaluate"))
+        outputs[part] = json.loads(done.stdout.splitlines()[-1])
+    ours, alone, helped, evaluated = (outputs[part] for part in ("ours", "peer0", "peer1", "evaluate"))
     peer = max(alone["rate"], helped["rate"])
     print(f"{name}: batch {given.batch}, {given.threads} threads, float32, {SIZE} px")
     print(f"  training    chronomerge {ours['rate']:8.0f} samples/s, {ours['cpu']:8.0f} a processor second;", end=" ")
@@ -305,20 +305,20 @@ def evaluate(given: argparse.Namespace) -> dict[str, float]:
         "classes ours": (own_classes, classes),
         "classes peer": (their_classes, classes),
     }
-    found = dict.fromkeys((f"{name} {unit}" for name in sides for unit in ("rate", "cpu")), 0.0)
+    best = dict.fromkeys((f"{name} {unit}" for name in sides for unit in ("rate", "cpu")), 0.0)
     for _ in range(6):  # in turn, because other work on the machine comes and goes
         for name, (run, count) in sides.items():
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            found[f"{name} rate"] = max(found[f"{name} rate"], count / wall)
-            found[f"{name} cpu"] = max(found[f"{name} cpu"], count / cpu)
-    return found
+            best[f"{name} rate"] = max(best[f"{name} rate"], count / wall)
+            best[f"{name} cpu"] = max(best[f"{name} cpu"], count / cpu)
+    return best
 
 
 def _top(output: Any, target: Any, topk: Sequence[int]) -> list[float]:
-    found = output.topk(max(topk), 1).indices == target[:, None]
-    return [float(found[:, :k].sum()) for k in topk]
+    hits = output.topk(max(topk), 1).indices == target[:, None]
+    return [float(hits[:, :k].sum()) for k in topk]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {

@@ -53,10 +53,10 @@ def timestep(
 
         expert = train(current, init, arrival, history)
         statistics = measure(current, expert, arrival, history)
-        found = [fit(current, expert, statistics, arrival, history)] if current.params.fit else []
-        deployed = deploy(current, expert, statistics, *found, arrival, history)
+        fitted = [fit(current, expert, statistics, arrival, history)] if current.params.fit else []
+        deployed = deploy(current, expert, statistics, *fitted, arrival, history)
         metrics = evaluate(current, expert, deployed, test_sets, history)
-        nodes = [arrival, test_sets, init, expert, statistics, *found, deployed, metrics]
+        nodes = [arrival, test_sets, init, expert, statistics, *fitted, deployed, metrics]
         if current.params.evaluate.heads:
             nodes.append(heads(current, expert, deployed, arrival, test_sets, history))
         if current.params.evaluate.compatibility:

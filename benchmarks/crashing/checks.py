@@ -99,13 +99,13 @@ def _key(prefix: str, md5: str) -> str:
 
 def same_as(project: Path, expected: Mapping[str, Any]) -> None:
     """Every hash of every state is that of an undisturbed run."""
-    found = recorded(project)
-    if found.keys() != expected.keys():
-        raise BrokenError(f"recorded {sorted(found)}, not {sorted(expected)}")
+    actual = recorded(project)
+    if actual.keys() != expected.keys():
+        raise BrokenError(f"recorded {sorted(actual)}, not {sorted(expected)}")
     for tag, facts in expected.items():
         for name, value in facts.items():
-            if found[tag][name] != value:
-                raise BrokenError(f"{tag}: {name} differs from an undisturbed run: {found[tag][name]} / {value}")
+            if actual[tag][name] != value:
+                raise BrokenError(f"{tag}: {name} differs from an undisturbed run: {actual[tag][name]} / {value}")
 
 
 def intact(project: Path) -> None:

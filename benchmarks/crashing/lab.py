@@ -156,15 +156,15 @@ class Sandbox:
 
         And a store that we have started to look into it: it works in our folder, with our environment.
         """
-        found = []
+        running = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 ours = process.environ().get(child.MARK) == str(self.folder) or any(
                     f"={self.project}/" in argument for argument in process.cmdline()
                 )
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    running.append(process)
+        return running
 
     @contextlib.contextmanager
     def full(self) -> Iterator[None]:
@@ -225,17 +225,17 @@ def begin(sandbox: Sandbox, template: Path, until: int | None, *, shared: bool =
 
 def recorded(project: Path, timeline: str = "tiny") -> dict[str, Any]:
     """Everything that must be the same in all runs, by tag: hashes of inputs and outputs, metrics, ``dvc.lock``."""
-    found = {}
+    states = {}
     for tag in git(project, "tag", "--list", f"state/{timeline}/*").splitlines():
         content = manifest.read(git(project, "show", f"{tag}:manifest.json"), tag)
-        found[tag] = {
+        states[tag] = {
             "inputs": {path: entry.as_dict() for path, entry in content.inputs.items()},
             "outputs": {path: entry.as_dict() for path, entry in content.outputs.items()},
             "metrics": git(project, "show", f"{tag}:metrics.json"),
             "lock": git(project, "show", f"{tag}:dvc.lock"),
             "params": git(project, "show", f"{tag}:params.yaml"),
         }
-    return found
+    return states
 
 
 def in_parallel(sandboxes: list[Sandbox], work: list[Callable[[Sandbox], None]]) -> None:

@@ -173,8 +173,8 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
     else:
         side_by_side = max(1, min(parallel, len(selected.todo)))
         lines.append(
-            f"about {duration(estimated.seconds)} to the last state, at the pace recorded so far, in {side_by_side} "
-            f"cell worker{'s' if side_by_side > 1 else ''}; {size(estimated.bytes)} of new weights"
+            f"about {duration(estimated.seconds)} to the last state, at the pace recorded so far, in "
+            f"{counted(side_by_side, 'cell worker')}; {size(estimated.bytes)} of new weights"
         )
         if estimated.report is None:
             lines.append(
@@ -207,10 +207,12 @@ def _outcome_lines(selected: SelectedGrid, outcome: GridResult) -> list[str]:
 
 def _left_out(selected: SelectedGrid) -> list[str]:
     """One line for each reason, with the cells that it concerns."""
+    from tasks.units import counted
+
     of_reason: dict[str, list[str]] = {}
     for timeline, reason in selected.left_out.items():
         of_reason.setdefault(reason, []).append(timeline)
     return [
-        f"left out, {len(timelines)} cell{'s' if len(timelines) > 1 else ''}: {reason} ({', '.join(timelines)})"
+        f"left out, {counted(len(timelines), 'cell')}: {reason} ({', '.join(timelines)})"
         for reason, timelines in of_reason.items()
     ]

@@ -59,11 +59,11 @@ def _projection(tower: str, named: Mapping[str, torch.Tensor]) -> Projection:
             return Projection(name, transposed)
     bias = next((name for name in ends if name.endswith("bias")), None)
     if sum(name.endswith("weight") for name in ends) > 1:
-        found = f"several layers after one another ({', '.join(ends)})"
+        end = f"several layers after one another ({', '.join(ends)})"
     else:
-        found = f"a projection with a bias ({bias})" if bias else "no projection"
+        end = f"a projection with a bias ({bias})" if bias else "no projection"
     raise UserError(
-        f"deploy.compatible_with: the {tower} tower ends in {found:.200}, and a rotation can be folded into one matrix"
+        f"deploy.compatible_with: the {tower} tower ends in {end:.200}, and a rotation can be folded into one matrix"
         " without a bias alone; leave deploy.compatible_with out"
     )
 

@@ -76,14 +76,14 @@ def run(project: Path, params: Params, progress: Progress = silent) -> None:
     drops: dict[int, float] = {}
     for i, path in enumerate(earlier):
         before, step = _read(path), int(path.stem)
-        found: dict[str, tuple[Shares, Shares]] = {}
+        recalls: dict[str, tuple[Shares, Shares]] = {}
         for name, one in sets.items():
             digest, its = before.note.sets.get(name, ("", {}))
             if digest == own.note.sets[name][0]:
-                found[name] = one.recall(queries[name], before.features[name]), its
-                rows[name] = {str(step): found[name][0], **rows[name]}
-        if found and step >= reference:
-            drops[step] = round(fmean(its["1"] - cross["1"] for cross, its in found.values()), DIGITS) + 0.0
+                recalls[name] = one.recall(queries[name], before.features[name]), its
+                rows[name] = {str(step): recalls[name][0], **rows[name]}
+        if recalls and step >= reference:
+            drops[step] = round(fmean(its["1"] - cross["1"] for cross, its in recalls.values()), DIGITS) + 0.0
         progress("compatibility", i + 1, len(earlier), f"gallery of step {step}")
     _save(folder / f"{params.step:04d}.safetensors", own)
     pairs = _pairs(past / PAIRS)

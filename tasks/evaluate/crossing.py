@@ -105,7 +105,7 @@ def before_class(queries: torch.Tensor, gallery: torch.Tensor, labels: torch.Ten
     Row i of both, float32 (I, D), is the same image, of class ``labels[i]``. Queries whose class has no other image
     take no part. Cosines are exact (`retrieval.GRID`); a wrong image that is exactly as similar comes before.
     """
-    found, exact = [], retrieval.exact(gallery)
+    counts, exact = [], retrieval.exact(gallery)
     for start in range(0, len(queries), block):
         rows = torch.arange(start, min(start + block, len(queries)))
         similar = retrieval.exact(queries[rows]) @ exact.T
@@ -114,5 +114,5 @@ def before_class(queries: torch.Tensor, gallery: torch.Tensor, labels: torch.Ten
         best = similar.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
         wrong = labels[rows, None] != labels
         before = (~(similar < best) & wrong).sum(dim=1)
-        found.append(before[own.any(dim=1)])
-    return torch.cat(found).numpy()
+        counts.append(before[own.any(dim=1)])
+    return torch.cat(counts).numpy()

@@ -83,8 +83,8 @@ def run(project: Path, params: Params, progress: Progress = silent) -> None:
     for space in dict.fromkeys(head.features for head in chosen.values()):
         mine = {name: head for name, head in chosen.items() if head.features == space}
         scores |= _Run(project, params, space, progress).score(mine)
-    found = {name: _summary(scores[name], params) for name in chosen}
-    atomic.write(project / METRICS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    summaries = {name: _summary(scores[name], params) for name in chosen}
+    atomic.write(project / METRICS, json.dumps(summaries, indent=1, ensure_ascii=False) + "\n")
 
 
 def _summary(scores: _Scores, params: Params) -> dict[str, Any]:
@@ -121,24 +121,24 @@ class _Run:
 
     def score(self, chosen: Mapping[str, Head]) -> dict[str, _Scores]:
         """The scores of heads; their files are written."""
-        found = {name: _Scores(self.name) for name in chosen}
+        heads_scores = {name: _Scores(self.name) for name in chosen}
         if self.weights is None:
-            for name in found:
-                found[name].left_out["*"] = "there is no first expert yet"
-            return found
+            for name in heads_scores:
+                heads_scores[name].left_out["*"] = "there is no first expert yet"
+            return heads_scores
         features = self._test_features()
         learning = {name: head for name, head in chosen.items() if isinstance(head, SupportHead)}
         state = self._state(list(learning.values())) if learning else None
         for name in chosen:
             if name not in learning:
-                self._zero_shot(found[name], features)
+                self._zero_shot(heads_scores[name], features)
         for name, head in learning.items():
-            self._learning(name, head, state, features, found[name])
-        return found
+            self._learning(name, head, state, features, heads_scores[name])
+        return heads_scores
 
     def _test_features(self) -> dict[str, tuple[Dataset, torch.Tensor]]:
         """Of every test set with classes; in a frozen space they are handed on from step to step."""
-        found = {}
+        of_sets = {}
         for one in self.params.evaluate.sets:
             data = Dataset(self.project / SETS / one.name)
             if (data.labels < 0).any():
@@ -158,8 +158,8 @@ class _Run:
                 features = self.space.images(data, self._on_done(f"{self.name}: {one.name}", len(data)))
             if self.frozen:
                 checkpoints.save(made, {"features": features}, facts)
-            found[one.name] = data, features
-        return found
+            of_sets[one.name] = data, features
+        return of_sets
 
     def _on_done(self, what: str, total: int) -> Any:
         return lambda done: self._progress("heads", done, total, what)
@@ -260,13 +260,13 @@ class _Run:
 
     def _prompts(self, sets: Mapping[str, tuple[Dataset, torch.Tensor]]) -> dict[str, Sequence[str]]:
         """Class → its prompts in the first test set that has it."""
-        found: dict[str, Sequence[str]] = {}
+        prompts: dict[str, Sequence[str]] = {}
         for one in self.params.evaluate.sets:
             if one.name in sets:
                 data = sets[one.name][0]
                 own = zeroshot.prompts(one.name, data.card.classes, templates_of(one, data))
-                found = dict(zip(data.card.classes, own, strict=True)) | found
-        return found
+                prompts = dict(zip(data.card.classes, own, strict=True)) | prompts
+        return prompts
 
     def _sets(
         self, classifier: Classifier, classes: Sequence[str],

@@ -202,11 +202,11 @@ def _open(head: Head) -> list[str]:
 
 def _candidates(head: SupportHead, defaults: Mapping[str, Any]) -> list[SupportHead]:
     """All combinations of values, the default of each setting first."""
-    found: list[SupportHead] = [head]
+    candidates: list[SupportHead] = [head]
     for name, default in defaults.items():
         values = [default, *(value for value in head.searches[name] if value != default)]
-        found = [one.model_copy(update={name: value}) for one in found for value in values]
-    return found
+        candidates = [one.model_copy(update={name: value}) for one in candidates for value in values]
+    return candidates
 
 
 def _right(classifier: Classifier, held: Support) -> int:

@@ -125,19 +125,21 @@ def _data(path: Path, note: Note, tensors: Mapping[str, torch.Tensor]) -> Suppor
 def _tensor(
     path: Path, tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype, shape: tuple[int | None, ...]
 ) -> torch.Tensor:
-    found = tensors.get(name)
-    if found is None:
+    tensor = tensors.get(name)
+    if tensor is None:
         raise UserError(f"{path}: lacks the tensor {name!r}")
-    fits = found.dim() == len(shape) and all(want in (None, got) for want, got in zip(shape, found.shape, strict=False))
-    if found.dtype != dtype or not fits:
+    fits = tensor.dim() == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, tensor.shape, strict=False)
+    )
+    if tensor.dtype != dtype or not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise UserError(
-            f"{path}: {name!r} is {str(found.dtype).removeprefix('torch.')} {list(found.shape)}; it should be"
+            f"{path}: {name!r} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}; it should be"
             f" {str(dtype).removeprefix('torch.')} [{wanted}]"
         )
-    if found.is_floating_point() and not found.isfinite().all():
+    if tensor.is_floating_point() and not tensor.isfinite().all():
         raise UserError(f"{path}: {name!r} holds values that are not finite (NaN or infinity)")
-    return found
+    return tensor
 
 
 def merge(a: Path, b: Path, out: Path) -> Note:

@@ -75,18 +75,18 @@ def write(project: Path, params: Params, scores: Scores) -> None:
     oracle: dict[str, float] = {}
     for one in settings.sets:
         data = Dataset(project / SETS / one.name)
-        found = scores.own.get(one.name)
+        score = scores.own.get(one.name)
         if one.name in scores.recall:
             pairs[one.name] = len(data)
-            if isinstance(found, dict):
-                own = metrics.OwnScore(one.name, metrics.of_recall(found))
+            if isinstance(score, dict):
+                own = metrics.OwnScore(one.name, metrics.of_recall(score))
             if one.name in scores.routing and isinstance(by_oracle := scores.routing[one.name].oracle, dict):
                 oracle[one.name] = metrics.of_recall(by_oracle)
             continue
         share, nearest = shares.share_of(settings, one.name), scores.nearest[one.name]
         rows = shares.drawn(one.name, data, share)
-        if isinstance(found, np.ndarray):
-            right = found[:, 0] == data.labels
+        if isinstance(score, np.ndarray):
+            right = score[:, 0] == data.labels
             of_share = None if share is None else metrics.percent(right[rows])
             own = metrics.OwnScore(one.name, metrics.percent(right), of_share)
         if one.name in scores.routing and isinstance(by_oracle := scores.routing[one.name].oracle, np.ndarray):

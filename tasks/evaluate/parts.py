@@ -73,12 +73,12 @@ def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
     write(project, params, scores)
 
 
-def _plain(found: Any) -> Any:
-    return found.tolist() if isinstance(found, np.ndarray) else found
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _array(found: Any) -> Any:
-    return np.array(found, np.int32) if isinstance(found, list) else found
+def _array(value: Any) -> Any:
+    return np.array(value, np.int32) if isinstance(value, list) else value
 
 
 SPLIT = Split(divide, run, RESULT.name, join)

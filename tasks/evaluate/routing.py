@@ -96,7 +96,7 @@ def measure(
             on_done(name, len(batch))
         routes[name] = known.routed(torch.cat(features)).numpy()
     own = {name: known.own(name) for name in parts}
-    found = {name: _Found() for name in parts}
+    results = {name: _Found() for name in parts}
     for number, route in enumerate(known.routes):
         needed = [name for name in parts if own[name] == number or (routes[name] == number).any()]
         if not needed:
@@ -107,16 +107,16 @@ def measure(
             there, oracle = routes[name] == number, own[name] == number
             rows = np.flatnonzero(np.ones_like(there) if oracle else there)
             score = _of_pairs if parts[name].pairs else _of_classes
-            score(model, parts[name], rows, there, found[name], preprocess, batch_size, precision, oracle=oracle)
+            score(model, parts[name], rows, there, results[name], preprocess, batch_size, precision, oracle=oracle)
             on_done(name, len(rows))
-    scores = {name: _score(parts[name], found[name]) for name in parts}
+    scores = {name: _score(parts[name], results[name]) for name in parts}
     return scores, {
-        name: _routing(known, routes[name], own[name], found[name].oracle) for name in parts
+        name: _routing(known, routes[name], own[name], results[name].oracle) for name in parts
     }  # fmt: skip
 
 
 def _of_classes(
-    model: Clip, part: Part, rows: np.ndarray, there: np.ndarray, found: _Found, preprocess: Preprocess,
+    model: Clip, part: Part, rows: np.ndarray, there: np.ndarray, result: _Found, preprocess: Preprocess,
     batch_size: int, precision: Precision, *, oracle: bool,
 ) -> None:  # fmt: skip
     """Predictions of one route's expert for the rows of a set; ``there`` says which of all rows are its own."""
@@ -125,15 +125,15 @@ def _of_classes(
     nearest = zeroshot.predict(
         model, part.data.images, part.rows[rows], classifier, preprocess, batch_size, lambda _: None, precision
     )
-    if found.nearest is None:
-        found.nearest = np.empty((len(part.rows), min(TOP, len(part.tokens)) + 1), np.int32)
-    found.nearest[there] = nearest[there[rows]]
+    if result.nearest is None:
+        result.nearest = np.empty((len(part.rows), min(TOP, len(part.tokens)) + 1), np.int32)
+    result.nearest[there] = nearest[there[rows]]
     if oracle:
-        found.oracle = nearest
+        result.oracle = nearest
 
 
 def _of_pairs(
-    model: Clip, part: Part, rows: np.ndarray, there: np.ndarray, found: _Found, preprocess: Preprocess,
+    model: Clip, part: Part, rows: np.ndarray, there: np.ndarray, result: _Found, preprocess: Preprocess,
     batch_size: int, precision: Precision, *, oracle: bool,
 ) -> None:  # fmt: skip
     """Features of images and captions: an image is compared with captions as its own expert embeds them."""
@@ -142,22 +142,22 @@ def _of_pairs(
     images = torch.cat([batch.cpu() for batch in batches])
     texts = text_features(model, part.pairs.tokens, batch_size, precision=precision).cpu()
     if there.any():
-        found.images.append((np.flatnonzero(there), images[torch.from_numpy(there[rows])]))
-        found.texts.append(texts)
+        result.images.append((np.flatnonzero(there), images[torch.from_numpy(there[rows])]))
+        result.texts.append(texts)
     if oracle:
-        found.oracle = retrieval.of_features(images, texts, part.pairs.right)
+        result.oracle = retrieval.of_features(images, texts, part.pairs.right)
 
 
-def _score(part: Part, found: _Found) -> Nearest | Recall:
+def _score(part: Part, result: _Found) -> Nearest | Recall:
     if part.pairs is None:
-        assert found.nearest is not None
-        return found.nearest
+        assert result.nearest is not None
+        return result.nearest
     # In one space of as many blocks as experts, the product of an image and a caption is that in the image's block.
-    width = found.texts[0].shape[1]
-    images = torch.zeros(len(part.rows), width * len(found.texts))
-    for block, (rows, features) in enumerate(found.images):
+    width = result.texts[0].shape[1]
+    images = torch.zeros(len(part.rows), width * len(result.texts))
+    for block, (rows, features) in enumerate(result.images):
         images[torch.from_numpy(rows), block * width : (block + 1) * width] = features
-    return retrieval.of_features(images, torch.cat(found.texts, dim=1), part.pairs.right)
+    return retrieval.of_features(images, torch.cat(result.texts, dim=1), part.pairs.right)
 
 
 def _routing(known: router.Router, routes: np.ndarray, own: int | None, oracle: Nearest | Recall | None) -> Routing:

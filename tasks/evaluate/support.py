@@ -43,7 +43,7 @@ def draw(datasets: Sequence[Dataset], shots: int, seed: int) -> Chosen:
     Classes are equal if their names are. The draw is a function of the seed and of the images' pixels alone.
     """
     names, number = _classes(datasets)
-    found: dict[tuple[int, int], tuple[int, int]] = {}
+    drawn: dict[tuple[int, int], tuple[int, int]] = {}
     unlabelled = 0
     for d, data in enumerate(datasets):
         for row, label in enumerate(data.labels.tolist()):
@@ -51,8 +51,8 @@ def draw(datasets: Sequence[Dataset], shots: int, seed: int) -> Chosen:
                 unlabelled += 1
                 continue
             rank = randomness.derive(seed, "support", digest(data.images[row]).hex()) >> 1  # fits an int64
-            found.setdefault((number[data.card.classes[label]], rank), (d, row))
-    ordered = sorted(found.items())
+            drawn.setdefault((number[data.card.classes[label]], rank), (d, row))
+    ordered = sorted(drawn.items())
     keep = places(np.array([label for (label, _), _ in ordered], dtype=np.int64)) < shots
     columns = np.array([(*place, *key) for key, place in ordered], dtype=np.int64).reshape(-1, 4)[keep]
     return Chosen(names, columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3], unlabelled)
@@ -67,9 +67,9 @@ def every(datasets: Sequence[Dataset]) -> Chosen:
         for row, label in enumerate(data.labels.tolist())
         if label >= 0
     ]
-    found = np.array(columns, dtype=np.int64).reshape(-1, 4)
-    unlabelled = sum(map(len, datasets)) - len(found)
-    return Chosen(names, found[:, 0], found[:, 1], found[:, 2], found[:, 3], unlabelled)
+    rows = np.array(columns, dtype=np.int64).reshape(-1, 4)
+    unlabelled = sum(map(len, datasets)) - len(rows)
+    return Chosen(names, rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], unlabelled)
 
 
 def of_classes(chosen: Chosen, classes: Collection[str]) -> Chosen:

@@ -70,13 +70,13 @@ class TaskVectors:
     def inner(self, model: torch.nn.Module, coefficients: np.ndarray) -> np.ndarray:
         """⟨∂L/∂θ, τ_m⟩ by tensor, from the gradients that the model holds: float64, (models, tensors)."""
         parameters = dict(model.named_parameters())
-        found = np.zeros(coefficients.shape)
+        products = np.zeros(coefficients.shape)
         for index, name in enumerate(self.names):
             gradient = parameters[name].grad
             if gradient is not None:
                 each = self._kept(name, index, coefficients)
-                found[:, index] = [float((gradient.cpu().double() * tau.double()).sum()) for tau in each]
-        return found
+                products[:, index] = [float((gradient.cpu().double() * tau.double()).sum()) for tau in each]
+        return products
 
     def cosines(self, model: torch.nn.Module, vertices: np.ndarray) -> np.ndarray:
         """cos(∂L/∂θ, θ_0 + Σ v_m τ_m) by tensor, for each row v of ``vertices``, (V, models): float64, (V, tensors).
@@ -84,7 +84,7 @@ class TaskVectors:
         Of whole weights, as in the authors' code; 0 where either is zero.
         """
         parameters = dict(model.named_parameters())
-        found = np.zeros((len(vertices), len(self.names)))
+        values = np.zeros((len(vertices), len(self.names)))
         for index, name in enumerate(self.names):
             gradient = parameters[name].grad
             if gradient is None:
@@ -93,8 +93,8 @@ class TaskVectors:
             for v, row in enumerate(vertices):
                 weights = base + sum(float(w) * tau.double() for w, tau in zip(row, each, strict=True))
                 length = float(g.norm() * weights.norm())
-                found[v, index] = float((g * weights).sum()) / length if length else 0.0
-        return found
+                values[v, index] = float((g * weights).sum()) / length if length else 0.0
+        return values
 
     def _kept(self, name: str, index: int, coefficients: np.ndarray) -> list[torch.Tensor]:
         each = self._of(name)

@@ -47,15 +47,15 @@ class Problem:
 
     def files(self) -> list[Path]:
         """The models as safetensors files: coded experts are decoded into `scratch`."""
-        found = []
+        written = []
         for number, (_, path) in enumerate(self.models):
             file = self.project / path
             if coded.is_coded(file):
                 plain = self.scratch / f"plain-{number}.safetensors"
                 coded.as_safetensors(file, self.base, plain)
                 file = plain
-            found.append(file)
-        return found
+            written.append(file)
+        return written
 
 
 class FitMethod(Choice):

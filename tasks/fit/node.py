@@ -54,5 +54,5 @@ def fit(project: Path, params: Params, progress: Progress = silent) -> None:
             seed=seed,
             progress=progress,
         )
-        found, report = method.fit(problem)
-    fitted.write(target, found, {"method": method.name, **report})
+        result, report = method.fit(problem)
+    fitted.write(target, result, {"method": method.name, **report})

@@ -72,10 +72,10 @@ def of_step(project: Path, params: Params) -> FitSamples:
         names: list[str] = json.loads((folder / "pools.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'pools.json'}: no readable list of pools ({error})") from None
-    found = {name: Dataset(folder / name) for name in names}
+    data_sets = {name: Dataset(folder / name) for name in names}
     if (project / ARRIVAL / "dataset.json").exists():
-        found[params.arrival.name if params.arrival else "arrival"] = Dataset(project / ARRIVAL)
-    pools = {name: _pool(name, data, params) for name, data in found.items()}
+        data_sets[params.arrival.name if params.arrival else "arrival"] = Dataset(project / ARRIVAL)
+    pools = {name: _pool(name, data, params) for name, data in data_sets.items()}
     return FitSamples([pool for name, pool in pools.items() if name != PRETRAINING], pools.get(PRETRAINING))
 
 

@@ -50,10 +50,10 @@ class Grams:
 
     def product(self, x: torch.Tensor, weight: torch.Tensor) -> None:
         """X (n, in) times a matrix (in, out)."""
-        found = self._names.get(weight.untyped_storage().data_ptr())
-        if found is None or x.ndim != 2:
+        known = self._names.get(weight.untyped_storage().data_ptr())
+        if known is None or x.ndim != 2:
             return
-        name, parameter = found
+        name, parameter = known
         if parameter.ndim != 2 or weight.shape not in (parameter.shape, parameter.shape[::-1]):
             return  # a part of it
         if weight.stride() == parameter.stride() and weight.shape == parameter.shape:
@@ -62,19 +62,19 @@ class Grams:
 
     def convolution(self, x: torch.Tensor, weight: torch.Tensor, how: tuple[Any, ...]) -> None:
         """A convolution as a linear map of its patches."""
-        found = self._names.get(weight.untyped_storage().data_ptr())
+        known = self._names.get(weight.untyped_storage().data_ptr())
         stride, padding, dilation, transposed, _, groups = how
-        if found is None or weight.ndim != 4 or transposed or groups != 1:
+        if known is None or weight.ndim != 4 or transposed or groups != 1:
             return
         patches = functional.unfold(x, weight.shape[2:], dilation, padding, stride)  # (n, in, places)
-        self._add(found[0], patches.transpose(1, 2).flatten(0, 1))
+        self._add(known[0], patches.transpose(1, 2).flatten(0, 1))
 
     def lookup(self, weight: torch.Tensor, ids: torch.Tensor) -> None:
         """A look-up of rows: inputs that are one-hot, whose Gram matrix is the diagonal of their counts."""
-        found = self._names.get(weight.untyped_storage().data_ptr())
-        if found is not None and weight.shape == found[1].shape:
+        known = self._names.get(weight.untyped_storage().data_ptr())
+        if known is not None and weight.shape == known[1].shape:
             counts = torch.bincount(ids.reshape(-1), minlength=len(weight)).float()
-            self._counts[found[0]] = self._counts.get(found[0], 0) + counts
+            self._counts[known[0]] = self._counts.get(known[0], 0) + counts
 
     def _add(self, name: str, x: torch.Tensor) -> None:
         x = x.float()

@@ -68,13 +68,13 @@ def measure(
     """
     require_known(statistics)
     model.eval()
-    found = list(batches)
+    every = list(batches)
     seen = 0
     estimators: set[str] = set()
 
     def losses() -> Iterator[torch.Tensor]:
         nonlocal seen
-        for batch in found:
+        for batch in every:
             given = outputs(batch)
             if given.ndim < 1:
                 raise UserError("measure: the outputs are one number; give logits (n, C) or losses (n,) for n samples")
@@ -84,7 +84,7 @@ def measure(
                 seen += 1
 
     def runs() -> Iterator[Callable[[], None]]:
-        for batch in found:
+        for batch in every:
 
             def run(batch: Any = batch) -> None:
                 nonlocal seen

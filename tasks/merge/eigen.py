@@ -26,7 +26,7 @@ def largest(x: Float64, most: int) -> tuple[Float64, Float64]:
     if routine is None or not isinstance(x, np.ndarray) or not 0 < _FEW * most <= len(x):
         values, vectors = np.linalg.eigh(x)
         return values[::-1][:most], vectors[:, ::-1][:, :most]
-    n, found = len(x), np.zeros(1, np.int64)
+    n, count = len(x), np.zeros(1, np.int64)
     x = np.ascontiguousarray(x)
     values, vectors, support = np.empty(n), np.empty((most, n)), np.empty(2 * most, np.int64)
     work, counts = np.empty(1), np.empty(1, np.int64)
@@ -34,7 +34,7 @@ def largest(x: Float64, most: int) -> tuple[Float64, Float64]:
         if space:
             work, counts = np.empty(int(work[0])), np.empty(int(counts[0]), np.int64)
         info = _call(
-            routine, b"V", b"I", b"L", n, x, n, 0.0, 0.0, n - most + 1, n, 0.0, found, values, vectors, n, support,
+            routine, b"V", b"I", b"L", n, x, n, 0.0, 0.0, n - most + 1, n, 0.0, count, values, vectors, n, support,
             work, work.size if space else -1, counts, counts.size if space else -1,
         )  # fmt: skip
         if info:

@@ -136,9 +136,9 @@ def files_of(names: Collection[str], where: str, *, pickles: bool = False) -> li
         return [INDEX, *sorted(name for name in names if _SHARD.fullmatch(name)), *beside]
     if torch := next((name for name in TORCH_NAMES if pickles and name in names), None):
         return [torch, *beside]
-    if found := sorted(name for name in names if name.endswith(PICKLES) and not name.startswith("training_args")):
+    if pickled := sorted(name for name in names if name.endswith(PICKLES) and not name.startswith("training_args")):
         raise UserError(
-            f"{where}: has its weights in pickles only ({found[0]}); name that file itself, which is then read with "
+            f"{where}: has its weights in pickles only ({pickled[0]}); name that file itself, which is then read with "
             "weights_only, or save the model as safetensors"
         )
     if others := sorted(name for name in names if name.endswith(".safetensors")):

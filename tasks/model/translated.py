@@ -125,9 +125,9 @@ def _without_unknown_buffers(source: TensorSource, base: TensorSource) -> Tensor
 
 def without_buffers(source: TensorSource, buffers: re.Pattern[str]) -> TensorSource:
     """``source`` without the tensors of these names, which hold nothing learned; a note names them."""
-    if not (found := _left_out(source, buffers)):
+    if not (left := _left_out(source, buffers)):
         return source
-    return _renamed(source, {name: name for name in source.entries.keys() - set(found)})
+    return _renamed(source, {name: name for name in source.entries.keys() - set(left)})
 
 
 def plainly_named(source: TensorSource) -> TensorSource:

@@ -94,11 +94,11 @@ def demanded(
     arrivals = [params.stream[step - 1] for step in steps if step]
     wanted += [(f"stream: arrival {one.name}", [*one.update, *one.measure]) for one in arrivals]
     wanted += [(f"evaluate: {one.name}", one.test) for one in params.evaluate.sets if tests]
-    found = demand.demand(wanted, project, cache, progress)
-    if found is None:
+    asked = demand.demand(wanted, project, cache, progress)
+    if asked is None:
         return None
-    demand.require_room(found, project)
-    return str(found)
+    demand.require_room(asked, project)
+    return str(asked)
 
 
 def check_overlap(arrival: Path, evaluation: Path, params: Params, progress: Progress = silent) -> list[Overlap]:

@@ -75,12 +75,12 @@ def demand(
                 count += 1
         elif isinstance(source, Hosted):
             try:
-                found = source.wanted(Outside(project, cache, 0, progress))
+                sized = source.wanted(Outside(project, cache, 0, progress))
             except UserError as error:
                 raise type(error)(f"{where}: {error}") from None
-            if found is None:
+            if sized is None:
                 continue
-            place, sizes = found
+            place, sizes = sized
             count, at_most = count + 1, at_most or source.first is not None
             for name, size in sizes.items():
                 key = place.address.repository, place.commit, name
@@ -92,16 +92,16 @@ def demand(
     return Demand(count, len(files), download, kept, at_most, tuple(unknown))
 
 
-def require_room(found: Demand, project: Path) -> None:
+def require_room(asked: Demand, project: Path) -> None:
     """Raises:
     UserError: the disk of the project has less room than the downloads and their copies take.
     """
-    if found.at_most:
+    if asked.at_most:
         return
-    needed = found.kept + (found.download if _same_disk(project, hub.cache_folder()) else 0)
+    needed = asked.kept + (asked.download if _same_disk(project, hub.cache_folder()) else 0)
     if needed > (free := shutil.disk_usage(project).free):
         raise UserError(
-            f"{found}; and {shown(free)} are free at {project}; free some, or read less (only, #SPLIT[:1000])"
+            f"{asked}; and {shown(free)} are free at {project}; free some, or read less (only, #SPLIT[:1000])"
         )
 
 

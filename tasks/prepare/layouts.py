@@ -81,17 +81,17 @@ def _asked(root: Path, config: str | None, what: str, *, converted: bool) -> Lay
             there = shortened(", ".join(top), 300)
             raise UserError(f"{what}: has the configurations {there}; name one as ORG/NAME/CONFIGURATION")
         config = top[0] if top else None
-    found = LocalDatasetModuleFactory(str(root)).get_module()
-    configs = {one.name: one for one in found.builder_configs_parameters.builder_configs}
+    module = LocalDatasetModuleFactory(str(root)).get_module()
+    configs = {one.name: one for one in module.builder_configs_parameters.builder_configs}
     data_dir = None
     if config in top and (converted or config not in configs):
-        found = LocalDatasetModuleFactory(str(root), data_dir=config).get_module()
-        configs = {config: found.builder_configs_parameters.builder_configs[0]}
+        module = LocalDatasetModuleFactory(str(root), data_dir=config).get_module()
+        configs = {config: module.builder_configs_parameters.builder_configs[0]}
         data_dir = config
-    form = found.module_path.rpartition(".")[2]
+    form = module.module_path.rpartition(".")[2]
     if form not in READ:
         raise UserError(f"{what}: its files are read as {form}; {', '.join(READ.values())} are read here")
-    main = found.builder_configs_parameters.default_config_name
+    main = module.builder_configs_parameters.default_config_name
     name = config or main or (next(iter(configs)) if len(configs) == 1 else None)
     if name is None or name not in configs:
         there = shortened(", ".join(sorted(configs)), 300)
@@ -106,7 +106,7 @@ def _asked(root: Path, config: str | None, what: str, *, converted: bool) -> Lay
         raise UserError(
             f"{what}: has its files in zip archives, which are not read here; use a copy in Parquet{_parquet(what)}"
         )
-    info = found.dataset_infos.get(name) or (found.dataset_infos.get(MAIN) if data_dir is None else None)
+    info = module.dataset_infos.get(name) or (module.dataset_infos.get(MAIN) if data_dir is None else None)
     features = dict(info.features or {}) if info else {}
     classes = {column: tuple(one.names) for column, one in features.items() if hasattr(one, "names") and one.names}
     kinds = {column: hugging.kind(one) for column, one in features.items()}
@@ -124,13 +124,13 @@ def _files(root: Path, config: Any) -> dict[str, tuple[str, ...]]:
     """The files of each split of a configuration, relative to the root."""
     from datasets.data_files import DataFilesPatternsDict
 
-    found = config.data_files
-    if isinstance(found, DataFilesPatternsDict):
+    patterns = config.data_files
+    if isinstance(patterns, DataFilesPatternsDict):
         base = root / config.data_dir if config.data_dir else root
-        found = found.resolve(base_path=str(base))
+        patterns = patterns.resolve(base_path=str(base))
     return {
         str(split): tuple(dict.fromkeys(Path(file).resolve().relative_to(root).as_posix() for file in files))
-        for split, files in found.items()
+        for split, files in patterns.items()
     }
 
 

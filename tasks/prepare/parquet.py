@@ -130,17 +130,17 @@ def _is_encoded(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def groups(file: pa.parquet.ParquetFile, found: Columns, wanted: Collection[str]) -> list[int]:
+def groups(file: pa.parquet.ParquetFile, columns: Columns, wanted: Collection[str]) -> list[int]:
     """Those row groups of a file that may have a row of the wanted classes, by their statistics.
 
     All of them, where there are no statistics; none where no class is wanted that the column could hold.
     """
     every = list(range(file.metadata.num_row_groups))
-    if found.label is None or found.label not in file.schema_arrow.names:
+    if columns.label is None or columns.label not in file.schema_arrow.names:
         return every
-    cells = _cells(found, wanted)
+    cells = _cells(columns, wanted)
     place = next(
-        (i for i in range(file.metadata.num_columns) if file.metadata.schema.column(i).path == found.label), None
+        (i for i in range(file.metadata.num_columns) if file.metadata.schema.column(i).path == columns.label), None
     )
     if place is None:
         return every
@@ -167,13 +167,13 @@ def first(file: pa.parquet.ParquetFile, count: int | None, before: int) -> list[
     return numbers
 
 
-def weight(file: pa.parquet.ParquetFile, found: Columns, groups: Sequence[int]) -> int:
+def weight(file: pa.parquet.ParquetFile, columns: Columns, groups: Sequence[int]) -> int:
     """The bytes that the columns that are read take in some row groups."""
     total = 0
     for number in groups:
         group = file.metadata.row_group(number)
         chunks = [group.column(i) for i in range(group.num_columns)]
-        total += sum(c.total_compressed_size for c in chunks if c.path_in_schema.partition(".")[0] in found.read)
+        total += sum(c.total_compressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns.read)
     return total
 
 
@@ -232,9 +232,9 @@ def _bytes(batch: pa.RecordBatch) -> int:
     return sum(int((c.dictionary_decode() if pa.types.is_dictionary(c.type) else c).nbytes) for c in columns)
 
 
-def _cells(found: Columns, wanted: Collection[str]) -> list[Any]:
+def _cells(columns: Columns, wanted: Collection[str]) -> list[Any]:
     """What cells of the column of classes hold for the wanted ones: numbers, and names as they are."""
-    return [*wanted, *(number for number, name in enumerate(found.classes) if name in wanted)]
+    return [*wanted, *(number for number, name in enumerate(columns.classes) if name in wanted)]
 
 
 def _plain(value: Any) -> Any:
@@ -258,7 +258,7 @@ def opened(file: Any, what: str) -> Iterator[pa.parquet.ParquetFile]:
 def read(
     home: Path,
     files: Sequence[Path],
-    found: Columns,
+    columns: Columns,
     wanted: Collection[str],
     first: int | None,
     scratch: Path,
@@ -280,26 +280,26 @@ def read(
         for path in files:
             name = path.relative_to(home).as_posix()
             with opened(path, f"{what}: {name}") as parquet:
-                if missing := [one for one in found.read if one not in parquet.schema_arrow.names]:
+                if missing := [one for one in columns.read if one not in parquet.schema_arrow.names]:
                     raise UserError(f"{what}: {name}: no column {missing[0]!r}, which other files of it have")
-                image = pa.schema([parquet.schema_arrow.field(found.image).with_nullable(True)])
+                image = pa.schema([parquet.schema_arrow.field(columns.image).with_nullable(True)])
                 if schema is None:
                     schema = image
                     writer = pa.ipc.new_file(sink, schema)
-                chosen = groups(parquet, found, wanted) if wanted else list(range(parquet.metadata.num_row_groups))
+                chosen = groups(parquet, columns, wanted) if wanted else list(range(parquet.metadata.num_row_groups))
                 first_rows = starts_of.get(name) or starts(parquet)
                 row, at = 0, None
                 named = f"{what}: {name}"
-                for group, batch in _batches(parquet, chosen, path.stat().st_size, named, found.read):
+                for group, batch in _batches(parquet, chosen, path.stat().st_size, named, columns.read):
                     if group != at:
                         if first is not None and len(cells.row) >= first:
                             break
                         row, at = first_rows[group], group
-                    kept = _kept(batch, found, wanted)
-                    writer.write_table(pa.table(batch.select([found.image])).take(kept).cast(schema))
+                    kept = _kept(batch, columns, wanted)
+                    writer.write_table(pa.table(batch.select([columns.image])).take(kept).cast(schema))
                     cells.file.extend([name] * len(kept))
                     cells.row.extend(row + one for one in kept)
-                    for column, into in ((found.label, cells.label), (found.caption, cells.caption)):
+                    for column, into in ((columns.label, cells.label), (columns.caption, cells.caption)):
                         values = batch.column(column).take(pa.array(kept, pa.int64())).to_pylist() if column else []
                         into.extend(values or [None] * len(kept))
                     row += len(batch)
@@ -307,7 +307,7 @@ def read(
             raise UserError(f"{what}: has no Parquet files")
         writer.close()
     with pa.memory_map(str(target)) as source:
-        images = pa.ipc.open_file(source).read_all()[found.image]
+        images = pa.ipc.open_file(source).read_all()[columns.image]
     return Cells(cells.file, cells.row, cells.label, cells.caption, images)
 
 
@@ -319,9 +319,9 @@ def starts(parquet: pa.parquet.ParquetFile) -> list[int]:
     return starts
 
 
-def _kept(batch: pa.RecordBatch, found: Columns, wanted: Collection[str]) -> list[int]:
+def _kept(batch: pa.RecordBatch, columns: Columns, wanted: Collection[str]) -> list[int]:
     """The rows of a batch that are of the wanted classes; all, where none are said."""
-    if not wanted or found.label is None:
+    if not wanted or columns.label is None:
         return list(range(len(batch)))
-    cells = set(_cells(found, wanted))
-    return [number for number, cell in enumerate(batch.column(found.label).to_pylist()) if _plain(cell) in cells]
+    cells = set(_cells(columns, wanted))
+    return [number for number, cell in enumerate(batch.column(columns.label).to_pylist()) if _plain(cell) in cells]

@@ -130,7 +130,7 @@ def _manifest(
     began: float,
     starting: float | None,
     came_from: Mapping[str, Any],
-    found: Mapping[str, Any],
+    measured: Mapping[str, Any],
 ) -> Manifest:
     """``previous`` is the state recorded before, ``start`` the one whose history went on."""
     finished = list(references)
@@ -165,7 +165,7 @@ def _manifest(
         content["starting"] = round(starting, 3)
     if pointed:
         content["pointers"] = {name: one.as_dict() for name, one in pointed.items()}
-    content |= found
+    content |= measured
     if overlap:
         content["overlap"] = {name: dict(facts) for name, facts in overlap.items()}
     if notes:
@@ -177,11 +177,11 @@ def _measured(folder: Path) -> dict[str, Any]:
     """What the notes of nodes say: of the expert's data, where the technique looked at it; of a rotation; of routes."""
     note = folder / layout.STATISTICS / "statistics.json"
     measured = json.loads(note.read_text(encoding="utf-8"))["measured"] if note.exists() else None
-    found = {"statistics": measured} if measured else {}
+    notes = {"statistics": measured} if measured else {}
     for key in ("compatible", "routed"):
         if (note := folder / layout.RUNNING / f"{key}.json").exists():
-            found[key] = json.loads(note.read_text(encoding="utf-8"))
-    return found
+            notes[key] = json.loads(note.read_text(encoding="utf-8"))
+    return notes
 
 
 def _fitted(folder: Path) -> dict[str, Any]:

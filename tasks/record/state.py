@@ -164,8 +164,8 @@ class State:
         """Run the state's nodes again, with its own code, compare every hash, and read its bytes in the cache."""
         from tasks.record import verification
 
-        (found,) = verification.verify(self.project, [self], progress)
-        return found
+        (verified,) = verification.verify(self.project, [self], progress)
+        return verified
 
     def unreadable(self) -> dict[str, str]:
         """The record files that cannot be read, or lack what is read of them everywhere → why."""

@@ -140,8 +140,8 @@ def _verified(project: Path, state: State, repro: Repro, progress: Progress) -> 
             for path in paths:
                 cache.drop_damaged(one.entries[path])
         with stores.opened_for(project, wanted) as remote:
-            found = _recomputed(project, state, remote, repro, progress)
-        return replace(found, damaged=stored.damaged, objects=stored.objects)
+            checked = _recomputed(project, state, remote, repro, progress)
+        return replace(checked, damaged=stored.damaged, objects=stored.objects)
     except UserError as error:  # of this state: others may do better
         return replace(stored, failure=str(error))
 

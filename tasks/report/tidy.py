@@ -147,19 +147,19 @@ def _compatibility(record: Record, roles: Mapping[str, str]) -> Iterator[TidyRow
 
 
 def _routing(record: Record, roles: Mapping[str, str]) -> Iterator[TidyRow]:
-    found = record.metrics.get("routing")
-    if not found:
+    routing = record.metrics.get("routing")
+    if not routing:
         return
-    routes = list(dict.fromkeys(route for went in found["images"].values() for route in went))
-    for name, went in found["images"].items():
+    routes = list(dict.fromkeys(route for went in routing["images"].values() for route in went))
+    for name, went in routing["images"].items():
         total = sum(went.values())
         yield from ((f"routed_to:{route}", name, roles[name], 100 * went.get(route, 0) / total) for route in routes)
-    for name, value in found["accuracy"].items():
-        yield f"routing_accuracy:{found['expert'][name]}", name, roles[name], value
-    yield from (("oracle", name, roles[name], value) for name, value in found["oracle"].items())
-    yield "oracle_A_KA", "", "", found["oracle_A_KA"]
-    if found["mean_accuracy"] is not None:
-        yield "routing_accuracy", "", "", found["mean_accuracy"]
+    for name, value in routing["accuracy"].items():
+        yield f"routing_accuracy:{routing['expert'][name]}", name, roles[name], value
+    yield from (("oracle", name, roles[name], value) for name, value in routing["oracle"].items())
+    yield "oracle_A_KA", "", "", routing["oracle_A_KA"]
+    if routing["mean_accuracy"] is not None:
+        yield "routing_accuracy", "", "", routing["mean_accuracy"]
     if record.manifest.routed:
         yield "routed_bytes", "", "", record.manifest.routed.bytes
 

@@ -26,8 +26,8 @@ LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 def script() -> str:
     """The script, which defines ``window.vegaEmbed``; where the user's cache cannot be written, made each time."""
     kept = layout.user_cache("vega") / f"{version('vl-convert-python')}-{LITE}.js"
-    if found := _intact(kept):
-        return found
+    if script_text := _intact(kept):
+        return script_text
     made: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", LITE)
     with suppress(OSError):  # a home that is read-only, or full, costs the next report a second
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

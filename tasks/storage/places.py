@@ -25,10 +25,10 @@ def output(path: Path | str, *, folder: bool = False) -> Path:
     if folder and _is_folder(whole, path) is False:
         raise UserError(f"{path}: is a file, not a folder; choose another place")
     for parent in ([whole] if folder else []) + list(whole.parents):
-        found = _is_folder(parent, path)
-        if found is False:
+        is_folder = _is_folder(parent, path)
+        if is_folder is False:
             raise UserError(f"{path}: {parent} is a file, not a folder; choose another place")
-        if found:
+        if is_folder:
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise UserError(f"{path}: cannot be written: you may not write to {parent}; choose another place")
             break

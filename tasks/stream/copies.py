@@ -71,8 +71,8 @@ def check(
             for part in ("train", "test") if one.role == "adaptation" else ("test",):
                 source = _at_commit(ready.spec(one, where, part), project)
                 at = f"{source.name}:{source.path}"
-                count, found = _look(source, one.name, project, scratch, progress)
-                classes |= found
+                count, names = _look(source, one.name, project, scratch, progress)
+                classes |= names
                 yield CopyProperty(one.name, f"{part} samples", getattr(one.counts, part), count, at=at)
             if not one.pairs:
                 yield CopyProperty(one.name, "classes", one.number_of_classes, len(classes), at=at)

@@ -168,21 +168,25 @@ def read(name: str, project: Path) -> StreamManifest:
         others = [one for one in sets if one not in arriving]
         content = {**whole, **content, "sets": [*arriving[:first], *others]}
     try:
-        found = StreamManifest.model_validate(content)
+        manifest = StreamManifest.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}") from None
-    _require_inside(found, path, project)
-    return found
+    _require_inside(manifest, path, project)
+    return manifest
 
 
-def _require_inside(found: StreamManifest, path: Path, project: Path) -> None:
+def _require_inside(manifest: StreamManifest, path: Path, project: Path) -> None:
     """Refuse files of this machine: they would be read, and go into states and their store, as a stranger says.
 
     Raises:
         UserError: an address is a path that leads out of the project.
     """
-    sets = [text for one in found.sets for text in (*one.sources, *filter(None, [one.expert]))]
-    for text in (*_texts([found.base.model_dump(), found.train, found.time, found.grid]), found.folder, *sets):
+    sets = [text for one in manifest.sets for text in (*one.sources, *filter(None, [one.expert]))]
+    for text in (
+        *_texts([manifest.base.model_dump(), manifest.train, manifest.time, manifest.grid]),
+        manifest.folder,
+        *sets,
+    ):
         if _ADDRESS.match(text):
             continue
         for place in (text, text.partition(":")[2]):  # as a path, and as KIND:PATH

@@ -21,6 +21,7 @@ from tasks.storage import atomic, dvc_config
 from tasks.storage.cache import Cache
 from tasks.text import redacted
 from tasks.track.tracker import Told, of
+from tasks.units import counted
 
 SECONDS = 120
 """A tracker that takes longer is ended."""
@@ -82,7 +83,7 @@ def _tell(project: Path, timeline: str, one: Named) -> str:
         "params": _flat(public.params(new[-1].params)), "states": [state.model_dump() for state in states],
     }  # fmt: skip
     if why := _in_a_process(project, job):
-        return f"{len(new)} state{'s' if len(new) > 1 else ''} not told ({why})"
+        return f"{counted(len(new), 'state')} not told ({why})"
     note.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(note, json.dumps(sorted(known | {state.commit for state in new})))
     return ""

@@ -65,7 +65,7 @@ class AdaMerging(LearnsByEntropy):
             scores[when] = means_of(scorer.measure())
         own = {name: best[:, i] for i, name in enumerate(vectors.names) if self.by == "tensor" or not learned[i]}
         weights = best[:, learned].mean(axis=1)
-        found = FitResult(
+        result = FitResult(
             technique="task_arithmetic" if self.trim is None else "ties",
             settings={"scale": 1.0} if self.trim is None else {**self._ties, "scale": 1.0},
             models=tuple(str(path) for _, path in problem.models),
@@ -73,10 +73,10 @@ class AdaMerging(LearnsByEntropy):
             tensors={name: tuple(values.round(DIGITS).tolist()) for name, values in own.items()},
         )
         report = {
-            "weights": dict(zip([name for name, _ in problem.models], found.weights or (), strict=True)),
+            "weights": dict(zip([name for name, _ in problem.models], result.weights or (), strict=True)),
             "course": course, "scores": scores, "samples": scorer.sizes, "without_samples": empty,
         }  # fmt: skip
-        return found, report
+        return result, report
 
     def _descend(
         self, problem: Problem, landscape: Landscape, start: np.ndarray, learned: np.ndarray

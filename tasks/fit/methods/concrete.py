@@ -47,7 +47,7 @@ class Concrete(LearnsByEntropy):
         checkpoints.save(out, masked)
         scorer = self.scorer(problem)
         scores = {"end": means_of(scorer.score(out))}
-        found = FitResult(
+        result = FitResult(
             technique="task_arithmetic", settings={"scale": 1.0}, models=(str(problem.out / FILE),), weights=(1.0,)
         )
         named = [name for name, _ in problem.models]
@@ -55,7 +55,7 @@ class Concrete(LearnsByEntropy):
             "weights": dict(zip(named, start, strict=True)), "course": course, "scores": scores,
             "samples": scorer.sizes, "without_samples": empty,
         }  # fmt: skip
-        return found, report
+        return result, report
 
     def _descend(
         self, problem: Problem, landscape: Landscape, base: dict[str, torch.Tensor], sums: dict[str, torch.Tensor]
@@ -85,9 +85,9 @@ class Concrete(LearnsByEntropy):
             adam.step()
             return entropy
 
-        found = self.descend(problem, step, held_out, lambda: {name: x.clone() for name, x in logits.items()})
+        result = self.descend(problem, step, held_out, lambda: {name: x.clone() for name, x in logits.items()})
         problem.model.zero_grad(set_to_none=True)
-        return found
+        return result
 
 
 def relaxed(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

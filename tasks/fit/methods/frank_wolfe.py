@@ -65,7 +65,7 @@ class FrankWolfe(LearnsWeights):
         scorer = self.scorer(problem)
         vectors.place(problem.model, _by_tensor(weights, vectors))
         scores = means_of(scorer.measure())
-        found = FitResult(
+        result = FitResult(
             technique="linear",
             models=tuple(str(path) for _, path in vertices),
             weights=tuple(weights.round(DIGITS).tolist()),
@@ -76,11 +76,11 @@ class FrankWolfe(LearnsWeights):
             for move in moves
         ]
         report = {
-            "weights": dict(zip([name for name, _ in vertices], found.weights or (), strict=True)),
+            "weights": dict(zip([name for name, _ in vertices], result.weights or (), strict=True)),
             "gap": course[-1]["gap"], "course": course, "scores": {"end": scores}, "samples": scorer.sizes,
             "without_samples": empty,
         }  # fmt: skip
-        return found, report
+        return result, report
 
     def _with_base(self, problem: Problem) -> np.ndarray:
         """Weights of the models and of the base, which has what is left of 1."""

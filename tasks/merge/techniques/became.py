@@ -42,8 +42,8 @@ class Became(Technique):
 
         def curvatures(piece: Piece) -> NDArray[np.float64]:
             squares = np.square(piece.vector(0) - piece.vector(1), dtype=np.float64).reshape(-1)
-            found = [squares @ piece.fisher(one).reshape(-1).astype(np.float64) for one in (new, old)]
-            return np.array([float(x) * one.facts.experts for x, one in zip(found, (new, old), strict=True)])
+            lengths = [squares @ piece.fisher(one).reshape(-1).astype(np.float64) for one in (new, old)]
+            return np.array([float(x) * one.facts.experts for x, one in zip(lengths, (new, old), strict=True)])
 
         shares: dict[str, float] = {}
         for group, (of_new, of_old) in window.reduce(curvatures).items():

@@ -200,12 +200,12 @@ def sequence(path: Path) -> list[tuple[str, str]]:
         raise UserError(f"{path}: not a readable class sequence: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: not a class sequence: expected a JSON list of texts dataset+++class")
-    found: dict[tuple[str, str], None] = {}
+    ordered: dict[tuple[str, str], None] = {}
     for number, entry in enumerate(entries):
         data_set, mark, name = entry.partition("+++") if isinstance(entry, str) else ("", "", "")
         if not mark or not data_set or not name:
             raise UserError(f"{path}: entry {number}: expected dataset+++class, got {entry!r:.80}")
-        if (data_set, name) in found:
+        if (data_set, name) in ordered:
             raise UserError(f"{path}: entry {number}: {entry} is there twice")
-        found[data_set, name] = None
-    return list(found)
+        ordered[data_set, name] = None
+    return list(ordered)

@@ -64,22 +64,22 @@ class HubDataset(Hosted):
     def choose(self, place: Place, outside: Outside) -> FileChoice:
         address = self.address(outside.project)
         layouts.refuse_scripts(place.names, address.repository, self.what)
-        found = layouts.layout(place.names, self._card(place, outside), address.file, self.what)
-        split, note = pick(list(found.splits), self.split, self.what)
-        files = found.splits[split]
+        layout = layouts.layout(place.names, self._card(place, outside), address.file, self.what)
+        split, note = pick(list(layout.splits), self.split, self.what)
+        files = layout.splits[split]
         if not files:
             raise UserError(f"{self.what}: the split {split} has no files")
-        of_splits = {name for names in found.splits.values() for name in names}
+        of_splits = {name for names in layout.splits.values() for name in names}
         notes = [
             note,
-            f"reads the configuration {found.config}; there are {shortened(', '.join(found.others), 200)} too"
-            if found.others
+            f"reads the configuration {layout.config}; there are {shortened(', '.join(layout.others), 200)} too"
+            if layout.others
             else None,
-            left_out(place, {*of_splits, *found.of_others, CARD}, ()),
+            left_out(place, {*of_splits, *layout.of_others, CARD}, ()),
         ]
-        if found.form == "imagefolder":
+        if layout.form == "imagefolder":
             self._require_class_folders(files)
-        facts = {"form": found.form, "classes": found.classes, "columns": found.columns}
+        facts = {"form": layout.form, "classes": layout.classes, "columns": layout.columns}
         return FileChoice(split, files, (), tuple(one for one in notes if one), facts)
 
     def _card(self, place: Place, outside: Outside) -> str:
@@ -172,10 +172,10 @@ class HubDataset(Hosted):
             parquet.keep(table, part.groups, part.columns, place.sizes[name], home / name, what)
 
     def _columns(self, schema: Any, classes: Any) -> parquet.Columns:
-        found = parquet.columns(schema, self.image, self.label, self.caption, classes, self.what)
+        columns = parquet.columns(schema, self.image, self.label, self.caption, classes, self.what)
         if not self.classes:
-            return found
-        return parquet.Columns(found.image, found.label, found.caption, self.classes)
+            return columns
+        return parquet.Columns(columns.image, columns.label, columns.caption, self.classes)
 
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:
         facts = self.record(home.parent).facts
@@ -190,12 +190,12 @@ class HubDataset(Hosted):
             has_tables = any(file.name in METADATA for file in files)
             source = Images.model_validate(common if has_tables else {**common, "classes": self.classes})
             images = [file for file in files if listing.is_image(file) or file.name in METADATA]
-            found = source.rows(home, images, context)
+            read = source.rows(home, images, context)
             sentence = listing.left_out(set(files) - set(images))
-            notes = (*found.notes, *([sentence] if sentence else ()))
-            return Rows(found.rows, given=True, notes=notes)
-        found = WebDataset.model_validate({**common, "image": self.image}).rows(home, files, context)
-        return Rows(found.rows, given=True, notes=found.notes)
+            notes = (*read.notes, *([sentence] if sentence else ()))
+            return Rows(read.rows, given=True, notes=notes)
+        read = WebDataset.model_validate({**common, "image": self.image}).rows(home, files, context)
+        return Rows(read.rows, given=True, notes=read.notes)
 
     def _classes_of_card(self, facts: dict[str, Any]) -> tuple[str, ...]:
         """The names of classes that the card has for the column of classes."""
@@ -205,13 +205,13 @@ class HubDataset(Hosted):
 
     def _rows_of_tables(self, home: Path, files: Sequence[Path], context: Context, facts: dict[str, Any]) -> Rows:
         with parquet.opened(files[0], f"{self.what}: {files[0].name}") as table:
-            found = self._columns(table.schema_arrow, facts["classes"])
+            columns = self._columns(table.schema_arrow, facts["classes"])
             every = table.schema_arrow.names
         parts = (self.record(home.parent).origin or {}).get("parts", {})
         starts = {name: part["starts"] for name, part in parts.items()}
-        cells = parquet.read(home, files, found, self.only, self.first, context.scratch, self.what, starts)
+        cells = parquet.read(home, files, columns, self.only, self.first, context.scratch, self.what, starts)
         where = f"{self.what}: column"
-        names = tables.as_class_names(cells.label, found.classes, f"{where} {found.label!r}")
+        names = tables.as_class_names(cells.label, columns.classes, f"{where} {columns.label!r}")
         rows: list[Row] = []
         lacking: Counter[str] = Counter()
         for number, (file, row, name, caption) in enumerate(
@@ -219,8 +219,8 @@ class HubDataset(Hosted):
         ):
             shown = f"{self.path}:{file}:{row}"
             load = partial(cells.image, number, shown)
-            captions = tables.captions_of(caption, f"{where} {found.caption!r}")
-            if found.label is not None and name is None and not captions:
+            captions = tables.captions_of(caption, f"{where} {columns.caption!r}")
+            if columns.label is not None and name is None and not captions:
                 lacking["no class"] += 1
                 continue
             if cells.images[number].as_py() is None:
@@ -228,8 +228,8 @@ class HubDataset(Hosted):
                 continue
             group = hashlib.sha256(load()).hexdigest() if self.share else ""
             rows += Row(shown, group, None, name, load).with_captions(captions)
-        unread = [name for name in every if name not in found.read]
+        unread = [name for name in every if name not in columns.read]
         notes = [f"left out: {count} rows with {what}" for what, count in lacking.items()]
         if unread:
             notes.append(f"columns that are not read: {shortened(', '.join(unread), 200)}")
-        return Rows(rows, given=True, notes=tuple(notes), classes=found.classes if found.label else ())
+        return Rows(rows, given=True, notes=tuple(notes), classes=columns.classes if columns.label else ())

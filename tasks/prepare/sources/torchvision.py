@@ -248,8 +248,8 @@ def _samples(
         for number, label in enumerate(labels):
             yield f"{path}:{split}/{number:06d}", label, partial(_encoded, made, number)
         return
-    found = [(os.path.relpath(made[number][0], root), label) for number, label in enumerate(labels)]
-    for inside, label in sorted(found):
+    samples = [(os.path.relpath(made[number][0], root), label) for number, label in enumerate(labels)]
+    for inside, label in sorted(samples):
         yield f"{path}:{split}/{inside}", label, (root / inside).read_bytes
 
 

@@ -17,12 +17,12 @@ _SHOWN = ("step", "gallery", "value", "own", "worse", "sets", "note")
 def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
     """Two heat maps of one timeline, recall@1 and recall@5; None where it does not measure compatibility."""
     own = table[table["timeline"] == timeline]
-    found = own[own["metric"].str.startswith(PREFIX)]
-    if found.empty or found["step"].nunique() < 2:
+    recalls = own[own["metric"].str.startswith(PREFIX)]
+    if recalls.empty or recalls["step"].nunique() < 2:
         return None
-    place = found["metric"].str.removeprefix(PREFIX).str.split(":", expand=True)
+    place = recalls["metric"].str.removeprefix(PREFIX).str.split(":", expand=True)
     means = (
-        found.assign(k=place[0], gallery=place[1].astype(int))
+        recalls.assign(k=place[0], gallery=place[1].astype(int))
         .groupby(["k", "step", "gallery"])["value"]
         .agg(value="mean", sets="count")
         .reset_index()

@@ -18,14 +18,14 @@ _SIZE = {"width": 290, "height": 230}
 def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
     """Three panels of one timeline; None where it has no heads."""
     own = table[table["timeline"] == timeline]
-    found = own[own["metric"].str.startswith(PREFIX)]
-    if found.empty:
+    heads = own[own["metric"].str.startswith(PREFIX)]
+    if heads.empty:
         return None
-    found = found.assign(series=found["metric"].str.removeprefix(PREFIX))
-    found = found.assign(head=found["series"].str.rpartition("@")[0], shots=found["series"].str.rpartition("@")[2])
-    scale = alt.Scale(domain=list(found["head"].unique()), range=_COLORS)
+    heads = heads.assign(series=heads["metric"].str.removeprefix(PREFIX))
+    heads = heads.assign(head=heads["series"].str.rpartition("@")[0], shots=heads["series"].str.rpartition("@")[2])
+    scale = alt.Scale(domain=list(heads["head"].unique()), range=_COLORS)
     color = alt.Color("head:N", scale=scale, legend=alt.Legend(title=None))
-    panels = [_against_shots(found, color), _over_time(found, color), _forgotten(own, color)]
+    panels = [_against_shots(heads, color), _over_time(heads, color), _forgotten(own, color)]
     caption = (
         "Top-1 in percent: mean over the adaptation sets that every head scores at that step, so that heads compare;"
         " a set is scored once all its classes have arrived. Over time, each head is at its largest number of shots."
@@ -34,12 +34,12 @@ def draw(table: pd.DataFrame, timeline: str) -> Figure | None:
     return Figure("heads", "Heads beside zero-shot", caption, alt.concat(*shown, columns=3), 60)
 
 
-def comparable(found: pd.DataFrame) -> pd.DataFrame:
+def comparable(heads: pd.DataFrame) -> pd.DataFrame:
     """Mean over the sets that all series score, at the steps at which each scores any.
 
     Columns: step, arrival, head, shots, value, and sets, the number of sets.
     """
-    rows = found[found["role"] == ROLES[0]]
+    rows = heads[heads["role"] == ROLES[0]]
     series = rows.groupby("step")["series"].transform("nunique")
     of_set = rows.groupby(["step", "dataset"])["series"].transform("nunique")
     kept = rows[(of_set == series) & (series == series.max())]
@@ -47,9 +47,9 @@ def comparable(found: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(value="mean", sets="count").reset_index()
 
 
-def _against_shots(found: pd.DataFrame, color: alt.Color) -> Chart | None:
+def _against_shots(heads: pd.DataFrame, color: alt.Color) -> Chart | None:
     """Accuracy against shots at the newest step; heads of all samples and zero-shot are rules."""
-    means = comparable(found[found["step"] == found["step"].max()])
+    means = comparable(heads[heads["step"] == heads["step"].max()])
     numbered = means[means["shots"].str.isdigit() & (means["shots"] != "0")]
     numbered = numbered.assign(shots=numbered["shots"].astype(int))
     rules = means.drop(numbered.index)
@@ -75,10 +75,10 @@ def _against_shots(found: pd.DataFrame, color: alt.Color) -> Chart | None:
     return alt.layer(*layers).properties(title=title, **_SIZE)
 
 
-def _over_time(found: pd.DataFrame, color: alt.Color) -> Chart | None:
-    order = found["shots"].map(lambda shots: 1 << 30 if shots == "all" else int(shots))
-    largest = order.groupby(found["head"]).transform("max")
-    means = comparable(found[order == largest])
+def _over_time(heads: pd.DataFrame, color: alt.Color) -> Chart | None:
+    order = heads["shots"].map(lambda shots: 1 << 30 if shots == "all" else int(shots))
+    largest = order.groupby(heads["head"]).transform("max")
+    means = comparable(heads[order == largest])
     if means["step"].nunique() < 2:
         return None
     chart = alt.Chart(data(means, "step", "arrival", "head", "shots", "value", "sets")).encode(

@@ -129,14 +129,14 @@ class AdapterMethod(Method):
             parametrize.register_parametrization(model.get_submodule(home), own, change.to(weights[name].device))
 
     def factors(self, model: nn.Module) -> Mapping[str, Factors]:
-        found = {}
+        changed = {}
         with torch.no_grad():
             for home, module in model.named_modules():
                 if parametrize.is_parametrized(module):
                     for own, (change,) in module.parametrizations.items():
                         weight = module.parametrizations[own].original
-                        found[f"{home}.{own}" if home else own] = change.factors(weight)
-        return found
+                        changed[f"{home}.{own}" if home else own] = change.factors(weight)
+        return changed
 
     def finish(self, model: nn.Module) -> None:
         with torch.no_grad():
