@@ -18,7 +18,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tasks import fork_call
@@ -27,8 +28,12 @@ Call = tuple[dict[str, Any], list[int]]
 """What is to run, as `fork_call.send` sent it, and the descriptors of its standard streams."""
 
 
-def serve(listening: socket.socket, users: Sequence[int] = ()) -> Call | None:
+def serve(
+    listening: socket.socket, users: Sequence[int] = (), before: Callable[[Path], object] | None = None
+) -> Call | None:
     """Fork for each call; returns in the fork, with its call, and at the end, with None, once there are no users.
+
+    ``before`` is called with the call's folder before each fork, to import what all later forks then share.
 
     A user is what stays open as long as somebody may call: a descriptor given here, or a connection whose
     call has no streams.
@@ -36,7 +41,7 @@ def serve(listening: socket.socket, users: Sequence[int] = ()) -> Call | None:
     wakeup, ended = socket.socketpair()
     wakeup.setblocking(False)
     ended.setblocking(False)
-    before = signal.set_wakeup_fd(wakeup.fileno()), signal.signal(signal.SIGCHLD, lambda *_: None)
+    restored = signal.set_wakeup_fd(wakeup.fileno()), signal.signal(signal.SIGCHLD, lambda *_: None)
     calls: dict[int, socket.socket] = {}
     using: set[object] = set(users)
     readables: list[socket.socket | int] = [listening, ended, *users]
@@ -55,14 +60,16 @@ def serve(listening: socket.socket, users: Sequence[int] = ()) -> Call | None:
                         using.add(connection)
                         selector.register(connection, selectors.EVENT_READ)
                         continue
+                    if before:
+                        before(Path(call["folder"]))
                     if pid := os.fork():
                         calls[pid] = connection
                         connection.sendall(f"{pid}\n".encode())
                         for number in streams:
                             os.close(number)
                         continue
-                    signal.set_wakeup_fd(before[0])
-                    signal.signal(signal.SIGCHLD, before[1])
+                    signal.set_wakeup_fd(restored[0])
+                    signal.signal(signal.SIGCHLD, restored[1])
                     for one in (listening, wakeup, ended, connection, *calls.values(), *using):
                         if isinstance(one, socket.socket):
                             one.close()

@@ -44,7 +44,7 @@ OTHERS = (
     "dvc_data.index.checkout", "dvc_s3", "fastapi", "fsspec.implementations.memory", "httpx", "narwhals.dependencies",
     "networkx", "numpy", "numpy.ctypeslib", "PIL.Image", "psutil", "pyarrow.parquet", "pydantic", "pydantic.v1",
     "rich.progress", "rich.status", "ruamel.yaml", "ruamel.yaml.mergevalue", "s3fs", "safetensors.torch",
-    "typer._click.decorators",
+    "timm", "transformers", "typer._click.decorators",
 )  # fmt: skip
 OWN = ("chronomerge", "flows", "tasks")
 """Packages of the project: a fork has those of its own folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.model.light_imports import prepare as prepare_imports
 
 PLACE = "{}"
 
@@ -17,7 +17,7 @@ def templates(prompt: str | tuple[str, ...]) -> tuple[str, ...]:
         return prompt
     if PLACE in prompt:
         return (prompt,)
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
 
     ensembles = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnavailableError, UserError
 from tasks.model import origins, tokenizers
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.model.light_imports import prepare as prepare_imports
 from tasks.params import COMPLETE, Base
 from tasks.storage import atomic, hub
 
@@ -142,7 +142,7 @@ def resolve(base: Base, project: Path, into: Path) -> None:
     Raises:
         UserError: an unknown model or tag (with near matches), or a configuration that open_clip cannot build.
     """
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
 
     config, preprocessing = _configured(base, project)
@@ -444,9 +444,10 @@ def configure(threads: int | None) -> None:
 
 
 def preload() -> None:
-    """Import what building a model needs (three seconds), while something else takes its time."""
-    ensure_torchvision()
+    """Import what every training needs (three seconds), while something else takes its time."""
+    prepare_imports()
     import open_clip  # noqa: F401
+    import torch._dynamo  # noqa: F401 - by torch's optimizers
 
 
 def device_facts(threads: int | None) -> dict[str, str | int]:
@@ -469,7 +470,7 @@ _NOT_BUILT = (
 
 def _construct(config: Mapping[str, Any], name: str, device: str) -> Clip:
     """The open_clip class that a configuration means, as open_clip's own factory chooses it, but with no download."""
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
     import torch
 
@@ -485,7 +486,7 @@ def _construct(config: Mapping[str, Any], name: str, device: str) -> Clip:
 
 
 def _registered(name: str) -> dict[str, Any]:
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
 
     config: dict[str, Any] | None = open_clip.get_model_config(name.replace("/", "-"))
@@ -553,7 +554,7 @@ def _is_checkpoint(base: Base, project: Path) -> bool:
 
 
 def _tag(base: Base) -> dict[str, Any]:
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
 
     config: dict[str, Any] = open_clip.get_pretrained_cfg(base.model.replace("/", "-"), base.pretrained)

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from tasks.errors import UserError
 from tasks.model import dialects, tokenizers
+from tasks.model.light_imports import prepare as prepare_imports
 from tasks.model.settings import Checked, Layers, Size, checked, mlp_ratio
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +173,7 @@ def _unlike(source: str, setting: str, value: object) -> UserError:
 
 def _timm_name(vision: _Vision, path: Path) -> str:
     """timm's name of the tower that is made of this."""
-    ensure_torchvision()
+    prepare_imports()
     import timm
 
     wanted = vision.model_dump(exclude={"vision_use_head"})
@@ -197,7 +197,7 @@ def _trunk(name: str) -> dict[str, Any] | None:
 
     Two towers of timm that differ in anything else have tensors of other names.
     """
-    ensure_torchvision()
+    prepare_imports()
     import timm
     import torch
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
 from tasks.model import vocabularies
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.model.light_imports import prepare as prepare_imports
 from tasks.storage import hub
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load(folder: Path, text: Mapping[str, Any]) -> Tokenizer:
 @functools.cache
 def _simple(settings: str) -> SimpleTokenizer:
     """open_clip's own tokenizer with settings as JSON, made once: it reads a vocabulary for 0.1 s."""
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
 
     return open_clip.SimpleTokenizer(**json.loads(settings))
@@ -201,7 +201,7 @@ def _require_fitting(tokenizer: HFTokenizer, text: Mapping[str, Any], name: str)
 
 
 def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:
-    ensure_torchvision()
+    prepare_imports()
     # A repository can name code of its own; it never runs, whatever the configuration asks for.
     settings = {**own_settings(text), "trust_remote_code": False}
     hub.guard()

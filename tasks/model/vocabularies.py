@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.model.light_imports import prepare as prepare_imports
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 """transformers' names of the two tokens that CLIP puts around a text."""
@@ -36,7 +36,7 @@ _SPLITS = [
 @functools.cache
 def clip() -> tuple[Mapping[str, int], tuple[str, ...]]:
     """Token → number, and the merges in their order (``left right``), of the tokenizer that open_clip ships."""
-    ensure_torchvision()
+    prepare_imports()
     from open_clip.tokenizer import SimpleTokenizer
 
     simple = SimpleTokenizer()

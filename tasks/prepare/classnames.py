@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from tasks.errors import UserError
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.model.light_imports import prepare as prepare_imports
 from tasks.params import EvaluationSet
 from tasks.prepare import encodings
 
@@ -122,7 +122,7 @@ def renamed(table: ClassNames, classes: Sequence[str], what: str) -> tuple[str, 
 
 def _imagenet() -> ClassNames:
     """open_clip's names of ImageNet's 1000 classes, by number and by WordNet id (timm's list, in the same order)."""
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
     from timm.data import ImageNetInfo
 

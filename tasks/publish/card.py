@@ -88,9 +88,9 @@ def bases(lineage: Sequence[State]) -> list[str]:
 
 def _of_tag(model: str, tag: str) -> list[str]:
     """The repository that open_clip has the weights of one of its tags in."""
-    from tasks.model.torchvision_shim import ensure
+    from tasks.model.light_imports import prepare
 
-    ensure()
+    prepare()
     import open_clip
 
     where = (open_clip.get_pretrained_cfg(model.replace("/", "-"), tag) or {}).get("hf_hub", "")

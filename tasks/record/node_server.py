@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks import environment, fork_call, forking, processes
+from tasks.model import light_imports
 
 _OWN = ("chronomerge", "flows", "tasks")
 """Packages of a project: a fork imports those of its own folder."""
@@ -68,7 +69,7 @@ def main() -> None:
         listening.listen(64)  # who asks before all is imported waits
         print("listens", flush=True)
         _preload()
-        called = forking.serve(listening, [sys.stdin.fileno()])
+        called = forking.serve(listening, [sys.stdin.fileno()], light_imports.load_towers)
     if called is None:
         os.killpg(0, signal.SIGTERM)  # with all its forks
     else:

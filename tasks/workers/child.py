@@ -16,9 +16,10 @@ import runpy
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from tasks import processes
-from tasks.model import models
+from tasks.model import light_imports, models
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     code, own = os.getcwd(), os.getpid()  # noqa: PTH109
     for text in sys.stdin:
         request = json.loads(text)
+        light_imports.load_towers(Path(request["folder"]))
         reading, writing = os.pipe()
         started = time.monotonic()
         fork = os.fork()

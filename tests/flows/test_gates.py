@@ -11,7 +11,7 @@ from flows.cli import status, tables
 from tasks import layout
 from tasks.errors import UserError
 from tasks.model import checkpoints, models
-from tasks.model.torchvision_shim import ensure as ensure_torchvision
+from tasks.model.light_imports import prepare as prepare_imports
 from tasks.params import load
 from tasks.record import delivery, heads, history, promotion, restoration, timelines, verification
 from tasks.storage import dvc_config
@@ -116,7 +116,7 @@ def test_pointers_are_moved_by_gates_and_by_hand_and_followed(gated: Path, tmp_p
 
 
 def test_the_deployed_weights_alone_and_open_clip_loads_them(gated: Path, tmp_path: Path) -> None:
-    ensure_torchvision()
+    prepare_imports()
     import open_clip
 
     folder, two = tmp_path / "serving", timelines.find(gated, "tiny", 2)

@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tasks.model import torchvision_shim
+from tasks.model import light_imports
 from tasks.params import Params
 
-torchvision_shim.ensure()
+light_imports.prepare()
 
 import open_clip  # noqa: E402, F401 - the server has it before it forks
 

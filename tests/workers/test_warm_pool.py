@@ -15,7 +15,8 @@ from tests.project import ROOT
 from tests.waiting import until
 
 REAL = (
-    "tasks/__init__.py", "tasks/processes.py", "tasks/model/__init__.py", "tasks/workers/__init__.py",
+    "tasks/__init__.py", "tasks/layout.py", "tasks/processes.py", "tasks/model/__init__.py",
+    "tasks/model/light_imports.py", "tasks/model/torchvision_shim.py", "tasks/workers/__init__.py",
     "tasks/workers/child.py",
 )  # fmt: skip
 NODE = """
