@@ -21,6 +21,7 @@ THEIRS = {
 """Percent, by clip-benchmark 1.6.2."""
 
 
+@pytest.mark.long
 def test_scores_are_those_that_clip_benchmarks_program_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of `benchmarks/clip_benchmark.py --python clipbench/bin/python --count 60 --steps 20`."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

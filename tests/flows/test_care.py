@@ -108,6 +108,7 @@ def test_garbage_and_nothing_else_is_freed(project: Path, tmp_path: Path) -> Non
     restores(project, tmp_path / "one", 1)
 
 
+@pytest.mark.long
 def test_a_real_s3_server_is_swept_alike(project: Path, tmp_path: Path) -> None:
     projects.write_params(project, store={"remote": "embedded"})
     freed = {plant(project, "nobody wants this"), *weights(project, 0)}

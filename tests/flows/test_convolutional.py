@@ -22,9 +22,8 @@ CONVNEXT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "tower", [pytest.param(RESNET, id="resnet"), pytest.param(CONVNEXT, id="convnext", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("tower", [pytest.param(RESNET, id="resnet"), pytest.param(CONVNEXT, id="convnext")])
 def test_a_timeline_of_a_convolutional_model(
     tower: dict[str, Any], tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

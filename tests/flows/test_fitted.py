@@ -62,12 +62,13 @@ LEARNED: dict[str, Any] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method",
     [
         {"name": "adamerging", "iterations": 30, "every": 10, "lr": 0.05},
-        pytest.param({"name": "concrete", "iterations": 30, "every": 10, "lr": 0.2}, marks=pytest.mark.long),
-        pytest.param({"name": "frank_wolfe", "iterations": 3}, marks=pytest.mark.long),
+        {"name": "concrete", "iterations": 30, "every": 10, "lr": 0.2},
+        {"name": "frank_wolfe", "iterations": 3},
     ],
     ids=["adamerging", "concrete", "frank_wolfe"],
 )

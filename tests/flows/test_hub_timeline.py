@@ -144,6 +144,7 @@ def test_the_manifests_pin_each_data_set(ran: tuple[Path, dict[str, str]], serve
     assert origin["files"]["train/0.tar"]["sha256"] == hashlib.sha256(files["train/0.tar"]).hexdigest()
 
 
+@pytest.mark.long
 def test_the_states_need_no_hub_to_verify_restore_and_go_on(ran: tuple[Path, dict[str, str]]) -> None:
     folder, environment = ran
     nowhere = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(folder.parent / "empty")}
@@ -216,6 +217,7 @@ def test_an_adapter_for_another_base_is_refused_and_nothing_is_recorded(
     assert "is an adapter for 'org/other', and the timeline's base is 'hf-hub:org/base'" in done.stdout
 
 
+@pytest.mark.long
 def test_what_is_published_is_the_base_of_another_timeline(
     ran: tuple[Path, dict[str, str]], server: hub.Hub, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def own(folder: Path) -> Path:
     return tokenizers.save(folder, tokenizers.REORDERED)
 
 
+@pytest.mark.long
 def test_the_tokenizer_of_a_base_goes_through_states_to_the_published_model(
     tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

@@ -217,6 +217,7 @@ def test_a_vision_stream_ends_in_the_table_over_its_orders(
     assert all(one["orders"] == 2 and 0 <= one["acc"] <= 100 for one in rows.values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fomo_in_flux_runs_by_its_class_sequence(made: Path, tmp_path: Path, prefect_api: dict[str, str]) -> None:
     project = projects.copy(made, tmp_path / "project")

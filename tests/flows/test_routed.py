@@ -149,6 +149,7 @@ def with_a_third(routed: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_step_ends_with_the_same_bytes_and_an_expert_more_is_folded(
     routed: Path, tmp_path: Path, prefect_api: dict[str, str]

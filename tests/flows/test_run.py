@@ -200,6 +200,7 @@ def test_a_damaged_object_is_fetched_again_before_it_is_built_on(
     assert "state/tiny/0003" in projects.tags(copy)
 
 
+@pytest.mark.long
 def test_an_outage_while_recording_is_one_line_and_the_next_run_goes_on(
     tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

@@ -13,6 +13,7 @@ from tests.project import PARAMS, chronomerge, git
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_run_on_a_share_says_which_states_were_evaluated_so(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     project = projects.make(tmp_path / "project", evaluate={**PARAMS["evaluate"], "share": 0.5})
     chronomerge(project, "run", **prefect_api)

@@ -233,6 +233,7 @@ print(start.tag, last.tag, last.manifest.withdrawals[0].still_in, sep="\\n")
 """
 
 
+@pytest.mark.long
 def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(
     ema: Path, prefect_api: dict[str, str]
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_killed_worker_is_replaced_by_another_to_the_same_bytes(
     assert made == {tag: wanted[tag] for tag in ("state/tiny/0000", "state/tiny/0001")}
 
 
+@pytest.mark.long
 def test_a_step_on_a_local_cluster_makes_the_same_bytes_and_its_evaluation_is_divided(
     run: Path, tmp_path: Path, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
