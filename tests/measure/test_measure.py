@@ -124,9 +124,9 @@ def test_the_drawn_fisher_is_the_expected_one_on_average(tiny: Tiny) -> None:
         gradients = torch.autograd.grad(log_p[c], list(parameters.values()), retain_graph=True)
         for (name, total), gradient in zip(exact.items(), gradients, strict=True):
             exact[name] = total + log_p[c].detach().exp() * gradient.square()
-    drawn = fisher_of(tiny, (drawn_loss(logits, 0, i) for i in range(1500)))
+    drawn = fisher_of(tiny, (drawn_loss(logits, 0, i) for i in range(400)))
     for name, expected in exact.items():
-        assert float((drawn[f"fisher/{name}"] - expected).norm() / expected.norm()) < 0.1, name
+        assert float((drawn[f"fisher/{name}"] - expected).norm() / expected.norm()) < 0.2, name
 
 
 def test_draws_depend_on_seed_and_sample_alone(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page's script is kept in the user's cache, and made again where what is kept is not what was written."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tasks.report import vega
 
 def test_the_script_is_made_once_and_again_after_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(vl_convert, "javascript_bundle", functools.cache(vl_convert.javascript_bundle))
     made = vega.script.__wrapped__()
     assert "vegaEmbed" in made
     (kept,) = layout.user_cache("vega").glob("*.js")
