@@ -39,6 +39,7 @@ from tasks.model.inputs import open_model
 from tasks.model.origins import ModelFiles, located
 from tasks.model.sinks import SHARD_BYTES, DictSink, FileSink
 from tasks.model.sources import FileSource, TensorSource, content_hash
+from tasks.model.translated import learned
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 
@@ -126,6 +127,7 @@ def merge(
         for i, model in enumerate(found):
             named_like = base_source or (sources[0] if sources else None)
             sources.append(open_model(model, f"expert {i + 1}", stack, named_like))
+        base_source, sources = base_source and learned(base_source), [learned(source) for source in sources]
         reference = base_source or sources[0]
         others = {f"expert {i + 1}": s for i, s in enumerate(sources) if s is not reference}
         measured = open_statistics(statistics or [], stack)
@@ -145,7 +147,7 @@ def merge(
             sorted_out = layout(reference, others, inputs, rules)
             plan, parts = resolve(chosen, sorted_out, len(experts), in_parts)
             plan = check_statistics(chosen, measured, plan, sources, reference)
-            report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes, measured)
+            report = report_of(chosen, plan, inputs, "batch", where.name, len(sources), hashes, measured, base_source)
             if where_to is not None:
                 where_to.check(plan.entries)
             if dry_run:

@@ -70,10 +70,11 @@ class Report:
 
 def report_of(
     technique: Technique, plan: MergeLayout, inputs: Sequence[TensorSource], form: str, device: str, experts: int,
-    hashes: list[str], measured: Sequence[Measured] = (),
+    hashes: list[str], measured: Sequence[Measured] = (), base: TensorSource | None = None,
 ) -> Report:  # fmt: skip
-    """The report of a merge that reads ``inputs``."""
-    notes = [*dict.fromkeys(text for source in inputs for text in source.notes), *plan.notes]
+    """The report of a merge that computes with ``inputs``; ``base`` is one even where nothing is computed with it."""
+    told = [*inputs, *([base] if base else [])]
+    notes = [*dict.fromkeys(text for source in told for text in source.notes), *plan.notes]
     if plan.statistics:
         notes.append(note(plan.statistics))
     return Report(

@@ -116,11 +116,24 @@ def as_the_base(source: TensorSource, base: TensorSource) -> TensorSource:
 
 def _without_unknown_buffers(source: TensorSource, base: TensorSource) -> TensorSource:
     """Buffers of older versions that a base of the same names does not have."""
-    known = dialects.of(source.entries)
-    if known is None and dialects.naming(source.entries) != "open_clip":
-        return source
-    buffers = known.ignored if known else dialects.available()["transformers_clip"].ignored_in_open_clip
-    return source if any(map(buffers.fullmatch, base.entries)) else without_buffers(source, buffers)
+    buffers = _buffers_in(source.entries)
+    return source if buffers is None or any(map(buffers.fullmatch, base.entries)) else without_buffers(source, buffers)
+
+
+def _buffers_in(names: Collection[str]) -> re.Pattern[str] | None:
+    """The names of buffers of older versions in a checkpoint with these names; None where it is no CLIP."""
+    known = dialects.of(names)
+    if known is None and dialects.naming(names) != "open_clip":
+        return None
+    return known.ignored if known else dialects.available()["transformers_clip"].ignored_in_open_clip
+
+
+def learned(source: TensorSource) -> TensorSource:
+    """``source`` without the buffers of older versions of CLIP, whatever the prefix of its names; a note names them."""
+    plain = dialects.unwrapped(source.entries)
+    buffers = _buffers_in(plain)
+    found = [own for name, own in plain.items() if buffers is not None and buffers.fullmatch(name)]
+    return without_buffers(source, re.compile("|".join(map(re.escape, found)))) if found else source
 
 
 def without_buffers(source: TensorSource, buffers: re.Pattern[str]) -> TensorSource:

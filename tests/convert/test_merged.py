@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -153,6 +154,56 @@ def test_notes_name_models_of_a_hub_by_repository_and_the_card_no_folder(folders
     card = (tmp_path / "out/README.md").read_text()
     assert "- note: lora: a PEFT adapter" in card
     assert str(tmp_path) not in card
+
+
+def with_buffers(folder: Path, out: Path) -> Path:
+    """A model as older versions saved it, with buffers that hold nothing learned."""
+    shutil.copytree(folder, out)
+    (weights,) = out.glob("*.safetensors")
+    tensors = load_file(weights)
+    if "visual.proj" in tensors:
+        context = len(tensors["positional_embedding"])
+        added = {"attn_mask": torch.full((context, context), -torch.inf).triu(1), "context_length": torch.tensor(77)}
+    else:
+        added = {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")}
+    save_file({**tensors, **added}, weights, {"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("library", ["oc", "base"])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_buffers_of_any_of_the_models_change_nothing(
+    folders: Path, tmp_path: Path, library: str, with_base: bool
+) -> None:
+    """Whichever has them, and of whichever library: the output is that of the same models without."""
+    given = {name: with_buffers(folders / name, tmp_path / name) for name in ("base", "oc", "a", "b")}
+
+    def outcome(name: str, base: Path, *experts: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+        models = {"base": base, "experts": experts} if with_base else {"experts": [base, *experts]}
+        done, _ = merge_into(tmp_path / name, technique="linear", **models)
+        return load_file(next((tmp_path / name).glob("*.safetensors"))), done.report.summary()
+
+    wanted, _ = outcome("plain", folders / library, folders / "a", folders / "b")
+    for number, (base, a, b) in enumerate([(True, False, False), (False, True, False), (True, True, True)]):
+        choice = ((library, base), ("a", a), ("b", b))
+        made, told = outcome(str(number), *((given[name] if old else folders / name) for name, old in choice))
+        assert made.keys() == wanted.keys()
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.items())
+        assert sum("left out: nothing that is learned" in line for line in told) == base + a + b
+        assert "missing" not in " ".join(told)
+
+
+def test_a_card_has_the_base_of_a_hub_once_and_says_what_was_left_out(folders: Path, tmp_path: Path) -> None:
+    expert = with_buffers(folders / "a", tmp_path / "older")
+    with hub.serving() as server, server.used(tmp_path / "home"):
+        commit = server.commit("org/base", folders / "base")
+        merge_into(tmp_path / "out", technique="linear", base="hf:org/base", experts=[expert])
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.base_model == ["org/base"]
+    assert card.text.count("| hf:org/base | base | |") == 1
+    assert card.text.count(commit) == 1
+    left = ", ".join(f"{tower}\\_model.embeddings.position\\_ids" for tower in ("text", "vision"))
+    assert card.text.count(f"- note: older: {left} left out: nothing that is learned") == 1
 
 
 def test_models_with_different_tokenizers_are_not_merged(tmp_path: Path) -> None:

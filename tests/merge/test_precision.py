@@ -100,7 +100,7 @@ def mask() -> np.ndarray:
     return np.triu(np.full((77, 77), -np.inf, "f4"), 1)
 
 
-@pytest.mark.parametrize("name", ["attn_mask", "text.attn_mask", "causal.buffer"])
+@pytest.mark.parametrize("name", ["visual.attn_mask", "text.causal_mask", "causal.buffer"])
 @pytest.mark.parametrize("technique", ["linear", "ties", "opcm", "pcb"])
 def test_infinities_that_all_models_share_are_copied(name: str, technique: str, tmp_path: Path) -> None:
     models = [{**m, name: mask()} for m in (base(), *experts(2))]
@@ -131,11 +131,15 @@ def test_infinities_in_one_model_are_refused_and_nans_in_all() -> None:
 
 def test_finite_masks_are_copied_where_equal_and_said_where_not() -> None:
     finite = np.where(mask() < 0, np.finfo("f4").min, 0)
-    report = merge("task_arithmetic", [{**base(), "attn_mask": finite}], {**base(), "attn_mask": finite}).report
-    assert report.kept == {"attn_mask": "a mask, the same in all models"}
-    report = merge("task_arithmetic", [{**base(), "attn_mask": finite / 2}], {**base(), "attn_mask": finite}).report
+    report = merge(
+        "task_arithmetic", [{**base(), "visual.attn_mask": finite}], {**base(), "visual.attn_mask": finite}
+    ).report
+    assert report.kept == {"visual.attn_mask": "a mask, the same in all models"}
+    report = merge(
+        "task_arithmetic", [{**base(), "visual.attn_mask": finite / 2}], {**base(), "visual.attn_mask": finite}
+    ).report
     assert report.notes == [
-        "attn_mask is named like a mask and differs between the models; it was merged like a weight"
+        "visual.attn_mask is named like a mask and differs between the models; it was merged like a weight"
     ]
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import open_clip
 import pytest
@@ -16,11 +16,13 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from ruamel.yaml import YAML
+from safetensors.torch import load, load_file
 from transformers import CLIPModel
 
 from tasks import layout
 from tasks.errors import UnavailableError, UserError
-from tasks.params import TechniqueChoice
+from tasks.model import models
+from tasks.params import Base, TechniqueChoice
 from tasks.publish import card, publish
 from tasks.publish.public import shortened
 from tasks.publish.recipe import last_merge, settings_of
@@ -110,6 +112,30 @@ def test_the_folder_loads_and_says_where_it_is_from(states: list[State], tmp_pat
     with Image.open(folder / "lineage.png") as picture:
         assert picture.size[0] > picture.size[1]
         assert len(picture.getcolors(1 << 16) or []) > 10  # boxes, an arrow and letters
+
+
+@pytest.mark.parametrize("library", ["open_clip", "transformers"])
+def test_a_published_folder_is_a_base_as_model_and_as_weights(
+    states: list[State], tmp_path: Path, library: Literal["open_clip", "transformers"]
+) -> None:
+    """``base.model: local-dir:FOLDER``, the same with ``pretrained``, and a configuration of one's own with it."""
+    publish(states[1], str(tmp_path / "shapes"), Form(library))
+    deployed = load(model(tmp_path)[layout.DEPLOYED])  # as of every state here; beside its configuration
+    for number, given in enumerate((
+        {"model": "local-dir:shapes"},
+        {"model": f"local-dir:{tmp_path / 'shapes'}", "pretrained": "shapes"},
+        {"model": "tiny.json", "pretrained": "shapes"},
+        {"model": "tiny.json", "pretrained": "local-dir:shapes"},
+    )):  # fmt: skip
+        base = Base.model_validate(given)
+        models.check(base, tmp_path)
+        into = tmp_path / str(number)
+        models.resolve(base, tmp_path, into / "model")
+        models.fetch_tokenizer(base, tmp_path, into / "model")
+        assert models.fetch_base(base, tmp_path, into) is None
+        read = load_file(into / "base.safetensors")
+        assert read.keys() == deployed.keys()
+        assert all(torch.equal(tensor.reshape(read[name].shape), read[name]) for name, tensor in deployed.items())
 
 
 def test_what_came_from_a_hub_is_named_with_its_licence(tmp_path: Path, dvc: Dvc) -> None:
