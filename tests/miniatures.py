@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,10 +130,19 @@ def fomo(root: Path, project: Path) -> Path:
         "steps_of": {2: 3},
         "time": {"init": "ema", "deploy": "ema", "technique": {"name": "linear", "weight": 0.5}},
         "grid": {"technique": ["linear"]},
-        "folder": "fomo:{data}/{name}",
+        "folder": "fomo:{data}/{name}", "archives": "fomo-tar:{data}/{name}",
         "sets": [{**one, **common} for one in sets],
     }  # fmt: skip
     return _written(project / "streams/mini-fomo.yaml", content)
+
+
+def fomo_archives(root: Path, to: Path) -> Path:
+    """The sets of `fomo` as the authors' archives: ``NAME.tar`` with members ``NAME/…``, no annotations."""
+    to.mkdir(parents=True, exist_ok=True)
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name != "00_info"):
+        with tarfile.open(to / f"{folder.name}.tar", "w") as tar:
+            tar.add(folder, folder.name)
+    return to
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -24,7 +24,12 @@ def data() -> None:
 @app.command()
 def check(
     what: Annotated[str, typer.Argument(help="A ready stream, or STREAM/NAME for one of its sets.")],
-    data: Annotated[Path | None, typer.Option(help="A folder that has the sets.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder that has the sets, or (FoMo-in-Flux) a repository, hf:ORG/NAME.")
+    ] = None,
+    info: Annotated[
+        Path | None, typer.Option(help="The folder of FoMo-in-Flux's annotation files [00_info beside the sets].")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="The kind of source to prefer, such as torchvision.")] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Compute zero-shot scores too, with the model that known ones are of.")
@@ -50,7 +55,13 @@ def check(
         progress.listen(listener)
         findings = list(
             copies.check(
-                ready_stream, sets, ready.Wanted(data=data, kind=source), project, Path(scratch), base, progress.report
+                ready_stream,
+                sets,
+                ready.Wanted(data=data, kind=source, info=info),
+                project,
+                Path(scratch),
+                base,
+                progress.report,
             )
         )
     if json:

@@ -100,7 +100,14 @@ def orders() -> None:
 def import_(
     name: Annotated[str, typer.Argument(help="A ready stream (vision8, vision14, vision20, fomo-in-flux), or a file.")],
     data: Annotated[
-        Path | None, typer.Option(help="A folder that has the sets; by default each comes from its first source.")
+        Path | None,
+        typer.Option(
+            help="A folder that has the sets, or (FoMo-in-Flux) a repository with its archives, hf:ORG/NAME; by "
+            "default each set comes from its first source."
+        ),
+    ] = None,
+    info: Annotated[
+        Path | None, typer.Option(help="The folder of FoMo-in-Flux's annotation files [00_info beside the sets].")
     ] = None,
     source: Annotated[str | None, typer.Option(help="The kind of source to prefer, such as torchvision.")] = None,
     experts: Annotated[
@@ -136,7 +143,7 @@ def import_(
         raise UserError(f"{out}: exists; remove it, or name another file")
     wanted = ready.Wanted(
         data, experts, "validation" if validation else "test", orders, timeline, prepared, source, sequence, steps,
-        note=lambda note: terminal.errors.print(f"note: {note}"),
+        note=lambda note: terminal.errors.print(f"note: {note}"), info=info,
     )  # fmt: skip
     content = ready.text(ready_stream, wanted, project)
     for line in ready.costs(ready_stream, wanted, project, image_size):

@@ -75,6 +75,7 @@ def convert(
         origin = open_model(found_base, "base", stack, None) if found_base else None
         source = plainly_named(open_model(opened, "model", stack, origin))
         require_model(str(model), source)
+        dtypes.require_precise({name: entry.dtype for name, entry in source.entries.items()}, str(model))
         notes = source.notes
         if origin is not None:
             source = _completed(source, plainly_named(origin))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,20 @@ def named(name: str | None) -> str | None:
     if name is not None and name not in NAMED:
         raise UserError(f"unknown dtype {name!r}; there are {', '.join(NAMED)}")
     return None if name is None else NAMED[name]
+
+
+def require_precise(dtypes: Mapping[str, str], what: str) -> None:
+    """Refuse weights in formats of 4 to 8 bits; ``dtypes`` of tensors are by name, as safetensors calls them.
+
+    Raises:
+        UserError: names ``what``, a tensor and its dtype.
+    """
+    for name, dtype in dtypes.items():
+        if dtype.startswith(("F8_", "F6_", "F4")):
+            raise UserError(
+                f"{what}: tensor {name!r:.200} is {dtype}, too coarse to be trained or merged: give the model that it"
+                " was made from, or load it in bfloat16 or float32 and save that"
+            )
 
 
 def stored_as(dtype: str) -> str:

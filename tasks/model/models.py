@@ -212,7 +212,7 @@ def _read_as(origin: origins.ModelFiles, expected: Mapping[str, torch.Tensor], l
     import torch
 
     from tasks.model import adapters
-    from tasks.model.dtypes import as_given, stored_as
+    from tasks.model.dtypes import as_given, require_precise, stored_as
     from tasks.model.fitting import NamesOnly
     from tasks.model.inputs import open_model
     from tasks.model.sources import TensorEntry, raw_bytes
@@ -224,6 +224,7 @@ def _read_as(origin: origins.ModelFiles, expected: Mapping[str, torch.Tensor], l
     weights: Weights = {}
     with ExitStack() as stack:
         source = as_the_base(open_model(origin, "base", stack, None), like)
+        require_precise({name: entry.dtype for name, entry in source.entries.items()}, label)
         for name, entry in source.entries.items():
             stored = raw_bytes(source, name, 0, entry.bytes).view(stored_as(entry.dtype))
             weights[name] = as_given(stored.reshape(entry.shape), entry.dtype, torch.empty(0))

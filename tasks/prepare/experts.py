@@ -20,6 +20,7 @@ from typing import Any
 from tasks.errors import UnavailableError, UserError
 from tasks.model import dialects, tokenizers
 from tasks.model.adapters import is_adapter, read_adapter
+from tasks.model.dtypes import require_precise
 from tasks.model.fitting import FittedModel, NamesOnly, OnMismatch, fitted
 from tasks.model.inputs import open_model
 from tasks.model.origins import entries, files_of, located, require_no_state, shards_of
@@ -131,6 +132,7 @@ def convert(arrival: Arrival, raw_files: Path, base: Path | None, model: Path, t
         elif dialect is not None or plain_names.keys() != names.keys() or is_adapter(path):
             like = names_of(model)
         made = _opened(raw_files, like, arrival.on_mismatch, stack)
+        require_precise({name: entry.dtype for name, entry in made.source.entries.items()}, made.source.label)
         if path.is_dir() and not is_adapter(path):
             tokenizers.require_same(path, model)
         if path.suffix == ".safetensors" and like is None:

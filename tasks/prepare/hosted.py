@@ -6,6 +6,9 @@ and bytes and SHA-256 of each file.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -41,14 +44,17 @@ class FileChoice:
 
 @dataclass(frozen=True)
 class Part:
-    """The row groups of a Parquet file that are read, where that isn't all of the file."""
+    """What is read of a file, where that isn't all of it: row groups of a Parquet file, or samples of a tar file."""
 
-    groups: tuple[int, ...]
-    starts: tuple[int, ...]
-    """The number of each one's first row in the whole file, counted from 1."""
-    columns: tuple[str, ...]
+    what: str
+    """As the data card says it: ``row groups 0, 3``."""
     bytes: int
-    """What these columns take in these row groups."""
+    kept: Path | None = None
+    """A file that has it already, and may be moved away."""
+    groups: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    """The number of each row group's first row in the whole file, counted from 1."""
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Needed:
     notes: list[str] = field(default_factory=list)
     parts: Mapping[str, Part] = field(default_factory=dict)
     """Files that are read in part."""
+    made: Mapping[str, Path] = field(default_factory=dict)
+    """Files that were made for what is read, and may be moved beside it, by their names there."""
 
 
 class Hosted(PublishedSource):
@@ -88,17 +96,41 @@ class Hosted(PublishedSource):
             whole = f"tar files have no index of classes, so {share(len(archives), len(archives), 'file')} "
             return Needed(list(chosen.files), [f"{whole}({bytes_of_all}) read"] if self.only and archives else [])
         taken: list[str] = []
+        parts: dict[str, Part] = {}
         samples = 0
         for name in chosen.files:
             taken.append(name)
+            if start := self._start(name, place, self.first - samples, outside):
+                parts[name] = start
+                break
             samples += self.samples_in(place.bring([name], outside.progress) / name, outside)
             if samples >= self.first:
                 break
-        return Needed(taken, [f"the first {self.first} samples: {share(len(taken), len(chosen.files), 'file')} read"])
+        note = f"the first {self.first} samples: {share(len(taken), len(chosen.files), 'file')} read"
+        read = sum(parts[name].bytes if name in parts else place.sizes.get(name, 0) for name in taken)
+        of_all = f" ({size(read)} of {size(sum(place.sizes.get(name, 0) for name in chosen.files))})"
+        return Needed(taken, [note + (of_all if parts else "")], parts)
 
-    def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
-        """Keep those row groups of a file as a file of the same name, whose bytes are not the whole file's."""
-        raise NotImplementedError
+    def priced(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
+        """What `needed` says, as far as it can be said before a run, in which no data are fetched."""
+        return Needed(list(chosen.files)) if self.first is not None else self.needed(chosen, place, outside)
+
+    def _start(self, name: str, place: Place, samples: int, outside: Outside) -> Part | None:
+        """The start of a tar file of a hub that has so many samples and more after them; None where all is needed."""
+        if not isinstance(place, hub.Snapshot) or not name.endswith(".tar"):
+            return None
+        outside.cache.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(json.dumps([str(place.address), place.commit, name, samples]).encode()).hexdigest()
+        target = outside.cache / f"start-{digest[:32]}.tar"
+        with place.opened(name) as file:
+            found = tars.start(file, samples, target, f"{self.what}: {name}")
+        return None if found is None else Part(f"the first {found} samples", target.stat().st_size, target)
+
+    def keep_part(self, name: str, part: Part, place: Place, home: Path) -> None:  # noqa: ARG002 - other kinds read the place
+        """Keep that part of a file as a file of the same name, whose bytes are not the whole file's."""
+        assert part.kept is not None
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(part.kept, home / name)
 
     def samples_in(self, file: Path, outside: Outside) -> int:
         """The number of samples of a file; of another than a tar file, the kind says it."""
@@ -141,7 +173,7 @@ class Hosted(PublishedSource):
         if not isinstance(place, hub.Snapshot):
             return None
         chosen = self.choose(place, outside)
-        needed = Needed(list(chosen.files)) if self.first is not None else self.needed(chosen, place, outside)
+        needed = self.priced(chosen, place, outside)
         sizes = {name: place.sizes.get(name, 0) for name in [*needed.files, *chosen.beside]}
         return place, sizes | {name: part.bytes for name, part in needed.parts.items()}
 
@@ -157,9 +189,10 @@ class Hosted(PublishedSource):
             files.copy(folder / name, home / name)
             outside.progress(f"copying {self.path}", done, len(whole))
         for done, (name, part) in enumerate(needed.parts.items(), start=1):
-            assert isinstance(place, hub.Snapshot)
             self.keep_part(name, part, place, home)
             outside.progress(f"downloading parts of {self.path}", done, len(needed.parts))
+        for name, file in needed.made.items():
+            shutil.move(file, home / name)
         record = Fetched(split=chosen.split, files=needed.files, facts=dict(chosen.facts))
         if isinstance(place, hub.Snapshot):
             record.origin = {"address": str(place.address), **place.pin([*whole, *needed.parts], home).as_dict()}
@@ -192,14 +225,13 @@ def share(some: int, of: int, noun: str) -> str:
 
 
 def _described(parts: Mapping[str, Part], place: hub.Snapshot) -> dict[str, Any]:
-    """What files that are kept in part are parts of: their row groups, and size and SHA-256 of the hub's whole file."""
+    """What is kept of files that are kept in part, and size and SHA-256 of the hub's whole file."""
     made, hashes = {}, place.stated_hashes(list(parts))
     for name, part in parts.items():
         whole = hashes.get(name, "")
-        groups = shortened(", ".join(map(str, part.groups)), 100)
         made[name] = {
             "groups": part.groups, "starts": part.starts, "size": place.sizes[name], "sha256": whole,
-            "what": f"row groups {groups} of the file with SHA-256 {whole or 'unknown'}",
+            "what": f"{part.what} of the file with SHA-256 {whole or 'unknown'}",
         }  # fmt: skip
     return made
 

@@ -6,15 +6,16 @@ one more dotted word in common (``22.05.png`` and ``22.05.txt``), that word is p
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from tasks.errors import UserError
 from tasks.prepare.listing import is_hidden
@@ -24,6 +25,11 @@ TEXT_BYTES = 1 << 20
 """Size of the largest member that is read as text (a caption, a class, JSON), and of a header with a long name."""
 LISTED_BYTES = 1 << 30
 """Size of the largest tar file that is listed before any work."""
+
+_AT_ONCE = 1 << 20
+"""Bytes that are read at a time of a file of which the start is needed."""
+_MARKS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+"""The first bytes of compressed files: gzip, bzip2, xz."""
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 
@@ -112,11 +118,114 @@ def read(path: Path, scratch: Path, what: str, limit: int) -> TarContent:
             if extension in sample.members:
                 raise UserError(f"{where}: has two members {member.name!r}; samples need names of their own")
             sample.members[extension] = TarMember(plain, member.offset_data, member.size)
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise UserError(f"{where} is cut off: its end mark is missing")
+        _require_end(tar, where)
     return TarContent([part for sample in groups.values() for part in _regrouped(sample)], left)
+
+
+def members(path: Path, what: str) -> dict[str, TarMember]:
+    """The regular files of a tar file that is not compressed, by their names, in its order.
+
+    Raises:
+        UserError: it is damaged, cut off or no tar file; names ``what``.
+    """
+    where = f"{what}: {path.name}"
+    with _readable(path, where) as tar:
+        found = {one.name: TarMember(path, one.offset_data, one.size) for one in tar if one.isreg()}
+        _require_end(tar, where)
+    return found
+
+
+def write(path: Path, members: Mapping[str, TarMember]) -> None:
+    """A tar file of members under other names; equal ones give equal bytes."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, member in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = member.size
+            tar.addfile(header, io.BytesIO(member.content()))
+
+
+def _require_end(tar: tarfile.TarFile, where: str) -> None:
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise UserError(f"{where} is cut off: its end mark is missing")
+
+
+def start(source: IO[bytes], samples: int, target: Path, what: str) -> int | None:
+    """Write the start of a tar file, up to the end of its first ``samples``, as a tar file; returns their number.
+
+    ``source`` is read to there and no further. None, and no file, where the start does not tell which samples are
+    complete or where there are not more of them: the file is compressed, or members of a sample lie apart.
+
+    Raises:
+        UserError: it is damaged, cut off or no tar file; names ``what``.
+    """
+    with target.open("w+b") as kept, _told(what):
+        reader = _Growing(source, kept)
+        end = None if _is_compressed(reader.read(6)) else _end_of(reader, samples)
+        if end is not None:
+            kept.truncate(end[1])
+            kept.seek(end[1])
+            kept.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
+            return end[0]
+    target.unlink()
+    return None
+
+
+def _end_of(reader: _Growing, samples: int) -> tuple[int, int] | None:
+    """How many samples lie before the first byte that ``samples`` do not need, and where that is; None as `start`."""
+    reader.seek(0)
+    done, alone, known = 0, True, set[str]()
+    current: TarSample | None = None
+    with tarfile.open(fileobj=reader, mode="r:", tarinfo=_Header) as tar:
+        for member in tar:
+            matched = _NAME.fullmatch(member.name)
+            if not member.isreg() or member.issparse() or _is_hidden(member.name) or not matched:
+                continue
+            if current is None or matched[1] != current.key:
+                if current is not None:
+                    alone = alone and len(current.members) == 1
+                    done += len(list(_regrouped(current)))
+                if matched[1] in known or (done >= samples and alone):
+                    return None
+                if done >= samples:
+                    return done, member.offset
+                current = TarSample(matched[1])
+                known.add(matched[1])
+            current.members[matched[2].lower()] = TarMember(Path(), member.offset_data, member.size)
+    return None
+
+
+class _Growing(io.RawIOBase):
+    """What has been read of a source, in a file; reading further reads the source."""
+
+    def __init__(self, source: IO[bytes], kept: IO[bytes]):
+        self._source, self._kept, self._at, self._there = source, kept, 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET
+        self._at = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0
+        self._kept.seek(self._there)
+        while self._there < self._at + size and (chunk := self._source.read(_AT_ONCE)):
+            self._kept.write(chunk)
+            self._there += len(chunk)
+        self._kept.seek(self._at)
+        data = self._kept.read(size)
+        self._at += len(data)
+        return data
 
 
 def _is_hidden(name: str) -> bool:
@@ -169,15 +278,25 @@ def _opener(path: Path, where: str) -> Any:
             start = file.read(6)
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
-    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-    return next((opener for mark, opener in openers.items() if start.startswith(mark)), None)
+    openers: tuple[Any, ...] = (gzip.open, bz2.open, lzma.open)
+    return next((opener for mark, opener in zip(_MARKS, openers, strict=True) if start.startswith(mark)), None)
+
+
+def _is_compressed(start: bytes) -> bool:
+    return start.startswith(_MARKS)
 
 
 @contextmanager
 def _readable(path: Path, where: str) -> Iterator[tarfile.TarFile]:
     """Open a tar file, errors as those of a user."""
+    with _told(where), tarfile.open(path, "r:", tarinfo=_Header) as tar:
+        yield tar
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Errors of reading a tar file as those of a user."""
     try:
-        with tarfile.open(path, "r:", tarinfo=_Header) as tar:
-            yield tar
+        yield
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where} is damaged or no tar file: {error}") from None

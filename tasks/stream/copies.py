@@ -69,7 +69,7 @@ def check(
             where = ready.source(one, manifest, wanted.data, wanted.kind)
             classes: set[str] = set()
             for part in ("train", "test") if one.role == "adaptation" else ("test",):
-                source = _at_commit(ready.spec(one, where, part), project)
+                source = _at_commit(ready.spec(one, where, part, info=wanted.info), project)
                 at = f"{source.name}:{source.path}"
                 count, names = _look(source, one.name, project, scratch, progress)
                 classes |= names
@@ -147,22 +147,25 @@ def bytes_to_download(manifest: StreamManifest, wanted: Wanted, project: Path) -
     for one in manifest.sets:
         where = ready.source(one, manifest, wanted.data, wanted.kind)
         parts = ("train", "test") if one.role == "adaptation" and not wanted.experts else ("test",)
-        sizes = [_size(parse(f"{where}#{part}", one.name), project) for part in parts]
-        known = [size for size in sizes if size is not None]
-        counts[one.name] = sum(known) if len(known) == len(sizes) else None
+        files: dict[str, int] | None = {}
+        for part in parts:
+            found = _sizes(parse(ready.spec(one, where, part, info=wanted.info), one.name), project)
+            files = None if files is None or found is None else files | found
+        counts[one.name] = None if files is None else sum(files.values())
     return counts
 
 
-def _size(source: Any, project: Path) -> int | None:
+def _sizes(source: Any, project: Path) -> dict[str, int] | None:
+    """The files of a hub that a source reads, with their bytes; None where nobody says."""
     from tasks.errors import UnavailableError
 
     if isinstance(source, Photographs):
-        return 0
+        return {}
     if not isinstance(source, Hosted):
         return None
     try:
         place = source.place(project)
         chosen = source.choose(place, Outside(project, project, 0, silent))
-        return sum(place.sizes.get(name, 0) for name in chosen.files) if source.address(project) else 0
+        return {name: place.sizes.get(name, 0) for name in chosen.files} if source.address(project) else {}
     except UnavailableError:
         return None

@@ -109,6 +109,8 @@ class StreamManifest(Settings):
     """Training steps of a time step by the number of time steps, where the benchmark's budget says it."""
     folder: str
     """The source of a set in a folder of the user's; ``{data}`` is the folder and ``{name}`` the set."""
+    archives: str | None = None
+    """The source of a set as its archive, on a hub or in a folder, where there is such a kind; written as `folder`."""
     sets: tuple[ReadySet, ...] = Field(min_length=1)
 
     @field_validator("time", "grid")

@@ -19,6 +19,7 @@ from tasks.prepare.demand import RATE
 from tasks.prepare.registry import parse
 from tasks.prepare.source import Note, unheard
 from tasks.prepare.sources.fomo import sequence
+from tasks.storage import hub
 from tasks.stream import pins
 from tasks.stream.cut import groups
 from tasks.stream.manifest import VALIDATION_SHARE, ReadySet, StreamManifest
@@ -51,6 +52,8 @@ class Wanted:
     """A class sequence of FoMo-in-Flux, which is cut into ``steps`` time steps; else each set is one."""
     steps: int = 0
     note: Note = unheard
+    info: Path | None = None
+    """The folder of a benchmark's annotations, where it is not beside the data."""
 
 
 def source(one: ReadySet, manifest: StreamManifest, data: Path | None, kind: str | None = None) -> str:
@@ -60,13 +63,28 @@ def source(one: ReadySet, manifest: StreamManifest, data: Path | None, kind: str
         UserError: it cannot be had automatically; says whom to ask.
     """
     if data is not None:
-        return manifest.folder.replace("{data}", str(data)).replace("{name}", one.name)
+        where = _template(manifest, str(data), kind)
+        return where.replace("{data}", str(data)).replace("{name}", one.name)
     if not one.sources:
         raise UserError(f"{one.name}: {one.missing} (licence: {one.licence}); give a folder with it: --data FOLDER")
     return next((text for text in one.sources if text.partition(":")[0] == kind), one.sources[0])
 
 
-def spec(one: ReadySet, where: str, part: str, share: str | None = None) -> dict[str, Any]:
+def _template(manifest: StreamManifest, data: str, kind: str | None) -> str:
+    """The source of sets at a place of the user's: a folder, or archives.
+
+    Raises:
+        UserError: the place is a hub, and the stream has no kind of source for that.
+    """
+    archives = manifest.archives
+    if archives is not None and (hub.is_address(data) or kind == archives.partition(":")[0]):
+        return archives
+    if hub.is_address(data):
+        raise UserError(f"--data {data}: {manifest.stream} reads folders; its sets have addresses of their own")
+    return manifest.folder
+
+
+def spec(one: ReadySet, where: str, part: str, share: str | None = None, info: Path | None = None) -> dict[str, Any]:
     """A source in the mapping form, with the settings of the set that its kind takes.
 
     Raises:
@@ -82,7 +100,7 @@ def spec(one: ReadySet, where: str, part: str, share: str | None = None) -> dict
         more["template"] = one.templates[0]
     if one.pairs:
         more["pairs"] = True
-    more |= {"label": one.label, "share": share}
+    more |= {"label": one.label, "share": share, "info": None if info is None else str(info)}
     return settings | {key: value for key, value in more.items() if value is not None and key in accepted}
 
 
@@ -147,7 +165,10 @@ def _of_sequence(path: Path, manifest: StreamManifest, wanted: Wanted) -> list[d
         for i in group:
             of_set.setdefault(pairs[i][0], []).append(pairs[i][1])
         update = [
-            {**spec(known[name], source(known[name], manifest, wanted.data, wanted.kind), "train"), "only": classes}
+            {
+                **spec(known[name], source(known[name], manifest, wanted.data, wanted.kind), "train", info=wanted.info),
+                "only": classes,
+            }
             for name, classes in of_set.items()
         ]
         stream.append({"name": f"{path.stem}-{number:03d}", "update": update})
@@ -161,14 +182,17 @@ def _arrival(one: ReadySet, manifest: StreamManifest, wanted: Wanted) -> dict[st
         return {"name": one.name, "expert": one.expert}
     return {
         "name": one.name,
-        "update": [spec(one, source(one, manifest, wanted.data, wanted.kind), "train", shares(one)[0])],
+        "update": [
+            spec(one, source(one, manifest, wanted.data, wanted.kind), "train", shares(one)[0], info=wanted.info)
+        ],
     }
 
 
 def test(one: ReadySet, manifest: StreamManifest, wanted: Wanted) -> dict[str, Any]:
     where = source(one, manifest, wanted.data, wanted.kind)
     held_out = wanted.evaluate_on == "validation" and one.role == "adaptation"
-    made = spec(one, where, "train", shares(one)[1]) if held_out else spec(one, where, "test")
+    part, share = ("train", shares(one)[1]) if held_out else ("test", None)
+    made = spec(one, where, part, share, wanted.info)
     prompt = {} if one.pairs or not one.templates else {"prompt": _prompt(one)}
     return {"name": one.name, "test": [made], **prompt}
 

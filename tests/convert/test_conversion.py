@@ -151,6 +151,11 @@ def test_what_is_wrong_is_named_and_nothing_is_left(saved: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"lacks the tensor 'visual.ln_pre.weight' that its configuration asks for"):
         convert(broken, "open_clip", tmp_path / "out")
 
+    coarse = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(saved / "model.safetensors").items()}
+    save_file(coarse, lone)
+    with pytest.raises(UserError, match=r"m\.safetensors: tensor '.*' is F8_E4M3, too coarse"):
+        convert(lone, "open_clip", tmp_path / "out", base=saved)
+
     config = json.loads((saved / "config.json").read_text())
     config["model_type"] = "blip"
     (broken / "config.json").write_text(json.dumps(config))

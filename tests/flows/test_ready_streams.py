@@ -16,6 +16,7 @@ from tasks.model import checkpoints, models
 from tasks.params import Base
 from tasks.prepare.registry import parse
 from tasks.train.node import random_weights
+from tasks.units import size
 from tests import hub, miniatures
 from tests import project as projects
 from tests.project import chronomerge, git
@@ -27,6 +28,9 @@ NAMES = ("one", "two", "three")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub.Hub]:
     with hub.serving() as one:
         miniatures.on_hub(one, tmp_path_factory.mktemp("parquet"), NAMES)
+        home = tmp_path_factory.mktemp("archives")
+        miniatures.fomo(home / "fomo", home)
+        one.commit("mini/fomo", miniatures.fomo_archives(home / "fomo", home / "tars"), kind="datasets")
         yield one
 
 
@@ -151,6 +155,23 @@ def test_a_class_sequence_is_cut_and_takes_the_budget_of_its_steps() -> None:
     assert [one.prompt for one in read.evaluate.sets] == ["A photo of {}.", None, "A photo of {}."]
 
 
+def test_archives_of_a_hub_in_place_of_a_folder(server: hub.Hub) -> None:
+    args = ("--sequence", "fomo/random_1.json", "-T", "2", "--info", "fomo/00_info")
+    done = command("stream", "import", "mini-fomo", "--data", "hf:mini/fomo", *args)
+    read = params.parse(done.stdout, Path("imported"))
+    at = f"hf:mini/fomo@{commit_of(server, 'fomo')}"
+    assert [(one["path"], one["only"]) for one in read.stream[0].update] == [  # type: ignore[index]
+        (f"{at}/SHAPES", ["green", "red"]), (f"{at}/SKETCHES", ["red"]),
+    ]  # fmt: skip
+    assert {one.test[0]["info"] for one in read.evaluate.sets} == {"fomo/00_info"}  # type: ignore[index]
+    archives = sum(
+        len(data) for name, data in server.files("mini/fomo", kind="datasets").items() if name[-4:] == ".tar"
+    )
+    assert f"to download: {size(archives)}, " in done.stderr
+    with pytest.raises(UserError, match="mini-vision reads folders; its sets have addresses of their own"):
+        command("stream", "import", "mini-vision", "--data", "hf:mini/fomo")
+
+
 def test_ready_streams_are_listed() -> None:
     assert (
         "mini-fomo: FoMo-in-Flux in miniature; 2 sets arrive, 1 are only tested on" in command("stream", "list").stdout
@@ -163,8 +184,12 @@ def check(*args: str) -> tuple[int, list[dict[str, object]]]:
 
 
 @pytest.mark.parametrize(
-    "args", [["mini-vision"], ["mini-vision", "--data", "folders"], ["mini-fomo", "--data", "fomo"]]
-)
+    "args",
+    [
+        ["mini-vision"], ["mini-vision", "--data", "folders"], ["mini-fomo", "--data", "fomo"],
+        ["mini-fomo", "--data", "hf:mini/fomo", "--info", "fomo/00_info"],
+    ],
+)  # fmt: skip
 def test_a_right_copy_agrees_in_samples_and_classes(args: list[str]) -> None:
     status, found = check(*args)
     assert status == 0, found
@@ -219,15 +244,19 @@ def test_a_vision_stream_ends_in_the_table_over_its_orders(
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_fomo_in_flux_runs_by_its_class_sequence(made: Path, tmp_path: Path, prefect_api: dict[str, str]) -> None:
+def test_fomo_in_flux_runs_by_its_class_sequence(
+    made: Path, server: hub.Hub, tmp_path: Path, prefect_api: dict[str, str]
+) -> None:
+    """From the archives of a hub; `tests.prepare.test_fomo_tar` shows that unpacked ones give the same."""
     project = projects.copy(made, tmp_path / "project")
     (project / "params.yaml").unlink()
+    environment = {**prefect_api, **server.environment(tmp_path / "hub")}
     chronomerge(
-        project, "stream", "import", "mini-fomo", "--data", "fomo", "--sequence", "fomo/random_1.json", "-T", "2",
-        "-o", "params.yaml",
+        project, "stream", "import", "mini-fomo", "--data", "hf:mini/fomo", "--info", "fomo/00_info",
+        "--sequence", "fomo/random_1.json", "-T", "2", "-o", "params.yaml", **environment,
     )  # fmt: skip
     git(project, "commit", "--all", "--quiet", "--message", "a ready stream")
-    chronomerge(project, "run", **prefect_api)
+    chronomerge(project, "run", **environment)
     metrics = json.loads(git(project, "show", "state/mini-fomo/0002:metrics.json"))
     assert set(metrics["top1"]) == {"SHAPES", "BIRDS"}
     assert metrics["recall"].keys() == {"SKETCHES"}

@@ -121,6 +121,8 @@ def spoil(weights: dict[str, torch.Tensor], path: Path, how: str) -> None:
         spoilt["visual.extra"] = torch.zeros(1)
     elif how == "shape":
         spoilt["visual.proj"] = torch.zeros(3, 3)
+    elif how == "fp8":
+        spoilt = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in spoilt.items()}
     if path.suffix == ".pt":
         torch.save({"weights": print} if how == "code" else spoilt, path)
     else:
@@ -136,6 +138,8 @@ def spoil(weights: dict[str, torch.Tensor], path: Path, how: str) -> None:
         ("w.safetensors", "missing", "lacks the tensor 'visual.proj'"),
         ("w.safetensors", "extra", "has a tensor 'visual.extra'"),
         ("w.safetensors", "shape", r"'visual.proj' has shape \[3, 3\], the model has \[16, 16\]"),
+        ("w.safetensors", "fp8", "'.*' is F8_E4M3, too coarse to be trained or merged"),
+        ("w.pt", "fp8", "'.*' is F8_E4M3, too coarse to be trained or merged"),
         ("w.safetensors", "truncated", "perhaps truncated"),
         ("w.pt", "truncated", "perhaps truncated"),
         ("w.pt", "code", "not a file of plain weights"),

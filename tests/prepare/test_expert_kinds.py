@@ -183,6 +183,15 @@ def test_a_tensor_of_another_shape_is_an_error_or_the_bases(arrive: Any, tmp_pat
     same(weights, {**state, "positional_embedding": base["positional_embedding"]})
 
 
+@pytest.mark.parametrize("dialect", ["open_clip", "transformers"])
+def test_weights_of_8_bits_are_refused(arrive: Any, tmp_path: Path, dialect: str) -> None:
+    state = theirs(1).state_dict()
+    given = ours(state) if dialect == "open_clip" else state
+    save_file({name: tensor.to(torch.float8_e5m2) for name, tensor in given.items()}, tmp_path / "vendor.safetensors")
+    with pytest.raises(UserError, match=r"^expert vendor.safetensors: .*tensor '.*' is F8_E5M2, too coarse .*$"):
+        arrive("vendor.safetensors")
+
+
 def test_a_repository_of_a_hub_is_kept_with_its_commit(arrive: Any, tmp_path: Path) -> None:
     expert = theirs(1)
     expert.save_pretrained(tmp_path / "vendor")

@@ -40,6 +40,12 @@ def world(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     shutil.copytree(project / "archives/SHAPES", project / "archives/CUB200")
     for one in (project / "archives/00_info").glob("SHAPES_*"):
         shutil.copy(one, one.with_name(one.name.replace("SHAPES", "CUB200")))
+    miniatures.fomo(tmp_path / "unpacked", project)
+    (tmp_path / "unpacked/SHAPES").rename(tmp_path / "unpacked/CARS196")
+    miniatures.fomo_archives(tmp_path / "unpacked", project / "tars")
+    shutil.copytree(project / "archives/00_info", project / "tars/00_info")
+    for one in (project / "tars/00_info").glob("SHAPES_*"):
+        one.rename(one.with_name(one.name.replace("SHAPES", "CARS196")))
     samples = [(picture(number), number % 3) for number in range(6)]
     small = tmp_path / "made"
     rows = [{"image": picture(n), "label": n % 2} for n in range(4)]

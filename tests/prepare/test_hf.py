@@ -18,6 +18,7 @@ from tasks.errors import UnavailableError, UserError
 from tasks.model.datasets import Dataset
 from tasks.prepare import notes_on, parquet
 from tasks.prepare.registry import parse, written
+from tasks.storage.cache import sha256_of
 from tasks.storage.hub import TAIL
 from tests import hub, published
 from tests.prepare.conftest import picture
@@ -337,8 +338,36 @@ def test_webdataset(prepare: Prepare, server: hub.Hub, tmp_path: Path) -> None:
     card = published.FEATURES.replace("fine_label", "cls").replace("img", "png")
     server.commit("org/wds", {**files, "README.md": f"---\n{card}---\n"}, kind="datasets")
     assert named(prepare("hf:org/wds#train")) == ["dog"] * 4
-    server.requests.clear()
     assert len(prepare("hf:org/wds#train[:2]")) == 2
+
+
+@pytest.mark.parametrize("kind", ["hf", "clip-benchmark"])
+def test_the_first_samples_of_a_tar_file_come_by_range(
+    prepare: Prepare, server: hub.Hub, tmp_path: Path, project: Path, kind: str
+) -> None:
+    samples = [(noise(n), n % 3) for n in range(150)]
+    folder = published.clip_benchmark(tmp_path / "noise", {"train": samples}, shard=100)
+    if kind == "hf":
+        (folder / "README.md").write_text(f"---\n{published.FEATURES.replace('fine_label', 'cls')}---\n")
+    server.commit("org/noise", folder, kind="datasets")
+    first, second = (folder / f"train/{n}.tar" for n in (0, 1))
+    address = "hf:org/noise" if kind == "hf" else "clip-benchmark:hf:org/noise"
+    part = prepare(f"{address}#train[:20]")
+    assert 0.2 * first.stat().st_size < served(server, first.read_bytes()) < 0.7 * first.stat().st_size
+    assert served(server, second.read_bytes()) == 0
+    assert "the first 20 samples: 1 of 2 files read (" in notes(project)
+    ((name, size, sha256),) = [one for one in part.card.origins[0].files if one[0].startswith("train/0.tar")]
+    assert name == f"train/0.tar (the first 20 samples of the file with SHA-256 {sha256_of(first)})"
+    (kept,) = (project / "data/raw/arrival").rglob("0.tar")
+    assert (size, sha256) == (kept.stat().st_size, sha256_of(kept))
+    more = prepare(f"{address}#train[:120]")  # one shard, and the start of another
+    assert 0.2 * second.stat().st_size < served(server, second.read_bytes()) < second.stat().st_size
+    assert (part.images == more.images[:20]).all()
+    whole = prepare(f"{address}#train")
+    assert more.captions == whole.captions[:120]
+    assert (more.images == whole.images[:120]).all()
+    again = prepare(f"{address}#train[:20]")  # the same bytes, out of the cache
+    assert again.card.origins == part.card.origins
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------

@@ -12,7 +12,17 @@ from tests.prepare.conftest import evaluation, image_folder, params
 
 
 def test_every_file_in_sources_is_a_kind() -> None:
-    assert set(kinds()) == {"clip-benchmark", "fomo", "hf", "icons", "images", "table", "torchvision", "webdataset"}
+    assert set(kinds()) == {
+        "clip-benchmark",
+        "fomo",
+        "fomo-tar",
+        "hf",
+        "icons",
+        "images",
+        "table",
+        "torchvision",
+        "webdataset",
+    }
 
 
 @pytest.mark.parametrize(

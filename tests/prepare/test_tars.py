@@ -228,3 +228,44 @@ def test_a_list_of_class_names_is_shown_and_names_that_stand_twice_are_said(prep
 def test_a_mark_at_the_start_of_a_text_is_no_part_of_the_caption(prepare: Prepare, project: Path) -> None:
     write(project / "a.tar", [("0.png", photo(1)), ("0.txt", "\ufeffa thing".encode())])
     assert prepare("webdataset:a.tar").captions == ["a thing"]
+
+
+def started(path: Path, samples: int, target: Path) -> tuple[int | None, list[str]]:
+    """What `tars.start` says, and the samples of the file that it made."""
+    with path.open("rb") as file:
+        found = tars.start(file, samples, target, "t")
+    assert target.exists() == (found is not None)
+    content = tars.read(target, target.parent, "t", 1 << 20) if found else None
+    return found, [sample.key for sample in content.samples] if content else []
+
+
+def test_the_start_of_a_tar_file_has_its_first_samples_and_is_one_itself(tmp_path: Path) -> None:
+    members = [(f"{n}.{end}", bytes([n]) * (600 * n + 1)) for n in range(5) for end in ("png", "cls")]
+    path, target = write(tmp_path / "a.tar", [("LICENSE", b"x"), *members]), tmp_path / "start.tar"
+    whole = tars.read(path, tmp_path, "t", 1 << 20).samples
+    for samples in range(1, 5):
+        assert started(path, samples, target) == (samples, [str(n) for n in range(samples)])
+        for mine, other in zip(tars.read(target, tmp_path, "t", 1 << 20).samples, whole, strict=False):
+            assert {e: m.content() for e, m in mine.members.items()} == {
+                e: m.content() for e, m in other.members.items()
+            }
+    assert started(path, 5, target)[0] is None  # all that there are
+    dotted = [(f"{n}.05.{end}", b"x") for n in range(3) for end in ("png", "cls")]
+    assert started(write(tmp_path / "b.tar", dotted), 2, target) == (2, ["0.05", "1.05"])
+
+
+def test_where_the_start_does_not_tell_which_samples_are_complete_all_is_needed(tmp_path: Path) -> None:
+    target = tmp_path / "start.tar"
+    apart = [(f"{n}.{end}", b"x") for end in ("png", "cls") for n in range(4)]
+    assert started(write(tmp_path / "a.tar", apart), 2, target)[0] is None
+    again = [(f"{n}.{end}", b"x") for n in (0, 1, 0, 2, 3) for end in (("png", "cls") if n else ("png",))]
+    assert started(write(tmp_path / "b.tar", [*again[:3], ("0.cls", b"x"), *again[3:]]), 3, target)[0] is None
+    together = [(f"{n}.{end}", b"x") for n in range(4) for end in ("png", "cls")]
+    assert started(write(tmp_path / "c.tar", together, "w:gz"), 2, target)[0] is None
+    path = write(tmp_path / "d.tar", together)
+    path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
+    with pytest.raises(UserError, match="t is damaged or no tar file"), path.open("rb") as file:
+        tars.start(file, 2, target, "t")
+    path.write_bytes(path.read_bytes()[:0])
+    with pytest.raises(UserError, match="t is damaged or no tar file"), path.open("rb") as file:
+        tars.start(file, 2, target, "t")

@@ -17,66 +17,27 @@ pairs
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
-
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing import Any, ClassVar
 
 from tasks.errors import UserError
 from tasks.prepare import files
-from tasks.prepare.image_source import Row, Rows
+from tasks.prepare.annotated import COPY, INFO, SMALL, Annotated, bytes_of, names_of, read
+from tasks.prepare.image_source import Rows
 from tasks.prepare.photographs import Photographs, Selection
 from tasks.prepare.source import Context, Outside
-from tasks.text import one_line, shortened
-
-PARTS = {"train": ("train", "train_mini"), "test": ("test", "val")}
-"""What the parts of the annotations are called: iNaturalist's and the traffic signs' have other names."""
-SMALL = "_224"
-COPY = "annotations.json"
-"""The annotations among the raw files."""
-CAPTIONS = {
-    "merged": "synthetic_merged_caption", "primer": "primer_caption", "default": "default_caption",
-}  # fmt: skip
-_ORDER = ("default_caption", "primer_caption", "synthetic_caption")
-
-Caption = str | list[str] | None
+from tasks.text import shortened
 
 
-class Annotation(BaseModel):
-    """What is said of an image."""
-
-    classname: str | None = None
-    default_caption: Caption = None
-    primer_caption: Caption = None
-    synthetic_caption: Caption = None
-    synthetic_merged_caption: Caption = None
-
-    def captions(self, kind: str) -> list[str]:
-        """The captions of a kind that are not empty."""
-        given = getattr(self, kind)
-        return [text for one in ([given] if isinstance(given, str) else given or []) if (text := one_line(one).strip())]
-
-
-_ANNOTATIONS: TypeAdapter[dict[str, Annotation]] = TypeAdapter(dict[str, Annotation])
-
-
-class Fomo(Photographs):
+class Fomo(Annotated, Photographs):
     """A set of FoMo-in-Flux with the benchmark's own annotations: ``fomo:ROOT/NAME#train``."""
 
     name: ClassVar[str] = "fomo"
 
-    info: str | None = None
-    """The folder of annotations; by default ``00_info`` beside the set's folder."""
-    captions: Literal["merged", "primer", "default"] = "merged"
-    """Which captions are trained on."""
-    pairs: bool = False
-    """Whether the set is one of images and captions, without classes."""
-
     def find(self, path: Path) -> Selection:
         file = self._annotations(path)
-        known = self._chosen(self._read(file))
+        known = self.chosen(read(file, self._what))
         wanted = [path / name for name in known]
         if absent := [name for name, image in zip(known, wanted, strict=True) if not _is_there(image)]:
             raise UserError(
@@ -91,18 +52,21 @@ class Fomo(Photographs):
             raise UserError(f"fomo: {self.path}: has the parts train and test; pick one with #train or #test")
         if (path / COPY).is_file():  # the set as it arrived and was kept
             return path / COPY
-        folder = path.parent / "00_info" if self.info is None else self._project(path) / self.info
-        names = [f"{path.name}_{part}" for part in PARTS[self.split]]
-        there = [file for name in names if (file := folder / f"{name}.json").is_file()]
-        small = [
-            file for name in names if (file := folder / f"{name}{SMALL}.json").is_file() and self._has_first(path, file)
-        ]
-        if not there and not small:
+        folder = path.parent / INFO if self.info is None else self._project(path) / self.info
+        names = names_of(path.name, self.split)
+        there = [file for name in names if (file := folder / name).is_file()]
+        usable = [file for file in there if SMALL not in file.name or self._has_first(path, file)]
+        if not usable:
+            plain = " or ".join(name for name in names if SMALL not in name)
             raise UserError(
-                f"fomo: {self.path}: {folder} has no {' or '.join(f'{name}.json' for name in names)}; give the folder"
-                " of the benchmark's annotation files with info"
+                f"fomo: {self.path}: {folder} has no {plain}; give the folder of the benchmark's annotation files "
+                "with info"
             )
-        return (small or there)[0]
+        return usable[0]
+
+    @property
+    def _what(self) -> str:
+        return f"fomo: {self.path}"
 
     def _project(self, path: Path) -> Path:
         """The folder where relative paths start: ``path`` without the setting of that name."""
@@ -110,36 +74,7 @@ class Fomo(Photographs):
         return Path() if Path(self.path).is_absolute() else path.joinpath(*[".."] * len(parts))
 
     def _has_first(self, path: Path, file: Path) -> bool:
-        return _is_there(path / next(iter(self._read(file))))
-
-    def _read(self, file: Path) -> dict[str, Annotation]:
-        """The annotations of a file.
-
-        Raises:
-            UserError: it is not one, is empty, or names an image outside the set's folder.
-        """
-        try:
-            known = _ANNOTATIONS.validate_python(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise UserError(f"fomo: {self.path}: {file.name}: not annotations of FoMo-in-Flux: {reason}") from None
-        if not known:
-            raise UserError(f"fomo: {self.path}: {file.name}: names no images")
-        for name in known:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                shown = shortened(name, 200)
-                raise UserError(f"fomo: {self.path}: {file.name}: {shown}: lies outside the set's folder")
-        return known
-
-    def _chosen(self, known: dict[str, Annotation]) -> list[str]:
-        names = self.selected((one.classname for one in known.values()), f"fomo: {self.path}")
-        return [name for name, one in known.items() if one.classname in names]
-
-    def selected(self, there: Iterable[str | None], what: str) -> frozenset[str | None]:
-        names = frozenset(there)
-        if self.pairs and names == {None}:  # rows of pairs, whose classes `find` has selected by
-            return names
-        return super().selected(names, what)
+        return _is_there(path / next(iter(read(file, self._what))))
 
     def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
         file = self._annotations(home)
@@ -148,33 +83,15 @@ class Fomo(Photographs):
 
     def at_most(self, project: Path) -> int | None:
         path = project / self.path
-        return len(self._chosen(self._read(self._annotations(path)))) if path.is_dir() and not self.pairs else None
+        return len(self.chosen(read(self._annotations(path), self._what))) if path.is_dir() and not self.pairs else None
 
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:  # noqa: ARG002
-        known = self._read(home / COPY)
-        rows: list[Row] = []
-        others = 0
-        for file in files:
-            name = file.relative_to(home).as_posix()
-            one = known[name]
-            if self.pairs:
-                rows += [
-                    Row(f"{name}#{number}", name, text, None, partial(_bytes, file))
-                    for number, text in enumerate(one.captions("default_caption"), start=1)
-                ]
-                continue
-            own = one.captions(CAPTIONS[self.captions])
-            other = [text for kind in _ORDER for text in one.captions(kind)]
-            others += not own and bool(other)
-            rows.append(Row(name, name, next(iter([*own, *other]), None), one.classname, partial(_bytes, file)))
-        if not others:
-            return Rows(rows, given=True)
-        note = f"{others} of {len(rows)} samples have no {self.captions} caption, and take another one"
-        return Rows(rows, given=True, notes=(note,))
+        images = {file.relative_to(home).as_posix(): bytes_of(file) for file in files}
+        return self.annotated_rows(images, read(home / COPY, self._what))
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return path.is_dir() and any((path.parent / "00_info").glob(f"{path.name}_*.json"))
+        return path.is_dir() and any((path.parent / INFO).glob(f"{path.name}_*.json"))
 
 
 def _is_there(image: Path) -> bool:
@@ -182,10 +99,6 @@ def _is_there(image: Path) -> bool:
         return image.exists()
     except OSError:  # too long: no name of a file
         return False
-
-
-def _bytes(file: Path) -> bytes:
-    return file.read_bytes()
 
 
 def sequence(path: Path) -> list[tuple[str, str]]:

@@ -154,9 +154,12 @@ class HubDataset(Hosted):
                     starts = parquet.starts(table)
                     needed = [number for number in needed if table.metadata.row_group(number).num_rows]
                     parts[name] = Part(
-                        tuple(needed), tuple(starts[number] for number in needed), tuple(columns.read),
+                        f"row groups {shortened(', '.join(map(str, needed)), 100)}",
                         parquet.weight(table, columns, needed),
-                    )  # fmt: skip
+                        groups=tuple(needed),
+                        starts=tuple(starts[number] for number in needed),
+                        columns=tuple(columns.read),
+                    )
             outside.progress(f"looking at {self.path}", done, len(chosen.files))
         if self.only and columns is not None and columns.classes:
             self.selected(columns.classes, self.what)
@@ -166,7 +169,11 @@ class HubDataset(Hosted):
         note = f"{why}: {share(len(taken), len(chosen.files), 'file')} read"
         return Needed(taken, [f"{note}, and {share(read, groups, 'row group')}"], parts)
 
-    def keep_part(self, name: str, part: Part, place: hub.Snapshot, home: Path) -> None:
+    def keep_part(self, name: str, part: Part, place: Place, home: Path) -> None:
+        if part.kept is not None:  # of a tar file
+            super().keep_part(name, part, place, home)
+            return
+        assert isinstance(place, hub.Snapshot)
         with place.opened(name) as file, parquet.opened(file, f"{self.what}: {name}") as table:
             what = f"{self.what}: {name}"
             parquet.keep(table, part.groups, part.columns, place.sizes[name], home / name, what)
