@@ -75,6 +75,30 @@ def test_top1_of_an_ensemble_is_that_of_open_clips_classifier(folder: Path, mode
     assert json.loads((folder / METRICS).read_text())["top1"]["kept"] == round(100 * hits / len(data), 4)
 
 
+def test_a_subset_of_classes_is_scored_among_these_alone(folder: Path, model: Any) -> None:
+    """As ImageNet-R and -A are: the same images score at least as well as among all classes, and by these columns."""
+    subset, random = ("red", "light blue"), np.random.default_rng(0)
+    images = [random.integers(0, 255, (16, 16, 3), dtype=np.uint8) for _ in range(40)]
+    found: dict[str, dict[str, Any]] = {}
+    for name, classes in (("all", tuple(CLASSES)), ("some", subset)):
+        samples = [Sample(f"{i}", image, "", classes.index(subset[i % 2])) for i, image in enumerate(images)]
+        write(folder / "data/step/evaluation/kept", Card("kept", 16, classes, "a {}"), samples, len(samples))
+        evaluate(folder, params(0, evaluate=sets(prompt="a {} square")))
+        found[name] = {key: part["kept"] for key, part in json.loads((folder / METRICS).read_text()).items()
+                       if key in ("top1", "classes", "size", "mean_per_class_recall")}  # fmt: skip
+    home = folder / "data/history/model"
+    with torch.no_grad():
+        columns = open_clip.build_zero_shot_classifier(model, models.tokenizer(home), CLASSES, ["a {} square"])
+        pixels = models.normalize(np.stack(images), models.preprocess(home), torch.device("cpu"))
+        similar = model.encode_image(pixels, normalize=True) @ columns
+    among = similar[:, [CLASSES.index(name) for name in subset]].argmax(1).numpy()
+    hits = among == np.arange(len(images)) % 2
+    assert found["some"]["top1"] == round(100 * hits.mean(), 4)
+    assert found["some"]["mean_per_class_recall"] == round(50 * (hits[::2].mean() + hits[1::2].mean()), 4)
+    assert (found["some"]["classes"], found["all"]["classes"], found["some"]["size"]) == (2, 5, 40)
+    assert found["all"]["top1"] < found["some"]["top1"]
+
+
 def test_prompts_of_the_data_are_used_unless_the_params_have_their_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,28 @@ def test_some_classes_of_folders(prepare: Prepare, server: hub.Hub, project: Pat
     assert len([r for r in server.requests if r.method == "GET" and r.path.endswith(".png")]) == 2
 
 
+@pytest.mark.usefixtures("animals")
+def test_a_mirror_gives_the_same_files_and_is_named_nowhere(
+    prepare: Prepare, server: hub.Hub, tmp_path: Path, project: Path
+) -> None:
+    """``HF_ENDPOINT`` is the setting; what is pinned is the repository and its commit, and no host."""
+    first = prepare("hf:org/animals#train")
+    with hub.serving() as mirror:
+        mirror.commit("org/animals", server.files("org/animals", kind="datasets"), kind="datasets")
+        server.down = True
+        try:
+            with mirror.used(tmp_path / "other"):
+                again = prepare("hf:org/animals#train")
+        finally:
+            server.down = False
+        assert len(downloaded(mirror)) == 2
+    assert again.card.origins == first.card.origins
+    assert (again.images[:] == first.images[:]).all()
+    host = mirror.address.removeprefix("http://")
+    texts = [path.read_text() for path in (project / "data").rglob("*.json")]
+    assert not any(host in text for text in texts)
+
+
 def served(server: hub.Hub, content: bytes) -> int:
     """Bytes of a large file that were asked for."""
     total = 0
