@@ -48,7 +48,9 @@ def check(
     sets = [one for one in ready_stream.sets if not name or one.name == name]
     if not sets:
         raise UserError(f"{stream} has no set {name!r}; it has {', '.join(one.name for one in ready_stream.sets)}")
-    model, _, tag = ready_stream.scored_by.partition(", ")
+    if score and ready_stream.scored_by is None:
+        raise UserError(f"{stream}: names no model that scores are of; write scored_by: MODEL, TAG into it")
+    model, _, tag = (ready_stream.scored_by or "").partition(", ")
     base = Base(model=model, pretrained=tag) if score else None
     private = layout.make_private(project)
     with tempfile.TemporaryDirectory(dir=private, prefix="check-") as scratch, console.shown() as listener:

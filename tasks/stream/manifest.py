@@ -99,8 +99,8 @@ class StreamManifest(Settings):
     stream: Name
     about: str
     base: Base
-    scored_by: str
-    """The open_clip model and pretraining that scores are of: ``MODEL, TAG``."""
+    scored_by: str | None = None
+    """The open_clip model and pretraining that scores are of: ``MODEL, TAG``; None where no score is known."""
     train: dict[str, Any]
     """The sections ``train``, ``time`` and ``grid`` of params.yaml."""
     time: dict[str, Any]
@@ -112,6 +112,14 @@ class StreamManifest(Settings):
     archives: str | None = None
     """The source of a set as its archive, on a hub or in a folder, where there is such a kind; written as `folder`."""
     sets: tuple[ReadySet, ...] = Field(min_length=1)
+
+    @field_validator("scored_by")
+    @classmethod
+    def _a_model_with_weights(cls, value: str | None) -> str | None:
+        model, comma, tag = (value or "a, b").partition(", ")
+        if not model or not comma or tag.strip() in ("", "train"):
+            raise ValueError(f"is MODEL, TAG: a model and its weights, such as ViT-B-32, openai; got {value!r:.80}")
+        return value
 
     @field_validator("time", "grid")
     @classmethod
@@ -187,6 +195,7 @@ def _require_inside(manifest: StreamManifest, path: Path, project: Path) -> None
     for text in (
         *_texts([manifest.base.model_dump(), manifest.train, manifest.time, manifest.grid]),
         manifest.folder,
+        *filter(None, [manifest.archives]),
         *sets,
     ):
         if _ADDRESS.match(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,6 +220,17 @@ def test_a_copys_score_is_that_of_the_model_and_compared_with_the_known_one(here
         assert [one["agrees"] for one in found if one["what"] == "score"] == [agrees]
         assert status == (0 if agrees else 1)
     miniatures.vision(here, NAMES, "hf:mini/{name}", "clip-benchmark:tars/held-out")
+
+
+def test_a_score_of_no_known_model_is_refused(here: Path) -> None:
+    text = (here / "streams/mini-vision.yaml").read_text()
+    (here / "streams/own.yaml").write_text(re.sub("scored_by: .*\n", "", text).replace("mini-vision", "own"))
+    try:
+        assert check("own/three")[0] == 0
+        with pytest.raises(UserError, match="own: names no model that scores are of; write scored_by: MODEL, TAG"):
+            command("data", "check", "own", "--score")
+    finally:
+        (here / "streams/own.yaml").unlink()
 
 
 def test_an_unknown_set_is_refused_with_those_there_are() -> None:

@@ -37,7 +37,7 @@ def test_each_has_its_number_of_sets(name: str) -> None:
     found = whole(name)
     assert (len(found.of_role("adaptation")), len(found.of_role("retention"))) == READY[name]
     assert found.base.pretrained
-    assert re.fullmatch(r"\S+, \S+", found.scored_by)
+    assert re.fullmatch(r"\S+, \S+", found.scored_by or "")
 
 
 @pytest.mark.parametrize(("stream", "one"), entries(), ids=lambda value: getattr(value, "name", value))
@@ -130,6 +130,11 @@ def test_disk_is_told_by_samples_and_size() -> None:
         ("stream: {", "not a readable YAML file"),
         ("of: '../x'\nfirst: 2", "of: expected the name of a stream beside it, got '../x'"),
         ("of: other\nfirst: 2", r"other.yaml: sets: expected a list of sets"),
+        (
+            "of: vision20\nfirst: 2\nscored_by: 'tiny.json, train'",
+            "scored_by: is MODEL, TAG: a model and its weights",
+        ),
+        ("of: vision20\nfirst: 2\nscored_by: ViT-B-32", "scored_by: is MODEL, TAG: a model and its weights"),
     ],
 )
 def test_a_wrong_manifest_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -184,7 +189,7 @@ def test_a_manifest_of_somebody_else_names_no_code(tmp_path: Path, key: str, sec
         ('sources: ["images:x"]', 'sources: ["hf:o/n"], expert: "../expert.safetensors"'),
         ("pretrained: openai", "pretrained: /etc/passwd"), ("model: ViT-B-32", "model: 'local-dir:/etc'"),
         ("pretrained: openai", "pretrained: openai, pretraining: ['images:/etc']"),
-        ("folder: x", "folder: images:/etc"),
+        ("folder: x", "folder: images:/etc"), ("folder: x", "folder: x\narchives: 'fomo-tar:../{data}'"),
         ("grid: {}", "grid: {variants: {a: {stream: [{name: a, update: [{source: images, path: /etc}]}]}}}"),
     ],
 )  # fmt: skip
