@@ -77,8 +77,8 @@ def planned(project: Path, selected: SelectedGrid, parallel: int) -> tuple[Plan,
     }  # fmt: skip
     made = plan.plan(selected.cells, recorded)
     same = [state for state in record.every(project) if state.params["base"]["model"] == selected.params.base.model]
-    known = estimate.measured(state.manifest for state in same)
     side_by_side = max(1, min(parallel, len(selected.todo)))
+    known = estimate.measured((state.manifest for state in same), side_by_side)
     if known is None:
         return made, None
     report = reporting.of_states(project, len({(work.timeline, work.step) for work in made.works}))

@@ -176,6 +176,11 @@ def _plan_lines(selected: SelectedGrid, plan: Plan, estimated: Estimate | None, 
             f"about {duration(estimated.seconds)} to the last state, at the pace recorded so far, in "
             f"{counted(side_by_side, 'cell worker')}; {size(estimated.bytes)} of new weights"
         )
+        if estimated.workers != side_by_side:
+            lines.append(
+                f"  by states that were recorded in {counted(estimated.workers, 'cell worker')}: each is "
+                f"{'slower' if estimated.workers < side_by_side else 'faster'} in {side_by_side}, which share the cores"
+            )
         if estimated.report is None:
             lines.append(
                 "  then the end of the servers and the report, not in it: none has been written on this machine"

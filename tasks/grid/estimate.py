@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import median
+
+import numpy as np
 
 from tasks import layout
 from tasks.grid.plan import KINDS, Plan, Work
@@ -17,7 +20,11 @@ from tasks.units import counted, duration
 
 @dataclass(frozen=True)
 class MeasuredCosts:
-    """Medians over recorded states, in seconds and bytes."""
+    """Medians over recorded states, in seconds and bytes.
+
+    Of each, those states count that were recorded in a number of cell workers nearest to the one that is planned:
+    workers side by side share the cores, the store and the Prefect server, so each is slower than one alone.
+    """
 
     base_step: float
     """One training step of a base."""
@@ -32,8 +39,12 @@ class MeasuredCosts:
 
     Counted from the end of the step before, so that nothing is left out between two steps.
     """
+    first: float | None
+    """The same of the first step of a run, or of a cell worker: it loads libraries and finds nothing in memory."""
     starting: float | None
     """The start of a run: its store, servers and cell workers; None of old states."""
+    workers: int
+    """In how many cell workers the states were recorded that ``beside`` is the median of; 1 of old states."""
     expert: int
     merged: int
     """The outputs of a merge: the deployed model and the running state, counted once if they are equal."""
@@ -55,38 +66,72 @@ class Estimate:
     """Whether ``report`` counts the end of the servers, which the end of a grid has measured."""
     complete: bool
     """Whether ``seconds`` counts the start, and what steps take beside their nodes."""
+    workers: int
+    """In how many cell workers the states were recorded that the estimate is made of."""
 
 
-def measured(manifests: Iterable[Manifest]) -> MeasuredCosts | None:
-    """Medians over the manifests of states; None if no training has been recorded."""
+@dataclass(frozen=True)
+class _Step:
+    """What the recording of one state took."""
+
+    manifest: Manifest
+    ran: frozenset[str]
+    """Of `KINDS` those that ran in it; results of the others were there."""
+    workers: int
+    """Cell workers that were recording states meanwhile, this one among them: their mean over the step."""
+
+    @property
+    def beside(self) -> float | None:
+        """Seconds on the clock beside those of ``ran``, without the start of the run."""
+        one = self.manifest
+        if one.elapsed is None:
+            return None
+        return max(0.0, one.elapsed - (one.starting or 0.0) - sum(one.seconds[kind] for kind in self.ran))
+
+
+def measured(manifests: Iterable[Manifest], workers: int = 1) -> MeasuredCosts | None:
+    """Medians over the manifests of states, for a grid in ``workers``; None if no training has been recorded."""
     recorded = [one for one in manifests if one.seconds.keys() >= set(KINDS)]
     trained = [one for one in recorded if one.budget.steps]
     merged = [one for one in recorded if one.step]
     if not trained or not merged:
         return None
 
-    def middle(of: Iterable[Manifest], value: Callable[[Manifest], float]) -> float:
-        return median(map(value, of))
+    steps = _steps(recorded)
+
+    def nearest(value: Callable[[_Step], float | None]) -> float | None:
+        return _nearest([(one.workers, found) for one in steps if (found := value(one)) is not None], workers)
+
+    def ran(kind: str, where: Callable[[Manifest], object], value: Callable[[Manifest], float]) -> float | None:
+        return nearest(lambda one: value(one.manifest) if kind in one.ran and where(one.manifest) else None)
+
+    def took(kind: str, where: Callable[[Manifest], object] = lambda _: True) -> float:
+        found = ran(kind, where, lambda one: one.seconds[kind])
+        return median(one.seconds[kind] for one in recorded if where(one)) if found is None else found
+
+    def pace(where: Callable[[Manifest], object]) -> float | None:
+        return ran(
+            "train", lambda one: one.budget.steps and where(one), lambda one: one.seconds["train"] / one.budget.steps
+        )
 
     def stored(one: Manifest) -> int:
         sizes = {entry.md5: entry.size for entry in (one.deployed, one.output(layout.RUNNING))}
         return sum(sizes.values())
 
-    def paces(of: Iterable[Manifest]) -> list[float]:
-        return [one.seconds["train"] / one.budget.steps for one in of]
-
-    bases, experts = paces(one for one in trained if not one.step), paces(one for one in trained if one.step)
-    starts = [one.starting for one in recorded if one.starting is not None]
+    bases, experts = pace(lambda one: not one.step), pace(lambda one: one.step)
+    later = [one for one in steps if one.beside is not None and one.manifest.starting is None]
     return MeasuredCosts(
-        base_step=median(bases or experts),
-        step=median(experts or bases),
-        training=middle(trained, lambda one: one.seconds["train"]),
-        deploy=middle(merged, lambda one: one.seconds["deploy"]),
-        evaluate=middle(recorded, lambda one: one.seconds["evaluate"]),
-        beside=_beside(recorded),
-        starting=median(starts) if starts else None,
-        expert=int(middle(recorded, lambda one: one.stored_expert.size)),
-        merged=int(middle(merged, stored)),
+        base_step=bases or experts or 0.0,
+        step=experts or bases or 0.0,
+        training=took("train", lambda one: one.budget.steps),
+        deploy=took("deploy", lambda one: one.step),
+        evaluate=took("evaluate"),
+        beside=nearest(lambda one: one.beside if one in later or not later else None),
+        first=nearest(lambda one: one.beside if one not in later else None),
+        starting=nearest(lambda one: one.manifest.starting),
+        workers=min((one.workers for one in later or steps), key=lambda count: abs(count - workers)),
+        expert=int(median(one.stored_expert.size for one in recorded)),
+        merged=int(median(map(stored, merged))),
     )
 
 
@@ -98,18 +143,28 @@ def time_of_steps(count: int, manifests: Iterable[Manifest]) -> str:
     return f"time for {counted(count, 'step')}: about {duration(count * median(took))}, as the recorded ones took"
 
 
-def _beside(manifests: Iterable[Manifest]) -> float | None:
-    """The median over states of what their steps took beside the `KINDS` of work that ran in them."""
-    runs: set[tuple[str, float]] = set()
-    seconds_beside = []
-    for one in sorted(manifests, key=lambda one: one.recorded.at):
+def _steps(manifests: Iterable[Manifest]) -> list[_Step]:
+    """What was recorded, by time: which work ran in each step, and beside how many steps of other timelines."""
+    ordered = sorted(manifests, key=lambda one: one.recorded.at)
+    ends = np.array([datetime.fromisoformat(one.recorded.at).timestamp() for one in ordered])
+    lasted = np.array([(one.elapsed or 0.0) - (one.starting or 0.0) for one in ordered])
+    timelines = np.array([one.timeline for one in ordered])
+    known: set[tuple[str, float]] = set()
+    steps = []
+    for number, one in enumerate(ordered):
         # Runs have no name of their own; two of one node do not take equal milliseconds.
-        ran = {(kind, one.seconds[kind]) for kind in KINDS} - runs
-        runs |= ran
-        if one.elapsed is not None:
-            nodes = sum(seconds for _, seconds in ran)
-            seconds_beside.append(max(0.0, one.elapsed - (one.starting or 0.0) - nodes))
-    return median(seconds_beside) if seconds_beside else None
+        ran = {(kind, one.seconds[kind]) for kind in KINDS} - known
+        known |= ran
+        common = np.minimum(ends, ends[number]) - np.maximum(ends - lasted, ends[number] - lasted[number])
+        beside = float(common.clip(0)[timelines != one.timeline].sum() / lasted[number]) if lasted[number] > 0 else 0.0
+        steps.append(_Step(one, frozenset(kind for kind, _ in ran), 1 + round(beside)))
+    return steps
+
+
+def _nearest(values: Sequence[tuple[int, float]], workers: int) -> float | None:
+    """The median of the values that have the number of ``workers`` nearest to the one asked for."""
+    distance = min((abs(count - workers) for count, _ in values), default=None)
+    return median(value for count, value in values if abs(count - workers) == distance) if values else None
 
 
 def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1, report: ReportTime | None = None) -> Estimate:
@@ -122,9 +177,9 @@ def estimate(plan: Plan, known: MeasuredCosts, parallel: int = 1, report: Report
     starting = (known.starting or 0.0) if plan.steps else 0.0
     seconds = starting + _worked(plan, known, parallel)
     if not plan.steps:
-        return Estimate(seconds, written, 0.0, ends=True, complete=complete)
+        return Estimate(seconds, written, 0.0, ends=True, complete=complete, workers=known.workers)
     ends = report is not None and report.kind == "grid"
-    return Estimate(seconds, written, report.seconds if report else None, ends, complete)
+    return Estimate(seconds, written, report.seconds if report else None, ends, complete, known.workers)
 
 
 def _worked(plan: Plan, known: MeasuredCosts, parallel: int) -> float:
@@ -142,6 +197,8 @@ def _worked(plan: Plan, known: MeasuredCosts, parallel: int) -> float:
     made = dict.fromkeys(plan.done, 0.0)
     """Name of a result → when it is there."""
     workers: list[tuple[float, int, deque[Work]]] = [(0.0, number, deque()) for number in range(parallel)]
+    cold = set(range(parallel))
+    """Workers that have recorded no step yet."""
     end = 0.0
     while workers:
         now, number, works = heapq.heappop(workers)  # the earliest, so a result that is not in `made` is nobody's yet
@@ -153,7 +210,8 @@ def _worked(plan: Plan, known: MeasuredCosts, parallel: int) -> float:
         work = works.popleft()
         now = max(now, made.setdefault(work.name, now + _seconds(work, known)))
         if work.kind == "evaluate":  # the last of its step
-            now += known.beside or 0.0
+            now += (known.first if number in cold and known.first is not None else known.beside) or 0.0
+            cold.discard(number)
         heapq.heappush(workers, (now, number, works))
     return end
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 AVERAGED = re.compile(
     r"(?:^|[./])(?:(?:running|moving)_(?:mean|var|variance|std)|num_batches_tracked"  # BatchNorm, TensorFlow's too
+    r"|batch_stats[./](?:.+[./])?(?:mean|var)"  # Flax's
     r"|_?(?:ema_)?cluster_size|embed_avg|_?ema_w|cluster_usage)$"  # vector quantisation
 )
 COUNTS = re.compile(r"(?:^|[./])(?:num_batches_tracked|_?(?:ema_)?cluster_size|cluster_usage)$")

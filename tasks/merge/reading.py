@@ -20,7 +20,7 @@ class NotFiniteError(UserError):
         super().__init__(
             f"{source.label}: tensor {name!r} holds NaN or infinity; a model that diverged cannot be merged"
         )
-        self.name = name
+        self.source, self.name = source, name
 
 
 def read(

@@ -8,6 +8,7 @@ vector quantiser) are the mean Σ w x, so that no count becomes negative.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +23,11 @@ from tasks.model.sources import TensorEntry, TensorSource
 
 TOTAL = "total weight"
 """What a stored state calls the sum of the weights; no tensor has a name with a space."""
-_MEAN_OF = {"running_var": "running_mean", "moving_variance": "moving_mean", "moving_var": "moving_mean"}
-"""The last part of a variance's name → that of its mean: PyTorch's, and those of models that come from TensorFlow."""
+_MEAN_OF = {
+    "running_var": "running_mean", "moving_variance": "moving_mean", "moving_var": "moving_mean", "var": "mean",
+}  # fmt: skip
+"""The last part of a variance's name → that of its mean: PyTorch's, TensorFlow's and Flax's."""
+_LAST = re.compile(r"[^./]+$")
 
 
 @dataclass
@@ -46,10 +50,11 @@ class RunningStatistics:
             new = _read(source, name)
             old = before.get(name, new)
             moved = new if share == 1 else old + share * (new - old)
-            if variance := next((last for last in _MEAN_OF if name.endswith(last)), None):
+            last = _LAST.search(name)
+            if last and last[0] in _MEAN_OF:
                 if (new < 0).any():
                     raise UserError(f"{source.label}: {name!r} holds a negative variance; the model cannot be run")
-                mean = name.removesuffix(variance) + _MEAN_OF[variance]
+                mean = name[: last.start()] + _MEAN_OF[last[0]]
                 if mean in before:
                     moved += share * (1 - share) * np.square(_read(source, mean) - before[mean])
                 moved = np.maximum(moved, 0)
@@ -80,7 +85,7 @@ def shares(weights: Sequence[float]) -> list[float]:
 
 def note(names: Sequence[str]) -> str:
     """What the user should know about merged statistics."""
-    layers = {name.rpartition(".")[0] for name in names}
+    layers = {_LAST.sub("", name) for name in names}
     return (
         f"the running statistics of {len(layers)} layer{'s' * (len(layers) != 1)} were averaged by the "
         "models' weights (variance: of the mixture); run data through the merged model in training mode to recalibrate "

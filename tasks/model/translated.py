@@ -109,6 +109,10 @@ def as_the_base(source: TensorSource, base: TensorSource) -> TensorSource:
         source.notes.append(f"{source.label}: {origin} names, translated to the base's")
         source.label += f" (translated from {origin} names)"
     else:
+        source = max(  # the plainest of those that have the most names of the base
+            (_renamed(given, names) for names in dialects.wrappings(given.entries)),
+            key=lambda one: sum(of_base.get(name, name) in base.entries for name in one.entries),
+        )
         source = _without_unknown_buffers(source, plain_base)
     names = {of_base.get(name, name): name for name in source.entries}
     return source if names.keys() == source.entries.keys() else _renamed(source, names)

@@ -25,6 +25,8 @@ from tasks.units import counted
 
 _LIKE_MISSING = frozenset(("nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>"))
 """What other tools write for a missing value, in lower case."""
+_LIST = re.compile(r"\[\s*(?:'.*'|\".*\")\s*\]")
+"""A list of texts as Python and JSON write it."""
 CHUNK = 256
 """Images decoded at a time."""
 
@@ -236,7 +238,14 @@ def _read_as_written(classes: Sequence[str | None], captions: Sequence[str | Non
         shown = shortened(", ".join(map(repr, numbers)), 80)
         count = sum(names[number] for number in numbers)
         said.append(f"numbers beside names are names of classes: {shown} ({counted(count, 'sample')})")
-    for what, occurrences in (("classes", names), ("captions", Counter(caption for caption in captions if caption))):
+    texts = Counter(caption for caption in captions if caption)
+    if lists := sorted(text for text in texts if _LIST.fullmatch(text)):
+        count = sum(texts[text] for text in lists)
+        said.append(
+            f"a list in a cell of text is one caption: {shortened(repr(lists[0]), 80)} ({counted(count, 'sample')}); "
+            "for several captions, write a row for each, or JSON lines or Parquet with a list"
+        )
+    for what, occurrences in (("classes", names), ("captions", texts)):
         words = sorted(word for word in occurrences if word.casefold() in _LIKE_MISSING)
         if words:
             shown = shortened(", ".join(map(repr, words)), 80)

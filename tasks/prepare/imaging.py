@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -84,10 +85,14 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 @cache
 def _set_up() -> None:
-    """Once for the process: the reader of HEIC, and a limit of pixels that is ours, without Pillow's warnings."""
+    """Once for the process: the reader of HEIC, and a limit of pixels that is ours.
+
+    Pillow's warnings (an EXIF block that is cut off, an odd MPO file) name no file, and the image is read without.
+    """
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if image_extensions() >= HEIC:
         import pillow_heif
 

@@ -11,8 +11,8 @@ from tasks.errors import UserError
 from tasks.prepare import delimited, encodings, hugging
 from tasks.text import one_line
 
-IMAGE = ("image", "img", "path", "file_name", "filename", "filepath", "image_path")
-CAPTION = ("caption", "captions", "text", "txt", "title")
+IMAGE = ("image", "img", "path", "file_name", "filename", "filepath", "image_path", "image_name")
+CAPTION = ("caption", "captions", "text", "txt", "title", "comment")
 LABEL = ("label", "class", "class_name", "category", "cls")
 """The usual names, the first that is there."""
 

@@ -125,7 +125,36 @@ def test_an_estimate_counts_what_steps_take_beside_their_nodes() -> None:
 
 def costs(**changes: float) -> estimate.MeasuredCosts:
     seconds = {"base_step": 3.0, "step": 2.0, "training": 99.0, "deploy": 5.0, "evaluate": 7.0, "beside": 4.0}
-    return estimate.MeasuredCosts(**seconds | {"starting": 10.0} | changes, expert=1, merged=1)  # type: ignore[arg-type]
+    others = {"first": seconds["beside"], "starting": 10.0, "workers": 1, "expert": 1, "merged": 1}
+    return estimate.MeasuredCosts(**seconds | others | changes)  # type: ignore[arg-type]
+
+
+def at(second: int, timeline: str, **others: Any) -> Manifest:
+    """The manifest of a step that ended at this second of a minute."""
+    recorded = {"at": f"2026-01-01T00:00:{second:02}+00:00", "host": "somewhere"}
+    return manifest(timeline=timeline, recorded=recorded, **others)
+
+
+def test_states_that_were_recorded_in_as_many_cell_workers_count() -> None:
+    alone = [at(10, "a", step=0, train=1.0, steps=1, elapsed=1 + 2 + 3 + 4.0),
+             at(18, "a", step=1, train=2.0, steps=1, elapsed=2 + 4.0)]  # fmt: skip
+    both = [
+        at(40 + 9 * step, name, step=step, train=3.0 + 2 * step + number, steps=1, elapsed=9.0)
+        for number, name in enumerate("bc") for step in (0, 1)
+    ]  # fmt: skip
+    known = [estimate.measured([*alone, *both], workers) for workers in (1, 2, 8)]
+    assert [one and one.workers for one in known] == [1, 2, 2]
+    assert [one and one.step for one in known] == [2.0, 5.5, 5.5]
+    assert [one and one.beside for one in known] == [4.0, 4.5, 4.5]
+
+
+def test_the_first_step_of_a_cell_worker_takes_longer() -> None:
+    first = manifest(0, 16.0, 8, elapsed=9 + 16 + 2 + 3 + 20.0, starting=9.0)
+    known = estimate.measured([first, manifest(1, 12.0, 6, elapsed=12 + 4.0)])
+    assert known is not None
+    assert (known.first, known.beside) == (20.0, 4.0)
+    found = planned(text(), init=["ft"], deploy=["ema"])
+    assert estimate.estimate(found, costs(first=24.0)).seconds == estimate.estimate(found, costs()).seconds + 20
 
 
 def test_an_estimate_counts_the_start_once() -> None:
@@ -226,7 +255,7 @@ def test_plan_page_and_clock_agree(tmp_path: Path) -> None:
     reporting.note(tmp_path, end(6, 13.0))  # of an earlier grid
     for _ in range(reporting.KEPT):
         reporting.note(tmp_path, end(6, 3.0, "report"))
-    known = costs(base_step=0.5, step=0.5, deploy=0.5, evaluate=1.0, beside=1.5, starting=6.0)
+    known = costs(base_step=0.5, step=0.5, deploy=0.5, evaluate=1.0, beside=1.5, first=1.5, starting=6.0)
     both = planned(text(), init=["ft"], deploy=["ema", "all"])
     plan_of_both = estimate.estimate(both, known, 2, reporting.of_states(tmp_path, len(both.steps)))
 

@@ -86,6 +86,24 @@ def test_no_variance_is_negative(technique: str, arguments: dict[str, Any]) -> N
     assert np.isfinite(1 / np.sqrt(variance + 1e-5)).all()
 
 
+@pytest.mark.parametrize(
+    ("mean", "variance"), [("bn/moving_mean", "bn/moving_variance"), ("batch_stats.bn.mean", "batch_stats.bn.var")]
+)
+def test_statistics_of_other_libraries_are_the_mixtures(mean: str, variance: str) -> None:
+    def renamed(own: Model) -> Model:
+        names = {f"{LAYER}.running_mean": mean, f"{LAYER}.running_var": variance}
+        return {names.get(name, name): value for name, value in own.items()}
+
+    models = [model(1), model(2)]
+    outcome = merge("task_arithmetic", [renamed(m) for m in models], renamed(base()), settings={"scale": 5.0})
+    assert outcome.tensors is not None
+    assert same(
+        {n: outcome.tensors[n] for n in (mean, variance)},
+        {n: v for n, v in renamed(merged("task_arithmetic", models)).items() if n in (mean, variance)},
+    )
+    assert outcome.report.notes[0].startswith("the running statistics of 2 layers")
+
+
 def test_weights_are_the_shares_of_the_mixture() -> None:
     models = [model(1), model(2), model(3)]
     close_to(merged("linear", models, weights=[1, 2, 5]), mixture(models, [1, 2, 5]))

@@ -45,6 +45,24 @@ def test_a_name_that_one_expert_lacks_follows_the_other_name() -> None:
     assert report.kept == {HEAD: "missing from expert 2", EMBEDDING: "missing from expert 3"}
 
 
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_a_decoder_without_its_head_is_no_wrapped_model(wrapper: str, tmp_path: Path) -> None:
+    def decoder(seed: int, *, head: bool) -> Model:
+        embedding = np.random.default_rng(seed).standard_normal((40, 8)).astype("f4")
+        names = {"model.embed_tokens.weight": embedding, "model.layers.0.mlp.up_proj.weight": embedding[:8] + 1}
+        return {**names, **({"lm_head.weight": embedding.copy()} if head else {})}
+
+    save_file(decoder(1, head=True), tmp_path / "base.safetensors")
+    save_file({wrapper + name: value for name, value in decoder(2, head=False).items()}, tmp_path / "one.safetensors")
+    report = merge("linear", [tmp_path / "base.safetensors", tmp_path / "one.safetensors"], None, tmp_path / "m").report
+    merged = load_file(tmp_path / "m")
+    assert (report.kept, report.merged) == ({}, 2)
+    assert merged.keys() == decoder(1, head=True).keys()
+    np.testing.assert_array_equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    mean = (decoder(1, head=True)["lm_head.weight"] + decoder(2, head=True)["lm_head.weight"]) / 2
+    np.testing.assert_allclose(merged["lm_head.weight"], mean, rtol=1e-6, atol=1e-6)
+
+
 def test_tensors_that_are_one_in_some_models_only_are_named() -> None:
     models = [tied(e) for e in experts(2)]
     models[1][HEAD] = models[1][HEAD] + 1

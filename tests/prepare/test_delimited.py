@@ -42,6 +42,7 @@ def table(delimiter: str, header: str = "image{}caption", end: str = "\n") -> st
         ("bar.csv", table("|")),
         ("capitals.csv", table(",", "Image{}Caption")),
         ("spaces.csv", table(", ", "image{}caption")),
+        ("flickr.csv", table("| ", "image_name{}comment")),
         ("spoken.csv", table(",", "File Name{}TEXT")),
         ("windows.csv", "\ufeff" + table(",", end="\r\n")),
         ("mark.tsv", "\ufeff" + table("\t", end="\r\n")),
@@ -168,6 +169,16 @@ def test_words_that_others_take_for_missing_values_are_read_and_said(prepare: Pr
         "table: t.csv: read as classes, as written: 'None' (1 sample); missing is an empty cell or a null",
         "table: t.csv: read as captions, as written: 'NaN', 'nan' (2 samples); missing is an empty cell or a null",
     ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "lists"), [("\"['a', 'b']\"", True), ('"[""a"", ""b""]"', True), ("[sic] a", False), ("['a'] b", False)]
+)
+def test_a_list_in_a_cell_of_text_is_said(prepare: Prepare, folder: Path, cell: str, lists: bool) -> None:
+    (folder / "t.csv").write_text(f"image,caption\n0.png,{cell}\n")
+    assert len(prepare("table:t.csv").captions) == 1
+    notes = notes_on(folder / "data/raw/arrival")
+    assert any("a list in a cell of text is one caption" in note for note in notes) == lists
 
 
 def test_a_short_row_and_a_column_twice_are_noted(prepare: Prepare, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.params import Limits
+from tasks.prepare import imaging
 from tasks.prepare.imaging import decode
 from tasks.prepare.source import Context
 from tests.prepare.conftest import picture
@@ -126,3 +128,18 @@ def test_pixels_are_limited_without_a_warning(recwarn: pytest.WarningsRecorder) 
         decode(encoded(Image.new("L", (1, 900))), context, "x")
     decode(encoded(Image.new("1", (10_000, 10_000))), CONTEXT, "x")  # Pillow warns from 90 million on
     assert not recwarn.list
+
+
+def test_no_warning_of_pillow_reaches_the_terminal() -> None:
+    photograph = encoded(picture(0), "JPEG")
+    cut_exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + b"\xff" * 30
+    odd = [
+        encoded(Image.new("1", (10_000, 9_000)), "PNG"),  # of more pixels than Pillow likes
+        photograph[:2] + b"\xff\xe1" + (len(cut_exif) + 2).to_bytes(2, "big") + cut_exif + photograph[2:],
+        photograph[:2] + b"\xff\xe2\0\x20MPF\0II*\0\x08\0\0\0" + bytes(16) + photograph[2:],
+    ]
+    imaging._set_up.cache_clear()  # each test finds the filters as they were
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert [decode(data, CONTEXT, "x").shape for data in odd] == [(32, 32, 3)] * 3
+    assert not said

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 from functools import cache
 
 from tasks.model.dialects.recognise import adapter, naming, quantised
-from tasks.model.dialects.rules import Change, Dialect, Rule, unwrapped
+from tasks.model.dialects.rules import Change, Dialect, Rule, unwrapped, wrappings
 
-__all__ = ["Change", "Dialect", "Rule", "adapter", "available", "naming", "of", "quantised", "unwrapped"]
+__all__ = ["Change", "Dialect", "Rule", "adapter", "available", "naming", "of", "quantised", "unwrapped", "wrappings"]
 
 
 @cache

@@ -114,9 +114,16 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 
 def unwrapped(names: Iterable[str]) -> Mapping[str, str]:
     """Plain name → name in the checkpoint: without the prefixes that every name has."""
-    plain = {name: name for name in names}
-    while True:
-        prefix = next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None)
-        if prefix is None:
-            return plain
-        plain = {name.removeprefix(prefix): original for name, original in plain.items()}
+    return wrappings(names)[0]
+
+
+def wrappings(names: Iterable[str]) -> list[Mapping[str, str]]:
+    """The same with ever fewer prefixes taken off, the last with none.
+
+    That every name has a prefix does not make it a wrapper's: a decoder with tied embeddings has no ``lm_head`` beside
+    its ``model.``.
+    """
+    found = [{name: name for name in names}]
+    while prefix := next((p for p in PREFIXES if found[0] and all(name.startswith(p) for name in found[0])), None):
+        found.insert(0, {name.removeprefix(prefix): original for name, original in found[0].items()})
+    return [*found]
