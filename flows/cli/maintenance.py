@@ -25,6 +25,7 @@ def doctor(
     from flows.prefect import runs
     from tasks import console, record
     from tasks.storage.git import top_level
+    from tasks.units import counted
 
     with console.shown() as progress:
         report = record.doctor(top_level(Path.cwd()), repair=repair, progress=progress, also=[runs.unended])
@@ -40,7 +41,7 @@ def doctor(
         for sentence in report.skipped:
             out.print(f"not looked at: {sentence}")
         left = sum(why is not None for _, why in report.findings)
-        out.print(f"{left} findings left" if left else "healthy")
+        out.print(f"{counted(left, 'finding')} left" if left else "healthy")
     if not report.healthy:
         raise typer.Exit(1)
 

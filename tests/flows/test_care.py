@@ -449,6 +449,6 @@ def test_the_command_tells_and_mends(project: Path) -> None:
     sick = chronomerge(project, "doctor", check=False)
     assert sick.returncode == 1
     assert "--repair would delete it" in sick.stdout
-    assert "1 findings left" in sick.stdout
+    assert "1 finding left" in sick.stdout
     assert "repaired: delete it" in chronomerge(project, "doctor", "--repair").stdout
     assert "can be freed" in chronomerge(project, "gc", "--keep-last", "1", "--remote").stdout

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.report.figures.labels import spread
+from tasks.report.figures.labels import spread, to_the_left
 
 
 def test_labels_that_have_room_stay_where_they_belong() -> None:
@@ -33,3 +33,13 @@ def test_labels_keep_their_gap_their_order_and_the_panel(values: list[float], ga
 
 def test_too_many_labels_share_the_panel_evenly() -> None:
     assert spread([1] * 5, 10, 0, 4) == pytest.approx([0, 1, 2, 3, 4])
+
+
+def test_a_label_stands_where_it_lies_on_no_other_point_and_does_not_leave_the_panel() -> None:
+    ends = [20.0, 20.0, 21.0, 50.0, 50.0, 50.0]
+    x = [0.5, 0.55, 0.97, 0.7, 0.75, 0.8]
+    # The first's right is taken by the second; the third would leave; of three in a row the one in the middle has none
+    # free, and stands to the right.
+    assert to_the_left(x, ends, ends, 0.12, 5) == [True, False, True, True, False, False]
+    assert to_the_left(x, [20.0, 30.0, 21.0, 40.0, 50.0, 60.0], ends, 0.12, 5)[0]
+    assert to_the_left([], [], [], 0.12, 5) == []

@@ -40,3 +40,23 @@ def spread_groups(frame: pd.DataFrame, by: Sequence[str], value: str, gap: float
     groups = frame.groupby(list(by), sort=False, observed=True)[value] if by else [("", frame[value])]
     parts = [pd.Series(spread(list(each), gap, low, high), index=each.index) for _, each in groups]
     return pd.concat(parts).reindex(frame.index) if parts else pd.Series(dtype=float)
+
+
+def to_the_left(
+    x: Sequence[float], label: Sequence[float], end: Sequence[float], width: float, height: float
+) -> list[bool]:
+    """Which labels stand to the left of the points (x, end) that they name; ``label`` is their places.
+
+    One stands to the right unless it would leave 0…1 there, or lie on another point and not do so at the left.
+    ``width`` and ``height`` are a label's; all of it is in the same unit across and in another one upwards.
+    """
+
+    def covers(number: int, side: int) -> int:
+        start, stop = sorted((x[number] + side * width / 8, x[number] + side * width))
+        return sum(
+            start <= x[other] <= stop and abs(end[other] - label[number]) < height
+            for other in range(len(x))
+            if other != number
+        ) + len(x) * (not 0 <= x[number] + side * width <= 1)
+
+    return [covers(number, -1) < covers(number, 1) for number in range(len(x))]

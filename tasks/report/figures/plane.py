@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from tasks.report.figures.figure import FAINT, INK, Figure, data, parameter
-from tasks.report.figures.labels import spread_groups
+from tasks.report.figures.labels import spread_groups, to_the_left
 from tasks.report.figures.series import Look, choices, chosen, of_variant
 from tasks.report.summary import REFERENCES, everywhere, last_step, named, over_seeds, techniques
 from tasks.scores import MEANS
 
-_HEIGHT = 460
+_WIDTH, _HEIGHT = 680, 460
+_GAP, _LABEL = 14, 75
+"""Pixels between labels, and from a point to the end of its label; a phone's chart is half as wide."""
 
 _KEYS = ["protocol", "cell", "init", "deploy", "technique", "variant", "reference", "step", "arrival"]
 
@@ -41,7 +43,7 @@ def draw(table: pd.DataFrame, best: str) -> Figure | None:
     chart = alt.layer(
         *_levels(seen), *_references(wide, seen, of_variant(menus)), *_paths(wide, seen, look, chosen(menus))
     )  # fmt: skip
-    chart = chart.add_params(*parameter(menus)).properties(width=680, height=_HEIGHT)
+    chart = chart.add_params(*parameter(menus)).properties(width=_WIDTH, height=_HEIGHT)
     caption = "Up and to the right is better; grey curves join equal geometric means. Each path starts at the base."
     return Figure("plane", "Accumulation against retention", caption, chart, 64, menus, look.names)
 
@@ -146,18 +148,25 @@ def _labels(wide: pd.DataFrame, seen: Seen, look: Look, keep: str) -> list[alt.C
         ends = everywhere(ends, names)
     (left, right), (bottom, top) = seen["A_KA"], seen["A_ZS"]
     pixel = (top - bottom) / _HEIGHT
-    place = spread_groups(ends, ["technique", "variant"], "A_ZS", 14 * pixel, bottom + 8 * pixel, top - 8 * pixel)
-    ends = ends.assign(A_ZS=place, to_the_left=ends["A_KA"] > left + 0.8 * (right - left))
+    place = spread_groups(ends, ["technique", "variant"], "A_ZS", _GAP * pixel, bottom + 8 * pixel, top - 8 * pixel)
+    across = (ends["A_KA"] - left) / (right - left)
+    sides = pd.Series(index=ends.index, dtype=bool)
+    for _, group in ends.groupby(["technique", "variant"], sort=False, observed=True):
+        rows = group.index
+        sides[rows] = to_the_left(
+            list(across[rows]), list(place[rows]), list(group["A_ZS"]), _LABEL / _WIDTH, _GAP * pixel
+        )
+    ends = ends.assign(A_ZS=place, to_the_left=sides)
     x, y = _axes(seen)
     chart = alt.Chart(
         data(ends, "A_KA", "A_ZS", "protocol", "init", "deploy", "technique", "variant", "to_the_left")
     ).transform_filter(keep).encode(x=x, y=y, text="protocol:N", opacity=look.opacity(1))  # fmt: skip
-    sides: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "!datum.to_the_left": {"align": "left", "dx": 11, "fontSize": 11},
         "datum.to_the_left": {"align": "right", "dx": -11, "fontSize": 11},
     }
     marks = []
-    for side, style in sides.items():
+    for side, style in styles.items():
         text = chart.transform_filter(side)
         marks.append(text.mark_text(stroke="white", strokeWidth=3, **style))
         marks.append(text.mark_text(**style).encode(color=look.color))
