@@ -7,6 +7,7 @@ transformers/models/clip/configuration_clip.py and image_processing_clip.py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -115,6 +116,37 @@ class _OpenClipPreprocessing(Checked):
 class _OpenClipConfig(Checked):
     model_cfg: _OpenClipModel
     preprocess_cfg: _OpenClipPreprocessing | None = None
+
+
+_TIMM_NAME = re.compile(r"[\w.\-]{1,200}")
+_ENCODERS = (
+    "facebook/nllb-200-distilled-1.3B", "facebook/nllb-200-distilled-600M", "google/mt5-base", "google/mt5-xl",
+    "roberta-base", "xlm-roberta-base", "xlm-roberta-large",
+)  # fmt: skip
+"""The text encoders of open_clip's own configurations: only these names may it look up on the hub."""
+
+
+def require_no_address(model: Mapping[str, Any]) -> None:
+    """Check that open_clip builds a model of this configuration without loading anything from a path or a stranger.
+
+    timm reads from what has a colon (``hf-hub:``, ``local-dir:``); open_clip gives ``hf_model_name`` to transformers,
+    and for ``…_pretrained`` both download weights.
+
+    Raises:
+        UserError: names the key.
+    """
+    for tower, name, fits in (
+        ("vision_cfg", "timm_model", lambda value: isinstance(value, str) and bool(_TIMM_NAME.fullmatch(value))),
+        ("text_cfg", "hf_model", lambda value: value in _ENCODERS),
+    ):
+        part = model.get(tower)
+        if not isinstance(part, Mapping):
+            raise UserError(f"{tower}: expected settings, got {part!r:.80}")
+        value = part.get(f"{name}_name")
+        if value is not None and not fits(value):
+            raise UserError(f"{tower}.{name}_name: {value!r:.80} is no model of the library's own, and is not loaded")
+        if part.get(f"{name}_pretrained", tower == "text_cfg" and value is not None):  # open_clip's defaults
+            raise UserError(f"{tower}.{name}_pretrained: the weights are in the state; none are downloaded")
 
 
 class PartOfModelError(UserError):

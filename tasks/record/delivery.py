@@ -19,7 +19,7 @@ from typing import Any
 from tasks import layout
 from tasks.convert import LIBRARIES, Library, convert
 from tasks.errors import UserError
-from tasks.model import dtypes, tokenizers
+from tasks.model import configurations, dtypes, tokenizers
 from tasks.params import load
 from tasks.progress import Progress, silent
 from tasks.record import pointers, restoration, retention, sharing, stores, timelines
@@ -291,6 +291,7 @@ def _config(state: State, source: StateObjects, files: Mapping[str, str]) -> dic
     if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict):
         raise UserError(f"{state.tag}: {layout.HISTORY}/model/model.json is damaged (it has no text_cfg)")
     try:
+        configurations.require_no_address(model)
         tokenizers.own_settings(model["text_cfg"])  # open_clip would pass on any, ``trust_remote_code`` too
     except UserError as error:
         raise UserError(f"{state.tag}: {layout.HISTORY}/model/model.json: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer
 
 from tasks import layout
 from tasks.errors import UserError
-from tasks.model import models
+from tasks.model import configurations, models
 from tasks.model import tokenizers as kept
 from tasks.record import delivery
 from tasks.record.delivery import Form
@@ -140,18 +141,65 @@ def test_a_model_that_the_library_does_not_have_leaves_nothing(dvc: Dvc, tmp_pat
         Form(dtype="int8")
 
 
-def test_a_state_of_somebody_else_has_the_server_run_no_code(dvc: Dvc, tmp_path: Path) -> None:
-    """open_clip gives ``tokenizer_kwargs`` to transformers, which would run the tokenizer's code."""
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        # open_clip gives these to transformers, which would run the tokenizer's code
+        (
+            {"hf_tokenizer_name": "org/x", "tokenizer_kwargs": {"trust_remote_code": True}},
+            r"tokenizer_kwargs: 'trust_remote_code' is not taken",
+        ),
+        ({"hf_model_name": "org/x", "hf_model_pretrained": False}, r"text_cfg\.hf_model_name: 'org/x' is no model of"),
+    ],
+)
+def test_a_state_of_somebody_else_has_the_server_run_no_code(
+    dvc: Dvc, tmp_path: Path, settings: dict[str, object], words: str
+) -> None:
     (tmp_path / "made").mkdir()
     files = model(tmp_path / "made")
     content = json.loads(files[f"{MODEL_FOLDER}/model.json"])
-    content["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "org/x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    content["model_cfg"]["text_cfg"] |= settings
     files[f"{MODEL_FOLDER}/model.json"] = json.dumps(content).encode()
     remote = Remote("there", str(tmp_path / "remote"))
     state = made_up.record(made_up.project(tmp_path / "project", remote), remote, dvc, instead=files)
-    with pytest.raises(UserError, match=r"model/model\.json: tokenizer_kwargs: 'trust_remote_code' is not taken"):
+    with pytest.raises(UserError, match=rf"model/model\.json: {words}"):
         delivery.deliver(state, tmp_path / "serving")
     assert not (tmp_path / "serving").exists()
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings", "words"),
+    [
+        (
+            "text_cfg",
+            {"hf_model_name": "/tmp/theirs", "hf_model_pretrained": False},
+            "hf_model_name: '/tmp/theirs' is no",
+        ),
+        ("text_cfg", {"hf_model_name": "org/x", "hf_model_pretrained": False}, "hf_model_name: 'org/x' is no model of"),
+        ("text_cfg", {"hf_model_name": "roberta-base"}, "hf_model_pretrained: the weights are in the state"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:org/x"}, "timm_model_name: 'hf-hub:org/x' is no model of"),
+        ("vision_cfg", {"timm_model_name": "local-dir:x"}, "timm_model_name: 'local-dir:x' is no model of"),
+        ("vision_cfg", {"timm_model_name": ["vit"]}, "timm_model_name: ['vit'] is no model of"),
+        ("vision_cfg", {"timm_model_pretrained": True}, "timm_model_pretrained: the weights are in the state"),
+    ],
+)
+def test_a_configuration_of_somebody_else_has_open_clip_load_nothing_from_elsewhere(
+    tower: str, settings: dict[str, object], words: str
+) -> None:
+    """open_clip gives one name to transformers and one to timm, which take paths and addresses."""
+    config: dict[str, Any] = {**MODEL, tower: {**MODEL[tower], **settings}}  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=rf"{tower}\.{re.escape(words)}"):
+        configurations.require_no_address(config)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32", "RN50", "convnext_base_w"])
+def test_models_of_open_clip_are_delivered(name: str) -> None:
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    for tower, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
+        config[tower][key] = False  # as a base is recorded
+    configurations.require_no_address(config)
 
 
 def test_a_state_without_its_tokenizer_says_so(states: tuple[State, State], dvc: Dvc, tmp_path: Path) -> None:
