@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import UserError
+from tasks.model import sources
 from tasks.storage import atomic
 
 Weights = dict[str, torch.Tensor]
@@ -21,16 +22,9 @@ def shapes(path: Path) -> Shapes:
     """Names, shapes and dtypes from the header alone.
 
     Raises:
-        UserError: the file is missing, truncated or not safetensors.
+        UserError: the file is missing, truncated or not safetensors; says what it is instead, where that shows.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file, perhaps truncated ({error})") from None
+    return {name: (entry.shape, entry.dtype) for name, entry in sources.header(path).items()}
 
 
 def load(path: Path) -> Weights:

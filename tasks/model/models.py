@@ -370,16 +370,15 @@ def read_checkpoint(path: Path) -> Weights:
     """
     import torch
 
-    from tasks.model import checkpoints
+    from tasks.model import checkpoints, sources
 
     if path.suffix == ".safetensors":
         raw: Any = checkpoints.load(path)
     else:
+        sources.require_weights(path)
         _require_plain_zip(path)
         try:
             raw = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such checkpoint") from None
         except pickle.UnpicklingError:
             raise UserError(f"{path}: not a file of plain weights; save its state_dict as safetensors") from None
         except Exception as error:  # on damaged bytes, torch raises errors of any type

@@ -131,14 +131,7 @@ class FileSource:
             raise
 
     def _open(self, path: Path) -> None:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such checkpoint") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValueError as error:  # a null byte
-            raise UserError(f"{str(path)!r}: cannot be read ({error})") from None
+        descriptor = _opened(path)
         self._descriptors.append(descriptor)
         self._versions[descriptor] = _version(descriptor)
         for name, (entry, offset) in _header(path, descriptor).items():
@@ -232,6 +225,44 @@ def _shards(path: Path, index: Mapping[str, str], notes: list[str]) -> list[Path
     return [folder / name for name in sorted(named)]
 
 
+def header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of one safetensors file, by name in the order of the file.
+
+    Raises:
+        UserError: it is missing, or no safetensors file; says what it is instead, where that shows.
+    """
+    descriptor = _opened(path)
+    try:
+        return {name: entry for name, (entry, _) in _header(path, descriptor).items()}
+    finally:
+        os.close(descriptor)
+
+
+def require_weights(path: Path) -> None:
+    """Refuse what a torch file is not, before torch reads it.
+
+    Raises:
+        UserError: it is missing, no regular file, a git-lfs pointer, or text.
+    """
+    descriptor = _opened(path)
+    try:
+        if problem := _no_weights(path, _start(path, descriptor)):
+            raise UserError(f"{path}: {problem}")
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a null byte
+        raise UserError(f"{str(path)!r}: cannot be read ({error})") from None
+
+
 def _header(path: Path, descriptor: int) -> dict[str, tuple[TensorEntry, int]]:
     """Name → (entry, offset in the file).
 
@@ -241,22 +272,19 @@ def _header(path: Path, descriptor: int) -> dict[str, tuple[TensorEntry, int]]:
     Raises:
         UserError: it is not a safetensors file; says what it is instead, where that shows.
     """
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):
-        raise UserError(f"{path}: not a regular file")
-    start = os.pread(descriptor, 64, 0)
+    start, size = _start(path, descriptor), os.fstat(descriptor).st_size
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.offset_keys()
             entries = {n: TensorEntry(s.get_dtype(), tuple(s.get_shape())) for n in names for s in (file.get_slice(n),)}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {_what_else(path, start, about.st_size, error)}") from None
+        raise UserError(f"{path}: {_what_else(path, start, size, error)}") from None
     offset = 8 + int.from_bytes(start[:8], "little")
     located: dict[str, tuple[TensorEntry, int]] = {}
     for name, entry in entries.items():
         located[name] = entry, offset
         offset += entry.bytes
-    if offset != about.st_size:
+    if offset != size:
         raise UserError(f"{path}: changed while it was read")
     return located
 
@@ -266,18 +294,32 @@ def _what_else(path: Path, start: bytes, size: int, error: Exception) -> str:
     if start.startswith(TORCH_STARTS):
         return "a torch file; save its tensors with safetensors.torch.save_file first"
     if start.startswith(_LFS):
-        return "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"
+        return _no_weights(path, start)
     if start.lstrip()[:1] in (b"{", b"[") and int.from_bytes(start[:8], "little") > size:
         return "a JSON file; give the .safetensors file, or an index whose name ends in .json"
     reason = " ".join(str(error).split()).removeprefix("Error while deserializing header: ")
     if "unknown variant" in reason:
         dtype = reason.partition("unknown variant `")[2].partition("`")[0]
         return f"{_tensor_of(path, dtype)} has the dtype {dtype}, which the safetensors format does not have"
-    if _is_text(start):
-        return "a text file, not a safetensors file"
+    if problem := _no_weights(path, start):
+        return problem
     if size == 0:
         reason = "it is empty"
     return f"not a readable safetensors file, perhaps truncated ({reason[:200]})"
+
+
+def _start(path: Path, descriptor: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise UserError(f"{path}: not a regular file")
+    return os.pread(descriptor, 64, 0)
+
+
+def _no_weights(path: Path, start: bytes) -> str:
+    """What a file is that holds no weights, in whatever format; empty where it may."""
+    if start.startswith(_LFS):
+        return "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"
+    kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint"
+    return f"a text file, not a {kind}" if _is_text(start) else ""
 
 
 def _is_text(start: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -153,6 +154,32 @@ def test_bad_base_weights_are_refused(
         models.fetch_base(base("tiny.json", file), tiny, tiny / "base")
     assert "\n" not in str(caught.value)
     assert not (tiny / "base").exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("pipe", "not a regular file"), ("folder", "not a regular file"), ("zero", "not a regular file"),
+     ("text", "a text file, not a "), ("pointer", "a git-lfs pointer"), ("empty", "perhaps truncated")],
+)  # fmt: skip
+def test_what_is_no_checkpoint_is_called_what_it_is(tiny: Path, name: str, kind: str, says: str) -> None:
+    path = tiny / name
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "zero":
+            path.symlink_to("/dev/zero")
+        case _:
+            texts = {
+                "text": "hello",
+                "pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+                "empty": "",
+            }
+            path.write_text(texts[kind])
+    with pytest.raises(UserError, match=rf"{name}: .*{says}"):
+        models.read_checkpoint(path)
 
 
 def test_a_missing_checkpoint_is_named(tiny: Path) -> None:
