@@ -135,15 +135,13 @@ def require_no_address(model: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the key.
     """
-    for tower, name, fits in (
-        ("vision_cfg", "timm_model", lambda value: isinstance(value, str) and bool(_TIMM_NAME.fullmatch(value))),
-        ("text_cfg", "hf_model", lambda value: value in _ENCODERS),
-    ):
+    for tower, name in (("vision_cfg", "timm_model"), ("text_cfg", "hf_model")):
         part = model.get(tower)
         if not isinstance(part, Mapping):
             raise UserError(f"{tower}: expected settings, got {part!r:.80}")
         value = part.get(f"{name}_name")
-        if value is not None and not fits(value):
+        known = value in _ENCODERS if tower == "text_cfg" else isinstance(value, str) and _TIMM_NAME.fullmatch(value)
+        if value is not None and not known:
             raise UserError(f"{tower}.{name}_name: {value!r:.80} is no model of the library's own, and is not loaded")
         if part.get(f"{name}_pretrained", tower == "text_cfg" and value is not None):  # open_clip's defaults
             raise UserError(f"{tower}.{name}_pretrained: the weights are in the state; none are downloaded")

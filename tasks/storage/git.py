@@ -26,6 +26,7 @@ _NOTHING_RUNS = (
     "-c", "core.hooksPath=/dev/null",  # a user's hooks are for a user's commits
     "-c", "core.fsmonitor=false",
     "-c", "protocol.ext.allow=never",  # ext::COMMAND as an address
+    "-c", "submodule.recurse=false", "-c", "fetch.recurseSubmodules=false", "-c", "push.recurseSubmodules=no",
 )  # fmt: skip
 
 

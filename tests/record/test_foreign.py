@@ -142,6 +142,25 @@ def test_the_store_of_a_foreign_state_is_never_asked(mine: Path, mark: Path) -> 
     assert not mark.exists()
 
 
+def test_submodules_of_a_state_are_left_alone(project: Path, mark: Path, tmp_path: Path) -> None:
+    """Whatever the user's git does by itself with submodules: it would read ``.gitmodules``, and refuse a command."""
+    modules = f'[submodule "evil"]\n\tpath = evil\n\turl = ext::touch {mark}\n\tupdate = !touch {mark}\n'
+    state = committed(project, {".gitmodules": modules})
+    for key in ("submodule.recurse", "fetch.recurseSubmodules", "push.recurseSubmodules"):
+        git(project, "config", key, "on-demand" if key.startswith("push") else "true")
+    git(project, "config", "submodule.active", ".")
+    index = {"GIT_INDEX_FILE": str(tmp_path / "index")}
+    git(project, "read-tree", state.commit, env=index)
+    git(project, "update-index", "--add", "--cacheinfo", f"160000,{state.commit},evil", env=index)
+    commit = git(project, "commit-tree", "-p", state.commit, "-m", "x", git(project, "write-tree", env=index))
+    folder = tmp_path / "there"
+    git(project, "worktree", "add", "--detach", "--no-checkout", "--", str(folder), commit)
+    foreign.check_out(project, folder, commit, state.tag)
+    assert (folder / ".gitmodules").read_text() == modules
+    assert list((folder / "evil").iterdir()) == []
+    assert not mark.exists()
+
+
 def test_no_hook_filter_or_monitor_runs(project: Path, mark: Path, tmp_path: Path) -> None:
     state = committed(project, {".gitattributes": "* filter=evil diff=evil\n", "x.txt": "exactly this\r\n"})
     for key in (
