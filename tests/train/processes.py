@@ -9,16 +9,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tasks.model import light_imports
+from tasks.model import models
 from tasks.params import Params
+from tasks.train import node
+from tasks.train.world import ALONE, joined
 
-light_imports.prepare()
-
-import open_clip  # noqa: E402, F401 - the server has it before it forks
-
-from tasks.train import node  # noqa: E402
-from tasks.train.world import ALONE, joined  # noqa: E402
-
+models.preload()  # the server has it before it forks
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
