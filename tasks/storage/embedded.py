@@ -80,8 +80,9 @@ def stop_unused(project: Path) -> None:
 
 def running(project: Path) -> StoreServer | None:
     """The server that runs now, if any."""
-    server = seaweedfs.read_note(folder(project))
-    return server if server and not server.ending and server.process() and server.answers() else None
+    home = folder(project)
+    server = seaweedfs.read_note(home)
+    return server if server and not server.ending and server.process(home) and server.answers() else None
 
 
 def address(project: Path) -> Remote:
@@ -135,7 +136,7 @@ def _stop(home: Path, server: StoreServer) -> None:
         seaweedfs.write_note(home, replace(server, ending=True))
     except OSError:  # a full disk; a server that has met one must end all the more: it would refuse for good
         (home / "server.json").unlink(missing_ok=True)
-    seaweedfs.end(server)
+    seaweedfs.end(home, server)
 
 
 def _exclusive(home: Path) -> AbstractContextManager[None]:

@@ -57,7 +57,15 @@ class StoreServer:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.ports['s3']}"
 
-    def process(self) -> psutil.Process | None:
+    def process(self, home: Path) -> psutil.Process | None:
+        """Its process, if it still runs, on that store's folder; the note in a copy of a project is of the original's.
+
+        A process works in its store's folder, wherever that has been moved to.
+        """
+        process = self.anywhere()
+        return process if process and _works_in(process, home) else None
+
+    def anywhere(self) -> psutil.Process | None:
         """Its process, if it still runs and is a ``weed`` (a process id may be given to another program)."""
         try:
             process = psutil.Process(self.pid)
@@ -118,7 +126,7 @@ def start(home: Path) -> StoreServer:
     home = home.absolute()
     last = read_note(home)
     _end_all(home, last)
-    if last:
+    if last and not last.anywhere():  # else they are of the project that this one is a copy of
         _remove_sockets(last.ports)
     credentials(home)
     _secure(home)
@@ -134,9 +142,9 @@ def start(home: Path) -> StoreServer:
     raise _no_start(log)
 
 
-def end(server: StoreServer) -> None:
-    """Tell a server to end. That takes it three seconds, which only the next start waits for."""
-    if process := server.process():
+def end(home: Path, server: StoreServer) -> None:
+    """Tell the server of a store's folder to end. That takes it three seconds, which only the next start waits for."""
+    if process := server.process(home):
         process.send_signal(signal.SIGTERM)
 
 
@@ -208,7 +216,7 @@ def _end_all(home: Path, last: StoreServer | None) -> None:
     """
     for process in psutil.process_iter():
         try:
-            if "weed" not in process.name() or f"-dir={home / 'data'}" not in process.cmdline():
+            if "weed" not in process.name() or not _works_in(process, home):
                 continue
             if not (last and last.ending and last.pid == process.pid):
                 process.send_signal(signal.SIGTERM)
@@ -217,6 +225,14 @@ def _end_all(home: Path, last: StoreServer | None) -> None:
                 _ended(process)
         except psutil.NoSuchProcess:
             continue
+
+
+def _works_in(process: psutil.Process, home: Path) -> bool:
+    """Whether a process has a store's folder as its working directory; false of another user's, which is not ours."""
+    try:
+        return home.samefile(process.cwd())
+    except (OSError, psutil.Error):
+        return False
 
 
 def _ended(process: psutil.Process) -> bool:

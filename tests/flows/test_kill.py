@@ -146,7 +146,7 @@ def test_sigterm_ends_the_run_and_its_servers_and_the_run_resumes(tmp_path: Path
         os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert not _servers(process.pid)
-    until(lambda: store.process() is None)
+    until(lambda: store.anywhere() is None)
     chronomerge(folder, "run", "--until", "0", **prefect_api)
     assert projects.tags(folder) == ["state/tiny/0000"]
 

@@ -1,6 +1,7 @@
 """The embedded S3 server and the configuration that leads to a store."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -69,6 +70,37 @@ def test_data_of_earlier_versions_stays_readable(project: Path) -> None:
     with store.open_store(project, "embedded") as now:
         for name, body in content.items():
             assert store.client(now).get_object(Bucket=now.bucket, Key=name)["Body"].read() == body
+
+
+def test_a_copy_of_a_project_has_a_server_of_its_own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its note of the server names that of the original, which it neither uses nor ends."""
+    with store.open_store(project, "embedded") as remote:
+        store.client(remote).put_object(Bucket=remote.bucket, Key="first", Body=b"first")
+        copy = tmp_path_factory.mktemp("copied") / "copy"
+        shutil.copytree(project, copy, ignore=shutil.ignore_patterns("*.sock"))
+        server = embedded.running(project)
+        assert server is not None
+        assert embedded.running(copy) is None
+        sockets = {
+            path
+            for path in Path("/tmp").glob("seaweedfs-*.sock")
+            if path.stem.split("-")[-1] in map(str, server.ports.values())
+        }
+        assert sockets
+        with store.open_store(copy, "embedded") as own:
+            assert own.options["endpointurl"] != remote.options["endpointurl"]
+            store.client(own).put_object(Bucket=own.bucket, Key="second", Body=b"second")
+        embedded.stop_unused(copy)
+        assert embedded.running(project) == server
+        assert all(path.exists() for path in sockets)
+        listed = store.client(remote).list_objects_v2(Bucket=remote.bucket)["Contents"]
+        assert [row["Key"] for row in listed] == ["first"]
+    moved = project.with_name("moved")
+    with store.open_store(project, "embedded"):
+        server = embedded.running(project)
+        project.rename(moved)
+        assert embedded.running(moved) == server
+        moved.rename(project)
 
 
 def test_another_process_keeps_it_alive_until_it_is_killed(project: Path) -> None:

@@ -220,6 +220,6 @@ def test_another_user_reads_nothing_of_a_project_whose_folder_is_open_to_all() -
             assert reachable("-writable") == []
             assert str(project / ".chronomerge") not in reachable("-readable")
             server = embedded.running(project)
-            process = server.process() if server else None
+            process = server.anywhere() if server else None
         assert process
         process.wait(60)  # a store takes a while to end, and writes in its folder until then

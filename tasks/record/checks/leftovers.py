@@ -26,7 +26,7 @@ def embedded_store(visit: Visit) -> Iterator[Finding]:
     server = seaweedfs.read_note(home)
     if server is None or server.stays or server.ending or embedded.in_use(visit.project):
         return
-    alive = server.process() is not None
+    alive = server.process(home) is not None
     yield Finding(
         "the embedded store was never stopped" if alive else "the embedded store died",
         f"process {server.pid}",
