@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.storage.cache import Cache, Entry, md5_of
+from tasks.storage.cache import Cache, Entry
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 
@@ -33,8 +33,7 @@ class Depot:
     def take(self, objects: Collection[str], into: Path) -> set[str]:
         """Download objects of the remote to files named after them; returns those that came with their own bytes."""
         wanted = sorted(objects)
-        answer = self.dvc("take", self.project, remote=self.remote.name, objects=wanted, into=str(into))
-        return {md5 for md5 in answer["taken"] if md5_of(into / md5) == md5.removesuffix(".dir")}
+        return set(self.dvc("take", self.project, remote=self.remote.name, objects=wanted, into=str(into))["taken"])
 
     def send(self, objects: Iterable[str]) -> None:
         """Upload objects of the cache, in place of what the remote may hold under their names."""

@@ -42,8 +42,10 @@ def open_store(project: Path, name: str) -> Iterator[Remote]:
         yield remote
 
 
-def client(remote: Remote, attempts: int | None = None) -> S3Client:
+def client(remote: Remote, attempts: int | None = None, connections: int = 10) -> S3Client:
     """A boto3 client with the remote's own options, as DVC would use them; ``attempts`` at most at each request.
+
+    ``connections`` stay open at most, for as many threads.
 
     Other settings come from the user's AWS variables and files; for the embedded store there are none.
     """
@@ -69,6 +71,7 @@ def client(remote: Remote, attempts: int | None = None) -> S3Client:
     timeouts = {key: float(options.get(key, default)) for key, default in dvc_config.TIMEOUTS.items()}
     settings = Config(
         connect_timeout=timeouts["connect_timeout"], read_timeout=timeouts["read_timeout"],
+        max_pool_connections=connections,
         retries={"mode": "standard", "total_max_attempts": attempts or int(variables["AWS_MAX_ATTEMPTS"])},
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip

@@ -6,9 +6,8 @@ there, and compare names only. Here each object is asked for, and its bytes are 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ import dvc.config
 import dvc_objects.fs.errors
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
-from s3fs.core import calculate_chunksize
 
-from tasks.storage import upload
-
-JOBS = 2
-"""Parallel transfers; each holds up to 50 MB of a file's parts in memory."""
-QUERIES = 16
-"""Parallel questions about objects; they hold no content."""
-GROUP = 32
-"""Objects to a batch: an outage ends a transfer after one batch, not after all objects have failed."""
+from tasks.storage import bucket, dvc_config
+from tasks.storage.bucket import Bucket, Fact
+from tasks.storage.by_dvc import ByDvc
 
 
 class TransferError(Exception):
@@ -40,10 +33,9 @@ def push(repo: Repo, md5s: Collection[str], known: Collection[str], remote: str 
     Raises:
         TransferError: the store refuses them, or stores other bytes (those objects are removed from it again).
     """
-    with opened(repo, remote) as (store, cache):
-        absent = set(md5s) - set(store.oids_exist(md5s, jobs=QUERIES))
-        large = upload.large_objects(repo, remote or repo.config["core"]["remote"], absent)
-        _send(store, cache, absent, large, set(md5s) - set(known))
+    with reached(repo, remote) as store:
+        absent = set(md5s) - store.existing(md5s)
+        _send(repo, store, absent, set(md5s) - set(known))
     return len(absent)
 
 
@@ -62,36 +54,56 @@ def send(repo: Repo, *, remote: str, objects: list[str]) -> dict[str, Any]:
     Raises:
         TransferError: as `push`.
     """
-    with opened(repo, remote) as (store, cache):
-        large = upload.large_objects(repo, remote, objects)
-        _send(store, cache, set(objects), large, set())
+    with reached(repo, remote) as store:
+        _send(repo, store, set(objects), set())
     return {}
 
 
 def fetch(repo: Repo, md5s: Collection[str]) -> list[str]:
-    """Download objects into the cache; those with wrong bytes are deleted again. Returns those that do not exist.
+    """Download objects into the cache; those with wrong bytes are not kept. Returns those that do not exist.
 
     Raises:
         TransferError: the download fails.
     """
-    with opened(repo) as (store, cache):
-        there = set(store.oids_exist(md5s, jobs=QUERIES))
-        _add(store, cache, there)
-    return sorted(set(md5s) - there)
+    targets = {md5: _cached(repo, md5) for md5 in md5s}
+    with reached(repo) as store:
+        absent = store.fetch(targets)
+    for path in targets.values():
+        with suppress(FileNotFoundError):
+            path.chmod(0o444)  # nothing is to write to it, and DVC need not hash it again
+    return sorted(absent)
 
 
 @contextmanager
-def opened(repo: Repo, name: str | None = None) -> Iterator[tuple[HashFileDB, HashFileDB]]:
-    """A store (by default the default remote) and the cache; what goes wrong inside the block says which store it was.
+def reached(repo: Repo, name: str | None = None) -> Iterator[Bucket | ByDvc]:
+    """The objects of a store (by default the default remote): on S3 by boto3, elsewhere by DVC; see `opened`."""
+    remote = dvc_config.remote(Path(repo.root_dir), name or repo.config["core"]["remote"])
+    if remote.is_s3 and remote.options.keys() <= bucket.OPTIONS:
+        with _errors_named(repo, name):
+            yield Bucket(remote)
+    else:
+        with opened(repo, name) as store:
+            yield ByDvc(store)
+
+
+@contextmanager
+def opened(repo: Repo, name: str | None = None) -> Iterator[HashFileDB]:
+    """A store as DVC has it; what goes wrong inside the block says which store it was.
 
     Raises:
         TransferError: in place of whatever is raised inside, but not of errors in DVC's configuration.
     """
-    remote = repo.cloud.get_remote(name)
-    try:
+    with _errors_named(repo, name):
         store = repo.cloud.get_remote_odb(name)
         store.fs.fs.invalidate_cache()  # what it held a minute ago is no answer
-        yield store, repo.cache.local
+        yield store
+
+
+@contextmanager
+def _errors_named(repo: Repo, name: str | None) -> Iterator[None]:
+    remote = repo.cloud.get_remote(name)
+    try:
+        yield
     except (dvc.config.ConfigError, dvc_objects.fs.errors.ConfigError):
         raise  # another try would end the same way
     except Exception as error:
@@ -99,39 +111,26 @@ def opened(repo: Repo, name: str | None = None) -> Iterator[tuple[HashFileDB, Ha
         raise TransferError(f"store {remote.name!r} ({remote.fs.unstrip_protocol(remote.path)}): {reason}") from error
 
 
-def _send(store: HashFileDB, cache: HashFileDB, md5s: Set[str], tags: Mapping[str, str], also: Set[str]) -> None:
-    """Upload objects, and compare them and those in ``also`` with the bytes here; wrong ones are removed again.
-
-    Those in ``tags`` have been sent already; it says which ETags they must have.
-    """
-    _add(cache, store, md5s - tags.keys())
-    store.fs.fs.invalidate_cache()  # it has not seen the large ones come
-    compared = sorted(md5s | also)
-    facts = store.fs.info([store.oid_to_path(md5) for md5 in compared], batch_size=QUERIES)
-    held = zip(compared, facts, strict=True)
-    wrong = [md5 for md5, fact in held if not _same(store, md5, fact, Path(cache.oid_to_path(md5)), tags.get(md5))]
-    for md5 in wrong:
-        store.delete(md5)
+def _send(repo: Repo, store: Bucket | ByDvc, md5s: Set[str], also: Set[str]) -> None:
+    """Upload objects, and compare them and those in ``also`` with the bytes here; wrong ones are removed again."""
+    tags = store.send({md5: _cached(repo, md5) for md5 in md5s})
+    compared = md5s | also
+    facts = store.facts(compared)
+    wrong = [
+        md5 for md5 in sorted(compared)
+        if md5 not in facts or not _same(store, md5, facts[md5], _cached(repo, md5), tags.get(md5))
+    ]  # fmt: skip
     if wrong:
+        store.delete(wrong)
         raise OSError(f"it stored other bytes than were sent for {len(wrong)} objects ({wrong[0]}, …)")
 
 
-def _add(source: HashFileDB, target: HashFileDB, md5s: Collection[str]) -> None:
-    """Copy objects; DVC checks the hash of each download, and deletes one with wrong bytes."""
-    # Listings last: other tools take a listing as proof that its files are stored.
-    ordered = sorted(md5s, key=lambda md5: (md5.endswith(".dir"), md5))
-    for start in range(0, len(ordered), GROUP):
-        group = ordered[start : start + GROUP]
-        failed: dict[str, BaseException] = {}
-        target.add(
-            [source.oid_to_path(md5) for md5 in group], source.fs, group, verify=target.fs.protocol == "local",
-            check_exists=False, batch_size=JOBS, on_error=failed.__setitem__,
-        )  # fmt: skip
-        if failed:
-            raise next(iter(failed.values()))
+def _cached(repo: Repo, md5: str) -> Path:
+    """Where the cache has an object, or would."""
+    return Path(repo.cache.local.oid_to_path(md5))
 
 
-def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path, expected: str | None) -> bool:
+def _same(store: Bucket | ByDvc, md5: str, fact: Fact, sent: Path, expected: str | None) -> bool:
     """Whether a stored object has the bytes that were sent; ``expected`` is its ETag where that is known.
 
     On S3 most often the ETag tells: it is the md5 of what came in one piece, and a hash of the parts' md5s for what
@@ -139,16 +138,9 @@ def _same(store: HashFileDB, md5: str, facts: Mapping[str, Any], sent: Path, exp
     read again.
     """
     size = sent.stat().st_size
-    if facts["size"] != size:
+    if fact.size != size:
         return False
+    if "-" in fact.tag and not expected:
+        expected = bucket.tag_of_parts(sent, bucket.part_size(size))
     digest = md5.removesuffix(".dir")
-    tag = str(facts.get("ETag", "")).strip('"')
-    if "-" in tag and not expected:
-        expected = upload.tag_of_parts(sent, calculate_chunksize(size))
-    if tag in (digest, expected):
-        return True
-    digested = hashlib.md5()
-    with store.fs.open(store.oid_to_path(md5), "rb") as file:
-        while part := file.read(1 << 20):
-            digested.update(part)
-    return digested.hexdigest() == digest
+    return fact.tag in (digest, expected) or store.digest(md5) == digest
