@@ -95,7 +95,7 @@ def changed(base: Arrays, change: float, seed: int) -> Arrays:
     expert = {}
     for name, one in base.items():
         size = np.float32(change) * (one.std() or np.abs(one).mean())
-        expert[name] = one + size * random.standard_normal(one.shape, np.float32)
+        expert[name] = np.asarray(one + size * random.standard_normal(one.shape, np.float32))
         if name == TOKENS:
             rest = np.sort(random.permutation(len(one))[ROWS:])
             expert[name][rest] = one[rest] * np.float32(1 - DECAY)

@@ -43,6 +43,10 @@ def test_recording() -> None:
     assert "goal" in ran("record.py", "--megabytes", 20, "--repeat", 1, status=(0, 1))
 
 
+def test_transfers() -> None:
+    assert "of boto3's speed" in ran("transfer.py", "--megabytes", 20, "--small", 5, "--repeat", 1, status=(0, 1))
+
+
 def test_startup() -> None:
     assert "a recorded state" in ran("startup.py", "--repeat", 1, status=(0, 1))
 
@@ -126,7 +130,9 @@ def test_routed_deployment(tmp_path: Path) -> None:
 
 
 def test_codecs() -> None:
-    assert "lossless" in ran("codecs.py", "--megabytes", 10, "--change", 1e-3, "--repeat", 1)
+    small = ("--change", 1e-3, "--repeat", 1, "--codec", "lossless")
+    for weights in (("--megabytes", 10), ("--model", "ViT-S-32-alt", "--experts", 1)):
+        assert "lossless" in ran("codecs.py", *weights, *small)
 
 
 def test_simulation() -> None:
