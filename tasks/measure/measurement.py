@@ -75,9 +75,12 @@ def measure(
     def losses() -> Iterator[torch.Tensor]:
         nonlocal seen
         for batch in every:
-            given = outputs(batch)
-            if given.ndim < 1:
-                raise UserError("measure: the outputs are one number; give logits (n, C) or losses (n,) for n samples")
+            given = _of_samples(outputs(batch))
+            if not given.requires_grad:
+                raise UserError(
+                    "measure: the outputs have no gradient for the Fisher; give logits (n, C) or losses (n,) that the "
+                    "model computes from its parameters, not labels and not under torch.no_grad()"
+                )
             estimators.add("expected" if given.ndim > 1 else "empirical")
             for sample in given:
                 yield drawn_loss(sample, seed, seen) if given.ndim > 1 else sample
@@ -88,7 +91,7 @@ def measure(
 
             def run(batch: Any = batch) -> None:
                 nonlocal seen
-                seen += len(outputs(batch))
+                seen += len(_of_samples(outputs(batch)))
 
             yield run
 
@@ -103,6 +106,22 @@ def measure(
         arrays |= grams
     estimator = " and ".join(sorted(estimators)) or INPUTS
     return write(Path(out), arrays, Facts(seen, estimator, pool, tuple(sorted(rows))), left_out)
+
+
+def _of_samples(given: object) -> torch.Tensor:
+    """What a user's function gives for a batch, if it has a row a sample.
+
+    Raises:
+        UserError: it is a tensor without samples, such as a mean loss, or no tensor.
+    """
+    if not isinstance(given, torch.Tensor):
+        raise UserError(
+            f"measure: the outputs are a {type(given).__name__}; give a tensor, logits (n, C) or losses (n,) for n "
+            "samples"
+        )
+    if given.ndim < 1:
+        raise UserError("measure: the outputs are one number; give logits (n, C) or losses (n,) for n samples")
+    return given
 
 
 def require_known(statistics: Sequence[str]) -> None:

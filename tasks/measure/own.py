@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,31 @@ def _called(function: str, model: str) -> tuple[nn.Module, Any, Any]:
     if spec is None or spec.loader is None:
         raise UserError(f"--with {function}: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _one_line(function, "it"):
         spec.loader.exec_module(module)
         if not callable(getattr(module, wanted, None)):
             raise UserError(f"--with {function}: {file} defines no function {wanted}")
         given = getattr(module, wanted)(model)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's own code may raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--with {function}: it fails ({type(error).__name__}: {reason})") from error
     if not isinstance(given, tuple) or len(given) != 3 or not isinstance(given[0], nn.Module) or not callable(given[2]):
         raise UserError(f"--with {function}: it should return (a torch module, batches, a function of a batch)")
-    return given
+    opened, batches, outputs = given
+    with _one_line(function, "going through its batches"):
+        every = list(batches)
+
+    def told(batch: Any) -> Any:
+        with _one_line(function, "its function of a batch"):
+            return outputs(batch)
+
+    return opened, every, told
+
+
+@contextmanager
+def _one_line(function: str, what: str) -> Iterator[None]:
+    """Whatever the user's own code may raise, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--with {function}: {what} fails ({type(error).__name__}: {reason})") from error

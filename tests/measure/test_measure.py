@@ -333,6 +333,25 @@ def test_a_language_model_is_measured_with_the_function_of_the_guide(
         assert not done.report.kept
 
 
+def test_labels_where_none_are_needed_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    """Gram matrices are those of the inputs, whether a batch comes with labels, and a loss, or not."""
+    images, ids = batch(5, 4)
+    labels = torch.tensor([0, 1, 2, 3])
+    files = [tmp_path / name for name in ("with", "without")]
+    for file, with_labels in zip(files, (True, False), strict=True):
+
+        def outputs(one: Any, with_labels: bool = with_labels) -> torch.Tensor:
+            logits = tiny(*one[:2])
+            return nn.functional.cross_entropy(logits, one[2], reduction="none") if with_labels else logits
+
+        done = measure(tiny, [(images, ids, labels)], outputs, file, statistics=("gram",), pool="x")
+        assert (done.facts.samples, done.facts.estimator) == (4, "inputs")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    for statistics in (("gram",), ("fisher",)):
+        with pytest.raises(UserError, match="are one number"):
+            measure(tiny, [(images, ids)], lambda one: tiny(*one).mean(), files[0], statistics=statistics, pool="x")
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -342,6 +361,13 @@ def test_a_language_model_is_measured_with_the_function_of_the_guide(
         ("def f(", "it fails .SyntaxError"),
         ("import torch\ndef f(m): return torch.nn.Linear(2, 2), [], len", "there are no samples"),
         ("import torch\ndef f(m): return torch.nn.Linear(2, 2), [1], lambda b: torch.zeros(())", "are one number"),
+        ("import torch\ndef f(m): return torch.nn.Linear(2, 2), [1], lambda b: {'logits': 1}", "outputs are a dict"),
+        ("import torch\ndef f(m): return torch.nn.Linear(2, 2), [1], lambda b: torch.zeros(3)", "have no gradient"),
+        (
+            "import torch\ndef f(m): return torch.nn.Linear(2, 2), [1], lambda b: b['x']",
+            "function of a batch fails .Type",
+        ),
+        ("import torch\ndef f(m): return torch.nn.Linear(2, 2), 1, len", "through its batches fails .TypeError"),
     ],
 )
 def test_a_function_that_does_not_fit(code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
