@@ -6,8 +6,6 @@ and bytes and SHA-256 of each file.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 from abc import abstractmethod
@@ -89,7 +87,10 @@ class Hosted(PublishedSource):
         """
 
     def needed(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:
-        """Those of the chosen files that the selection needs, and notes on the others. Files may be brought for it."""
+        """Those of the chosen files that the selection needs, and notes on the others.
+
+        Files may be brought for it, and made in ``outside.cache``, which is there for this fetch alone.
+        """
         if self.first is None:
             archives = [name for name in chosen.files if name.endswith(".tar")]
             bytes_of_all = size(sum(place.sizes.get(name, 0) for name in archives))
@@ -119,9 +120,7 @@ class Hosted(PublishedSource):
         """The start of a tar file of a hub that has so many samples and more after them; None where all is needed."""
         if not isinstance(place, hub.Snapshot) or not name.endswith(".tar"):
             return None
-        outside.cache.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(json.dumps([str(place.address), place.commit, name, samples]).encode()).hexdigest()
-        target = outside.cache / f"start-{digest[:32]}.tar"
+        target = outside.cache / "start.tar"
         with place.opened(name) as file:
             found = tars.start(file, samples, target, f"{self.what}: {name}")
         return None if found is None else Part(f"the first {found} samples", target.stat().st_size, target)
@@ -134,8 +133,7 @@ class Hosted(PublishedSource):
 
     def samples_in(self, file: Path, outside: Outside) -> int:
         """The number of samples of a file; of another than a tar file, the kind says it."""
-        outside.cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=outside.cache, prefix=".tar-") as scratch:
+        with tempfile.TemporaryDirectory(dir=outside.cache) as scratch:
             return len(tars.read(file, Path(scratch), self.what, outside.limits.drop_bytes).samples)
 
     def place(self, project: Path) -> Place:
@@ -178,6 +176,10 @@ class Hosted(PublishedSource):
         return place, sizes | {name: part.bytes for name, part in needed.parts.items()}
 
     def fetch(self, into: Path, outside: Outside) -> None:
+        with tempfile.TemporaryDirectory(dir=into, prefix=".parts-") as scratch:
+            self._fetch(into, replace(outside, cache=Path(scratch)))
+
+    def _fetch(self, into: Path, outside: Outside) -> None:
         place = self.place(outside.project)
         chosen = self.choose(place, outside)
         needed = self.needed(chosen, place, outside)

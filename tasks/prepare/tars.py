@@ -130,7 +130,9 @@ def members(path: Path, what: str) -> dict[str, TarMember]:
     """
     where = f"{what}: {path.name}"
     with _readable(path, where) as tar:
-        found = {one.name: TarMember(path, one.offset_data, one.size) for one in tar if one.isreg()}
+        found = {
+            one.name: TarMember(path, one.offset_data, one.size) for one in tar if one.isreg() and not one.issparse()
+        }
         _require_end(tar, where)
     return found
 

@@ -10,7 +10,6 @@ images that are read, and their annotations.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -123,10 +122,10 @@ class FomoTar(Annotated, Hosted):
         parts: dict[str, Part] = {}
         for name, images in members.items():
             if mine := [image for image in images if image in taken]:
-                kept = self._scratch(outside, name)
+                kept = outside.cache / f"{len(parts)}.tar"
                 tars.write(kept, {image: images[image] for image in mine})
                 parts[name] = Part(f"{len(mine)} of the {len(images)} images", kept.stat().st_size, kept)
-        told = self._scratch(outside, COPY)
+        told = outside.cache / COPY
         content = {name: known[name].model_dump(exclude_none=True) for name in wanted}
         told.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
         bytes_of_all = size(sum(place.sizes.get(name, 0) for name in chosen.files))
@@ -141,11 +140,6 @@ class FomoTar(Annotated, Hosted):
             if name == found[-1] or next(iter(known)) in there:
                 break
         return known
-
-    def _scratch(self, outside: Outside, name: str) -> Path:
-        outside.cache.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(json.dumps([self.path, self.split, *self.selection, name]).encode()).hexdigest()
-        return outside.cache / f"part-{digest[:32]}"
 
     def _members(self, archive: Path) -> dict[str, tars.TarMember]:
         """The files of an archive by their paths below the set's folder."""
