@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
@@ -204,6 +204,21 @@ def test_a_card_has_the_base_of_a_hub_once_and_says_what_was_left_out(folders: P
     assert card.text.count(commit) == 1
     left = ", ".join(f"{tower}\\_model.embeddings.position\\_ids" for tower in ("text", "vision"))
     assert card.text.count(f"- note: older: {left} left out: nothing that is learned") == 1
+
+
+def test_a_vision_tower_alone_is_refused_or_merged_where_it_is(folders: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    CLIPVisionModelWithProjection(words().vision_config).save_pretrained(tmp_path / "tower")
+    models = {"technique": "ties", "base": folders / "base", "experts": [tmp_path / "tower"]}
+    with pytest.raises(UserError, match=r"^expert 1 shares 40 of 78 tensors .*; or keep the rest .*--on-missing keep$"):
+        merge_into(tmp_path / "out", **models)
+    assert [path.name for path in tmp_path.iterdir()] == ["tower"]
+    merge_into(tmp_path / "out", **models, on_missing="keep")
+    base, made = (load_file(folder / "model.safetensors") for folder in (folders / "base", tmp_path / "out"))
+    for name, tensor in base.items():
+        of_text = name.startswith(("text", "logit_scale"))
+        if of_text or tensor.ndim > 1:  # biases are zero in all of them
+            assert torch.equal(made[name], tensor) == of_text, name
 
 
 def test_models_with_different_tokenizers_are_not_merged(tmp_path: Path) -> None:
