@@ -43,6 +43,13 @@ def bypass_proxies_on_loopback(variables: MutableMapping[str, str] = os.environ)
         variables[name] = ",".join([*hosts, *missing])
 
 
+def absent_certificates() -> list[str]:
+    """The user's variables of OpenSSL that lead nowhere: httpx reads them before it asks any address, ours too."""
+    return [
+        name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ and not Path(os.environ[name]).exists()
+    ]
+
+
 def for_child(code: Path | None = None, /, **variables: str) -> dict[str, str]:
     """The environment of a child process: this process's own, and ``code``, by default ours, first on its path."""
     path = os.pathsep.join(filter(None, [str(code or CODE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))

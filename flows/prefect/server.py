@@ -170,7 +170,8 @@ def _started(private: Path, home: Path, settings: Mapping[str, str]) -> Iterator
     home.chmod(0o700)  # the database, and the sign-in
     log = private / "logs" / f"{home.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    users = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+    absent = environment.absent_certificates()
+    users = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_") or name in absent}
     database = {name: value for name, value in users.items() if name.startswith(_DATABASE)}
     port, secret = _free_port(), f"chronomerge:{secrets.token_urlsafe(32)}"
     page = f"http://127.0.0.1:{port}"
@@ -196,7 +197,7 @@ def _started(private: Path, home: Path, settings: Mapping[str, str]) -> Iterator
 
 
 def _replace_settings(settings: Mapping[str, str]) -> None:
-    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    for name in [*(name for name in os.environ if name.startswith("PREFECT_")), *environment.absent_certificates()]:
         del os.environ[name]
     os.environ.update(settings)
 

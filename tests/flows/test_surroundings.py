@@ -18,7 +18,7 @@ SETTINGS = {
     **dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), DEAD),
     "ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": "", "no_proxy": "",
     "AWS_PROFILE": "nosuch", "AWS_CA_BUNDLE": "/nonexistent.pem", "AWS_ENDPOINT_URL": DEAD,
-    "LC_ALL": "C", "TMPDIR": "/nonexistent",
+    "LC_ALL": "C", "TMPDIR": "/nonexistent", "SSL_CERT_FILE": "/nonexistent.pem", "SSL_CERT_DIR": "/nonexistent",
 }  # fmt: skip
 
 

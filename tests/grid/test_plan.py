@@ -274,6 +274,49 @@ def test_plan_page_and_clock_agree(tmp_path: Path) -> None:
     assert page + plan_of_both.report == pytest.approx(clock, rel=0.3)
 
 
+RUN = (
+    # A run, and two grids of two cells each: the first in one cell worker, the second in two. Timeline, step, seconds
+    # after the first state, elapsed, starting; seconds of train, deploy and evaluate. On two busy cores.
+    ("tiny", 0, 0, 76.855, 59.004, 1.115, 0.039, 0.23),
+    ("tiny", 1, 10, 10.399, None, 0.597, 0.3, 0.32),
+    ("tiny", 2, 21, 10.839, None, 0.638, 0.121, 0.276),
+    ("tiny-zs-ema-linear-s0", 0, 138, 52.799, 44.947, 1.115, 0.009, 0.23),
+    ("tiny-zs-ema-linear-s0", 1, 144, 6.219, None, 0.597, 0.1, 0.32),
+    ("tiny-zs-ema-linear-s0", 2, 149, 5.605, None, 0.555, 0.085, 0.134),
+    ("tiny-ema-ema-linear-s0", 0, 156, 4.62, None, 1.115, 0.039, 0.23),
+    ("tiny-ema-ema-linear-s0", 1, 170, 13.221, None, 0.597, 0.3, 0.32),
+    ("tiny-ema-ema-linear-s0", 2, 187, 17.196, None, 0.638, 0.121, 0.276),
+    ("tiny-zs-ema-ties-s0", 0, 383, 90.069, 61.584, 1.115, 0.051, 0.23),
+    ("tiny-zs-ema-ties-s0", 1, 399, 16.661, None, 0.597, 0.336, 1.164),
+    ("tiny-zs-ema-ties-s0", 2, 414, 14.186, None, 0.555, 0.348, 1.109),
+    ("tiny-ema-ema-ties-s0", 0, 385, 92.198, 61.584, 1.115, 0.049, 0.23),
+    ("tiny-ema-ema-ties-s0", 1, 400, 14.93, None, 0.597, 0.472, 1.164),
+    ("tiny-ema-ema-ties-s0", 2, 413, 13.262, None, 0.761, 0.454, 0.288),
+)
+
+
+def test_plan_and_page_agree_on_a_grid_that_was_recorded_in_two_cell_workers() -> None:
+    def made(row: tuple[Any, ...]) -> Manifest:
+        timeline, step, second, elapsed, starting, train, deploy, evaluate = row
+        recorded = {"at": f"2026-11-27T23:{26 + second // 60:02}:{second % 60:02}+00:00", "host": "here"}
+        one = manifest(
+            step, train, 6 if step else 8, timeline=timeline, recorded=recorded, elapsed=elapsed, starting=starting
+        )
+        return one.model_copy(update={"seconds": {"train": train, "deploy": deploy, "evaluate": evaluate}})
+
+    cells_of = {"init": ["zs", "ema"], "deploy": ["ema"], "technique": ["linear", "ties"]}
+    pending = planned(text(), {(name, step) for name, step, *_ in RUN if "ties" not in name}, **cells_of)
+    assert len(pending.steps) == 6
+    page = summary.on_the_clock(clocked(*((f"{row[0]}/{row[1]}", row[3], row[2]) for row in RUN if "ties" in row[0])))
+    before = estimate.measured([made(row) for row in RUN if "ties" not in row[0]], 2)
+    after = estimate.measured([made(row) for row in RUN], 2)
+    assert before is not None
+    assert after is not None
+    assert (before.workers, after.workers) == (1, 2)
+    assert estimate.estimate(pending, after, 2).seconds == pytest.approx(page, rel=0.3)
+    assert estimate.estimate(pending, before, 2).seconds < estimate.estimate(pending, after, 2).seconds
+
+
 def test_time_of_the_next_steps_is_that_of_recorded_steps_without_the_start_of_their_run() -> None:
     recorded = [
         manifest(0, 16.0, 8, elapsed=500.0), manifest(1, 12.0, 6, elapsed=69.0, starting=9.0),
