@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from tasks.errors import UserError
 
 CODE = Path(__file__).parents[1]
 """The folder that holds the packages of this program."""
@@ -32,15 +35,30 @@ def bypass_proxies_on_loopback(variables: MutableMapping[str, str] = os.environ)
 
     urllib, httpx, botocore, aiohttp, websockets and curl all read ``no_proxy`` or ``NO_PROXY``, in different orders, so
     both are set. Without a proxy variable nothing changes: on macOS and Windows any of them hides the system's proxy.
+
+    Raises:
+        UserError: a variable holds no address; httpx would fail at any client, also of this machine. It may hold a
+            password, so it is not shown.
     """
     users = {name.lower(): value for name, value in variables.items() if name.lower().endswith("_proxy") and value}
     if not users.keys() - {"no_proxy"}:
         return
+    for name, value in variables.items():
+        if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value and not _is_address(value):
+            raise UserError(f"{name}: holds no address of a proxy, such as http://HOST:PORT; correct it, or unset it")
     lists = {name: variables.get(name) or users.get("no_proxy", "") for name in ("no_proxy", "NO_PROXY")}
     for name, listed in lists.items():
         hosts = [host.strip() for host in listed.split(",") if host.strip()]
         missing = [] if hosts == ["*"] else [host for host in _LOOPBACK if host not in hosts]
         variables[name] = ",".join([*hosts, *missing])
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def absent_certificates() -> list[str]:

@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tasks import environment, processes
+from tasks.errors import UserError
 from tasks.storage import dvc_config, embedded, pointers, store
 from tasks.storage.cache import Cache
 from tasks.storage.dvc_config import Remote
@@ -159,6 +160,21 @@ def test_the_hosts_of_the_user_stay_listed() -> None:
         environment.bypass_proxies_on_loopback(variables)
         environment.bypass_proxies_on_loopback(variables)  # a second time changes nothing
         assert (variables["no_proxy"], variables["NO_PROXY"]) == (expected, expected)
+
+
+@pytest.mark.parametrize("value", ["http://user:secret@host:port", "http://:3128", "http://[::1", "http://h:99999"])
+def test_a_proxy_that_is_no_address_is_named_and_not_shown(value: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^https_proxy: holds no address of a proxy, such as http://HOST:PORT; correct"
+    ) as e:
+        environment.bypass_proxies_on_loopback({"HTTP_PROXY": "proxy.corp:3128", "https_proxy": value})
+    assert "secret" not in str(e.value)
+
+
+def test_certificates_that_lead_nowhere_are_known(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clean.setenv("SSL_CERT_DIR", str(tmp_path))
+    clean.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    assert environment.absent_certificates() == ["SSL_CERT_FILE"]
 
 
 def test_without_a_proxy_nothing_is_set() -> None:

@@ -47,7 +47,7 @@ class Server:
         deadline, api = time.monotonic() + START_SECONDS, Api(self.url, patience=5)
         while time.monotonic() < deadline:
             if self.process and self.process.poll() is not None:
-                raise UserError(f"the Prefect server did not start; its log is {self.log}")
+                raise UserError(f"the Prefect server did not start{self._database()}; its log is {self.log}")
             try:
                 api.get("health")
                 api.get("admin/version")
@@ -58,6 +58,9 @@ class Server:
                 pass
             time.sleep(0.1)
         raise UserError(f"the Prefect server at {self.url} does not answer; is PREFECT_API_URL right?")
+
+    def _database(self) -> str:
+        return "" if self.private else f" on the database of {_DATABASE[0]}…, which has to be up"
 
     def stop(self) -> None:
         """End our own; politely first."""
