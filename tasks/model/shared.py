@@ -32,7 +32,7 @@ from tasks.model.codec import DamagedChunkError
 from tasks.model.coded import opened
 from tasks.model.dtypes import FLOATS, decode, encode, fits, stored_as
 from tasks.model.sinks import FileSink
-from tasks.model.sources import FileSource, TensorSource, equal
+from tasks.model.sources import FileSource, TensorSource, equal, single_file
 from tasks.progress import Progress, silent
 from tasks.storage import atomic
 from tasks.storage.cache import md5_of
@@ -90,6 +90,7 @@ def pack(
     """
     if lambda_ is not None and kind != "tall":
         raise UserError(f"lambda is for tall, not for {kind}")
+    base = single_file(base)
     with ExitStack() as stack:
         origin = stack.enter_context(FileSource(base))
         sources = [opened(path, origin, stack) for path in experts]
@@ -159,6 +160,7 @@ def unpack(path: Path, number: int, base: Path, target: Path, progress: Progress
     content = about(path)
     if not 0 <= number < len(content.experts):
         raise UserError(f"{path}: has experts 1 to {len(content.experts)}, no {number + 1}")
+    base = single_file(base)
     if md5_of(base) != content.base:
         raise UserError(
             f"{path}: was packed against another base than {base}; give the one with the md5 {content.base}"

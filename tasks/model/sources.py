@@ -173,6 +173,18 @@ def _version(descriptor: int) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
+def single_file(path: Path) -> Path:
+    """The one safetensors file of a model, which may be a folder.
+
+    Raises:
+        UserError: there is none, or there are several under an index.
+    """
+    single, _ = _parts_of(path, [])
+    if single is None:
+        raise UserError(f"{path}: has its weights in several files; write them into one, with `chronomerge merge` say")
+    return single
+
+
 def _parts_of(path: Path, notes: list[str]) -> tuple[Path | None, dict[str, str]]:
     """A single file, or none and an index: tensor name → file name."""
     if path.is_dir():

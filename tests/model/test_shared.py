@@ -150,6 +150,21 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_left(
     assert not (tmp_path / "packed").exists()
 
 
+def test_a_model_may_be_given_as_its_folder(tmp_path: Path) -> None:
+    base, experts = by_hand(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    base.rename(folder / "model.safetensors")
+    shared.pack("emr", experts, folder, tmp_path / "packed")
+    shared.unpack(tmp_path / "packed", 0, folder, tmp_path / "one")
+    shared.unpack(tmp_path / "packed", 0, folder / "model.safetensors", tmp_path / "same")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "same").read_bytes()
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "part.safetensors"}}')
+    with pytest.raises(UserError, match="model: has its weights in several files; write them into one"):
+        shared.pack("emr", experts, folder, tmp_path / "packed")
+
+
 def test_a_damaged_file_gives_the_right_weights_or_one_sentence(tmp_path: Path) -> None:
     base, experts = by_hand(tmp_path)
     path, target = tmp_path / "packed", tmp_path / "out" / "expert.safetensors"
