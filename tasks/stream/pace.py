@@ -73,8 +73,9 @@ class Work:
     """Counts of what a run computes."""
 
     steps: int
-    """Training steps, over all time steps."""
-    batch_size: int
+    """Training steps, over all time steps, and those of a base that is trained."""
+    samples: int
+    """Samples of these, each as often as it is trained on."""
     images: int
     """Test images that are scored, over all evaluations."""
     texts: int
@@ -110,6 +111,7 @@ def work(manifest: StreamManifest, params: Params) -> Work:
     """What one timeline of a ready stream computes; each state scores all test sets."""
     states = len(params.stream) + 1
     trained = sum(arrival.expert is None for arrival in params.stream)
+    base = params.base.train
     given = params.train.given
     steps = given.steps or (given.samples or 0) // params.train.batch_size
     arriving = [one for one in manifest.of_role("adaptation") if trained]
@@ -118,8 +120,8 @@ def work(manifest: StreamManifest, params: Params) -> Work:
     share = params.evaluate.share or 1.0
     evaluations = 2 + (states - 2) * share if states > 1 else 1.0  # the first and the last are in full
     return Work(
-        steps=trained * steps,
-        batch_size=params.train.batch_size,
+        steps=trained * steps + (base.steps if base else 0),
+        samples=trained * steps * params.train.batch_size + (base.steps * base.batch_size if base else 0),
         images=round(evaluations * tests),
         texts=states * sum((one.number_of_classes or 0) * max(1, len(one.templates)) for one in manifest.sets),
         photographs=tests + sum(one.counts.train or 0 for one in arriving),
@@ -129,7 +131,7 @@ def work(manifest: StreamManifest, params: Params) -> Work:
 
 def forecast(pace: Pace, of: Work) -> Forecast:
     """Pace times counts."""
-    train = pace.sample * (of.steps * of.batch_size) + pace.update * of.steps
+    train = pace.sample * of.samples + pace.update * of.steps
     return Forecast(
         train, pace.image * of.images + pace.text * of.texts, pace.photograph * of.photographs, of, pace.device
     )

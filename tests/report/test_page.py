@@ -152,6 +152,7 @@ def test_a_choice_holds_for_every_figure(opened: Opened) -> None:
 
 def test_a_phone_has_all_of_it_in_its_width(opened: Opened) -> None:
     page = opened.page
+    page.locator("#plane select[data-parameter=technique]").select_option("linear")
     wide = page.locator("#over-time svg.marks").bounding_box()
     assert wide
     page.set_viewport_size({"width": 390, "height": 844})

@@ -9,9 +9,9 @@ import pytest
 
 from tasks import yaml
 from tasks.errors import UserError
-from tasks.params import Params
+from tasks.params import Base, BaseTraining, Params
 from tasks.prepare.registry import parse
-from tasks.stream import manifest, ready
+from tasks.stream import manifest, pace, ready
 from tasks.stream.manifest import ReadySet, StreamManifest
 from tasks.stream.ready import Wanted
 from tests.project import ROOT
@@ -146,9 +146,32 @@ def test_a_wrong_manifest_is_named(tmp_path: Path, content: str, message: str) -
         manifest.read(str(tmp_path / "own.yaml"), ROOT)
 
 
+def test_every_set_of_fomo_in_flux_can_be_read_from_a_hubs_archives() -> None:
+    whole_stream = whole("fomo-in-flux")
+    for one in whole_stream.sets:
+        where = ready.source(one, whole_stream, Path("hf:org/archives"))
+        made = parse(ready.spec(one, where, "test", info=Path("00_info")), one.name)
+        said = made.model_dump(exclude_defaults=True)
+        assert (made.name, said["path"], said["info"]) == ("fomo-tar", f"hf:org/archives/{one.name}", "00_info")
+        assert said.get("template", "a photo of a {}.") == (one.templates or ("a photo of a {}.",))[0]
+        assert said.get("pairs", False) == one.pairs
+
+
 def test_an_unknown_stream_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="vision9: no such stream; there are fomo-in-flux, vision14, vision20, vision8"):
         manifest.read("vision9", ROOT)
+
+
+def test_the_time_of_a_stream_counts_a_base_that_is_trained() -> None:
+    stream = whole("vision8")
+    given = Params.model_validate(ready.params_of(stream, Wanted()))
+    base = Base(
+        model="m.json", pretrained="train", train=BaseTraining(steps=50, batch_size=4), pretraining=["images:x"]
+    )
+    before, after = (pace.work(stream, one) for one in (given, given.model_copy(update={"base": base})))
+    assert before.samples == before.steps * given.train.batch_size
+    assert (after.steps - before.steps, after.samples - before.samples) == (50, 200)
+    assert (after.images, after.photographs) == (before.images, before.photographs)
 
 
 FOREIGN = """stream: x
