@@ -37,7 +37,7 @@ PARTS = 4
 PART = 8 << 20
 """Bytes of a part that is fetched."""
 OBJECTS = 16
-"""Requests for whole objects on their way at a time, as many as a client keeps connections."""
+"""Requests for whole objects on their way at a time."""
 TRIES = 4
 """How often a part is asked for whose answer breaks off; botocore repeats requests that are not answered."""
 _PIECE = 1 << 20
@@ -64,7 +64,7 @@ class Bucket:
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
-        self._s3 = store.client(remote, connections=OBJECTS)
+        self._s3 = store.client(remote, connections=OBJECTS + PARTS)
         self._facts: dict[str, Fact] = {}
 
     def existing(self, md5s: Iterable[str]) -> set[str]:

@@ -92,3 +92,10 @@ def test_ticks_are_plain_numbers() -> None:
     chart = effects.draw(synthetic.table(("linear", "ties"), 2, 3))
     assert chart
     assert '"format": "+~r"' in json.dumps(chart.specification(standalone=False))
+
+
+def test_cells_that_score_alike_have_an_axis() -> None:
+    table = synthetic.table(("linear", "ties"), 2, 3)
+    chart = effects.draw(table.assign(value=50.0))
+    assert chart
+    assert '"domain": [-0.1, 0.1]' in json.dumps(chart.specification(standalone=False))

@@ -10,6 +10,8 @@ import pandas as pd
 from tasks.report.figures.figure import FAINT, OKABE_ITO, Chart, Figure, data, interval
 from tasks.report.summary import DEPLOYS, INITS, effects
 
+LEAST = 0.1
+"""Points to either side at least: cells that score alike have an axis too."""
 _TITLES = {"init": "initialize", "deploy": "deploy", "technique": "technique"}
 _ORDER = {"init": list(INITS), "deploy": list(DEPLOYS)}
 
@@ -20,7 +22,8 @@ def draw(table: pd.DataFrame) -> Figure | None:
     if sizes.empty:
         return None
     sizes["low"], sizes["high"] = sizes["difference"] - sizes["half"], sizes["difference"] + sizes["half"]
-    edges = pd.concat([sizes["difference"], sizes["low"], sizes["high"]]).abs().max() * 1.08
+    reach = pd.concat([sizes["difference"], sizes["low"], sizes["high"]]).abs().max()
+    edges = max(reach * 1.08, LEAST)
     axis = {
         "title": "points from the average", "scale": alt.Scale(domain=[-edges, edges], nice=False),
         "axis": alt.Axis(format="+~r", tickCount=5),
