@@ -21,6 +21,7 @@ from tasks.prepare.published import PublishedSource
 from tasks.prepare.registry import kinds, parse, recognised, written
 from tasks.prepare.source import Source
 from tasks.progress import Progress
+from tasks.text import shortened
 
 LONGEST_NAME = 100
 """Characters of an arrival's name: it becomes a folder, and part of longer names."""
@@ -55,18 +56,21 @@ class Request:
         """Raises:
         UserError: the name cannot be an arrival's; or it is neither data nor an expert, or both.
         """
+        if why := self._wrong_name():
+            way_out = "; put name: NAME into its arrival.yaml" if self.from_others else ""
+            raise UserError(f"{shortened(self.name, 100)!r} cannot be the name of an arrival: {why}{way_out}")
+        if bool(self.data) == (self.expert is not None):
+            raise UserError(f"arrival {self.name!r}: give data or an expert, one of the two")
+
+    def _wrong_name(self) -> str:
+        """Why the name cannot be an arrival's; empty where it can."""
         try:
             TypeAdapter[str](Name).validate_python(self.name)
         except ValidationError as error:
-            raise UserError(f"{self.name!r} cannot be the name of an arrival: {first_problem(error)}") from None
+            return first_problem(error)
         if len(self.name) > LONGEST_NAME:
-            raise UserError(
-                f"{self.name[:40]!r}… cannot be the name of an arrival: more than {LONGEST_NAME} characters"
-            )
-        if self.name in TAKEN:
-            raise UserError(f"{self.name!r} cannot be the name of an arrival: step 0 and its pool are called so")
-        if bool(self.data) == (self.expert is not None):
-            raise UserError(f"arrival {self.name!r}: give data or an expert, one of the two")
+            return f"more than {LONGEST_NAME} characters"
+        return "step 0 and its pool are called so" if self.name in TAKEN else ""
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def test_manifests(scan: Callable[..., Scan], project: Path, inbox: Path) -> Non
     assert "unknown key nmae" in why["four"]
     assert "path: the data are the drop's files" in why["five"]
     assert "'no name' cannot be the name of an arrival" in why["no name"]
+    assert why["no name"].endswith("; put name: NAME into its arrival.yaml")
     assert "template: must hold {} once" in why["six"]
 
 
