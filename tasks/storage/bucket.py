@@ -65,11 +65,21 @@ class Bucket:
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
         self._s3 = store.client(remote, connections=OBJECTS + PARTS)
+        self._folder = remote.key("files", "md5") + "/"
         self._facts: dict[str, Fact] = {}
 
     def existing(self, md5s: Iterable[str]) -> set[str]:
-        """Those of some objects that it holds."""
-        return set(self.facts(md5s))
+        """Those of some objects that it holds: out of the first page of its list, in which a small store has all."""
+        wanted = set(md5s) - self._facts.keys()
+        asked = wanted
+        if len(wanted) > 1:
+            page = self._s3.list_objects_v2(Bucket=self._remote.bucket, Prefix=self._folder)
+            rows = page.get("Contents", [])
+            self._facts |= {_name(row["Key"]): Fact(row["Size"], row.get("ETag", "").strip('"')) for row in rows}
+            last = rows[-1]["Key"] if page["IsTruncated"] else None
+            asked = {md5 for md5 in wanted if last and self._remote.object_key(md5) > last}
+        self.facts(asked)
+        return set(md5s) & self._facts.keys()
 
     def facts(self, md5s: Iterable[str]) -> dict[str, Fact]:
         """What it says of those of some objects that it holds."""
@@ -191,11 +201,9 @@ class Bucket:
 
     def listed(self) -> dict[str, tuple[int, float]]:
         """All files in the folder of the objects: name → bytes, and when it was last written (seconds since 1970)."""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self._remote.bucket, Prefix=self._remote.key("files", "md5") + "/"
-        )
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._remote.bucket, Prefix=self._folder)
         rows = [row for page in pages for row in page.get("Contents", ())]
-        return {"".join(row["Key"].split("/")[-2:]): (row["Size"], row["LastModified"].timestamp()) for row in rows}
+        return {_name(row["Key"]): (row["Size"], row["LastModified"].timestamp()) for row in rows}
 
 
 def side_by_side(work: Callable[[str], T], names: Iterable[str], jobs: int = OBJECTS) -> dict[str, T]:
@@ -207,6 +215,11 @@ def side_by_side(work: Callable[[str], T], names: Iterable[str], jobs: int = OBJ
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _name(key: str) -> str:
+    """An object's name, of its key in a bucket."""
+    return "".join(key.split("/")[-2:])
 
 
 def part_size(size: int) -> int:

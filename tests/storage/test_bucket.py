@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -76,6 +77,14 @@ def test_objects_come_in_parts_and_are_compared(
         here = Bucket(reached)
         here.send({md5: tmp_path / md5 for md5 in contents})
         assert plan.asked[-1].endswith(".dir"), "the listing goes last"
+        plan.asked.clear()
+        assert Bucket(reached).existing([*contents, "0" * 32]) == set(contents)
+        assert len(plan.asked) == 1
+        with monkeypatch.context() as patch:  # a store with more than a page
+            one_key = functools.partial(here._s3.list_objects_v2, MaxKeys=1)
+            patch.setattr(here._s3, "list_objects_v2", one_key)
+            assert here.existing([*contents, "0" * 32]) == set(contents)
+        assert here.facts(contents).keys() == contents.keys()
         targets = {md5: tmp_path / "back" / md5 for md5 in [*contents, "0" * 32]}
         plan.asked.clear()
         assert here.fetch(targets) == {"0" * 32}
