@@ -260,7 +260,7 @@ def test_damaged_state_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="not the state of heads"):
         run(folder, with_heads(1, "prototype"))
     path.write_bytes(b"x")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="a text file, not a safetensors file"):
         run(folder, with_heads(1, "prototype"))
 
 

@@ -50,7 +50,7 @@ def test_short_and_mapping_form_mean_the_same(short: str, mapping: dict[str, Any
         ({"source": ["table"], "path": "x"}, ["unknown source ['table']"]),
         (
             "pictures:food",
-            ["unknown source 'pictures'", "clip-benchmark, fomo, hf, icons, images, table"],
+            ["unknown source 'pictures'", "clip-benchmark, fomo, fomo-tar, hf, icons, images, table"],
         ),
         ({"category": "food"}, ["lacks the key source"]),
         ({"source": "icons"}, ["category is missing"]),
