@@ -91,12 +91,12 @@ def _measure(model: str, home: Path, repeat: int) -> None:
                 encoding="utf-8",
             )
             shutil.rmtree(out)
-            found = json.loads(done.stdout.splitlines()[-1])
-            known = best.setdefault(name, found)
-            best[name] = {key: min(value, known[key]) for key, value in found.items()}
-    for name, found in best.items():
-        rate = size / 1e6 / found["seconds"]
-        print(f"  {name:<28} {found['seconds']:6.2f} s  {rate:7.0f} MB/s  {found['megabytes']:8.0f} MB of memory")
+            figures = json.loads(done.stdout.splitlines()[-1])
+            known = best.setdefault(name, figures)
+            best[name] = {key: min(value, known[key]) for key, value in figures.items()}
+    for name, figures in best.items():
+        rate = size / 1e6 / figures["seconds"]
+        print(f"  {name:<28} {figures['seconds']:6.2f} s  {rate:7.0f} MB/s  {figures['megabytes']:8.0f} MB of memory")
     shutil.rmtree(source)
 
 

@@ -124,18 +124,18 @@ def main() -> None:
     from flows.cli.app import app
 
     file, *arguments = sys.argv[1:]
-    found: list[dict[str, Any]] = []
+    spans: list[dict[str, Any]] = []
     flow = run._flow
 
     def timed(*args: Any) -> list[str]:
-        _time_flow(found.append)  # not before: Prefect reads its settings as it is imported
+        _time_flow(spans.append)  # not before: Prefect reads its settings as it is imported
         return flow(*args)
 
     run._flow = timed
     try:
         app(arguments)
     finally:
-        Path(file).write_text(json.dumps(found), encoding="utf-8")
+        Path(file).write_text(json.dumps(spans), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def main() -> None:
     for protocol in given.deploy:
         seeds = {name: [rows[name, protocol, s] for s in given.seeds if (name, protocol, s) in rows]
                  for name in given.techniques}  # fmt: skip
-        print(f"\ndeploy: {protocol}\n\n{table({name: found for name, found in seeds.items() if found})}")
+        print(f"\ndeploy: {protocol}\n\n{table({name: scores for name, scores in seeds.items() if scores})}")
 
 
 def params_of(given: argparse.Namespace, seed: int, axes: Mapping[str, Any], fit: Any = None) -> Params:

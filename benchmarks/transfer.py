@@ -70,15 +70,15 @@ def measure(project: Path, size: int, small: int, repeat: int) -> bool:
         for turn in range(repeat + 1):
             # The first turn is small: clients and server have their connections then.
             made = _files(project / "made", size if turn else 1_000_000, small)
-            found = _turn(project, remote, dvc, cache, made)
-            for name, one in found.items() if turn else ():
+            turn_results = _turn(project, remote, dvc, cache, made)
+            for name, one in turn_results.items() if turn else ():
                 turns.setdefault(name, []).append(one)
     total = size + small * 2000
     print(f"{'':24} {'MB/s':>7} {'CPU s':>7} {'MB of memory':>13}")
     speed = {}
-    for name, found_turns in turns.items():
-        speed[name] = total / 1e6 / statistics.median(one.wall for one in found_turns)
-        cpu, memory = (statistics.median(getattr(one, key) for one in found_turns) for key in ("cpu", "memory"))
+    for name, of_name in turns.items():
+        speed[name] = total / 1e6 / statistics.median(one.wall for one in of_name)
+        cpu, memory = (statistics.median(getattr(one, key) for one in of_name) for key in ("cpu", "memory"))
         print(f"{name:24} {speed[name]:7.0f} {cpu:7.2f} {memory:13.0f}")
     print(f"\nload of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     memory = max(one.memory for name in turns if name.startswith("chronomerge") for one in turns[name])
@@ -120,23 +120,23 @@ def _turn(project: Path, remote: Remote, dvc: Dvc, cache: Cache, files: list[Pat
     def fetched() -> None:
         each(lambda path: s3.download_file(bucket, f"raw/{path.name}", f"{path}.back"))
 
-    found = {"cp": _timed(lambda: shutil.copyfile(files[-1], f"{files[-1]}.copy"), psutil.Process())}
-    found["boto3, send"] = _timed(sent, psutil.Process())
-    found["boto3, fetch"] = _timed(fetched, psutil.Process())
+    results = {"cp": _timed(lambda: shutil.copyfile(files[-1], f"{files[-1]}.copy"), psutil.Process())}
+    results["boto3, send"] = _timed(sent, psutil.Process())
+    results["boto3, fetch"] = _timed(fetched, psutil.Process())
     md5s = [cache.put(path).md5 for path in files]
     with _memory(child.pid) as grown:
         turn = _timed(lambda: dvc("keep", project, remote=remote.name, objects=md5s), child)
-    found["chronomerge, send"] = Turn(turn.wall, turn.cpu, grown[0])
+    results["chronomerge, send"] = Turn(turn.wall, turn.cpu, grown[0])
     for md5 in md5s:
         cache.path(md5).unlink()
     with _memory(child.pid) as grown:
         turn = _timed(lambda: dvc("fetch", project, md5s=md5s), child)
-    found["chronomerge, fetch"] = Turn(turn.wall, turn.cpu, grown[0])
+    results["chronomerge, fetch"] = Turn(turn.wall, turn.cpu, grown[0])
     for path, md5 in zip(files, md5s, strict=True):
         assert cache.path(md5).read_bytes() == path.read_bytes()
         s3.delete_object(Bucket=bucket, Key=f"raw/{path.name}")
     dvc("discard", project, remote=remote.name, objects=md5s)
-    return found
+    return results
 
 
 def _timed(work: Callable[[], object], client: psutil.Process) -> Turn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,7 +160,7 @@ def grid(
             raise UserError("files of the project changed while the grid was starting; run again")
         progress.report(starting, 1, 1)
         for one in selected.todo[: workers.count]:  # the first cells: one for each cell worker
-            jobs[one.cell.timeline]["starting"] = time.monotonic() - began
+            jobs[one.cell.timeline]["began"] = began
         return _flow(project, selected, jobs, workers)
 
 

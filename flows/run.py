@@ -108,7 +108,7 @@ def run(
             server.wait()
             runs.crash_dead(server, project, params.timeline)
             progress.report(starting, 1, 1)
-            return _flow(project, todo, code, remote, time.monotonic() - began)
+            return _flow(project, todo, code, remote, began)
 
 
 def run_cell(
@@ -117,15 +117,15 @@ def run_cell(
     remote_name: str,
     parallel: int,
     *,
-    starting: float | None = None,
+    began: float | None = None,
     wait: bool = False,
     scheduler: str | None = None,
 ) -> list[str]:
     """Run the pending steps of one cell of a grid, whose params are in ``code``; as `run` for the rest.
 
     The grid has started the store and the Prefect server, recorded the code and checked everything. ``parallel`` is how
-    many cells run at the same time; ``starting`` is how many seconds the grid took to start, for the first cell of a
-    cell worker.
+    many cells run at the same time; ``began`` is when the grid began (`time.monotonic`), for the first cell of a cell
+    worker.
     """
     params = record.params_of(project, code)
     with locks.writing(project, params.timeline, wait=wait):
@@ -143,7 +143,7 @@ def run_cell(
             pool.opened(scheduler, project, parallel),
         ):
             runs.crash_dead(Server(os.environ["PREFECT_API_URL"]), project, params.timeline)
-            return _flow(project, todo, code, remote, starting)
+            return _flow(project, todo, code, remote, began)
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def _leased(project: Path, todo: Pending, remote: Remote, *, wait: bool) -> Iter
         yield
 
 
-def _flow(project: Path, todo: Pending, code: Code, remote: Remote, starting: float | None) -> list[str]:
+def _flow(project: Path, todo: Pending, code: Code, remote: Remote, began: float | None) -> list[str]:
     """The Prefect flow of the pending steps."""
     from prefect import tags
 
@@ -169,7 +169,7 @@ def _flow(project: Path, todo: Pending, code: Code, remote: Remote, starting: fl
     named = timeline.with_options(flow_run_name=f"{todo.params.timeline} to step {todo.steps[-1]}")
     try:
         with tags(*runs.tags(project, todo.params.timeline)):
-            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name, starting)
+            return named(str(project), todo.steps[0], todo.steps[-1], asdict(code), remote.name, began)
     except RemoteError as error:
         raise UnavailableError(f"{error}; finished nodes are stored, so run again when the store answers") from error
     finally:

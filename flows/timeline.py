@@ -17,14 +17,15 @@ from tasks.storage import dvc
 
 @flow(name="timeline", flow_run_name="to step {last}", validate_parameters=False)
 def timeline(
-    project: str, first: int, last: int, code: dict[str, Any], remote: str, starting: float | None
+    project: str, first: int, last: int, code: dict[str, Any], remote: str, command_began: float | None
 ) -> list[str]:
     """Run time steps ``first`` to ``last`` of a project's timeline; returns the tags of the states they became.
 
-    The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code, which took it
-    ``starting`` seconds; None in a process that had started before.
+    The caller (`flows.run`) holds the timeline's lock, has opened the store and has taken down the code. What passed
+    since ``command_began`` (`time.monotonic`) is its start; None for a cell whose cell worker has run others.
     """
-    began = time.monotonic() - (starting or 0.0)
+    now = time.monotonic()
+    began, starting = (now, None) if command_began is None else (command_began, now - command_began)
     folder = Path(project)
     params = params_of(folder, Code(**code))
     tags = []

@@ -50,7 +50,7 @@ def run(names: Sequence[str], project: Path, params: Params, progress: Progress 
     chosen = [one for one in params.evaluate.sets if one.name in names]
     scores = measure(project, params, chosen, progress)
     nearest = {name: rows.tolist() for name, rows in scores.nearest.items()}
-    own = {name: _plain(found) for name, found in scores.own.items()}
+    own = {name: _plain(score) for name, score in scores.own.items()}
     content = {"nearest": nearest, "recall": scores.recall, "own": own}
     if scores.routing:
         content["routing"] = {
@@ -66,10 +66,10 @@ def join(project: Path, params: Params, results: Sequence[bytes]) -> None:
         part = json.loads(result)
         scores.nearest.update({name: np.array(rows, np.int32) for name, rows in part["nearest"].items()})
         scores.recall.update(part["recall"])
-        for name, found in part["own"].items():
-            scores.own[name] = _array(found)
-        for name, found in part.get("routing", {}).items():
-            scores.routing[name] = Routing(**{**found, "oracle": _array(found["oracle"])})
+        for name, value in part["own"].items():
+            scores.own[name] = _array(value)
+        for name, value in part.get("routing", {}).items():
+            scores.routing[name] = Routing(**{**value, "oracle": _array(value["oracle"])})
     write(project, params, scores)
 
 

@@ -100,14 +100,14 @@ def measured(manifests: Iterable[Manifest], workers: int = 1) -> MeasuredCosts |
     steps = _steps(recorded)
 
     def nearest(value: Callable[[_Step], float | None]) -> float | None:
-        return _nearest([(one.workers, found) for one in steps if (found := value(one)) is not None], workers)
+        return _nearest([(one.workers, number) for one in steps if (number := value(one)) is not None], workers)
 
     def ran(kind: str, where: Callable[[Manifest], object], value: Callable[[Manifest], float]) -> float | None:
         return nearest(lambda one: value(one.manifest) if kind in one.ran and where(one.manifest) else None)
 
     def took(kind: str, where: Callable[[Manifest], object] = lambda _: True) -> float:
-        found = ran(kind, where, lambda one: one.seconds[kind])
-        return median(one.seconds[kind] for one in recorded if where(one)) if found is None else found
+        near = ran(kind, where, lambda one: one.seconds[kind])
+        return median(one.seconds[kind] for one in recorded if where(one)) if near is None else near
 
     def pace(where: Callable[[Manifest], object]) -> float | None:
         return ran(

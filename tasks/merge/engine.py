@@ -119,12 +119,12 @@ def merge(
     used = _weights(chosen, len(experts), weights)
     in_parts = _part_weights(chosen, len(experts), weights, part_weights or {})
     where = find_device(device)
-    found_base, found = _found(base) if base is not None else None, [_found(expert) for expert in experts]
-    _require_one_tokenizer(found_base, found)
+    base_model, models = _found(base) if base is not None else None, [_found(expert) for expert in experts]
+    _require_one_tokenizer(base_model, models)
     with ExitStack() as stack:
-        base_source = open_model(found_base, "base", stack, None) if found_base is not None else None
+        base_source = open_model(base_model, "base", stack, None) if base_model is not None else None
         sources: list[TensorSource] = []
-        for i, model in enumerate(found):
+        for i, model in enumerate(models):
             named_like = base_source or (sources[0] if sources else None)
             sources.append(open_model(model, f"expert {i + 1}", stack, named_like))
         base_source, sources = base_source and learned(base_source), [learned(source) for source in sources]

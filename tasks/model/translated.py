@@ -136,8 +136,8 @@ def learned(source: TensorSource) -> TensorSource:
     """``source`` without the buffers of older versions of CLIP, whatever the prefix of its names; a note names them."""
     plain = dialects.unwrapped(source.entries)
     buffers = _buffers_in(plain)
-    found = [own for name, own in plain.items() if buffers is not None and buffers.fullmatch(name)]
-    return without_buffers(source, re.compile("|".join(map(re.escape, found)))) if found else source
+    named = [own for name, own in plain.items() if buffers is not None and buffers.fullmatch(name)]
+    return without_buffers(source, re.compile("|".join(map(re.escape, named)))) if named else source
 
 
 def without_buffers(source: TensorSource, buffers: re.Pattern[str]) -> TensorSource:

@@ -122,8 +122,8 @@ class Hosted(PublishedSource):
             return None
         target = outside.cache / "start.tar"
         with place.opened(name) as file:
-            found = tars.start(file, samples, target, f"{self.what}: {name}")
-        return None if found is None else Part(f"the first {found} samples", target.stat().st_size, target)
+            count = tars.start(file, samples, target, f"{self.what}: {name}")
+        return None if count is None else Part(f"the first {count} samples", target.stat().st_size, target)
 
     def keep_part(self, name: str, part: Part, place: Place, home: Path) -> None:  # noqa: ARG002 - other kinds read the place
         """Keep that part of a file as a file of the same name, whose bytes are not the whole file's."""

@@ -130,11 +130,11 @@ def members(path: Path, what: str) -> dict[str, TarMember]:
     """
     where = f"{what}: {path.name}"
     with _readable(path, where) as tar:
-        found = {
+        archived = {
             one.name: TarMember(path, one.offset_data, one.size) for one in tar if one.isreg() and not one.issparse()
         }
         _require_end(tar, where)
-    return found
+    return archived
 
 
 def write(path: Path, members: Mapping[str, TarMember]) -> None:

@@ -110,7 +110,7 @@ def record(
         params.store.git,
         lease.agreement(params.store, remote),
         promoted=verdict.promoted,
-        pointers=[name for name, found in pointed.items() if found.promoted],
+        pointers=[name for name, pointer in pointed.items() if pointer.promoted],
     )
 
 

@@ -90,10 +90,10 @@ class ByDvc:
         store = self._store
         if not store.fs.exists(store.path):
             return {}
-        found = store.fs.fs.find(store.path, detail=True)
-        if not isinstance(found, dict):  # a folder: DVC's own file system gives paths alone
-            found = {path: store.fs.info(path) for path in found}
-        return {"".join(Path(path).parts[-2:]): (about["size"], _modified(about)) for path, about in found.items()}
+        files = store.fs.fs.find(store.path, detail=True)
+        if not isinstance(files, dict):  # a folder: DVC's own file system gives paths alone
+            files = {path: store.fs.info(path) for path in files}
+        return {"".join(Path(path).parts[-2:]): (about["size"], _modified(about)) for path, about in files.items()}
 
 
 def _modified(about: dict[str, Any]) -> float:

@@ -149,8 +149,8 @@ def bytes_to_download(manifest: StreamManifest, wanted: Wanted, project: Path) -
         parts = ("train", "test") if one.role == "adaptation" and not wanted.experts else ("test",)
         files: dict[str, int] | None = {}
         for part in parts:
-            found = _sizes(parse(ready.spec(one, where, part, info=wanted.info), one.name), project)
-            files = None if files is None or found is None else files | found
+            sizes = _sizes(parse(ready.spec(one, where, part, info=wanted.info), one.name), project)
+            files = None if files is None or sizes is None else files | sizes
         counts[one.name] = None if files is None else sum(files.values())
     return counts
 

@@ -104,7 +104,7 @@ def test_processes_listen_on_loopback_alone_and_end_with_their_parent(ready: Pat
 def test_what_goes_wrong_in_a_process_is_said_in_one_line(ready: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(ready, tmp_path / "project"))
     (folder / INIT).write_bytes(b"short")
-    with pytest.raises(UserError, match=r"^data/step/init.safetensors: not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"^data/step/init.safetensors: a text file, not a safetensors file"):
         train(folder, settings(2))
 
 

@@ -58,8 +58,8 @@ class FomoTar(Annotated, Hosted):
         root = (project / self.path).parent
         if not root.is_dir():
             raise UserError(f"{self.what}: no such folder {root}")
-        found = [*root.glob("*.tar"), *(root / self.data_set).glob("*.tar"), *(root / INFO).glob("*.json")]
-        names = {file.relative_to(root).as_posix(): file.stat().st_size for file in found if file.is_file()}
+        files = [*root.glob("*.tar"), *(root / self.data_set).glob("*.tar"), *(root / INFO).glob("*.json")]
+        names = {file.relative_to(root).as_posix(): file.stat().st_size for file in files if file.is_file()}
         return Folder(root, PurePosixPath(self.path).parent.as_posix(), frozenset(names), names)
 
     def pinned(self, project: Path) -> Self:
@@ -76,12 +76,12 @@ class FomoTar(Annotated, Hosted):
         pick(["train", "test"], self.split, self.what)
         one = re.escape(self.data_set)
         shards = re.compile(rf"(?:.*/)?{one}(?:[/._-](?:(?:train|test|val)[._-]?)?\d*)?\.tar")
-        found = sorted(name for name in place.names if shards.fullmatch(name))
-        alone = [name for name in found if PurePosixPath(name).name == f"{self.data_set}.tar"]
-        if not found:
+        archives = sorted(name for name in place.names if shards.fullmatch(name))
+        alone = [name for name in archives if PurePosixPath(name).name == f"{self.data_set}.tar"]
+        if not archives:
             raise UserError(f"{self.what}: there is no {self.data_set}.tar")
         self._annotations(place, outside)
-        return FileChoice(str(self.split), tuple(alone[:1] or found))
+        return FileChoice(str(self.split), tuple(alone[:1] or archives))
 
     def _annotations(self, place: Place, outside: Outside) -> list[str]:
         """The files of annotations there may be for the part, in their order: paths of the place, or of ``info``.
@@ -92,17 +92,17 @@ class FomoTar(Annotated, Hosted):
         names = names_of(self.data_set, str(self.split))
         if self.info is not None:
             folder = outside.project / self.info
-            found = [str(folder / name) for name in names if (folder / name).is_file()]
+            paths = [str(folder / name) for name in names if (folder / name).is_file()]
         else:
             within = {PurePosixPath(name).name: name for name in place.names if INFO in PurePosixPath(name).parts}
-            found = [within[name] for name in names if name in within]
-        if not found:
+            paths = [within[name] for name in names if name in within]
+        if not paths:
             where = self.info or f"the folder {INFO} there"
             raise UserError(
                 f"{self.what}: {where} has no {names[-2]}; give the folder of the benchmark's annotation files with "
                 "info (stream import --info FOLDER)"
             )
-        return found
+        return paths
 
     def priced(self, chosen: FileChoice, place: Place, outside: Outside) -> Needed:  # noqa: ARG002 - archives are whole
         return Needed(list(chosen.files))
@@ -134,17 +134,17 @@ class FomoTar(Annotated, Hosted):
 
     def _known(self, place: Place, there: set[str], outside: Outside) -> Annotations:
         """The annotations of the part whose images the archives have: those of the small images, or the others."""
-        for name in (found := self._annotations(place, outside)):
+        for name in (tables := self._annotations(place, outside)):
             file = Path(name) if self.info is not None else place.bring([name], outside.progress) / name
             known = read(file, self.what)
-            if name == found[-1] or next(iter(known)) in there:
+            if name == tables[-1] or next(iter(known)) in there:
                 break
         return known
 
     def _members(self, archive: Path) -> dict[str, tars.TarMember]:
         """The files of an archive by their paths below the set's folder."""
-        found = tars.members(archive, self.what)
-        return {name.removeprefix("./").removeprefix(f"{self.data_set}/"): member for name, member in found.items()}
+        members = tars.members(archive, self.what)
+        return {name.removeprefix("./").removeprefix(f"{self.data_set}/"): member for name, member in members.items()}
 
     def rows(self, home: Path, files: Sequence[Path], context: Context) -> Rows:  # noqa: ARG002 - as all sources
         members = {name: one for file in files for name, one in tars.members(file, self.what).items()}
