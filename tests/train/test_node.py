@@ -253,7 +253,7 @@ def test_the_command_says_one_line_and_fails(runnable: Path) -> None:
     call = [sys.executable, "-m", "tasks", "train"]
     done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: data/step/init.safetensors: not a readable safetensors file")
+    assert done.stderr.startswith("error: data/step/init.safetensors: a text file, not a safetensors file")
     assert done.stderr.count("\n") == 1
 
 
