@@ -38,7 +38,6 @@ def users_git(folder: Path) -> dict[str, str]:
     return {"GIT_CONFIG_COUNT": str(len(settings)), **keys, **values}
 
 
-@pytest.mark.long
 def test_a_timeline_runs_on_a_machine_with_settings_of_its_own(tmp_path: Path) -> None:
     folder = projects.make(tmp_path / "mein Ordner [ü]", stream=projects.PARAMS["stream"][:1])
     settings = {**SETTINGS, **users_git(tmp_path)}
