@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -78,6 +79,13 @@ def forget(project: Path, folder: Path) -> None:
     """Drop git's note of one worktree. (``git worktree prune`` would drop a user's that is only unmounted.)"""
     for note in (common_dir(project) / "worktrees").glob("*"):
         if _where(note) == (folder / ".git").resolve():
+            _remove_note(note)
+
+
+def _remove_note(note: Path) -> None:
+    """Remove a note of git's; another cell of a grid may be doing so too, and takes files away meanwhile."""
+    while note.exists():
+        with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(note)
 
 
@@ -144,7 +152,7 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
     for note in (common_dir(project) / "worktrees").glob("*"):
         ours = re.fullmatch(r"(state-)?\d{4,}-(\d+)", note.name)
         if ours and not psutil.pid_exists(int(ours[2])) and _is_of_nothing(project, note):
-            shutil.rmtree(note)
+            _remove_note(note)
     _drop_stale_locks(common_dir(project), timeline)
     for index in (layout.private(project) / "tmp").glob("index-*"):
         if not psutil.pid_exists(int(index.name.split("-")[1].removesuffix(".lock"))):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -76,6 +77,17 @@ def test_gits_note_of_a_worktree_that_is_gone_goes(project: Path, dead: int) -> 
         (notes / name / "gitdir").write_text(f"{home / name / '.git'}\n")
     worktrees.clean_up(project, "x")
     assert sorted(path.name for path in notes.iterdir()) == [f"0004-{os.getpid()}", f"0005-{dead}"]
+
+
+def test_cells_of_a_grid_that_was_killed_clean_up_at_the_same_time(project: Path, dead: int) -> None:
+    notes = project / ".git" / "worktrees"
+    for number in range(300):
+        (notes / f"{number:04d}-{dead}" / "refs").mkdir(parents=True)
+        for name in ("HEAD", "commondir", "index"):
+            (notes / f"{number:04d}-{dead}" / name).touch()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda timeline: worktrees.clean_up(project, timeline), "abcd"))
+    assert not [*notes.iterdir()]
 
 
 SPAWN = """
