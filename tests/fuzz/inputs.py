@@ -389,6 +389,21 @@ def _data_set(folder: Path, number: int, chance: random.Random, valid: Path) -> 
         _change_one(folder, number, chance)
 
 
+def _fomo(folder: Path, number: int, chance: random.Random, valid: Path) -> None:
+    """A set of FoMo-in-Flux as an archive or unpacked, changed in its members or in its annotations."""
+    form = chance.choice(("archives", "archives", "unpacked"))
+    shutil.copytree(valid / "fomo" / form, folder, dirs_exist_ok=True)
+    if form == "archives" and chance.random() < 0.4:
+        name = drawn(_TEXTS, number).encode("utf-8", "replace").decode() or "x"
+        kind = tarfile.REGTYPE if chance.random() < 0.5 else chance.choice((b"1", b"2", b"3", b"5", b"6", b"S", b"x"))
+        names = [chance.choice((f"SHAPES/{name}", name, "SHAPES/pictures/0.png", "./SHAPES/pictures/1.png"))] * 2
+        content = _tar([(one, png(1)) for one in names], kind, "../../secret/key.png")
+        start = (folder / "SHAPES.tar").read_bytes().rstrip(b"\0") if chance.random() < 0.5 else b""
+        (folder / "SHAPES.tar").write_bytes(start + bytes(-len(start) % tarfile.BLOCKSIZE) + content)
+    if chance.random() < 0.8:
+        _change_one(folder, number, chance)
+
+
 def _change_one(folder: Path, number: int, chance: random.Random) -> None:
     """Change a file of a folder."""
     path = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
@@ -430,5 +445,6 @@ _KINDS: dict[str, Callable[[Path, int, random.Random, Path], None]] = {
     "recipe": _recipe,
     "stream": _stream,
     "data_set": _data_set,
+    "fomo": _fomo,
 }
 KINDS = tuple(_KINDS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tasks import inbox, prepare
@@ -144,12 +144,25 @@ def stream(root: Path, folder: Path) -> Iterator[str]:
 
 def data_set(root: Path, folder: Path) -> Iterator[str]:
     """Read a data set from a hub, or in CLIP_benchmark's layout from a folder."""
+    if (folder / "train/nshards.txt").exists():
+        yield from _sets_read(root, folder, [f"clip-benchmark:{folder}#train"])
+    else:
+        yield from _sets_read(root, folder, ["hf:org/bad#train", "hf:org/bad#train[:2]"])
+
+
+def fomo(root: Path, folder: Path) -> Iterator[str]:
+    """Read a set of FoMo-in-Flux from a folder; its archive from a hub too."""
+    if (folder / "SHAPES.tar").exists():
+        yield from _sets_read(root, folder, [f"fomo-tar:{folder}/SHAPES#train", "fomo-tar:hf:org/bad/SHAPES#train"])
+    else:
+        yield from _sets_read(root, folder, [f"fomo:{folder}/SHAPES#train"])
+
+
+def _sets_read(root: Path, folder: Path, specs: Sequence[str]) -> Iterator[str]:
+    """Read data sets; what is in the folder is the repository ``org/bad`` of a hub too."""
     with hub.serving() as server, server.used(folder.parent / "home"), tempfile.TemporaryDirectory() as scratch:
-        if (folder / "train/nshards.txt").exists():
-            specs = [f"clip-benchmark:{folder}#train"]
-        else:
+        if any("hf:" in spec for spec in specs):
             server.commit("org/bad", folder, kind="datasets")
-            specs = ["hf:org/bad#train", "hf:org/bad#train[:2]"]
         for spec in specs:
             yield from refused(functools.partial(_read_set, spec, root / "project", Path(scratch)))
 
@@ -175,5 +188,6 @@ READERS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     "recipe": recipe,
     "stream": stream,
     "data_set": data_set,
+    "fomo": fomo,
 }
 """All other kinds are drops, which `look` reads."""

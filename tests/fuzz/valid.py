@@ -16,7 +16,7 @@ from transformers import CLIPModel
 from tasks.convert import convert
 from tasks.model import checkpoints, codec, coded, shared
 from tasks.params import Named
-from tests import published, tokenizers
+from tests import miniatures, published, tokenizers
 from tests.evaluate import test_headfile as heads
 from tests.inbox.test_models import model as small_model
 from tests.model.test_translated import clip_config
@@ -42,6 +42,7 @@ def make(folder: Path) -> None:
         heads.write(folder / f"heads/{kind}.safetensors", data if number else data.moments(), kind)
     shutil.copytree(ROOT / "streams", folder / "streams")
     _make_sets(folder / "sets")
+    _make_fomo(folder / "fomo")
 
 
 def _save(model: CLIPModel, plain: Path, open_clip: Path, adapter: Path) -> None:
@@ -104,3 +105,18 @@ def _make_sets(folder: Path) -> None:
     ]
     published.write_tar(folder / "tars/train/0.tar", members)
     published.clip_benchmark(folder / "clip_benchmark", {"train": [(image, i % 3) for i, image in enumerate(images)]})
+
+
+def _make_fomo(folder: Path) -> None:
+    """A set of FoMo-in-Flux as its archive, and unpacked, each with its annotations."""
+    told = {}
+    for number in range(4):
+        path = f"pictures/{number}.png"
+        told[path] = {"classname": "red" if number % 2 else "blue", "synthetic_merged_caption": ["a square"]}
+        image = folder / "unpacked/SHAPES" / path
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 40 * number, np.uint8)).save(image)
+    miniatures.fomo_archives(folder / "unpacked", folder / "archives")
+    for form in ("unpacked", "archives"):
+        (folder / form / "00_info").mkdir()
+        (folder / form / "00_info/SHAPES_train.json").write_text(json.dumps(told))
