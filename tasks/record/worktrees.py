@@ -77,9 +77,14 @@ def remove(project: Path, folder: Path) -> None:
 
 def forget(project: Path, folder: Path) -> None:
     """Drop git's note of one worktree. (``git worktree prune`` would drop a user's that is only unmounted.)"""
-    for note in (common_dir(project) / "worktrees").glob("*"):
+    for note in _notes(project):
         if _where(note) == (folder / ".git").resolve():
             _remove_note(note)
+
+
+def _notes(project: Path) -> list[Path]:
+    """Git's notes of worktrees."""
+    return [path for path in (common_dir(project) / "worktrees").glob("*") if path.is_dir()]
 
 
 def _remove_note(note: Path) -> None:
@@ -149,8 +154,8 @@ def clean_up(project: Path, timeline: str) -> list[Path]:
     left = sorted(home.iterdir()) if home.exists() else []
     for folder in left:
         remove(project, folder)
-    for note in (common_dir(project) / "worktrees").glob("*"):
-        ours = re.fullmatch(r"(state-)?\d{4,}-(\d+)", note.name)
+    for note in _notes(project):
+        ours = re.fullmatch(r"(state-)?\d{4,}-(\d{1,9})", note.name)  # a longer number is no process id
         if ours and not psutil.pid_exists(int(ours[2])) and _is_of_nothing(project, note):
             _remove_note(note)
     _drop_stale_locks(common_dir(project), timeline)

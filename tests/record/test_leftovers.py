@@ -62,10 +62,13 @@ def test_locks_of_a_git_that_was_killed_go(project: Path) -> None:
 
 def test_a_worktree_that_git_had_only_begun_goes(project: Path, dead: int) -> None:
     notes = project / ".git" / "worktrees"
-    for name in (f"0003-{dead}", f"state-0002-{dead}", f"0003-{os.getpid()}", "mine"):
+    dated = "2025-20251128123000"  # no process has such a number
+    for name in (f"0003-{dead}", f"state-0002-{dead}", f"0003-{os.getpid()}", "mine", dated):
         (notes / name).mkdir(parents=True)
+    (notes / ".directory").touch()  # as file managers leave them
     worktrees.clean_up(project, "x")
-    assert sorted(path.name for path in notes.iterdir()) == [f"0003-{os.getpid()}", "mine"]
+    worktrees.forget(project, project / "elsewhere")
+    assert sorted(path.name for path in notes.iterdir()) == [".directory", f"0003-{os.getpid()}", dated, "mine"]
 
 
 def test_gits_note_of_a_worktree_that_is_gone_goes(project: Path, dead: int) -> None:
