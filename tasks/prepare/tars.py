@@ -7,6 +7,7 @@ one more dotted word in common (``22.05.png`` and ``22.05.txt``), that word is p
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import tarfile
 import zlib
@@ -26,6 +27,9 @@ TEXT_BYTES = 1 << 20
 LISTED_BYTES = 1 << 30
 """Size of the largest tar file that is listed before any work."""
 
+MEMBERS = 2_000_000
+"""Of a tar file, at most: a list of more takes over a gigabyte of memory, and a compressed file of a few megabytes."""
+
 _AT_ONCE = 1 << 20
 """Bytes that are read at a time of a file of which the start is needed."""
 _MARKS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
@@ -39,7 +43,7 @@ def is_tar(file: Path) -> bool:
     return file.name.lower().endswith(SUFFIXES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarMember:
     """Where the content of a member is."""
 
@@ -62,13 +66,25 @@ class TarSample:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header, of which no part is long enough to fill the memory."""
+    """A member's header, of which no part is long enough to fill the memory, and which leads forwards."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise tarfile.ReadError(f"a member of {self.size} bytes")
         if not self.isreg() and self.size > TEXT_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
         return member
+
+    def _apply_pax_info(self, *given: Any) -> None:
+        super()._apply_pax_info(*given)  # type: ignore[misc]
+        if self.size < 0:  # tarfile would go back, and read the same members for ever (CVE-2025-8194)
+            raise tarfile.ReadError(f"a member of {self.size} bytes")
+
+    def _proc_sparse(self, *_: Any) -> tarfile.TarInfo:
+        raise tarfile.ReadError("a sparse file, whose map may fill the memory; write it without --sparse")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_sparse
 
 
 @dataclass(frozen=True)
@@ -105,11 +121,11 @@ def read(path: Path, scratch: Path, what: str, limit: int) -> TarContent:
     groups: dict[str, TarSample] = {}
     left: list[str] = []
     with _readable(plain, where) as tar:
-        for member in tar:
+        for member in _each(tar, where):
             if member.isdir() or _is_hidden(member.name):
                 continue
             matched = _NAME.fullmatch(member.name)
-            if not member.isreg() or member.issparse() or not matched:
+            if not member.isreg() or not matched:
                 linked = member.islnk() or member.issym()
                 left.append("without extension" if member.isreg() else "link" if linked else "device")
                 continue
@@ -130,9 +146,7 @@ def members(path: Path, what: str) -> dict[str, TarMember]:
     """
     where = f"{what}: {path.name}"
     with _readable(path, where) as tar:
-        archived = {
-            one.name: TarMember(path, one.offset_data, one.size) for one in tar if one.isreg() and not one.issparse()
-        }
+        archived = {one.name: TarMember(path, one.offset_data, one.size) for one in _each(tar, where) if one.isreg()}
         _require_end(tar, where)
     return archived
 
@@ -143,7 +157,25 @@ def write(path: Path, members: Mapping[str, TarMember]) -> None:
         for name, member in members.items():
             header = tarfile.TarInfo(name)
             header.size = member.size
-            tar.addfile(header, io.BytesIO(member.content()))
+            with member.path.open("rb") as file:
+                file.seek(member.offset)
+                tar.addfile(header, file)
+
+
+def _each(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
+    """The members, of which nothing stays in memory that the caller does not keep.
+
+    Raises:
+        UserError: there are more than `MEMBERS`.
+    """
+    for number in itertools.count():
+        member = tar.next()
+        if member is None:
+            return
+        if number == MEMBERS:
+            raise UserError(f"{where}: has more than {MEMBERS} members; write them to several tar files")
+        tar.members.clear()  # type: ignore[attr-defined,unused-ignore]
+        yield member
 
 
 def _require_end(tar: tarfile.TarFile, where: str) -> None:
@@ -164,7 +196,7 @@ def start(source: IO[bytes], samples: int, target: Path, what: str) -> int | Non
     """
     with target.open("w+b") as kept, _told(what):
         reader = _Growing(source, kept)
-        end = None if _is_compressed(reader.read(6)) else _end_of(reader, samples)
+        end = None if _is_compressed(reader.read(6)) else _end_of(reader, samples, what)
         if end is not None:
             kept.truncate(end[1])
             kept.seek(end[1])
@@ -174,15 +206,15 @@ def start(source: IO[bytes], samples: int, target: Path, what: str) -> int | Non
     return None
 
 
-def _end_of(reader: _Growing, samples: int) -> tuple[int, int] | None:
+def _end_of(reader: _Growing, samples: int, what: str) -> tuple[int, int] | None:
     """How many samples lie before the first byte that ``samples`` do not need, and where that is; None as `start`."""
     reader.seek(0)
     done, alone, known = 0, True, set[str]()
     current: TarSample | None = None
     with tarfile.open(fileobj=reader, mode="r:", tarinfo=_Header) as tar:
-        for member in tar:
+        for member in _each(tar, what):
             matched = _NAME.fullmatch(member.name)
-            if not member.isreg() or member.issparse() or _is_hidden(member.name) or not matched:
+            if not member.isreg() or _is_hidden(member.name) or not matched:
                 continue
             if current is None or matched[1] != current.key:
                 if current is not None:

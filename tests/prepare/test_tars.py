@@ -172,6 +172,47 @@ def test_a_long_header_is_refused(project: Path) -> None:
         tars.read(project / "a.tar", project, "t", 1 << 30)
 
 
+def header(name: str, kind: bytes = tarfile.REGTYPE, **pax: str) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.pax_headers = kind, dict(pax)
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+def negative() -> bytes:
+    """The header of a member of -1 bytes, as GNU tar writes large numbers."""
+    member = bytearray(header("a.png"))
+    member[124:136] = b"\xff" * 12
+    member[148:156] = b" " * 8
+    member[148:156] = b"%06o\0 " % sum(member)
+    return bytes(member)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (header("0.png") + header("a.png", size="-1536"), "a member of -1536 bytes"),  # back to the first header
+        (negative(), "a member of -1 bytes"),
+        (header("a.png", tarfile.GNUTYPE_SPARSE), "a sparse file"),
+        (header("a.png", **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "a sparse file"),
+        (header("a.png", **{"GNU.sparse.map": "0,1"}), "a sparse file"),
+        (b"".join(header(f"{number}.png") for number in range(7)), "has more than 6 members"),
+    ],
+)
+def test_headers_that_lead_back_or_fill_the_memory_are_refused(
+    tmp_path: Path, members: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "MEMBERS", 6)
+    path = tmp_path / "a.tar"
+    path.write_bytes(members + bytes(4096))
+    for read in (
+        lambda: tars.read(path, tmp_path, "t", 1 << 30),
+        lambda: tars.members(path, "t"),
+        lambda: started(path, 100, tmp_path / "start.tar"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read()
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=60), st.integers(0, 4000), st.integers(0, 20_000))
 def test_any_bytes_are_samples_or_one_error(
