@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tasks.errors import UserError
+from tasks.prepare import files
 from tasks.prepare.image_source import ImageSource, Row, Rows
 from tasks.text import one_line, shortened
 
@@ -119,8 +120,4 @@ def read(file: Path, what: str) -> Annotations:
 
 def bytes_of(file: Path) -> Callable[[], bytes]:
     """What reads an image, when it is asked for."""
-    return partial(_bytes, file)
-
-
-def _bytes(file: Path) -> bytes:
-    return file.read_bytes()
+    return partial(files.image, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.storage import atomic
 
+IMAGE_BYTES = 512 << 20
+"""Size of the largest image file that is read: as many pixels as Pillow allows, of three bytes."""
 FICLONE = 0x40049409
 """Linux's ioctl for a copy-on-write copy (linux/fs.h)."""
 
@@ -48,6 +51,20 @@ def copy(source: Path, target: Path) -> None:
             after = os.fstat(a.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError(f"{source}: changed while it was copied; run again when nothing writes to it")
+
+
+def image(path: Path, offset: int = 0, size: int | None = None) -> bytes:
+    """The bytes of an image file, or of a part of an archive that is one.
+
+    Raises:
+        OSError: it cannot be read, or is larger than `IMAGE_BYTES`.
+    """
+    with path.open("rb") as file:
+        length = os.fstat(file.fileno()).st_size if size is None else size
+        if length > IMAGE_BYTES:
+            raise OSError(errno.EFBIG, f"has {length} bytes, and images of up to {IMAGE_BYTES} are read", str(path))
+        file.seek(offset)
+        return file.read(length)
 
 
 def digest(path: Path, algorithm: str = "sha256") -> bytes:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from tasks.errors import UserError
+from tasks.prepare import files
 from tasks.prepare.listing import is_hidden
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -52,9 +53,12 @@ class TarMember:
     size: int
 
     def content(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        """Its bytes, which are those of a text or an image.
+
+        Raises:
+            OSError: as `tasks.prepare.files.image`.
+        """
+        return files.image(self.path, self.offset, self.size)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.model.datasets import Dataset
-from tasks.prepare import notes_on, tars
+from tasks.prepare import files, notes_on, tars
 from tests.prepare.conftest import picture
 
 Prepare = Callable[..., Dataset]
@@ -144,6 +144,20 @@ def test_a_wrong_sample_is_named(prepare: Prepare, project: Path, members: Membe
     with pytest.raises(UserError) as caught:
         prepare("webdataset:a.tar")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["webdataset:a.tar", "images:folder", "table:t.csv"])
+def test_a_file_that_is_too_large_for_an_image_is_not_read(
+    prepare: Prepare, project: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project / "a.tar", [*sample("0", 1), *sample("1", 2)])
+    for name in ("cat/1.png", "dog/2.png"):
+        (project / "folder" / name).parent.mkdir(parents=True)
+        (project / "folder" / name).write_bytes(photo(int(name[4])))
+    (project / "t.csv").write_text("image,caption\nfolder/cat/1.png,a\nfolder/dog/2.png,b\n")
+    monkeypatch.setattr(files, "IMAGE_BYTES", 20)
+    with pytest.raises(UserError, match="bytes, and images of up to 20 are read"):
+        prepare(spec)
 
 
 def test_links_and_other_members_are_counted(prepare: Prepare, project: Path) -> None:

@@ -9,11 +9,12 @@ metadata.csv, .jsonl or .parquet with a column ``file_name`` gives captions or c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from tasks.errors import UserError
-from tasks.prepare import listing, tables
+from tasks.prepare import files, listing, tables
 from tasks.prepare.image_source import Row, Rows
 from tasks.prepare.photographs import Photographs, Selection, other_parts
 from tasks.prepare.source import Complain, Context, refuse
@@ -225,7 +226,7 @@ class Images(Photographs):
 
     def _row(self, home: Path, file: Path, caption: str | None, name: str | None) -> Row:
         group = (Path(self.drawn_as or self.path) / file.relative_to(home)).as_posix()
-        return Row(self.shown(file, home), group, caption, name, file.read_bytes)
+        return Row(self.shown(file, home), group, caption, name, partial(files.image, file))
 
     def _top(self, path: Path) -> Path:
         """Where the class folders lie."""

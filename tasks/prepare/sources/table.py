@@ -113,7 +113,7 @@ class TableSource(Photographs):
 
     def _load_image(self, home: Path, name: str) -> bytes:
         try:
-            return (home / _stored(name)).read_bytes()
+            return files.image(home / _stored(name))
         except FileNotFoundError:
             raise UserError(self._absent(name, home)) from None
 

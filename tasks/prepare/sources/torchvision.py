@@ -250,7 +250,7 @@ def _samples(
         return
     samples = [(os.path.relpath(made[number][0], root), label) for number, label in enumerate(labels)]
     for inside, label in sorted(samples):
-        yield f"{path}:{split}/{inside}", label, (root / inside).read_bytes
+        yield f"{path}:{split}/{inside}", label, partial(files.image, root / inside)
 
 
 def _encoded(made: Any, number: int) -> bytes:
