@@ -7,6 +7,7 @@ by piece, and parts are hashed while the next ones come.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,7 +25,7 @@ from tasks.storage import atomic, dvc_config, store
 from tasks.storage.dvc_config import Remote
 
 if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import ObjectIdentifierTypeDef
+    from types_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectIdentifierTypeDef
 
 SENT = 50 << 20
 """Bytes of a part that is sent, as s3fs has them: then an object's ETag says the same whoever has sent it."""
@@ -167,9 +168,14 @@ class Bucket:
             end = start
             try:
                 answer = self._s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + PART - 1}")
-                for piece in answer["Body"].iter_chunks(_PIECE):
-                    # Never beyond the part: what follows is hashed as the next part's, or not at all.
-                    end += os.pwrite(file, piece[: start + PART - end] if start else piece, end)
+                length, most = _announced(answer, start)
+                if not start:
+                    _require_room(file, length)
+                with closing(answer["Body"]) as body:
+                    for piece in body.iter_chunks(_PIECE):
+                        end += os.pwrite(file, piece[: most - end], end)
+                        if end == most:  # an answer that goes on is none to this question
+                            break
             except S3_RETRYABLE_DOWNLOAD_ERRORS:
                 if not again:
                     raise
@@ -178,8 +184,7 @@ class Bucket:
                     raise
                 return 0, 0  # an object without a byte has no range
             else:
-                total = answer.get("ContentRange", "").rpartition("/")[2]
-                return end, int(total or end)
+                return end, length
         raise AssertionError("unreachable")
 
     def digest(self, md5: str) -> str:
@@ -215,6 +220,28 @@ def side_by_side(work: Callable[[str], T], names: Iterable[str], jobs: int = OBJ
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _announced(answer: GetObjectOutputTypeDef, start: int) -> tuple[int, int]:
+    """How many bytes an object has, by an answer to a question for a part of it, and where that part ends at most.
+
+    Raises:
+        OSError: it does not say.
+    """
+    said = answer.get("ContentRange", "").rpartition("/")[2]  # empty of a store that knows no ranges, and sends all
+    length = said or str(answer.get("ContentLength", ""))
+    if not length.isdecimal():
+        raise OSError(f"it does not say how many bytes an object has, but {length!r:.40}")
+    return int(length), start + PART if said or start else int(length)
+
+
+def _require_room(file: int, length: int) -> None:
+    """Raises:
+    OSError: the disk of an open file has no room for so many bytes.
+    """
+    disk = os.fstatvfs(file)
+    if length > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for an object of {length} bytes")
 
 
 def _name(key: str) -> str:

@@ -6,7 +6,11 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 from dvc.repo import Repo
@@ -103,6 +107,52 @@ def test_objects_come_in_parts_and_are_compared(
         targets[longest].unlink()
         assert here.fetch({longest: targets[longest]}) == set()
         assert not [path for path in (tmp_path / "back").iterdir() if longest in path.name]
+
+
+class _Answer(BaseHTTPRequestHandler):
+    """To every question ten bytes, and what a test has it say of them; without an end where it says no length."""
+
+    protocol_version = "HTTP/1.1"
+    said: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        self.send_response(206)
+        for name, value in self.said.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):  # the client has gone
+            while "Content-Length" not in self.said:
+                self.wfile.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+            self.wfile.write(bytes(10))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"Content-Range": f"bytes 0-9/{10**20}", "Content-Length": "10"}, "No space left on device for an object of"),
+        ({"Content-Range": "bytes 0-9/*", "Content-Length": "10"}, "does not say how many bytes an object has"),
+        ({"Content-Range": "bytes 0-9/-5", "Content-Length": "10"}, "does not say how many bytes an object has"),
+        ({"Transfer-Encoding": "chunked"}, "does not say how many bytes an object has"),
+        ({"Content-Range": "bytes 0-9/10", "Transfer-Encoding": "chunked"}, None),
+    ],
+)
+def test_a_store_of_somebody_else_fills_neither_disk_nor_memory(
+    tmp_path: Path, said: dict[str, str], why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint may be one that another person's repository names."""
+    monkeypatch.setattr(_Answer, "said", said)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        options = {"endpointurl": f"http://127.0.0.1:{server.server_port}", "region": "us-east-1"}
+        options |= {"access_key_id": "a", "secret_access_key": "b"}
+        target = tmp_path / "back"
+        with pytest.raises(OSError, match=why) if why else nullcontext():
+            Bucket(Remote("there", "s3://bucket/x", options)).fetch({"0" * 32: target})
+        server.shutdown()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_error_ends_what_has_not_begun(remote: Remote) -> None:
