@@ -66,6 +66,7 @@ def write_params(path: Path, step: int, arrival: Arrival | None) -> None:
     yaml.preserve_quotes = True
     yaml.width = 4096
     content: Any = yaml.load(path.read_text(encoding="utf-8"))
+    content.fa.set_block_style()  # a file in JSON has braces around all, and the keys on top would stand outside
     for key in NOT_OF_A_STATE:
         content.pop(key, None)
     params = load(path)
