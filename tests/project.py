@@ -23,7 +23,7 @@ from tests import forks, session
 Process = subprocess.Popen[bytes] | forks.Forked
 
 ROOT = Path(__file__).parents[1]
-SPAWNED = ("arrive", "report", "run", "states", "verify")
+SPAWNED = ("arrive", "report", "verify")
 """Commands that are once a process from nothing: among them import all there is."""
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("square", "circle")

@@ -45,9 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return projects.make(tmp_path_factory.mktemp("codecs") / "project", **FULL)
 
 
-@pytest.fixture(
-    scope="module", params=["ft-init", *(pytest.param(one, marks=pytest.mark.long) for one in ("batch", "ema"))]
-)
+@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.long) for one in PROTOCOLS])
 def twins(
     request: pytest.FixtureRequest, project: Path, prefect_api: dict[str, str]
 ) -> tuple[list[State], list[State]]:

@@ -131,11 +131,13 @@ def test_an_index_built_with_the_first_state_is_searched_with_the_newest(
     assert re.fullmatch(r"photos/\d\d.png", capsys.readouterr().out.strip())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_report_draws_the_matrix(compatible: Path, tmp_path: Path) -> None:
     assert "Searching in an older index" in projects.report_page(compatible, tmp_path / "report")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_can_be_turned_on_later_and_names_a_state(
     compatible: Path, tmp_path: Path, prefect_api: dict[str, str]

@@ -64,6 +64,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, prefect_api: dict[str, str]) 
     return folder
 
 
+@pytest.mark.long
 def test_a_polite_end_is_quick(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     """SIGTERM to the grid alone, in the middle of cells that would take their time."""
     base = {"steps": 100_000, "batch_size": 16, "lr": 1e-3}

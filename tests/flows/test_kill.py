@@ -135,6 +135,7 @@ def test_a_killed_run_leaves_no_server_of_its_own(tmp_path: Path) -> None:
     embedded.stop_unused(folder)  # as the next command does with the store
 
 
+@pytest.mark.long
 def test_sigterm_ends_the_run_and_its_servers_and_the_run_resumes(tmp_path: Path, prefect_api: dict[str, str]) -> None:
     """SIGTERM to the whole process group, as a supervisor or a terminal sends it, with our own Prefect server."""
     folder = projects.make(tmp_path / "project")

@@ -12,7 +12,7 @@ from tasks import layout
 from tests import project as projects
 from tests.project import chronomerge, git
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_timeline_measures_its_experts_and_every_byte_is_made_again(

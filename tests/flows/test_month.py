@@ -21,7 +21,7 @@ from tests.flows.month import Kind, Trouble, arrivals, drawn
 from tests.project import chronomerge, git
 from tests.record.faults import FaultPlan, proxied
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SEED = 1
 TIMELINE = "month"
@@ -81,7 +81,7 @@ def strays(folder: Path) -> list[str]:
     return [line for line in about if str(folder) in line]
 
 
-@pytest.mark.parametrize("nights", [8, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("nights", [8, 30])
 def test_nights_with_all_that_goes_wrong_end_as_those_without(
     nights: int, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_git_and_dvc_alone_bring_the_state_and_repro_does_nothing(routed: Path, 
     projects.git(routed, "worktree", "remove", "--force", str(restored))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_report_draws_routes_and_oracle(routed: Path, tmp_path: Path) -> None:
     assert "Routes" in projects.report_page(routed, tmp_path / "report")

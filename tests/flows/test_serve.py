@@ -129,6 +129,7 @@ def postgres() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.long
 def test_an_arrival_starts_a_run_with_prefect_on_postgresql(tmp_path: Path, postgres: str) -> None:
     """By Prefect's event and trigger, on a server that serve starts itself."""
     folder = projects.make(tmp_path / "project", timeline="arrivals", stream=[])

@@ -87,15 +87,13 @@ def test_what_made_recorded_states_may_not_change_under_them(grown: Path, key: s
     assert key in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "time",
     [
         {"init": "zs", "deploy": "all"},
-        pytest.param({"init": "ft", "deploy": "ft"}, marks=pytest.mark.long),
-        pytest.param(
-            {"init": "ema", "deploy": "ft", "ema_start": "first-expert", "technique": {"name": "slerp", "t": 0.3}},
-            marks=pytest.mark.long,
-        ),
+        {"init": "ft", "deploy": "ft"},
+        {"init": "ema", "deploy": "ft", "ema_start": "first-expert", "technique": {"name": "slerp", "t": 0.3}},
     ],
     ids=lambda time: f"{time['init']}-{time['deploy']}",
 )

@@ -215,7 +215,7 @@ print(json.dumps(said))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", ["origin", ""], ids=["git", "S3 alone"])
+@pytest.mark.parametrize("shared", ["origin", pytest.param("", marks=pytest.mark.long)], ids=["git", "S3 alone"])
 def test_two_machines_race_for_three_steps(tmp_path: Path, remote: Remote, shared: str) -> None:
     """Two clones with one store, each in processes of its own, with a git remote between them and without."""
     first = made_up.project(tmp_path / "first", remote, shared or None)

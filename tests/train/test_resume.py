@@ -62,7 +62,10 @@ def kill(folder: Path, given: Params, chance: random.Random) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "kills"), [(1, 6), (2, 3), pytest.param(1, 20, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("processes", "kills"),
+    [(1, 3), pytest.param(1, 20, marks=pytest.mark.long), pytest.param(2, 3, marks=pytest.mark.long)],
+)
 def test_killed_anywhere_it_ends_with_the_same_bytes(ready: Path, tmp_path: Path, processes: int, kills: int) -> None:
     whole, cut = (Path(shutil.copytree(ready, tmp_path / name)) for name in ("whole", "cut"))
     given, chance = settings(processes), random.Random(5)
@@ -100,6 +103,7 @@ def test_processes_listen_on_loopback_alone_and_end_with_their_parent(ready: Pat
     assert {path.name: path.read_bytes() for path in (run / EXPERT, *(run / TRAINING).iterdir())} == made
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_said_in_one_line(ready: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(ready, tmp_path / "project"))
