@@ -12,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 import chronomerge as cm
 import tasks.record
+from tasks.storage.cache import hash_of
 from tests import project as projects
 
 
 def test_importing_is_quick_and_brings_nothing_heavy() -> None:
-    code = "import sys, time; t = time.perf_counter(); import chronomerge; print(time.perf_counter() - t, *sys.modules)"
+    code = "import sys, time; t = time.process_time(); import chronomerge; print(time.process_time() - t, *sys.modules)"
     seconds, *modules = min(
         (subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
          for _ in range(3)), key=lambda each: float(each[0]),
@@ -86,6 +87,5 @@ def test_a_timeline_from_python(tmp_path: Path, prefect_api: dict[str, str]) -> 
     assert told["back"] == "state/tiny/0000.2"
     assert told["all"] == ["state/tiny/0000", "state/tiny/0001", "state/tiny/0000.2"]
     assert told["nothing"]
-    assert (tmp_path / "one" / "data/step/deployed.safetensors").exists()
-    assert projects.deployed(project)["state/tiny/0001"] == told["deployed"]
+    assert hash_of(tmp_path / "one" / "data/step/deployed.safetensors").md5 == told["deployed"]
     assert Path(told["page"]).exists()
