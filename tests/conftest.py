@@ -16,9 +16,9 @@ from tests import forks, isolation, postgres, session, worker_server
 FIRST = (
     "flows/test_care.py", "flows/test_grid.py", "flows/test_serve.py", "flows/test_withdraw.py", "flows/test_kill.py",
     "flows/test_codecs.py", "chronomerge/test_api.py", "flows/test_report.py", "flows/test_demo.py",
-    "flows/test_surroundings.py", "flows/test_serve_strangers.py", "flows/test_past.py", "train/test_resume.py",
+    "flows/test_surroundings.py", "flows/test_past.py", "train/test_resume.py",
     "record/test_older_states.py", "flows/test_run.py", "flows/test_hub_timeline.py", "flows/test_routed.py",
-    "flows/test_compatible.py", "flows/test_gates.py", "flows/test_fitted.py", "flows/test_heads.py",
+    "flows/test_gates.py", "flows/test_fitted.py", "flows/test_heads.py",
     "flows/test_arrive.py", "flows/test_stream.py", "flows/test_bad_input.py", "report/test_page.py",
     "record/test_writers.py", "record/test_node_server.py", "record/test_faults.py",
 )  # fmt: skip

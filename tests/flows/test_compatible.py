@@ -51,7 +51,7 @@ def weights(project: Path, step: int, path: str, member: str = "") -> dict[str, 
     return load_file(cache.path(cache.members(entry)[member] if member else entry.md5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_deployed_copy_alone_is_rotated(compatible: Path) -> None:
     for step in (1, 2):
         running = weights(compatible, step, layout.RUNNING, "ema.safetensors")
@@ -63,7 +63,7 @@ def test_the_deployed_copy_alone_is_rotated(compatible: Path) -> None:
     assert timelines.find(compatible, "tiny", 0).manifest.compatible is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_manifest_says_how(compatible: Path) -> None:
     for step in (1, 2):
         found = timelines.find(compatible, "tiny", step).manifest.compatible
@@ -74,7 +74,7 @@ def test_the_manifest_says_how(compatible: Path) -> None:
         assert found.similarity_change < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_state_says_what_its_queries_find_and_the_gate_judges_it(compatible: Path) -> None:
     for step in range(3):
         state = timelines.find(compatible, "tiny", step)
@@ -89,7 +89,7 @@ def test_every_state_says_what_its_queries_find_and_the_gate_judges_it(compatibl
         assert set(files) == {"pairs.json", *(f"{before:04d}.safetensors" for before in range(step + 1))}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_heads_on_aligned_features_are_carried_over(compatible: Path) -> None:
     """As many samples as those that are encoded anew at each step, and nearly their sums."""
     carried, anew = (weights(compatible, 2, layout.HEADS, f"{name}.safetensors") for name in ("carried", "gda"))
@@ -106,12 +106,12 @@ def test_heads_on_aligned_features_are_carried_over(compatible: Path) -> None:
     assert note.weights == (digest,)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rotated_state_is_made_again_byte_for_byte(compatible: Path) -> None:
     assert projects.made_again(compatible, "2")[-1] == "compatibility"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_index_built_with_the_first_state_is_searched_with_the_newest(
     compatible: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,13 +132,11 @@ def test_an_index_built_with_the_first_state_is_searched_with_the_newest(
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_report_draws_the_matrix(compatible: Path, tmp_path: Path) -> None:
     assert "Searching in an older index" in projects.report_page(compatible, tmp_path / "report")
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_it_can_be_turned_on_later_and_names_a_state(
     compatible: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

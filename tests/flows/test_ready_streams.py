@@ -255,7 +255,6 @@ def test_a_vision_stream_ends_in_the_table_over_its_orders(
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_fomo_in_flux_runs_by_its_class_sequence(
     made: Path, server: hub.Hub, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

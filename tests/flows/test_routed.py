@@ -136,7 +136,6 @@ def test_git_and_dvc_alone_bring_the_state_and_repro_does_nothing(routed: Path, 
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_report_draws_routes_and_oracle(routed: Path, tmp_path: Path) -> None:
     assert "Routes" in projects.report_page(routed, tmp_path / "report")
 
@@ -151,7 +150,6 @@ def with_a_third(routed: Path, folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_killed_step_ends_with_the_same_bytes_and_an_expert_more_is_folded(
     routed: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:

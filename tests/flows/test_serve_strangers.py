@@ -19,7 +19,7 @@ from tests import project as projects
 from tests.flows.serving import FAR_AWAY, Serve, served
 from tests.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 class Live(NamedTuple):

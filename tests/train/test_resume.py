@@ -104,7 +104,6 @@ def test_processes_listen_on_loopback_alone_and_end_with_their_parent(ready: Pat
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_said_in_one_line(ready: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(ready, tmp_path / "project"))
     (folder / INIT).write_bytes(b"short")
