@@ -384,16 +384,20 @@ def _cause(error: BaseException) -> str:
 
 
 def guard() -> None:
-    """Have huggingface_hub refuse a hub's answers that would lead out of its cache.
+    """Have huggingface_hub refuse a hub's answers that would lead out of its cache, or fill the memory.
 
-    It names files of the cache by ETag and commit, whatever these hold (seen in version 1.33).
+    It names files of the cache by ETag and commit, whatever these hold, and takes all of an answer to a question for a
+    part of a file into memory (seen in version 1.33).
     """
     from huggingface_hub import get_session
 
     client = get_session()
     if _require_plain not in client.event_hooks["response"]:
         hooks = client.event_hooks
-        client.event_hooks = {**hooks, "response": [*hooks["response"], _require_plain]}
+        client.event_hooks = {
+            "request": [*hooks["request"], _ask_for_plain_bytes],
+            "response": [*hooks["response"], _require_plain, _require_part],
+        }
 
 
 def _require_plain(response: Any) -> None:
@@ -406,6 +410,24 @@ def _require_plain(response: Any) -> None:
         value = response.headers.get(name)
         if value and not _PLAIN.fullmatch(value):
             raise ValueError(f"the hub's answer has {name}: {value!r:.80}, which names no file")
+
+
+def _ask_for_plain_bytes(request: Any) -> None:
+    """A part of a file comes as it is: compressed, it could unpack to anything."""
+    if "range" in request.headers:
+        request.headers["accept-encoding"] = "identity"
+
+
+def _require_part(response: Any) -> None:
+    """Raises:
+    ValueError: what comes for a part of a file is more than that part, compressed, or of no known length.
+    """
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", response.request.headers.get("range", ""))
+    if asked is None or response.status_code not in (200, 206):
+        return
+    length, most = response.headers.get("content-length", ""), int(asked[2]) - int(asked[1]) + 1
+    if not length.isdecimal() or int(length) > most or "content-encoding" in response.headers:
+        raise ValueError(f"asked for {most} bytes of it, the hub sends {length or 'any number'}: it knows no ranges")
 
 
 def _bar(progress: Progress, what: str, most: int | None = None) -> type[Any]:

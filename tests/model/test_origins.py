@@ -77,6 +77,21 @@ def test_a_download_ends_after_the_bytes_that_the_hub_lists(tmp_path: Path) -> N
         assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 16 << 20
 
 
+def test_a_part_of_a_file_is_no_more_than_was_asked_for(tmp_path: Path) -> None:
+    with hub.serving() as server, server.used(tmp_path):
+        server.commit("org/data", {"a.tar": bytes(range(256)) * 4096}, kind="datasets")
+        place = hubs.look(hubs.parse("hf:org/data", "dataset"))
+        with place.opened("a.tar") as file:
+            file.seek(300_001)
+            assert file.read(3) == bytes([225, 226, 227])
+        server.deaf = True
+        with (
+            pytest.raises(UserError, match=r"bytes of it, the hub sends 1048576: it knows no ranges"),
+            place.opened("a.tar") as file,
+        ):
+            file.read(3)
+
+
 def test_the_folder_of_a_restored_state_is_refused_wherever_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "restored/data/step").mkdir(parents=True)
     for name in ("manifest.json", layout.DEPLOYED):
