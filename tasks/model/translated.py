@@ -114,8 +114,7 @@ def as_the_base(source: TensorSource, base: TensorSource) -> TensorSource:
             key=lambda one: sum(of_base.get(name, name) in base.entries for name in one.entries),
         )
         source = _without_unknown_buffers(source, plain_base)
-    names = {of_base.get(name, name): name for name in source.entries}
-    return source if names.keys() == source.entries.keys() else _renamed(source, names)
+    return _renamed(source, {of_base.get(name, name): name for name in source.entries})
 
 
 def _without_unknown_buffers(source: TensorSource, base: TensorSource) -> TensorSource:
@@ -149,14 +148,13 @@ def without_buffers(source: TensorSource, buffers: re.Pattern[str]) -> TensorSou
 
 def plainly_named(source: TensorSource) -> TensorSource:
     """A checkpoint without the prefixes of wrappers (``module.`` and others) that all its names have."""
-    plain = dialects.unwrapped(source.entries)
-    return source if plain.keys() == source.entries.keys() else _renamed(source, plain)
+    return _renamed(source, dialects.unwrapped(source.entries))
 
 
 _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
-def _beside(source: Translated, base: TensorSource) -> Translated:
+def _beside(source: TensorSource, base: TensorSource) -> TensorSource:
     """open_clip has the text tower at the root, or (``custom_text``) under ``text.``: as the base has it."""
     if not any(name.startswith("text.") for name in base.entries):
         return source
@@ -167,12 +165,13 @@ def _at_the_root(source: TensorSource) -> TensorSource:
     """The text tower of a ``custom_text`` model where open_clip's plain models have it; SigLIP's stays."""
     if any(name.startswith("visual.trunk.") for name in source.entries):
         return source
-    names = {name.removeprefix("text."): name for name in source.entries}
-    return source if names.keys() == source.entries.keys() else _renamed(source, names)
+    return _renamed(source, {name.removeprefix("text."): name for name in source.entries})
 
 
-def _renamed(source: TensorSource, names: Mapping[str, str]) -> Translated:
-    """``source`` with the names that ``names`` maps to its own."""
+def _renamed(source: TensorSource, names: Mapping[str, str]) -> TensorSource:
+    """``source`` with the names that ``names`` maps to its own; itself where it has just these."""
+    if names.keys() == source.entries.keys():
+        return source
     entries = {new: source.entries[old] for new, old in names.items()}
     return Translated(source, entries, {new: _Range((old,), 0, False) for new, old in names.items()})
 

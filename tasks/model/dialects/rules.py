@@ -123,7 +123,7 @@ def wrappings(names: Iterable[str]) -> list[Mapping[str, str]]:
     That every name has a prefix does not make it a wrapper's: a decoder with tied embeddings has no ``lm_head`` beside
     its ``model.``.
     """
-    levels = [{name: name for name in names}]
+    levels: list[Mapping[str, str]] = [{name: name for name in names}]
     while prefix := next((p for p in PREFIXES if levels[0] and all(name.startswith(p) for name in levels[0])), None):
         levels.insert(0, {name.removeprefix(prefix): original for name, original in levels[0].items()})
-    return list(levels)
+    return levels
