@@ -23,6 +23,7 @@ from tasks.model.inputs import open_model
 from tasks.model.sources import FileSource
 from tasks.params import Named, Params
 from tasks.storage.cache import md5_of
+from tests.model.damaged import gives_the_right_weights_or_one_sentence
 from tests.project import PARAMS
 
 LOSSLESS = codec.chosen(Named(name="lossless"))
@@ -157,36 +158,7 @@ def test_a_damaged_file_gives_the_right_weights_or_one_sentence(name: str, tmp_p
     base, expert = small(tmp_path)
     path, target = tmp_path / "expert.weights", tmp_path / "out" / "expert.safetensors"
     coded.encode(codec.chosen(Named(name=name)), expert, base, path)
-    whole = path.read_bytes()
-    coded.decode(path, base, target)
-    right = target.read_bytes()
-
-    @settings(max_examples=150, deadline=None)
-    @given(
-        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=4),
-        st.integers(0, len(whole)) | st.none(),
-        st.binary(max_size=20),
-    )
-    def damaged(changes: list[tuple[int, int]], cut: int | None, more: bytes) -> None:
-        content = bytearray(whole)
-        for place, byte in changes:
-            content[place] = byte
-        path.write_bytes(bytes(content[:cut]) + more)
-        target.unlink(missing_ok=True)
-        said = None
-        try:
-            coded.decode(path, base, target)
-        except UserError as error:
-            said = str(error)
-        if said is None:
-            assert target.read_bytes() == right
-        else:
-            assert "expert.weights" in said
-            assert "\n" not in said
-            assert not target.exists()
-        assert not list(target.parent.glob(".*"))
-
-    damaged()
+    gives_the_right_weights_or_one_sentence(path, target, lambda: coded.decode(path, base, target))
 
 
 def test_a_header_cannot_ask_for_more_memory_than_the_base_has(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flows.cli.app import app
@@ -18,6 +16,7 @@ from tasks.merge.engine import merge
 from tasks.model import checkpoints, shared
 from tasks.model.codecs.lossless import Lossless
 from tasks.model.coded import encode
+from tests.model.damaged import gives_the_right_weights_or_one_sentence
 
 Changes = list[dict[str, torch.Tensor]]
 
@@ -169,35 +168,7 @@ def test_a_damaged_file_gives_the_right_weights_or_one_sentence(tmp_path: Path) 
     base, experts = by_hand(tmp_path)
     path, target = tmp_path / "packed", tmp_path / "out" / "expert.safetensors"
     shared.pack("tall", experts, base, path)
-    whole = path.read_bytes()
-    shared.unpack(path, 0, base, target)
-    right = target.read_bytes()
-
-    @settings(max_examples=200, deadline=None)
-    @given(
-        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=4),
-        st.integers(0, len(whole)) | st.none(),
-    )
-    def damaged(changes: list[tuple[int, int]], cut: int | None) -> None:
-        content = bytearray(whole)
-        for place, byte in changes:
-            content[place] = byte
-        path.write_bytes(bytes(content[:cut]))
-        target.unlink(missing_ok=True)
-        said = None
-        try:
-            shared.unpack(path, 0, base, target)
-        except UserError as error:
-            said = str(error)
-        if said is None:
-            assert target.read_bytes() == right
-        else:
-            assert "packed" in said
-            assert "\n" not in said
-            assert not target.exists()
-        assert not list(target.parent.glob(".*"))
-
-    damaged()
+    gives_the_right_weights_or_one_sentence(path, target, lambda: shared.unpack(path, 0, base, target))
 
 
 def test_the_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
