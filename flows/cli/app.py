@@ -115,11 +115,11 @@ def demo(trust: Trust = False) -> None:
     from flows.cli import tables
     from tasks.params import load
 
-    project = options.project()
-    name = load(project / "params.yaml").timeline
+    name = load(options.project() / "params.yaml").timeline
     if name != "demo":
         raise UserError(f"params.yaml now holds your own timeline {name!r}; use `chronomerge run`")
-    _run(project, None, wait=False, trust=trust)
+    project = _ready(trust)
+    _run(project, None, wait=False)
     out.print()
     out.print(tables.states_table(project, name))
     out.print(tables.what_next(project, name), soft_wrap=True)
@@ -128,7 +128,7 @@ def demo(trust: Trust = False) -> None:
 @app.command()
 def run(until: Until = None, wait: Wait = False, scheduler: Scheduler = None, trust: Trust = False) -> None:
     """Run every pending time step; after a failure or a kill, the same command resumes."""
-    _run(options.project(), until, wait=wait, trust=trust, scheduler=scheduler)
+    _run(_ready(trust), until, wait=wait, scheduler=scheduler)
 
 
 @app.command()
@@ -136,9 +136,9 @@ def step(wait: Wait = False, scheduler: Scheduler = None, trust: Trust = False) 
     """Run the next time step only."""
     from flows.run import pending
 
-    project = options.project()
+    project = _ready(trust)
     steps = pending(project).steps
-    _run(project, steps[0] if steps else None, wait=wait, trust=trust, scheduler=scheduler)
+    _run(project, steps[0] if steps else None, wait=wait, scheduler=scheduler)
 
 
 @app.command()
@@ -164,16 +164,14 @@ def withdraw(
     from flows.cli import tables
     from flows.withdraw import withdraw as take_out
 
-    project = options.project()
-    os.chdir(project)  # paths in params.yaml start there
-    options.settle_trust(project, trust)  # before anything changes
+    project = _ready(trust)
     plan, made = take_out(project, arrival, retrain=retrain, wait=wait)
     at = made or plan.back_to
     said = f"{arrival} is withdrawn ({plan.withdrawal.state} recorded it): a new line starts at {at.tag}"
     out.print(said, soft_wrap=True)
     if plan.retrained:
         out.print(f"trained again: {', '.join(plan.retrained)}", soft_wrap=True)
-    _run(project, None, wait=wait, trust=trust, scheduler=scheduler)
+    _run(project, None, wait=wait, scheduler=scheduler)
     for line in tables.withdrawn_lines(project, options.timeline(project)):
         out.print(line, soft_wrap=True)
 
@@ -208,14 +206,24 @@ app.add_typer(stream.app, name="stream")
 app.add_typer(workers.app, name="workers")
 
 
-def _run(project: Path, until: int | None, *, wait: bool, trust: bool, scheduler: str | None = None) -> None:
+def _ready(trust: bool) -> Path:
+    """The project, in whose folder this process now works, before anything changes in it.
+
+    Raises:
+        UserError: there is none, or nobody trusts its hooks.
+    """
+    project = options.project()
+    os.chdir(project)  # paths in params.yaml start there
+    options.settle_trust(project, trust)
+    return project
+
+
+def _run(project: Path, until: int | None, *, wait: bool, scheduler: str | None = None) -> None:
     from flows import hooks
     from flows.cli import tables
     from flows.run import run as run_pending
     from tasks import console, progress
 
-    os.chdir(project)  # paths in params.yaml start there
-    options.settle_trust(project, trust)
     before = processes.age()
     with console.shown() as listener:
         progress.listen(listener)
