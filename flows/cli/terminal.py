@@ -36,8 +36,12 @@ errors = Terminal(stderr=True)
 
 
 def print_json(value: Any) -> None:
-    """An answer for programs: ASCII, so that no control character, encoding or terminal can change it."""
-    out.file.write(json.dumps(value, indent=2) + "\n")
+    """An answer for programs: ASCII, so that no control character, encoding or terminal can change it.
+
+    A number that is not finite is null: JSON has no word for it.
+    """
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    out.file.write(json.dumps(plain, indent=2) + "\n")
     out.file.flush()
 
 

@@ -8,6 +8,7 @@ other writers are preserved.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
@@ -29,12 +30,22 @@ def _printable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_printable)]
 """A text that is safe on a terminal: a state may come from another repository."""
+
+
+def _time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError("is no time as ISO 8601 writes it") from None
+    return text
+
+
 Content = Annotated[Entry, PlainSerializer(Entry.as_dict)]
 Number = int | float
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", populate_by_name=True, allow_inf_nan=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the keys that were given and no defaults."""
@@ -117,7 +128,7 @@ class RecordedDevice(_Part):
 class Recording(_Part):
     """When (UTC, ISO 8601) and on which host a state was recorded."""
 
-    at: Text
+    at: Annotated[Text, AfterValidator(_time)]
     host: Text
 
 

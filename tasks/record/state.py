@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from tasks import layout, yaml
@@ -195,30 +195,59 @@ class _Out(TypedDict):
 _ENTRY = TypeAdapter(_Out)
 
 
+def _with_the_score(recall: dict[str, float]) -> dict[str, float]:
+    if "5" not in recall:
+        raise ValueError("lacks the recall at 5")
+    return recall
+
+
+def _of_images(went: dict[str, int]) -> dict[str, int]:
+    if not sum(went.values()):
+        raise ValueError("counts no images")
+    return went
+
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+_Count = Annotated[int, Field(ge=0)]
+_Number = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+_Ways = dict[
+    Literal["image_to_text", "text_to_image"], Annotated[dict[_Number, _Percent], AfterValidator(_with_the_score)]
+]
+
+
 class _Routing(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
-    images: dict[str, dict[str, int]]
+    images: dict[str, Annotated[dict[str, _Count], AfterValidator(_of_images)]]
     expert: dict[str, str]
-    accuracy: dict[str, float]
-    mean_accuracy: float | None
-    oracle: dict[str, float]
-    oracle_A_KA: float
+    accuracy: dict[str, _Percent]
+    mean_accuracy: _Percent | None
+    oracle: dict[str, _Percent]
+    oracle_A_KA: _Percent
+
+
+class _OwnScore(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    set: str
+    score: _Percent
+    score_of_share: NotRequired[_Percent]
 
 
 class _Metrics(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
-    A_KA: float
-    A_ZS: float
-    geometric_mean: float
-    top1: dict[str, float]
-    recall: NotRequired[dict[str, dict[str, dict[str, float]]]]
-    top5: NotRequired[dict[str, float]]
-    mean_per_class_recall: NotRequired[dict[str, float]]
-    share: NotRequired[dict[str, float]]
-    classes: NotRequired[dict[str, int]]
-    size: NotRequired[dict[str, int]]
+    A_KA: _Percent
+    A_ZS: _Percent
+    geometric_mean: _Percent
+    top1: dict[str, _Percent]
+    recall: NotRequired[dict[str, Annotated[_Ways, Field(min_length=1)]]]
+    top5: NotRequired[dict[str, _Percent]]
+    mean_per_class_recall: NotRequired[dict[str, _Percent]]
+    share: NotRequired[dict[str, Annotated[float, Field(gt=0, le=1)]]]
+    classes: NotRequired[dict[str, _Count]]
+    size: NotRequired[dict[str, _Count]]
+    expert: NotRequired[_OwnScore]
     routing: NotRequired[_Routing]
 
 
@@ -238,9 +267,9 @@ class _HeadMetrics(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     features: str
-    top1: dict[str, dict[str, float]]
-    A_KA: dict[str, float]
-    A_ZS: dict[str, float]
+    top1: dict[Annotated[str, Field(pattern="^([0-9]{1,9}|all)$")], dict[str, _Percent]]
+    A_KA: dict[str, _Percent]
+    A_ZS: dict[str, _Percent]
 
 
 _HEADS = TypeAdapter(dict[str, _HeadMetrics])
@@ -258,13 +287,13 @@ def heads_of(text: str, state: str) -> dict[str, Any]:
 class _CompatibilityMetrics(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow", populate_by_name=True)  # type: ignore[misc]
 
-    drop: float | None
+    drop: Annotated[float, Field(ge=-100, le=100)] | None
     pairs: int
-    compatible: float | None
+    compatible: _Percent | None
 
 
 _COMPATIBILITY = TypeAdapter(_CompatibilityMetrics)
-_RECALLS = TypeAdapter(dict[str, dict[str, float]])
+_RECALLS = TypeAdapter(dict[str, dict[_Number, _Percent]])
 
 
 def compatibility_of(text: str, state: str) -> dict[str, Any]:

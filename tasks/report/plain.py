@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.grid.cells import Cell
-from tasks.report.records import lineage
+from tasks.report.records import lineage, params_of
 
 _OWN = frozenset(
     {"timeline", "seed", "time", "step", "arrival", "threads", "save_every", "store", "hooks", "gate", "grid"}
@@ -26,7 +27,7 @@ def cells(project: Path, timelines: Sequence[str]) -> list[Cell]:
     Raises:
         UserError: a timeline has no states.
     """
-    params = {name: lineage(project, name)[-1].params for name in dict.fromkeys(timelines)}
+    params = {name: params_of(lineage(project, name)[-1]) for name in dict.fromkeys(timelines)}
     made = [_cell(name, each, _ambiguous(params)) for name, each in params.items()]
     experiments = [{key: value for key, value in each.items() if key not in _OWN} for each in params.values()]
     one_experiment = all(each == experiments[0] for each in experiments)
@@ -36,8 +37,8 @@ def cells(project: Path, timelines: Sequence[str]) -> list[Cell]:
 
 def _ambiguous(params: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
     """The techniques that timelines use with different settings."""
-    settings = {tuple(sorted(each["time"]["technique"].items())) for each in params.values()}
-    names = Counter(dict(each)["name"] for each in settings)
+    techniques = [each["time"]["technique"] for each in params.values()]
+    names = Counter({json.dumps(one, sort_keys=True, default=str): one["name"] for one in techniques}.values())
     return frozenset(name for name, count in names.items() if count > 1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -112,7 +112,19 @@ class _Evaluate(TypedDict):
     retention: list[_Set]
 
 
+class _Technique(TypedDict):
+    name: str
+
+
+class _Time(TypedDict):
+    init: Literal["zs", "ft", "ema"]
+    deploy: Literal["ft", "ema", "all", "routed"]
+    technique: _Technique
+
+
 class _Params(TypedDict):
+    seed: int
+    time: _Time
     evaluate: _Evaluate
 
 
@@ -129,13 +141,33 @@ def _record(state: State, texts: Mapping[str, str]) -> Record:
     record = Record(
         state, read_manifest(manifest, state.tag), metrics_of(metrics, state.tag), _params(params, state), outputs
     )
+    routing = record.metrics.get("routing", {})
     if lacking := record.manifest.seconds.keys() - outputs:
         raise _contradiction(state, f"manifest.json names the node {min(lacking)}, and dvc.yaml does not")
     made = [path for node in record.manifest.seconds for path in outputs[node]]
     if lacking := {*RAW, *made} - record.manifest.contents.keys():
         raise _contradiction(state, f"manifest.json does not name {min(lacking)}")
-    _require_named(record, "metrics.json", {*record.metrics["top1"], *record.metrics.get("recall", {})})
+    _require_named(record, "metrics.json", _sets(record.metrics))
+    if lacking := routing.get("accuracy", {}).keys() - routing.get("expert", {}).keys():
+        raise _contradiction(state, f"metrics.json has a routing accuracy of {min(lacking)}, and no expert of it")
     return record
+
+
+def _sets(metrics: Mapping[str, Any]) -> set[str]:
+    """The test sets that a ``metrics.json`` names."""
+    routing, own = metrics.get("routing", {}), metrics.get("expert", {})
+    by_set = [metrics.get(key, {}) for key in ("top1", "recall", "top5", "mean_per_class_recall", "share")]
+    by_set += [routing.get(key, {}) for key in ("images", "expert", "accuracy", "oracle")]
+    return {name for one in by_set for name in one} | ({own["set"]} if own else set())
+
+
+def params_of(state: State) -> Mapping[str, Any]:
+    """The ``params.yaml`` of a state.
+
+    Raises:
+        UserError: it is damaged, or lacks what a report reads of it.
+    """
+    return _params(git.show(state.project, state.commit, "params.yaml"), state)
 
 
 def _params(text: str, state: State) -> Mapping[str, Any]:

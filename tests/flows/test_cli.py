@@ -119,6 +119,9 @@ def test_json_for_programs_is_plain_ascii(monkeypatch: pytest.MonkeyPatch) -> No
     terminal.print_json({"name": HOSTILE, "word": "Größe"})
     assert written.getvalue().isascii()
     assert json.loads(written.getvalue()) == {"name": HOSTILE, "word": "Größe"}
+    written.truncate(0)
+    terminal.print_json([float("nan"), {"a": -float("inf")}, "NaN"])
+    assert json.loads(written.getvalue().strip("\0")) == [None, {"a": None}, "NaN"]
 
 
 def test_the_first_command_in_a_project_makes_its_private_folder_for_its_owner_alone(

@@ -29,12 +29,14 @@ from tasks.record import (
 )
 from tasks.record.checks import records
 from tasks.record.diagnosis import Visit
-from tasks.record.state import State
+from tasks.record.manifest import read as read_manifest
+from tasks.record.state import State, compatibility_of, heads_of, metrics_of
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tasks.storage.git import GitError, git
+from tests import manifests
 from tests.project import PARAMS
 from tests.record import made_up
 from tests.record.test_paths import committed
@@ -336,6 +338,34 @@ def test_a_record_of_another_type_is_one_sentence(project: Path, file: str, text
     assert ("dvc.lock" if file.endswith(".dvc") else file) in damaged
     with pytest.raises(UserError, match=r"state/x/0000: .*damaged"):
         _ = (state.metrics, state.params, state.entries)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"A_KA": float("nan")}, {"A_ZS": 1e308}, {"top1": {"a": -1.0}}, {"top5": {"a": float("inf")}},
+        {"share": {"a": 0.0}}, {"recall": {"a": {}}}, {"recall": {"a": {"image_to_text": {"1": 1.0}}}},
+        {"recall": {"a": {"<script>": {"5": 1.0}}}}, {"recall": {"a": {"image_to_text": {"5": 1.0, "k": 1.0}}}},
+        {"expert": {"set": "a"}}, {"routing": {"images": {"a": {"x": 0}}}}, {"classes": {"a": -1}},
+    ],
+)  # fmt: skip
+def test_scores_that_no_model_has_are_damaged(changes: dict[str, Any]) -> None:
+    scores = {"A_KA": 1.0, "A_ZS": 2.0, "geometric_mean": 1.4, "top1": {"a": 1.0}}
+    assert metrics_of(json.dumps(scores), "s") == scores
+    with pytest.raises(UserError, match=r"^s: metrics\.json is damaged .*; `chronomerge doctor` says more$"):
+        metrics_of(json.dumps({**scores, **changes}), "s")
+
+
+def test_heads_compatibility_and_manifests_have_numbers_of_their_kind() -> None:
+    for shots in ("x", "9" * 5000, "-1"):
+        with pytest.raises(UserError, match=r"heads\.json is damaged"):
+            heads_of(json.dumps({"h": {"features": "base", "top1": {shots: {}}, "A_KA": {}, "A_ZS": {}}}), "s")
+    rows = {"recall@1": {"a": {"<b>": 1.0}}, "recall@5": {}}
+    with pytest.raises(UserError, match=r"compatibility\.json is damaged"):
+        compatibility_of(json.dumps({"drop": 0.0, "pairs": 1, "compatible": 1.0, **rows}), "s")
+    for changes in ({"seconds": {"train": float("nan")}}, {"recorded": {"at": "soon", "host": "h"}}):
+        with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+            read_manifest(json.dumps(manifests.content(**changes)), "s")
 
 
 def test_decisions_and_notes_of_another_type_are_one_sentence(project: Path) -> None:

@@ -23,6 +23,10 @@ PARAMS: dict[str, Any] = {
     "evaluate": {"adaptation": [{"name": "food"}], "retention": [{"name": "base"}]},
 }
 METRICS = {"A_KA": 1.0, "A_ZS": 2.0, "geometric_mean": 1.4, "top1": {"food": 1.0, "base": 2.0}}
+ROUTING = {
+    "images": {"food": {"food": 3}}, "expert": {"food": "food"}, "accuracy": {"food": 100.0}, "mean_accuracy": 100.0,
+    "oracle": {"food": 1.0}, "oracle_A_KA": 1.0,
+}  # fmt: skip
 PIPELINE = """
 stages:
   evaluate:
@@ -86,6 +90,24 @@ def test_settings_tell_techniques_of_one_name_apart(project: Path) -> None:
     assert labels == ["linear weight 0.5", "linear weight 0.1"]
 
 
+def test_settings_may_be_lists(project: Path) -> None:
+    state(project, "one", time={**PARAMS["time"], "technique": {"name": "mine.py:M", "weights": [0.5, 0.5]}})
+    assert [cell.technique for cell in plain.cells(project, ["one"])] == ["M"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": "x"}, {"time": {}}, {"time": {**PARAMS["time"], "init": "<script>"}},
+        {"time": {**PARAMS["time"], "technique": "linear"}},
+    ],
+)  # fmt: skip
+def test_params_that_no_cell_can_have_are_damaged(project: Path, changes: dict[str, Any]) -> None:
+    state(project, "demo", **changes)
+    with pytest.raises(UserError, match=r"^state/demo/0000: params\.yaml is damaged \("):
+        plain.cells(project, ["demo"])
+
+
 def test_a_technique_of_ones_own_is_called_by_its_class(project: Path) -> None:
     state(project, "own", time={**PARAMS["time"], "technique": {"name": "mine/fancy.py:Fancy"}})
     assert plain.cells(project, ["own"])[0].technique == "Fancy"
@@ -123,6 +145,15 @@ def test_records_hold_every_file_and_who_wrote_what(project: Path) -> None:
         ({"metrics.json": "[]"}, r"metrics\.json is damaged"),
         ({"metrics.json": json.dumps({**METRICS, "top1": {"other": 1.0}})}, "metrics.json names the set other"),
         ({"metrics.json": json.dumps({**METRICS, "top1": {"{0.x}": 1.0}})}, r"metrics.json names the set \{0\.x\}"),
+        ({"metrics.json": json.dumps({**METRICS, "top5": {"other": 1.0}})}, "metrics.json names the set other"),
+        (
+            {"metrics.json": json.dumps({**METRICS, "expert": {"set": "x", "score": 1.0}})},
+            "metrics.json names the set x",
+        ),
+        (
+            {"metrics.json": json.dumps({**METRICS, "routing": {**ROUTING, "expert": {}}})},
+            "metrics.json has a routing accuracy of food, and no expert of it",
+        ),
         ({"dvc.yaml": "stages: []"}, r"dvc\.yaml: not the pipeline .*stages"),
         ({"dvc.yaml": "stages:\n  evaluate:\n    outs: [a]\n"}, r"dvc\.yaml: .*stages\.evaluate\.cmd"),
         ({"dvc.yaml": "stages: {other: {cmd: x}}"}, "manifest.json names the node evaluate, and dvc.yaml does not"),
