@@ -26,11 +26,14 @@ from tasks.randomness import derive
 from tasks.report.records import Record
 from tasks.storage import dvc_config
 from tasks.storage.cache import Cache
+from tasks.text import shortened
 
 WORST = 10
 """Classes of a set that the page shows."""
 PICTURES = 4
 """Of each kind."""
+NAME = 200
+"""Characters of a class's name that the page shows."""
 SIDE = 96
 """Pixels: larger pictures are made smaller."""
 FILES = ("dataset.json", "samples.arrow", "images.npy", "images.arrow")
@@ -152,20 +155,20 @@ def _since(labels: np.ndarray, now: np.ndarray, then: dict[int, np.ndarray], new
 
 
 def _worst(data: Dataset, now: np.ndarray, base: np.ndarray | None) -> tuple[ClassRow, ...]:
-    rows = []
+    rows, names = [], _names(data)
     for label in np.unique(data.labels[now >= 0]):
         own = (data.labels == label) & (now >= 0)
         there = own & (base >= 0) if base is not None else None
         taken = Counter(now[own & (now != label)].tolist()).most_common(3)
         rows.append(
             ClassRow(
-                data.card.classes[label],
+                names[label],
                 int(own.sum()),
                 100 * float((now[own] == label).mean()),
                 100 * float((base[there] == label).mean())
                 if base is not None and there is not None and there.any()
                 else None,
-                tuple((data.card.classes[other], count) for other, count in taken),
+                tuple((names[other], count) for other, count in taken),
             )
         )
     rows.sort(key=lambda row: (row.recall, -row.samples, row.name))
@@ -181,16 +184,20 @@ def _pictures(data: Dataset, rows: np.ndarray, now: np.ndarray, since: np.ndarra
         turn[row] = seen[data.labels[row]]
         seen[data.labels[row]] += 1
     chosen = sorted(drawn, key=lambda row: turn[row])[:PICTURES]
-    classes = data.card.classes
+    names = _names(data)
     return tuple(
         Picture(
             _encoded(data.images[row]),
-            classes[data.labels[row]],
-            classes[now[row]],
+            names[data.labels[row]],
+            names[now[row]],
             int(since[row]) if since[row] >= 0 else None,
         )
         for row in chosen
     )
+
+
+def _names(data: Dataset) -> list[str]:
+    return [shortened(name, NAME) for name in data.card.classes]
 
 
 def _encoded(pixels: np.ndarray) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import re
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from tasks.errors import UserError
 from tasks.evaluate import predictions
@@ -136,6 +139,23 @@ def test_damaged_predictions_are_an_error(project: Path, damage: np.ndarray | by
     damaged = with_outputs(record, record.manifest.outputs["data/step/evaluation"], cache.put(project / "predictions"))
     with pytest.raises(UserError, match=f"state/t/0000: the predictions on 'animals' are damaged.*{says}"):
         classes.of(project, [damaged])
+
+
+def test_names_of_any_length_leave_the_numbers_in_sight(
+    project: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", ("w" * 50_000, "bee", "cat"))
+    html = page.build(
+        synthetic.table(("w" * 300,), 1, 2), [], [], Provenance((), (), {}, ()), classes.of(project, lineage(project))
+    )
+    assert f"{'w' * 50} … (50000 characters in all)" in re.sub("w{50,}", "w" * 50, html)
+    assert len(max(re.findall("w+", html), key=len)) <= 300
+    with closing(browser.new_page(viewport={"width": 1000, "height": 900})) as opened:
+        opened.set_content(html)
+        assert opened.evaluate("document.documentElement.scrollWidth") == 1000
+        assert opened.evaluate("document.querySelector('table.classes').clientWidth") <= 1000
+        small = "[...document.querySelectorAll('.facts div')].every((one) => one.scrollWidth <= one.clientWidth)"
+        assert opened.evaluate(small)
 
 
 def test_the_page_has_the_table_and_the_pictures(project: Path) -> None:
