@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ORIENTATION = 0x0112
 """The number of the EXIF tag that says how an image is turned."""
 _BACKGROUND = (255, 255, 255, 255)
-_UNCLEAR = 16.0
-"""Brightest value of a floating point image between 1 and which its range is neither 0 to 1 nor 0 to 255."""
+_DARKEST = 1 / 16
+"""Brightest value of an image relative to white; of one below it, white is unknown: 4095 may be that of 12 bits."""
 
 
 def decode(data: bytes, context: Context, what: str) -> np.ndarray:
@@ -115,17 +115,16 @@ def _white(pixels: np.ndarray, mode: str, what: str) -> float:
     """The value of white: 1 in floating point, else 255 or 65535, by the brightest pixel.
 
     Raises:
-        UserError: no such range holds all values.
+        UserError: no such range holds all values, or the next larger one would make all of it dark.
     """
     low, top = float(pixels.min(initial=0)), float(pixels.max(initial=0))
     floating = mode == "F"
     if not (np.isfinite(low) and np.isfinite(top)):
         raise UserError(f"{what}: holds values that are not finite; save it with 8 bits per channel")
-    if low < 0 or top > 65535 or (floating and 1 < top < _UNCLEAR):
+    whites = (1.0, 255.0, 65535.0) if floating else (255.0, 65535.0)
+    white = next((white for white in whites if top <= white), None)
+    if low < 0 or white is None or (white != whites[0] and top < white * _DARKEST):
         raise UserError(
-            f"{what}: holds values from {low:g} to {top:g}, a range of no known white; save it with 8 bits, "
-            "or with values from 0 to 1"
+            f"{what}: holds values from {low:g} to {top:g}, a range of no known white; save it with 8 bits per channel"
         )
-    if floating and top <= 1:
-        return 1.0
-    return 65535.0 if top > 255 else 255.0
+    return white

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,7 +18,8 @@ from tasks.errors import UserError
 from tasks.prepare import captured, files, listing
 from tasks.prepare.image_source import ImageSource, Listing, Row
 from tasks.prepare.source import Complain, Context, Outside, refuse
-from tasks.prepare.splits import Parts, Split, drawn, parts_of_files
+from tasks.prepare.splits import Parts, Split, drawn, parts_among, parts_of_files
+from tasks.text import shortened
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,8 @@ class Photographs(ImageSource):
 
 def part_of_files(files: list[Path], source: Photographs) -> Selection:
     """Those of some files whose names begin with the part that was asked for; what is in no part is left out."""
-    parts, of_file = parts_of_files(files)
     what = f"{source.name}: {source.path}"
+    parts, of_file = parts_of_files(files, what)
     name = parts.pick(source.split, what)
     if name is None:
         return Selection(files)
@@ -185,6 +187,29 @@ def part_of_files(files: list[Path], source: Photographs) -> Selection:
         given=True,
         notes=(*other_parts(parts), *(f"left out: {file.name}, which is of no part" for file in outside_parts)),
     )
+
+
+def part_of_rows(splits: Sequence[str | None], source: Photographs) -> tuple[str | None, list[str]]:
+    """The word in the column of parts that was asked for, and notes on rows of no part; None where all rows are read.
+
+    Raises:
+        UserError: there are parts and none was picked, or the column has words and none of them means a part.
+    """
+    what = f"{source.name}: {source.path}"
+    words = list(dict.fromkeys(word for word in splits if word))
+    parts = parts_among(words)
+    if source.split and words and not parts.names:
+        raise UserError(
+            f"{what}: has a column of parts and no {source.split} part in it, only "
+            f"{shortened(', '.join(map(repr, words)), 80)}; write train and test there, or leave #{source.split} out"
+        )
+    chosen = parts.pick(source.split, what) if source.split or parts.complete else None
+    if chosen is None:
+        return None, []
+    known = {*parts.names.values(), *parts.others}
+    others = Counter(word for word in splits if word not in known)
+    outside = [f"left out: {count} rows whose split is {word!r}" for word, count in sorted(others.items(), key=str)]
+    return chosen, [*other_parts(parts), *outside]
 
 
 def other_parts(parts: Parts) -> tuple[str, ...]:

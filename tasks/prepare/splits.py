@@ -114,15 +114,43 @@ def parts_among(names: Iterable[str]) -> Parts:
     return Parts(chosen, tuple(name for there in matches.values() for name in there[1:]))
 
 
-def parts_of_files(files: Sequence[Path]) -> tuple[Parts, dict[Path, str | None]]:
+def likely_part(name: str) -> Split | None:
+    """The part of which a word is in a name, as in ``train2017`` or ``my_train``; None for none and for both."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    meant: list[Split] = [split for split, usual in PART_NAMES.items() if words.intersection(usual)]
+    return meant[0] if len(meant) == 1 else None
+
+
+def refuse_likely_parts(names: Iterable[str], what: str) -> None:
+    """Look for names (of files or folders that are read as one set) that are probably those of parts.
+
+    Raises:
+        UserError: one name has a word for a train part in it, as ``train2017``, and another one a word for a test part.
+    """
+    likely: dict[Split, str] = {}
+    for name in names:
+        if split := likely_part(name):
+            likely.setdefault(split, name)
+    if len(likely) == len(PART_NAMES):
+        raise UserError(
+            f"{what}: {likely['train']} and {likely['test']} are probably a train part and a test part, and would be "
+            "read as one set; name the path of one of them"
+        )
+
+
+def parts_of_files(files: Sequence[Path], what: str) -> tuple[Parts, dict[Path, str | None]]:
     """The parts that files' names begin with, as in ``train-0001.tar``; and which part each file is of.
 
     A train or a test part alone counts only where every file is of it.
+
+    Raises:
+        UserError: they are of no such parts, and probably of others.
     """
     words = [word for usual in PART_NAMES.values() for word in usual]
     of_file = {file: next((word for word in words if _begins(file, word)), None) for file in files}
     parts = parts_among(word for word in words if word in of_file.values())
     if not parts.complete and any(word is None for word in of_file.values()):
+        refuse_likely_parts((file.name for file in files), what)
         return Parts({}), of_file
     return parts, of_file
 

@@ -103,12 +103,19 @@ def test_floating_point_images_keep_their_values() -> None:
     assert images[0].max() > 230
 
 
-@pytest.mark.parametrize("values", [(0, np.nan), (0, np.inf), (-1, 1), (0, 1.5), (0, 1e6)])
+@pytest.mark.parametrize("values", [(0, np.nan), (0, np.inf), (-1, 1), (0, 1.5), (0, 262), (0, 4095), (0, 1e6)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_floating_point_images_of_an_unclear_range_are_refused(values: tuple[float, float], dtype: type) -> None:
     pixels = np.zeros((40, 40), dtype=dtype)
     pixels[0, 0], pixels[1, 1] = values
     with pytest.raises(UserError, match=r"a\.tiff: (holds values|not an image)"):
+        decode(tiff(pixels), CONTEXT, "a.tiff")
+
+
+@pytest.mark.parametrize(("white", "dtype"), [(1023, np.uint16), (4095, np.uint16), (4095, np.int32)])
+def test_images_of_10_or_12_bits_are_not_read_as_dark_ones_of_16(white: int, dtype: type) -> None:
+    pixels = np.linspace(0, white, 40 * 40).reshape(40, 40).astype(dtype)
+    with pytest.raises(UserError, match=rf"holds values from 0 to {white}, a range of no known white"):
         decode(tiff(pixels), CONTEXT, "a.tiff")
 
 

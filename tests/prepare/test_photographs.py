@@ -571,6 +571,57 @@ def test_dev_is_a_test_part_and_other_folders_are_counted(
         prepare("images:d#train")
 
 
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("train_set", "test_set"), ("train", "my-test")])
+def test_what_is_probably_two_parts_is_not_read_as_one_set(
+    prepare: Prepare, project: Path, names: tuple[str, str]
+) -> None:
+    """Else ``#test`` would draw from what is trained on, and without it the test part would be trained on."""
+    for start, name in enumerate(names):
+        image_folder(project / "d" / name, {"cat": 3, "dog": 3}, start=9 * start)
+        rows = [{"image": f"../d/{name}/cat/{i:02d}.png", "text": f"n{i}"} for i in range(3)]
+        write_csv(project / f"t/all_{name}.csv", rows)
+        write_tar(project / f"tars/all-{name}.tar", [{"png": png(i), "txt": b"x"} for i in range(3)])
+    first, second = names
+    for source in ("images:d", "table:t", "webdataset:tars"):
+        for part in ("", "#train", "#test"):
+            with pytest.raises(
+                UserError, match=rf"{first}.* and .*{second}.* are probably a train part and a test part"
+            ):
+                prepare(source + part)
+    assert len(prepare(f"images:d/{first}", f"images:d/{second}")) == 12
+    assert prepare({"source": "images", "path": "d", "class_level": "last"}).card.classes == ("cat", "dog")
+
+
+def test_classes_may_have_words_for_parts_in_their_names(prepare: Prepare, project: Path) -> None:
+    image_folder(project / "d", {"test_tube": 2, "train_station": 3})
+    assert prepare("images:d").card.classes == ("test tube", "train station")
+    assert len(prepare("images:d#train")) + len(prepare("images:d#test")) == 5
+
+
+def test_metadata_has_parts_in_a_column(prepare: Prepare, prepare_test: Prepare, project: Path) -> None:
+    image_folder(project / "d", {"a": 6})
+    splits = ["train", "train", "train", "test", "test", "extra"]
+    rows = [{"file_name": f"a/{i:02d}.png", "text": f"n{i}", "split": split} for i, split in enumerate(splits)]
+    write_csv(project / "d/metadata.csv", rows)
+    assert list(prepare("images:d#train").captions) == ["n0", "n1", "n2"]
+    assert drawn_notes(project) == ["images: d: left out: 1 rows whose split is 'extra'"]
+    assert list(prepare_test("images:d#test").captions) == ["n3", "n4"]
+    with pytest.raises(UserError, match="has the parts train and test; pick one"):
+        prepare("images:d")
+
+
+@pytest.mark.parametrize("source", ["images:d", "table:d/metadata.csv"])
+def test_a_column_of_parts_with_other_words_is_refused(prepare: Prepare, project: Path, source: str) -> None:
+    image_folder(project / "d", {"a": 4})
+    rows = [{"file_name": f"a/{i:02d}.png", "text": "x", "split": i % 2} for i in range(4)]
+    write_csv(project / "d/metadata.csv", rows)
+    assert len(prepare(source)) == 4
+    with pytest.raises(
+        UserError, match=r"has a column of parts and no test part in it, only '0', '1'; write train and"
+    ):
+        prepare(f"{source}#test")
+
+
 def test_a_class_may_be_called_train(prepare: Prepare, project: Path) -> None:
     image_folder(project / "vehicles", {"bus": 2, "train": 3})
     assert Counter(pairs(prepare("images:vehicles")).values()) == {"bus": 2, "train": 3}
@@ -670,6 +721,18 @@ def test_classes_that_differ_by_case_or_space_alone_are_said(prepare: Prepare, p
     assert len(prepare("images:pets").card.classes) == 5
     (note,) = notes_on(project / "data/raw/arrival")
     assert note.endswith("are classes of their own: 'Cat' and 'cat'; 'red fox' and 'red fox '")
+
+
+def test_one_folder_name_for_all_images_is_no_class(prepare: Prepare, project: Path) -> None:
+    for first in ("cat", "dog"):
+        image_folder(project / "pets" / first, {"images": 2})
+    with pytest.raises(
+        UserError, match=r"all images lie in folders called 'images', in cat, dog: .*class_level: first"
+    ):
+        prepare("images:pets")
+    source = {"source": "images", "path": "pets"}
+    assert prepare({**source, "class_level": "first"}).card.classes == ("cat", "dog")
+    assert prepare({**source, "class_level": "last"}).card.classes == ("images",)
 
 
 def test_classes_in_folders_of_several_others_are_said(prepare: Prepare, project: Path) -> None:

@@ -3,7 +3,8 @@
 Short form ``images:PATH``, ``images:PATH#train``, ``images:PATH#test``; settings: `Photographs`, and ``class_level``:
 where images lie in folders within folders, at different depths, whether the ``first`` folder or the ``last`` is the
 class. Given parts are two folders ``train`` and ``test`` (or validation, dev) at the top, or one of them alone. A
-metadata.csv, .jsonl or .parquet with a column ``file_name`` gives captions or classes instead.
+metadata.csv, .jsonl or .parquet with a column ``file_name`` gives captions or classes instead, and parts in a column
+``split``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import ClassVar, Literal
 from tasks.errors import UserError
 from tasks.prepare import files, listing, tables
 from tasks.prepare.image_source import Row, Rows
-from tasks.prepare.photographs import Photographs, Selection, other_parts
+from tasks.prepare.photographs import Photographs, Selection, other_parts, part_of_rows
 from tasks.prepare.source import Complain, Context, refuse
-from tasks.prepare.splits import Parts, parts_among
+from tasks.prepare.splits import Parts, likely_part, parts_among, refuse_likely_parts
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "image_file_name", *tables.IMAGE)
@@ -63,11 +64,13 @@ class Images(Photographs):
         """The parts among the folders at the top; a train or a test folder alone is one where it holds folders only."""
         names = [entry.name for entry in path.iterdir() if entry.is_dir() and not listing.is_hidden(entry.name)]
         parts = parts_among(names)
+        if not parts.complete and self.class_level is None:
+            likely = (name for name in names if likely_part(name) and _holds_folders(path / name))
+            refuse_likely_parts(likely, f"images: {self.path}")
         if parts.complete or not parts.names:
             return parts
         (name,) = parts.names.values()
-        holds_classes = all(file.parent != path / name for file in listing.walk(path / name) if listing.is_image(file))
-        if not holds_classes:
+        if not _holds_folders(path / name):
             return Parts({})
         if len(names) == 1:
             return parts
@@ -100,6 +103,9 @@ class Images(Photographs):
         if mixed := self._mixed_depths(inside, top, path):
             complain(mixed)
             return []
+        if nested := self._one_class(inside, top):
+            complain(nested)
+            return []
         names = self.selected((self._class_of(file, top) for file in inside), f"images: {self.path}")
         return [file for file in inside if self._class_of(file, top) in names]
 
@@ -123,6 +129,19 @@ class Images(Photographs):
             f"with class_level: last; write {{source: images, path: {self.path}, class_level: first}}"
         )
 
+    def _one_class(self, inside: Sequence[Path], top: Path) -> str | None:
+        """What is wrong where each of several folders has its images in a folder of the same name, as in cat/images."""
+        firsts = sorted({file.relative_to(top).parts[0] for file in inside})
+        names = {file.parent.name for file in inside}
+        if self.class_level or len(names) > 1 or len(firsts) < 2:
+            return None
+        name, path = spoken(names.pop()), self.path
+        return (
+            f"images: {path}: all images lie in folders called {name!r}, in {', '.join(firsts[:3])}"
+            f"{', …' * (len(firsts) > 3)}: these are the classes with class_level: first, and {name!r} is the only one "
+            f"with class_level: last; write {{source: images, path: {path}, class_level: first}}"
+        )
+
     def _class_of(self, file: Path, top: Path) -> str:
         return spoken(file.relative_to(top).parts[0] if self.class_level == "first" else file.parent.name)
 
@@ -130,8 +149,9 @@ class Images(Photographs):
         metadata = [file for file in files if file.name in METADATA]
         images = [file for file in files if file.name not in METADATA]
         notes: list[str] = []
+        given = False
         if metadata:
-            rows, notes = self._described(home, metadata, images, context)
+            rows, notes, given = self._described(home, metadata, images, context)
         else:
             for column in (self.caption, self.label):
                 if column is not None:
@@ -151,7 +171,7 @@ class Images(Photographs):
                         f"its class folders are numbers ({', '.join(names[:3])}{', …' * (len(names) > 3)}), and so are "
                         "the classes; if they stand for names, give these as classes: [...], counted from 0"
                     )
-        return Rows(sorted(rows, key=lambda row: row.id), notes=tuple(notes))
+        return Rows(sorted(rows, key=lambda row: row.id), given, tuple(notes))
 
     def _of_several_folders(self, images: Sequence[Path], top: Path) -> str | None:
         """A sentence on classes whose images come from folders of several others; None where there are none."""
@@ -193,9 +213,11 @@ class Images(Photographs):
 
     def _described(
         self, home: Path, metadata: Sequence[Path], images: Sequence[Path], context: Context
-    ) -> tuple[list[Row], list[str]]:
-        """The images that metadata files name, each relative to its own folder, and notes on the others."""
-        rows: list[Row] = []
+    ) -> tuple[list[Row], list[str], bool]:
+        """The images that metadata files name, each relative to its own folder; notes on the others; and whether the
+        images are those of one part by a column."""
+        rows: list[tuple[Row, str | None]] = []
+        splits: list[str | None] = []
         notes: list[str] = []
         known, named = set(images), set[Path]()
         for file in metadata:
@@ -208,8 +230,11 @@ class Images(Photographs):
             captions = tables.caption_lists(table, tables.find(table, self.caption, tables.CAPTION, what), what)
             label = tables.find(table, self.label, tables.LABEL, what)
             classes = tables.class_names(table, label, self.classes, what)
-            for number, (name, several, label_text) in enumerate(
-                zip(table[column], captions, classes, strict=True), start=1
+            part_column = tables.find(table, None, ("split",), what)
+            parts = tables.captions(table, part_column, what)
+            splits += parts
+            for number, (name, several, label_text, part) in enumerate(
+                zip(table[column], captions, classes, parts, strict=True), start=1
             ):
                 image = file.parent / str(name or "").replace("\\", "/")
                 if image not in known:
@@ -217,12 +242,13 @@ class Images(Photographs):
                     continue
                 named.add(image)
                 class_name = spoken(label_text) if label_text and label == "label" else label_text
-                rows += self._row(home, image, None, class_name).with_captions(several)
+                rows += [(row, part) for row in self._row(home, image, None, class_name).with_captions(several)]
         if sentence := listing.left_out(known - named):
             notes.append(
                 f"{sentence}: images that {' and '.join(dict.fromkeys(t.name for t in metadata))} does not name"
             )
-        return rows, notes
+        chosen, outside = part_of_rows(splits, self)
+        return [row for row, part in rows if chosen in (None, part)], [*notes, *outside], chosen is not None
 
     def _row(self, home: Path, file: Path, caption: str | None, name: str | None) -> Row:
         group = (Path(self.drawn_as or self.path) / file.relative_to(home)).as_posix()
@@ -232,6 +258,11 @@ class Images(Photographs):
         """Where the class folders lie."""
         name = self._parts(path).pick(self.split, f"images: {self.path}")
         return path / name if name else path
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether images below a folder lie in folders of it, so that it is no class itself."""
+    return all(file.parent != folder for file in listing.walk(folder) if listing.is_image(file))
 
 
 def spoken(folder: str) -> str:

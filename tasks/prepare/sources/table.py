@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import tempfile
-from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import Any, ClassVar
 from tasks.errors import UserError
 from tasks.prepare import delimited, files, hugging, listing, tables
 from tasks.prepare.image_source import Row, Rows
-from tasks.prepare.photographs import Photographs, Selection, other_parts, part_of_files
+from tasks.prepare.photographs import Photographs, Selection, part_of_files, part_of_rows
 from tasks.prepare.source import Context, Outside
-from tasks.prepare.splits import parts_among
 from tasks.prepare.tables import FORMATS, Table
 
 
@@ -88,11 +86,7 @@ class TableSource(Photographs):
         classes = tables.class_names(table, label, self.classes, what)
         column = tables.find(table, self.split_column, ("split",), what)
         splits = tables.captions(table, column, what)
-        parts = parts_among(dict.fromkeys(part for part in splits if part))
-        chosen = parts.pick(self.split, what) if column and (self.split or parts.complete) else None
-        notes = [*tables.notes(table), *(other_parts(parts) if chosen else ())]
-        if chosen is not None:
-            notes += _of_no_part(splits, {*parts.names.values(), *parts.others})
+        chosen, outside = part_of_rows(splits, self)
         images = self._images(table)
         rows: list[Row] = []
         for number, (image, several, name, split) in enumerate(zip(images, captions, classes, splits, strict=True)):
@@ -109,7 +103,7 @@ class TableSource(Photographs):
                 continue
             load = partial(hugging.encoded_at, images, number, shown)
             rows += Row(shown, hashlib.sha256(data).hexdigest(), None, name, load).with_captions(several)
-        return Rows(rows, chosen is not None, tuple(notes))
+        return Rows(rows, chosen is not None, (*tables.notes(table), *outside))
 
     def _load_image(self, home: Path, name: str) -> bytes:
         try:
@@ -150,12 +144,6 @@ def _path_in(cell: Any) -> str | None:
     """The path in a cell of the column of images; None where it holds the image itself, or nothing."""
     path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
     return path if isinstance(path, str) and path else None
-
-
-def _of_no_part(splits: Sequence[str | None], known: Collection[str]) -> list[str]:
-    """Notes on rows whose split is another word, or none."""
-    others = Counter(split for split in splits if split not in known)
-    return [f"left out: {count} rows whose split is {split!r}" for split, count in sorted(others.items(), key=str)]
 
 
 def _there(home: Path, name: str) -> Path | None:
