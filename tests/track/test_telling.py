@@ -17,11 +17,12 @@ import pytest
 
 from tasks import layout, progress, track
 from tasks.errors import UserError
-from tasks.params import Params, load, parse
+from tasks.params import Named, Params, load, parse
 from tasks.publish import public
 from tasks.storage.dvc import Dvc
 from tasks.storage.dvc_config import Remote
 from tasks.track import telling
+from tasks.track.tracker import Told, of
 from tests.project import PARAMS
 from tests.record import made_up
 
@@ -89,6 +90,27 @@ def test_mlflow_has_params_metrics_by_step_and_files_by_hash(
     assert manifest == public.manifest(state.manifest.as_dict())
     assert track.tell(project, params(project, {"name": "mlflow", "project": "other"})) == 0  # known already
     assert len(runs()) == 1
+
+
+def test_mlflow_has_every_metric_and_param_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow refuses all that it is sent at once for one name with an ``@``, or one that would lead out of a folder."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    metrics = {"head.tip@4/food": 1.0, "image_to_text_recall@5/food": 2.0, "top1/../../x": 3.0, "top1/<script>": 4.0}
+    told = Told(
+        step=1, tag="state/x/0001", commit="c", recorded_at="2026-01-01T00:00:00+00:00", metrics=metrics,
+        files={"../../x": "m", "/etc/passwd": "n"}, curve="step,l@ss\n0,5\n", manifest={},
+    )  # fmt: skip
+    of(Named(name="mlflow")).send("x", {"a.../../b": "v", "train.lr": "1", "k" * 300: "w"}, [told], tmp_path)
+    (run,) = runs()
+    assert run.data.metrics == {
+        "head.tip_4/food": 1.0, "image_to_text_recall_5/food": 2.0, "top1/_/_/x": 3.0, "top1/_script_": 4.0,
+        "train/0001/l_ss": 5.0,
+    }  # fmt: skip
+    assert run.data.params == {"a.../_/b": "v", "train.lr": "1", "k" * 250: "w"}
+    assert {key: value for key, value in run.data.tags.items() if value in "mn"} == {
+        "state/x/0001/_/_/x": "m", "state/x/0001/_/etc/passwd": "n",
+    }  # fmt: skip
 
 
 def needs(module: str) -> pytest.MarkDecorator:

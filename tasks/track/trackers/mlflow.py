@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,12 +37,15 @@ class MLflow(Tracker):
         runs = client.search_runs([number], f"tags.`{tag}` = '{timeline}'", max_results=1)
         run = runs[0] if runs else client.create_run(number, run_name=timeline, tags={tag: timeline})
         run_id, known = run.info.run_id, run.data.params
-        new = [Param(key[:250], value[:6000]) for key, value in params.items() if key[:250] not in known]
+        named = {_name(key): value[:6000] for key, value in params.items()}
+        new = [Param(key, value) for key, value in named.items() if key not in known]
         for start in range(0, len(new), 100):  # as many as MLflow takes at a time
             client.log_batch(run_id, params=new[start : start + 100])
         for state in states:
-            metrics = [Metric(name, value, _milliseconds(state), state.step) for name, value in state.metrics.items()]
-            tags = [RunTag(f"{state.tag}/{path}", md5) for path, md5 in state.files.items()]
+            metrics = [
+                Metric(_name(name), value, _milliseconds(state), state.step) for name, value in state.metrics.items()
+            ]
+            tags = [RunTag(_name(f"{state.tag}/{path}"), md5) for path, md5 in state.files.items()]
             for start in range(0, max(len(metrics), len(tags)), 100):
                 client.log_batch(run_id, metrics[start : start + 100], tags=tags[start : start + 100])
             client.log_dict(run_id, state.manifest, f"{state.tag}/manifest.json")
@@ -53,6 +57,12 @@ class MLflow(Tracker):
         client.set_terminated(run_id)
 
 
+def _name(text: str) -> str:
+    """A name that MLflow takes, of which it may make a path: other characters are ``_``, as in ``head.tip_4/food``."""
+    parts = (re.sub(r"[^\w\-. :]", "_", part) for part in text.split("/"))
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:250]
+
+
 def _points(state: Told) -> Iterator[Any]:
     """The training curve as metrics by training step: ``train/0003/loss``."""
     from mlflow.entities import Metric
@@ -61,7 +71,7 @@ def _points(state: Told) -> Iterator[Any]:
         at, *columns = row.items()
         for name, value in columns:
             if value and math.isfinite(number := float(value)):
-                yield Metric(f"train/{state.step:04d}/{name}", number, _milliseconds(state), int(float(at[1])))
+                yield Metric(_name(f"train/{state.step:04d}/{name}"), number, _milliseconds(state), int(float(at[1])))
 
 
 def _milliseconds(state: Told) -> int:
