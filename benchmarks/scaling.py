@@ -39,7 +39,7 @@ from tasks.storage import embedded, store
 from tasks.storage.dvc_config import EMBEDDED, Remote
 from tests import project as projects
 from tests.project import chronomerge, git
-from tests.record.faults import Plan, proxied
+from tests.record.faults import FaultPlan, proxied
 
 SEEDS = (0, 1)
 CORES = len(os.sched_getaffinity(0))
@@ -219,7 +219,7 @@ def used(server: psutil.Process) -> float:
 
 def split(home: Path, remote: Remote) -> dict[str, Any]:
     """Run a timeline on one worker, print what each node of its last step cost, and return the means of both sides."""
-    folder, counting = home / "nodes", Plan()
+    folder, counting = home / "nodes", FaultPlan()
     with proxied(remote, counting) as counted:  # some milliseconds a request
         project = make(folder, counted)
         note = folder / "spans.json"

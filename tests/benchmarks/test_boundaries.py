@@ -1,10 +1,21 @@
-"""The crash matrix strikes at functions of the product, which move and are renamed."""
+"""What benchmarks use of the product and of its tests moves and is renamed."""
 
 import importlib
+import runpy
+import sys
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 from crashing.boundaries import BOUNDARIES, Boundary
+
+from tests.project import ROOT
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda program: program.stem)
+def test_what_a_benchmark_imports_is_there(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(program), run_name="imported")
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES, ids=lambda boundary: boundary.name)
