@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 from pathlib import Path
@@ -82,6 +83,8 @@ def is_of_one_machine(path: str, *, link: bool) -> bool:
 
 def is_state(folder: Path) -> bool:
     """Whether a folder holds a restored state."""
+    if not is_there(folder):
+        return False
     deployed = (folder / DEPLOYED).is_file() or (folder / ROUTED).is_dir()
     return (folder / "manifest.json").is_file() and deployed
 
@@ -96,3 +99,15 @@ def is_inside(path: str) -> bool:
     with one runs what its configuration names."""
     plain = posixpath.normpath(path)
     return not plain.startswith(("/", "../")) and plain not in (".", "..") and ".git" not in plain.lower().split("/")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path that somebody else has named: nothing is where no file can be."""
+    try:
+        return path.exists()
+    except ValueError:  # a null byte
+        return False
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False

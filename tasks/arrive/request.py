@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from tasks import yaml
 from tasks.arrive import drops, s3
 from tasks.errors import UserError, first_problem
+from tasks.layout import is_there
 from tasks.model.fitting import OnMismatch
 from tasks.params import TAKEN, Limits, Name, SourceSpec
 from tasks.prepare.hosted import Hosted
@@ -123,9 +124,9 @@ def located(
         there = drops.copied(project / path, scratch, limits, complain, progress, ignored=request.ignored)
     else:
         there = project / path
-    if not there.exists():
+    if not is_there(there):
         known = f" (a source is called {', '.join(kinds())})" if ":" in path else ""
-        raise UserError(f"{path}: no such file or folder{known}")
+        raise UserError(f"{shortened(path, 300)}: no such file or folder{known}")
     if there.is_file() and there.suffix.lower() in CHECKPOINTS:
         raise UserError(f"{path}: is a checkpoint; it arrives with --expert")
     spec = {"source": recognised(there, path) if "source" not in spec else spec["source"], **spec}

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import yaml
+from tasks import layout, yaml
 from tasks.errors import UserError
 from tasks.merge.conditions import by_tensor, is_plain, require, value_at
 from tasks.merge.parts import layers_of
 from tasks.merge.technique import available
 from tasks.model.inputs import open_model
+from tasks.text import shortened
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def load(path: Path) -> Configuration:
     _require_parameters(path, name, method, shared, inputs)
     folder = path.parent
     for model in inputs:
-        if not (folder / model["model"]).exists():
+        if not layout.is_there(folder / model["model"]):
             raise UserError(
-                f"{path}: there is no model {folder / model['model']}; a model is a file or a folder, and none is "
-                "downloaded"
+                f"{path}: there is no model {shortened(str(folder / model['model']), 300)}; a model is a file or a "
+                "folder, and none is downloaded"
             )
     given = [*((m.get("parameters") or {}) for m in inputs), shared]
     first = folder / (base if base is not None else inputs[0]["model"])

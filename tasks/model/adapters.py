@@ -23,6 +23,7 @@ from tasks.model import dialects
 from tasks.model.dtypes import decode, encode, stored_as, width
 from tasks.model.sources import FileSource, TensorEntry, TensorSource, raw_bytes
 from tasks.model.translated import from_open_clip, to_open_clip
+from tasks.text import shortened
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -85,6 +86,8 @@ class Adapter:
     """Name → (dtype, values) of tensors that were trained as they are: ``modules_to_save``, ``bias``."""
 
 
+_BASE = "base_model_name_or_path"
+"""What its configuration calls its base."""
 _LARGEST_ALPHA = 1e30
 _LONGEST_MODULE = 255
 """Characters of a module's name that patterns are matched with."""
@@ -146,7 +149,7 @@ def read_adapter(folder: Path) -> Adapter:
             biases[f"{module}.bias"] = scaling * parts["bias_B"]
     if not updates and not replaced:
         raise UserError(f"{folder}: the adapter holds no tensors")
-    return Adapter(str(folder), config.get("base_model_name_or_path"), updates, biases, replaced)
+    return Adapter(str(folder), config.get(_BASE), updates, biases, replaced)
 
 
 def adapted(base: TensorSource, adapter: Adapter) -> TensorSource:
@@ -171,7 +174,7 @@ def adapted(base: TensorSource, adapter: Adapter) -> TensorSource:
                 return from_open_clip(Adapted(other, adapter), dialect)
     raise UserError(
         f"{adapter.label}: adapts {modules[0]!r}, and {base.label} has no such module; the adapter is for another base"
-        + (f" (its configuration names {adapter.base!r})" if adapter.base else "")
+        + (f" (its configuration names {shortened(adapter.base, 300)!r})" if adapter.base else "")
     )
 
 
@@ -185,7 +188,7 @@ class Adapted:
         self._base, self._adapter = base, adapter
         self.label = adapter.label
         its = Path(adapter.base or "")
-        named = f" of {its.name if its.is_absolute() else adapter.base!r}" if adapter.base else ""
+        named = f" of {shortened(its.name if its.is_absolute() else adapter.base, 300)!r}" if adapter.base else ""
         self.notes = [f"{adapter.label}: a PEFT adapter{named}, applied to {base.label}"]
         self._updates = {self._weight(module): update for module, update in adapter.updates.items()}
         self._lengths: dict[str, Floats] = {}
@@ -316,6 +319,8 @@ def _config(folder: Path) -> dict[str, Any]:
     alphas = [config["lora_alpha"], *patterns.values()]
     if not all(isinstance(a, int | float) and not isinstance(a, bool) and abs(a) < _LARGEST_ALPHA for a in alphas):
         raise UserError(f"{path}: lora_alpha and the values of alpha_pattern should be numbers")
+    if not isinstance(raw.get(_BASE) or "", str):
+        raise UserError(f"{path}: {_BASE} should be the name of a model")
     of_modules = raw.get("rank_pattern") or {}
     if not isinstance(of_modules, dict):
         raise UserError(f"{path}: rank_pattern should be a mapping of patterns to numbers")

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import layout
 from tasks.errors import UnavailableError, UserError
 from tasks.model import origins, tokenizers
 from tasks.model.light_imports import prepare as prepare_imports
@@ -119,7 +120,7 @@ def _look(text: str, project: Path, key: str) -> None:
     try:
         if hub.is_address(text):
             origins.require_there(hub.parse(text))
-        elif not origins.located(text, project).path.exists():
+        elif not layout.is_there(origins.located(text, project).path):
             raise UserError(
                 f"{project / text.removeprefix(origins.LOCAL_DIR)}: no such file or folder; name a checkpoint, an "
                 "open_clip tag, or train"
@@ -550,7 +551,7 @@ def _folder(base: Base, project: Path) -> Path:
 def _is_checkpoint(base: Base, project: Path) -> bool:
     """Whether ``base.pretrained`` names files; else it is a tag, which has no suffix and no slash."""
     text = base.pretrained
-    return (project / text).exists() or bool(Path(text).suffix) or "/" in text or text.startswith(COMPLETE)
+    return layout.is_there(project / text) or bool(Path(text).suffix) or "/" in text or text.startswith(COMPLETE)
 
 
 def _tag(base: Base) -> dict[str, Any]:

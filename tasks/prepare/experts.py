@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UnavailableError, UserError
+from tasks.layout import is_there
 from tasks.model import dialects, tokenizers
 from tasks.model.adapters import is_adapter, read_adapter
 from tasks.model.dtypes import require_precise
@@ -31,6 +32,7 @@ from tasks.params import Base as BaseParams
 from tasks.prepare import captured, files
 from tasks.progress import Progress, silent
 from tasks.storage import hub
+from tasks.text import shortened
 
 FILE = "expert.safetensors"
 FOLDER = "expert"
@@ -65,8 +67,8 @@ def check(expert: str, project: Path) -> None:
         hub.parse(expert)
     elif "://" in expert:
         _bucket_and_key(expert)
-    elif not (project / expert).exists() and captured.pointer(project, expert) is None:
-        raise UserError(f"expert {expert}: no such file or folder")
+    elif not is_there(project / expert) and captured.pointer(project, expert) is None:
+        raise UserError(f"expert {shortened(expert, 300)}: no such file or folder")
     else:
         require_no_state(project / expert)
 

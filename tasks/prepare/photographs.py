@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from pydantic import Field
 
 from tasks.errors import UserError
+from tasks.layout import is_there
 from tasks.prepare import captured, files, listing
 from tasks.prepare.image_source import ImageSource, Listing, Row
 from tasks.prepare.source import Complain, Context, Outside, refuse
@@ -68,14 +69,14 @@ class Photographs(ImageSource):
             UserError: there's nothing.
         """
         path = project / self.path
-        if not path.exists():
+        if not is_there(path):
             pointer = captured.pointer(project, self.path)
             wanted = f"; `dvc pull {pointer.relative_to(project)}` brings it" if pointer else ""
-            raise UserError(f"{self.name}: {self.path}: no such file or folder{wanted}")
+            raise UserError(f"{self.name}: {shortened(self.path, 300)}: no such file or folder{wanted}")
         return path
 
     def check(self, project: Path) -> None:
-        if not (project / self.path).exists() and captured.pointer(project, self.path):
+        if not is_there(project / self.path) and captured.pointer(project, self.path):
             return  # it was looked at as it arrived, and comes out of the store when its step runs
         path = self.location(project)
         self.sound(path, self._regular(path, self.find(path).files, refuse), refuse)
@@ -97,7 +98,7 @@ class Photographs(ImageSource):
 
     def at_most(self, project: Path) -> int | None:
         path = project / self.path
-        if not path.exists():  # it comes out of the store
+        if not is_there(path):  # it comes out of the store
             return None
         counts = [self.at_most_in(file) for file in self._regular(path, self.find(path).files, refuse)]
         known = [count for count in counts if count is not None]

@@ -232,6 +232,7 @@ def test_slerp_goes_from_mergekits_base_model(folder: Path) -> None:
         ({"parameters": {}}, "has no weight, which mergekit asks for"),
         ({"models": "a"}, "models should be a list"),
         ({"models": [{"model": "org/model"}]}, "there is no model .*org/model; a model is a file or a folder"),
+        ({"models": [{"model": "m" * 5000}]}, r"there is no model .*m … \(\d+ characters in all\); a model is a file"),
         ({"merge_method": ["ties"]}, r"merge_method \['ties'\] is not supported"),
         ({"merge_method": {"a": 1}}, "merge_method .* is not supported"),
         ({"parameters": [1]}, r"parameters should map names to numbers, got \[1\]"),

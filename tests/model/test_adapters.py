@@ -163,6 +163,7 @@ def changed(folder: Path, **settings: Any) -> Path:
         ({"r": 16}, "have rank 4, and adapter_config.json says 16; is it the configuration of another adapter"),
         ({"rank_pattern": 3}, "rank_pattern should be a mapping"),
         ({"alpha_pattern": 3}, "alpha_pattern should be a mapping"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path should be the name of a model"),
         ({"alpha_pattern": {"(a+)+": 3}}, "repeats too much"),
         ({"alpha_pattern": {".*.*.*": 3}}, "repeats too much"),
         ({"lora_alpha": 10**400}, "lora_alpha and the values of alpha_pattern should be numbers"),

@@ -141,6 +141,7 @@ def test_what_cannot_be_a_base_is_one_line(server: hub.Hub, folders: Path, tmp_p
         ({"model": "local-dir:none"}, "base.model: .*none: no such f"),
         ({"model": "local-dir:ours", "pretrained": "hf:org/adapter"}, "is a PEFT adapter; name the model"),
         ({"model": "local-dir:ours", "pretrained": "none/"}, "base.pretrained: .*no such file or folder"),
+        ({"model": "local-dir:ours", "pretrained": f"{'n' * 300}/"}, "base.pretrained: .*no such file or folder"),
         ({"model": "ViT-B-32", "pretrained": "hf:org/ours"}, "hf:org/ours: .*has shape"),
     ]
     with server.used(tmp_path / "home"):

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from tasks.errors import UserError
+from tasks.layout import is_there
 from tasks.prepare import files
 from tasks.prepare.annotated import COPY, INFO, SMALL, Annotated, bytes_of, names_of, read
 from tasks.prepare.image_source import Rows
@@ -39,7 +40,7 @@ class Fomo(Annotated, Photographs):
         file = self._annotations(path)
         known = self.chosen(read(file, self._what))
         wanted = [path / name for name in known]
-        if absent := [name for name, image in zip(known, wanted, strict=True) if not _is_there(image)]:
+        if absent := [name for name, image in zip(known, wanted, strict=True) if not is_there(image)]:
             raise UserError(
                 f"fomo: {self.path}: {len(absent)} of {len(known)} images of {file.name} are not there, such as "
                 f"{shortened(absent[0], 200)}; unpack the set's archive there"
@@ -74,7 +75,7 @@ class Fomo(Annotated, Photographs):
         return Path() if Path(self.path).is_absolute() else path.joinpath(*[".."] * len(parts))
 
     def _has_first(self, path: Path, file: Path) -> bool:
-        return _is_there(path / next(iter(read(file, self._what))))
+        return is_there(path / next(iter(read(file, self._what))))
 
     def fetch_more(self, home: Path, fetched: Sequence[Path], target: Path, outside: Outside) -> Collection[Path]:  # noqa: ARG002
         file = self._annotations(home)
@@ -92,13 +93,6 @@ class Fomo(Annotated, Photographs):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         return path.is_dir() and any((path.parent / INFO).glob(f"{path.name}_*.json"))
-
-
-def _is_there(image: Path) -> bool:
-    try:
-        return image.exists()
-    except OSError:  # too long: no name of a file
-        return False
 
 
 def sequence(path: Path) -> list[tuple[str, str]]:
