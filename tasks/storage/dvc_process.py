@@ -88,19 +88,22 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 def main() -> None:
     # When the parent is killed, the next run must not find this process at work in the parent's worktree.
     processes.end_with(os.getppid(), every=0.1)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            os.chdir(request["folder"])
-            with Repo() as repo, _settings_of_remote(repo, request["arguments"].get("remote")):
-                answer: dict[str, Any] = {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
-        except Exception as error:  # the parent decides what it means
-            traceback.print_exc()
-            may_pass = isinstance(error, TransferError)
-            answer = {"error": str(error) if may_pass else f"{type(error).__name__}: {error}", "may_pass": may_pass}
-        print(json.dumps(answer), file=answers, flush=True)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # whatever DVC prints goes with its log, never among the answers
+        for line in sys.stdin:
+            print(json.dumps(_answered(json.loads(line))), file=answers, flush=True)
+
+
+def _answered(request: dict[str, Any]) -> dict[str, Any]:
+    """What a request of the parent comes to: a value, or an error and whether it may pass."""
+    try:
+        os.chdir(request["folder"])
+        with Repo() as repo, _settings_of_remote(repo, request["arguments"].get("remote")):
+            return {"value": ACTIONS[request["action"]](repo, **request["arguments"])}
+    except Exception as error:  # the parent decides what it means
+        traceback.print_exc()
+        may_pass = isinstance(error, TransferError)
+        return {"error": str(error) if may_pass else f"{type(error).__name__}: {error}", "may_pass": may_pass}
 
 
 def _settings_of_remote(repo: Repo, name: str | None) -> AbstractContextManager[None]:
