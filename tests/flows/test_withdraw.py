@@ -232,16 +232,17 @@ print(start.tag, last.tag, last.manifest.withdrawals[0].still_in, sep="\\n")
 
 @pytest.mark.long
 def test_what_descends_can_be_trained_again_and_is_as_if_the_arrival_had_never_come(
-    ema: Path, prefect_api: dict[str, str]
+    run: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
-    """From Python, in a line of its own after one without --retrain that was killed on the way to this one."""
+    """From Python, by a call that was killed before its line started and came again."""
+    ema = projects.copy(run, tmp_path / "project")
     path = ema / "params.yaml"
     plan = plan_withdrawal(ema, load(path), "first", retrain=True)
     assert plan.retrained == ("second",)
     path.write_text(rewritten(path.read_text(), plan.stream, path))  # killed before the new line started
     done = projects.script(ema, RETRAINING, **prefect_api)
-    assert done.stdout.splitlines() == ["state/tiny/0000.3", "state/tiny/0001.3", "()"]
-    newest = manifest(ema, "0001.3")
+    assert done.stdout.splitlines() == ["state/tiny/0000.2", "state/tiny/0001.2", "()"]
+    newest = manifest(ema, "0001.2")
     assert newest["withdrawals"][0]["still_in"] == []
     assert newest["budget"]["steps"] > 0
     done = chronomerge(ema, "withdraw", "first", "--retrain", check=False, **prefect_api)
