@@ -111,7 +111,7 @@ def _replace_dvc_child() -> None:
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, command: list[str], **options: Any):
-            assert command[1:] == ["-m", "tasks.storage.dvc_process"], command
+            assert command[1:] == ["-P", "-m", "tasks.storage.dvc_process"], command
             super().__init__(DVC_CHILD, **{**options, "env": {**options["env"], REQUEST: os.environ[REQUEST]}})
 
     assert processes.subprocess is subprocess
