@@ -30,10 +30,13 @@ class InTurn(AioSqliteConfiguration):
     async def begin_transaction(
         self, session: AsyncSession, with_for_update: bool = False
     ) -> AsyncGenerator[AsyncSessionTransaction, None]:
-        async with nullcontext() if _HAS_TURN.get() else self._turn:
+        inside = _HAS_TURN.get()
+        async with nullcontext() if inside else self._turn:
             token = _HAS_TURN.set(True)
             try:
-                async with super().begin_transaction(session, with_for_update) as transaction:
+                # SQLite's lock from the start: who has read first is refused it where others wrote meanwhile, without
+                # waiting. Requests such as that for a task run read first, and log records are written out of turn.
+                async with super().begin_transaction(session, with_for_update or not inside) as transaction:
                     yield transaction
             finally:
                 _HAS_TURN.reset(token)

@@ -1,12 +1,15 @@
 """The Prefect server that we start ourselves: who gets in, and whose settings it has."""
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,3 +177,29 @@ def test_transactions_take_turns_in_the_order_in_which_they_asked(tmp_path: Path
         return list(rows)
 
     assert asyncio.run(all_of_them()) == order == list(range(20))
+
+
+def test_a_transaction_that_has_read_may_write_whatever_others_write(tmp_path: Path) -> None:
+    """SQLite refuses it at once ("database is locked") where somebody else wrote between the two."""
+    from sqlalchemy import text
+
+    from flows.prefect.turns import InTurn
+
+    path = tmp_path / "turns.db"
+    database = InTurn(f"sqlite+aiosqlite:///{path}")
+
+    async def read_and_write() -> None:
+        engine = await database.engine()
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE done (number INTEGER)"))
+        async with await database.session(engine) as session, database.begin_transaction(session):
+            await session.execute(text("SELECT count(*) FROM done"))
+            with closing(sqlite3.connect(path, timeout=0)) as other, contextlib.suppress(sqlite3.OperationalError):
+                other.execute("INSERT INTO done VALUES (1)")
+                other.commit()
+            await session.execute(text("INSERT INTO done VALUES (2)"))
+        await engine.dispose()
+
+    asyncio.run(read_and_write())
+    with closing(sqlite3.connect(path)) as after:
+        assert after.execute("SELECT number FROM done").fetchall() == [(2,)]
