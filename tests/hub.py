@@ -10,6 +10,7 @@ another host, ranges, tokens, and what publishing needs (creating a repository, 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import importlib
 import json
@@ -78,6 +79,10 @@ class Hub:
     """SHA-256 of a large file → bytes after which its download stands still for as long as the file is here."""
     deaf: bool = False
     """Whether it sends all of a file where a part is asked for."""
+    compressing: bool = False
+    """Whether it compresses the part of a file that is asked for, whatever encodings the client takes."""
+    taken: str | None = None
+    """The encodings that the client took in its last question for a part of a file."""
     lose: int | None = None
     """Bytes after which uploads of large files break off; None for never."""
     etag: str | None = None
@@ -349,6 +354,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         start, stop = int(given[1]), int(given[2]) + 1 if given[2] else len(content)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        self._hub.taken = self.headers.get("Accept-Encoding")
+        if self._hub.compressing:
+            self._send(206, gzip.compress(content[start:stop]), {**headers, "Content-Encoding": "gzip"})
+            return
         self._send(206, content[start:stop], headers, cut=cut)
 
     def _whoami(self, _body: bytes, _query: Any) -> None:

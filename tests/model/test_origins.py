@@ -84,6 +84,10 @@ def test_a_part_of_a_file_is_no_more_than_was_asked_for(tmp_path: Path) -> None:
         with place.opened("a.tar") as file:
             file.seek(300_001)
             assert file.read(3) == bytes([225, 226, 227])
+        assert server.taken == "identity"
+        server.compressing = True
+        with pytest.raises(UserError, match=r"bytes of it, the hub sends \d+"), place.opened("a.tar") as file:
+            file.read(3)
         server.deaf = True
         with (
             pytest.raises(UserError, match=r"bytes of it, the hub sends 1048576: it knows no ranges"),
